@@ -1,0 +1,52 @@
+"""Accelerated Iterative Magnitude Pruning for Keras models.
+
+`prune` does the whole job; `wrap`, `GlobalMagnitudePruning` and `strip` are its parts, for your own training loop.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from aimp_tf.config import PruningConfig
+
+if TYPE_CHECKING:
+    from aimp_tf.callback import GlobalMagnitudePruning
+    from aimp_tf.exporting import export
+    from aimp_tf.masked_model import sparsity, strip, wrap
+    from aimp_tf.pruning import prune
+    from aimp_tf.result import PruningResult, RoundResult
+
+__all__ = [
+    "GlobalMagnitudePruning",
+    "PruningConfig",
+    "PruningResult",
+    "RoundResult",
+    "export",
+    "prune",
+    "sparsity",
+    "strip",
+    "wrap",
+]
+
+_HOMES = {
+    "GlobalMagnitudePruning": "callback",
+    "PruningResult": "result",
+    "RoundResult": "result",
+    "export": "exporting",
+    "prune": "pruning",
+    "sparsity": "masked_model",
+    "strip": "masked_model",
+    "wrap": "masked_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs TensorFlow only when it is asked for, so that configs and help texts come at once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

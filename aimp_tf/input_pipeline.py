@@ -1,0 +1,83 @@
+"""Training data that many short `fit` calls can read without waiting for tf.data's teardown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+DEFAULT_BATCH_SIZE = 32
+
+
+def prepare(
+    data: Any, name: str, *, batch_size: int | None = None, shuffle: bool = False, repeat: bool = False,
+    seed: int | None = None,
+) -> Any:
+    """What `fit` is to read in place of `data`.
+
+    tf.data tunes a pipeline in a thread whose sleep doubles up to a minute, and the end of an iterator waits for it; a
+    run of short fits pays for that every time. Datasets get that thread switched off. Arrays become such a dataset.
+    What Keras reads otherwise, a PyDataset or Sequence, is passed on.
+
+    Args:
+        data: A tf.data.Dataset of batches, a tuple (x, y) or (x, y, sample_weight) of arrays or of nested dicts and
+            tuples of arrays with the same first dimension, or anything with a length that `fit` reads.
+        name: What to call it in errors.
+        batch_size: For arrays; None is 32, as in `fit`. It must be None for anything else.
+        shuffle: Whether arrays are shuffled, anew in each epoch.
+        repeat: Whether arrays go on without end, as `steps_per_epoch` needs.
+        seed: Seed of the shuffling.
+
+    Raises:
+        TypeError: `data` is something that cannot be read again for each round, such as a generator.
+        ValueError: Arrays are empty or differ in their first dimension, or `batch_size` is given for batched data.
+    """
+    if isinstance(data, tuple):
+        return _from_arrays(data, name, batch_size or DEFAULT_BATCH_SIZE, shuffle, repeat, seed)
+    if isinstance(data, Iterator) or not hasattr(data, "__len__") and not isinstance(data, tf.data.Dataset):
+        raise TypeError(
+            f"{name} must be a tf.data.Dataset, a tuple (x, y) or (x, y, sample_weight) of arrays, or a PyDataset; got "
+            f"{type(data).__name__}. Every round reads it from the start, which a generator does not allow."
+        )
+    if isinstance(data, (list, dict, str, np.ndarray, tf.Tensor)):
+        raise TypeError(
+            f"{name} must hold inputs and targets, as a tuple (x, y) or (x, y, sample_weight); got "
+            f"{type(data).__name__}."
+        )
+    if batch_size is not None:
+        raise ValueError(f"{name} is batched already ({type(data).__name__}); leave out batch_size={batch_size}.")
+    return without_autotuning(data) if isinstance(data, tf.data.Dataset) else data
+
+
+def without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The same dataset, with tf.data's tuning thread switched off. Parallel calls marked AUTOTUNE stay parallel."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
+def _from_arrays(
+    arrays: tuple, name: str, batch_size: int, shuffle: bool, repeat: bool, seed: int | None
+) -> tf.data.Dataset:
+    if not 2 <= len(arrays) <= 3:
+        raise TypeError(f"{name} must be a tuple (x, y) or (x, y, sample_weight); got a tuple of {len(arrays)}.")
+    tensors = tf.nest.map_structure(tf.convert_to_tensor, arrays)
+    if any(tensor.shape.rank == 0 for tensor in tf.nest.flatten(tensors)):
+        raise TypeError(f"{name} must be made of arrays whose first dimension counts examples; got a scalar.")
+    lengths = [int(tensor.shape[0]) for tensor in tf.nest.flatten(tensors)]
+    if len(set(lengths)) != 1 or lengths[0] == 0:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors))
+        raise ValueError(f"{name} must hold arrays with the same, non-zero number of examples; got shapes {shapes}.")
+    positions = tf.data.Dataset.range(lengths[0])
+    if shuffle:
+        positions = positions.shuffle(lengths[0], seed=seed, reshuffle_each_iteration=True)
+    if repeat:
+        positions = positions.repeat()
+    batches = positions.batch(batch_size).map(
+        lambda chosen: tf.nest.map_structure(lambda tensor: tf.gather(tensor, chosen), tensors)
+    )
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return without_autotuning(batches.prefetch(2).with_options(options))

@@ -1,0 +1,56 @@
+"""Learning-rate schedules squeezed into a short round, through a variable, so that nothing is traced again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+
+def is_schedule(learning_rate: Any) -> bool:
+    """Whether this is a LearningRateSchedule of either generation of Keras."""
+    return _schedule_class(learning_rate) is not None
+
+
+def stretchable(schedule: Any) -> Any:
+    """Wraps a LearningRateSchedule so that it can run faster than the optimizer's steps.
+
+    Args:
+        schedule: A LearningRateSchedule of either generation of Keras, made for the full-length training.
+
+    Returns:
+        A LearningRateSchedule of the same generation with `stretch(scale)`. At step t it gives
+        `schedule(floor(t * scale))`, so `scale` steps of `schedule` pass in each step. It starts with scale 1, which is
+        `schedule` itself.
+
+    Raises:
+        TypeError: `schedule` is not a LearningRateSchedule.
+    """
+    base = _schedule_class(schedule)
+    if base is None:
+        raise TypeError(f"Expected a LearningRateSchedule of keras or tf_keras; got {type(schedule).__name__}.")
+
+    class StretchedSchedule(base):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            self.schedule = schedule
+            self._scale = tf.Variable(1.0, dtype=tf.float64, trainable=False, name="schedule_scale")
+
+        def stretch(self, scale: float) -> None:
+            self._scale.assign(scale)
+
+        def __call__(self, step: Any) -> Any:
+            step = tf.convert_to_tensor(step)
+            # float64 holds every step below 2**53 exactly, and whole steps are what a schedule is written for.
+            return schedule(tf.cast(tf.floor(tf.cast(step, tf.float64) * self._scale), step.dtype))
+
+        def get_config(self) -> dict[str, Any]:
+            return schedule.get_config()
+
+    return StretchedSchedule()
+
+
+def _schedule_class(learning_rate: Any) -> type | None:
+    for base in type(learning_rate).__mro__:
+        if base.__name__ == "LearningRateSchedule" and base.__module__.split(".")[0] in ("keras", "tf_keras"):
+            return base
+    return None

@@ -1,0 +1,162 @@
+"""Models with masked weights: the one place that knows that there are two generations of Keras."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.masked_model.interface import MaskedModel
+from aimp_tf.masked_model.prunable import prunable_variables, select
+
+__all__ = ["MaskedModel", "check_model", "keras_generation", "mask_model", "sparsity", "strip", "wrap"]
+
+_LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
+
+
+def check_model(model: Any) -> str:
+    """The generation, "keras" or "tf_keras", of a compiled Keras model.
+
+    Raises:
+        TypeError: It is not a Keras model.
+        ValueError: It is not compiled.
+        RuntimeError: Keras 3 runs on a backend other than TensorFlow.
+    """
+    generation = keras_generation(model)
+    compiled = model.compiled if generation == "keras" else model._is_compiled
+    if not compiled or model.optimizer is None:
+        raise ValueError(
+            f"The model {model.name!r} is not compiled. Call model.compile(optimizer=..., loss=...) first: its "
+            "optimizer, loss and metrics are used for every round."
+        )
+    return generation
+
+
+def mask_model(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> MaskedModel:
+    """Puts an all-True mask on each prunable weight of a compiled, built model of either generation of Keras.
+
+    Args:
+        model: A Keras 3 or tf_keras model.
+        include: fnmatch patterns on variable paths; empty means every prunable variable.
+        exclude: fnmatch patterns on variable paths.
+
+    Returns:
+        The masked model; its `strip()` undoes this.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: It is not compiled or not built, is masked already, has nothing to prune, has an optimizer that
+            averages weights, is a subclassed tf_keras model, or a pattern matches nothing.
+    """
+    generation = check_model(model)
+    if MaskedModel.of(model) is not None:
+        raise ValueError("The model is masked already; call aimp_tf.strip(model) before masking it again.")
+    if not model.built:
+        raise ValueError(
+            f"The model {model.name!r} has no weights yet. Call model.build(input_shape), or call it on a batch of "
+            "data, before aimp_tf.wrap(model)."
+        )
+    variables = select(prunable_variables(model), include, exclude)
+    if generation == "keras":
+        from aimp_tf.masked_model.constraints import ConstrainedModel
+
+        return ConstrainedModel(model, variables)
+    return _wrapped_model_class()(model, variables)
+
+
+def wrap(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
+    """Prepares a model for pruning in your own training loop, as tfmot's `prune_low_magnitude` does.
+
+    Train what it returns with `fit` and a `GlobalMagnitudePruning` callback, then take the masks off with `strip`.
+    `prune` does all of this.
+
+    Args:
+        model: A compiled, built Keras 3 or tf_keras model.
+        include: fnmatch patterns on variable paths such as "head/dense/kernel"; empty means every prunable variable.
+        exclude: fnmatch patterns on variable paths that are not pruned.
+
+    Returns:
+        The compiled model to call `fit` on. In Keras 3 it is `model` itself; in tf_keras it is a copy that shares all
+        layers and weights with `model`.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: As `mask_model`.
+    """
+    return mask_model(model, include, exclude).model
+
+
+def strip(model: Any) -> Any:
+    """Takes the masks off a model that `wrap` returned, as tfmot's `strip_pruning` does.
+
+    Args:
+        model: What `wrap` returned.
+
+    Returns:
+        The plain model that `wrap` was given: pruned weights exactly 0.0, compiled as before, free of aimp_tf and tfmot.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: It carries no masks.
+    """
+    keras_generation(model)
+    masked = MaskedModel.of(model)
+    if masked is None:
+        raise ValueError(f"The model {model.name!r} carries no masks: pass what aimp_tf.wrap(model) returned.")
+    return masked.strip()
+
+
+def sparsity(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> float:
+    """Fraction of the prunable weights of a built Keras model that are exactly zero, in [0, 1].
+
+    Args:
+        model: A Keras 3 or tf_keras model, pruned by whatever means or not at all.
+        include: fnmatch patterns on variable paths; empty means every prunable variable.
+        exclude: fnmatch patterns on variable paths.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: It has no prunable weights, is not built, or a pattern matches nothing.
+    """
+    keras_generation(model)
+    variables = select(prunable_variables(model), include, exclude)
+    values = [np.asarray(variable.numpy()) for variable in variables.values()]
+    zeros = sum(value.size - int(np.count_nonzero(value)) for value in values)
+    return zeros / sum(value.size for value in values)
+
+
+def keras_generation(model: Any) -> str:
+    """"keras" for a Keras 3 model, "tf_keras" for one of the older generation. Errors as `check_model`."""
+    for name in ("keras", "tf_keras"):
+        module = sys.modules.get(name)
+        if module is not None and isinstance(model, module.Model):
+            if name == "keras" and module.backend.backend() != "tensorflow":
+                raise RuntimeError(
+                    f"Keras runs on the backend {module.backend.backend()!r}; aimp_tf needs TensorFlow. Set "
+                    "KERAS_BACKEND=tensorflow before Keras is imported."
+                )
+            return name
+    kind = type(model)
+    raise TypeError(
+        f"Expected a Keras model (keras.Model or tf_keras.Model); got {model!r:.80} of type "
+        f"{kind.__module__}.{kind.__qualname__}."
+    )
+
+
+def _wrapped_model_class() -> type[MaskedModel]:
+    """Imports tfmot without its side effect: it sets TF_USE_LEGACY_KERAS, and so turns a `tf.keras` that nobody has
+    used yet into Keras 2 for the rest of the process."""
+    before = os.environ.get(_LEGACY_KERAS)
+    _ = tf.keras.layers  # Settles tf.keras as the environment says now.
+    try:
+        from aimp_tf.masked_model.tfmot_layers import WrappedModel
+    finally:
+        if before is None:
+            os.environ.pop(_LEGACY_KERAS, None)
+        else:
+            os.environ[_LEGACY_KERAS] = before
+    return WrappedModel

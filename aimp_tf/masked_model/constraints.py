@@ -1,0 +1,50 @@
+"""Keras 3: masks held as constraints on the prunable variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from aimp_tf.masked_model.interface import MaskedModel
+
+
+class MaskConstraint:
+    """Zeroes the masked entries of a variable after every optimizer step, after any constraint of the user's.
+
+    Args:
+        mask: Variable of the weight's shape, of any dtype; zero or False marks a pruned entry. Changing its values
+            takes effect at once, without tracing anything again.
+        previous: The constraint that the variable had, or None.
+    """
+
+    def __init__(self, mask: tf.Variable, previous: Callable[[Any], Any] | None) -> None:
+        self.mask = mask
+        self.previous = previous
+
+    def __call__(self, weight: Any) -> tf.Tensor:
+        if self.previous is not None:
+            weight = self.previous(weight)
+        weight = tf.convert_to_tensor(weight)
+        # Not a product: zero times NaN is NaN, and zero times -1 is -0.
+        return tf.where(tf.cast(self.mask, tf.bool), weight, tf.zeros([], weight.dtype))
+
+
+class ConstrainedModel(MaskedModel):
+    """A Keras 3 model whose prunable variables carry a `MaskConstraint`. The model is changed in place."""
+
+    def _attach(self) -> None:
+        for path, variable in self._variables.items():
+            # The mask lives outside the layers: a built layer takes no new variables, and nothing of it is exported.
+            mask = tf.Variable(tf.ones(variable.shape, tf.bool), trainable=False, name=f"{path}/mask")
+            self._masks[path] = mask
+            variable.constraint = MaskConstraint(mask, variable.constraint)
+        # A train function traced earlier does not know the constraints and would never call them.
+        self.model.train_function = None
+
+    def _detach(self) -> Any:
+        for variable in self._variables.values():
+            variable.constraint = variable.constraint.previous
+        self.model.train_function = None
+        return self.model

@@ -1,0 +1,106 @@
+"""MaskedModel: a Keras model whose prunable weights are masked, with one face for both generations of Keras."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.masked_model.optimizer import ResettableOptimizer
+
+_ATTRIBUTE = "_aimp_tf_masked_model"
+
+
+class MaskedModel(abc.ABC):
+    """Holds the masks of a compiled, built Keras model and everything that a rewind touches.
+
+    From `attach` on, masked entries are exactly 0.0 after every optimizer step. Weights and masks are dicts from
+    variable path to array, in the model's order.
+
+    Attributes:
+        model: The model to call `fit` on.
+        optimizer: Its optimizer's resets and schedule.
+    """
+
+    def __init__(self, model: Any, variables: Mapping[str, Any]) -> None:
+        """Masks nothing yet: every mask starts all True.
+
+        Args:
+            model: A compiled, built Keras model of the subclass's generation.
+            variables: Path -> variable, those to prune.
+        """
+        self.model = model
+        self._original = model
+        self._variables = dict(variables)
+        self._masks: dict[str, Any] = {}
+        with model.distribute_strategy.scope():
+            self.optimizer = ResettableOptimizer(model.optimizer, model.trainable_variables)
+            try:
+                self._attach()
+            except BaseException:
+                self.optimizer.release()
+                raise
+        setattr(self.model, _ATTRIBUTE, self)
+
+    @staticmethod
+    def of(model: Any) -> MaskedModel | None:
+        """The MaskedModel that `model` belongs to, if it is masked."""
+        return getattr(model, _ATTRIBUTE, None)
+
+    @property
+    def weight_count(self) -> int:
+        """Number of prunable weights."""
+        return sum(int(np.prod(variable.shape)) for variable in self._variables.values())
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Copies of the prunable variables."""
+        return {path: np.asarray(variable.numpy()) for path, variable in self._variables.items()}
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """Copies of the masks, bool; True is kept."""
+        return {path: np.asarray(mask.numpy()).astype(bool) for path, mask in self._masks.items()}
+
+    def set_masks(self, masks: Mapping[str, np.ndarray]) -> None:
+        """Sets every mask and zeroes the weights that it prunes."""
+        for path, mask in self._masks.items():
+            mask.assign(masks[path].astype(mask.dtype.as_numpy_dtype))
+        for path, weight in self.weights().items():
+            self._variables[path].assign(np.where(masks[path], weight, weight.dtype.type(0)))
+
+    def snapshot(self) -> list[np.ndarray]:
+        """Copies of all weights of the model, moving statistics included, in the order of `model.weights`."""
+        return [np.array(variable.numpy()) for variable in self._original.weights]
+
+    def restore(self, snapshot: list[np.ndarray]) -> None:
+        """Returns every weight to `snapshot`, the pruned ones to zero."""
+        for variable, value in zip(self._original.weights, snapshot, strict=True):
+            variable.assign(value)
+        self.set_masks(self.masks())
+
+    def check_sparse(self) -> None:
+        """Raises RuntimeError, naming the variables, if a pruned weight is not exactly zero."""
+        masks = self.masks()
+        wrong = [path for path, weight in self.weights().items() if np.any(weight[~masks[path]])]
+        if wrong:
+            raise RuntimeError(
+                f"Pruned weights are not zero in {', '.join(wrong)}. Something assigns to these variables without "
+                "their constraint: a custom train_step that does not use the optimizer, or a callback that sets "
+                "weights."
+            )
+
+    def strip(self) -> Any:
+        """Takes the masks away and returns the user's own model, its pruned weights zero, its optimizer as it was."""
+        self.set_masks(self.masks())
+        delattr(self.model, _ATTRIBUTE)
+        self.optimizer.release()
+        return self._detach()
+
+    @abc.abstractmethod
+    def _attach(self) -> None:
+        """Fills `_masks` with variables and makes every optimizer step honour them. May replace `self.model`."""
+
+    @abc.abstractmethod
+    def _detach(self) -> Any:
+        """Undoes `_attach` and returns the user's model."""

@@ -1,0 +1,119 @@
+"""The optimizer of a masked model: what is reset between rounds and what must stay, in both generations of Keras."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.learning_rate import is_schedule, stretchable
+
+
+class ResettableOptimizer:
+    """Resets and stretches a Keras optimizer between rounds without touching its type, its rate or its loss scale.
+
+    Args:
+        optimizer: A Keras 3 or tf_keras optimizer, legacy and loss-scaling ones included. It is built if need be.
+        trainable_variables: The variables that it trains.
+
+    Raises:
+        ValueError: It averages weights (`use_ema`), which undoes pruning, or it was trained and cannot be copied to
+            learn what its slots started from.
+    """
+
+    def __init__(self, optimizer: Any, trainable_variables: Sequence[Any]) -> None:
+        self._inner = _innermost(optimizer)
+        if getattr(self._inner, "use_ema", False):
+            raise ValueError(
+                f"The optimizer {type(self._inner).__name__} was made with use_ema=True: the moving average writes "
+                "over pruned weights. Compile the model with use_ema=False."
+            )
+        _build(optimizer, trainable_variables)
+        # Not the property, which is a quotient under gradient accumulation.
+        self._iterations = self._inner._iterations
+        self._slots = self._slots_of(self._inner)
+        self._initial_slots = [_compressed(value) for value in self._initial_values(optimizer, trainable_variables)]
+        learning_rate = _learning_rate(self._inner)
+        self._schedule = learning_rate if is_schedule(learning_rate) else None
+        if self._schedule is not None:
+            self._stretched = stretchable(self._schedule)
+            self._inner.learning_rate = self._stretched
+            self._initial_rate = None
+        else:
+            self._initial_rate = _value(learning_rate) if hasattr(learning_rate, "assign") else None
+
+    @property
+    def steps(self) -> int:
+        """Steps taken since the last reset."""
+        return int(_value(self._iterations))
+
+    def reset(self) -> None:
+        """Slots as they were before the first step, the step counter zero, a rate held in a variable as at the start.
+
+        The loss scale of mixed precision is left alone: it belongs to the numbers' range, not to the training.
+        """
+        for slot, value in zip(self._slots, self._initial_slots, strict=True):
+            slot.assign(np.broadcast_to(value, slot.shape))
+        self._iterations.assign(0)
+        if self._initial_rate is not None:
+            _learning_rate(self._inner).assign(self._initial_rate)
+
+    def stretch(self, scale: float) -> None:
+        """Lets `scale` steps of the learning-rate schedule, if there is one, pass in each step."""
+        if self._schedule is not None:
+            self._stretched.stretch(scale)
+
+    def release(self) -> None:
+        """Gives the optimizer its own schedule back."""
+        if self._schedule is not None:
+            self._inner.learning_rate = self._schedule
+
+    def _slots_of(self, optimizer: Any) -> list[Any]:
+        variables = optimizer.variables
+        variables = variables() if callable(variables) else variables
+        # Zeroing these two with the slots would stop the training.
+        spared = {id(optimizer._iterations), id(_learning_rate(optimizer))}
+        return [variable for variable in variables if id(variable) not in spared]
+
+    def _initial_values(self, optimizer: Any, trainable_variables: Sequence[Any]) -> list[np.ndarray]:
+        """Not always zero: Adagrad and FTRL start their accumulators, Nadam its momentum product, elsewhere."""
+        if self.steps == 0:
+            return [_value(slot) for slot in self._slots]
+        try:
+            fresh = type(self._inner).from_config(self._inner.get_config())
+            _build(fresh, trainable_variables)
+        except Exception as error:
+            raise ValueError(
+                f"The optimizer {type(self._inner).__name__} has already trained and cannot be copied from its config "
+                f"({error}). Compile the model with a new optimizer before pruning."
+            ) from error
+        return [_value(slot) for slot in self._slots_of(fresh)]
+
+
+def _innermost(optimizer: Any) -> Any:
+    """The user's optimizer inside loss-scaling ones."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def _build(optimizer: Any, trainable_variables: Sequence[Any]) -> None:
+    if hasattr(optimizer, "_create_all_weights"):  # tf_keras.optimizers.legacy
+        optimizer._create_all_weights(trainable_variables)
+    elif not (getattr(optimizer, "built", False) or getattr(optimizer, "_built", False)):
+        optimizer.build(trainable_variables)
+
+
+def _learning_rate(optimizer: Any) -> Any:
+    """The schedule or the variable itself, where `optimizer.learning_rate` may be its current value."""
+    return optimizer._learning_rate if hasattr(optimizer, "_learning_rate") else optimizer.learning_rate
+
+
+def _value(variable: Any) -> np.ndarray:
+    return np.asarray(variable.numpy())
+
+
+def _compressed(value: np.ndarray) -> np.ndarray:
+    """One element where all are equal, so that the initial slots take no memory."""
+    return value.flat[:1].reshape((1,) * value.ndim) if value.size and np.all(value == value.flat[0]) else value

@@ -1,0 +1,117 @@
+"""Which variables of a model are prunable, and what they are called. The same answer for both generations of Keras."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+_CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
+_CELLS = ("SimpleRNNCell", "LSTMCell", "GRUCell", "ConvLSTMCell")
+
+PRUNABLE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "Dense": ("kernel",),
+    "EinsumDense": ("kernel",),
+    **{name: ("kernel",) for name in _CONVOLUTIONS},
+    # Both are subclasses of a convolution in tf_keras, so they must be named to be told apart from it.
+    **{name: ("pointwise_kernel",) for name in ("SeparableConv1D", "SeparableConv2D")},
+    **{name: () for name in ("DepthwiseConv1D", "DepthwiseConv2D")},
+    **{name: ("kernel", "recurrent_kernel") for name in _CELLS},
+}
+"""Class name of a Keras layer or cell -> attributes that hold its prunable kernels. Attention layers project with
+EinsumDense or Dense layers, and recurrent layers hold cells, so both are found through their parts."""
+
+
+def children(layer: Any) -> list[Any]:
+    """The layers that `layer` is directly made of, in the order in which Keras lists them."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def prunable_variables(root: Any) -> dict[str, Any]:
+    """Path -> variable for everything prunable in a built Keras layer or model, in the model's own order.
+
+    A path is made of the layers' names from below `root` down to the variable: "head/dense/kernel". A variable that is
+    reached twice counts once, under its first path. A layer with `get_prunable_weights()` decides for itself.
+    """
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    for path, variable in _walk(root, ()):
+        if id(variable) not in seen:
+            seen.add(id(variable))
+            found[_unused(path, found)] = variable
+    return found
+
+
+def select(variables: dict[str, Any], include: Sequence[str], exclude: Sequence[str]) -> dict[str, Any]:
+    """The variables whose path matches a pattern of `include`, or any if there is none, and no pattern of `exclude`.
+
+    Raises:
+        ValueError: There is nothing prunable, a pattern matches nothing, or nothing is left.
+    """
+    if not variables:
+        raise ValueError(
+            "The model has no prunable weights. Pruned are the kernels of Dense, EinsumDense, convolution, recurrent "
+            "and attention layers; a layer of your own can name its weights in a method get_prunable_weights()."
+        )
+    for name, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if not fnmatch.filter(variables, pattern):
+                raise ValueError(
+                    f"The pattern {pattern!r} in {name} matches no prunable variable. They are: {', '.join(variables)}."
+                )
+    selected = {
+        path: variable
+        for path, variable in variables.items()
+        if (not include or _matches(path, include)) and not _matches(path, exclude)
+    }
+    if not selected:
+        raise ValueError(
+            f"include={tuple(include)} and exclude={tuple(exclude)} leave no prunable variable of: "
+            f"{', '.join(variables)}."
+        )
+    return selected
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _walk(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if hasattr(layer, "get_prunable_weights"):
+        for variable in layer.get_prunable_weights():
+            yield "/".join((*names, _own_name(variable))), variable
+        return
+    for attribute in _attributes(layer):
+        variable = _as_variable(getattr(layer, attribute, None))
+        if variable is not None:
+            yield "/".join((*names, attribute)), variable
+    for child in children(layer):
+        yield from _walk(child, (*names, child.name))
+
+
+def _attributes(layer: Any) -> tuple[str, ...]:
+    for base in type(layer).__mro__:
+        if base.__module__.split(".")[0] in ("keras", "tf_keras") and base.__name__ in PRUNABLE_ATTRIBUTES:
+            return PRUNABLE_ATTRIBUTES[base.__name__]
+    return ()
+
+
+def _as_variable(value: Any) -> Any | None:
+    """`value` if it is a floating-point variable. A kernel under LoRA is a tensor, a quantized one holds integers."""
+    if not hasattr(value, "assign"):
+        return None
+    return value if "float" in str(getattr(value.dtype, "name", value.dtype)) else None
+
+
+def _own_name(variable: Any) -> str:
+    return variable.name.split("/")[-1].split(":")[0]
+
+
+def _unused(path: str, taken: dict[str, Any]) -> str:
+    """`path`, or `path` with the first free number where two layers of a subclassed model share a name."""
+    if path not in taken:
+        return path
+    number = 1
+    while f"{path}_{number}" in taken:
+        number += 1
+    return f"{path}_{number}"

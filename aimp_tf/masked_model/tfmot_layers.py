@@ -1,0 +1,145 @@
+"""tf_keras: masks held by a subclass of tfmot's PruneLowMagnitude round each layer with prunable weights.
+
+Import this module through `aimp_tf.masked_model` only: importing tfmot has side effects, which are undone there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tf_keras
+from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule, pruning_wrapper
+from tf_keras.src.engine import functional
+
+from aimp_tf.masked_model.constraints import MaskConstraint
+from aimp_tf.masked_model.interface import MaskedModel
+from aimp_tf.masked_model.prunable import prunable_variables
+
+
+class AssignedMasks(pruning_schedule.PruningSchedule):
+    """A schedule that never changes a mask: whoever holds the layer assigns them."""
+
+    def __init__(self) -> None:
+        """Takes no arguments."""
+
+    def __call__(self, step: Any) -> tuple[bool, float]:
+        return False, 0.0
+
+    def get_config(self) -> dict[str, Any]:
+        return {"class_name": type(self).__name__, "config": {}}
+
+
+class MaskedLayer(pruning_wrapper.PruneLowMagnitude):
+    """A tfmot pruning layer whose masks are assigned from outside and enforced within each optimizer step.
+
+    tfmot multiplies weight and mask at each forward pass, so that weights are not sparse between a step and the next
+    pass; here a constraint on the variable does it. The layer is called in full, so that masks of sequences, initial
+    states, regularisers and every call argument work as without the wrapper.
+
+    Args:
+        layer: A built tf_keras layer with `get_prunable_weights()`.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(
+            layer,
+            pruning_schedule=AssignedMasks(),
+            trainable=layer.trainable,
+            dtype=layer._dtype_policy,
+            autocast=layer._autocast,
+        )
+        # Outputs, losses and metrics are called after layers, so the wrapper answers to the layer's own name.
+        self._name = layer.name
+        self._call_spec = layer._call_spec
+        self.supports_masking = layer.supports_masking
+
+    def build(self, input_shape: Any) -> None:
+        super().build(input_shape)
+        for weight, mask, _ in self.pruning_vars:
+            _set_constraint(weight, MaskConstraint(mask, weight.constraint))
+
+    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.layer(inputs, *args, **kwargs)
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        return self.layer.compute_mask(inputs, mask)
+
+
+class WrappedModel(MaskedModel):
+    """A tf_keras model rebuilt with a `MaskedLayer` round each layer that has prunable weights.
+
+    The rebuilt model shares every layer and variable with the user's model, which `strip` hands back.
+    """
+
+    def _attach(self) -> None:
+        if not _can_rebuild(self._original):
+            raise ValueError(
+                f"{type(self._original).__name__} is a subclassed tf_keras model, whose layers cannot be wrapped one "
+                "by one. Ways out: make it with keras.Model (Keras 3), whose subclassed models can be pruned; make it "
+                "with the functional API, tf_keras.Model(inputs, outputs); or use it as one layer of a functional "
+                "model, x -> tf_keras.Model(inputs, subclassed(inputs))."
+            )
+        self._wrappers: dict[int, MaskedLayer] = {}
+        # Calling the shared layers anew adds nodes to them, which would make `layer.output` ambiguous afterwards.
+        self._nodes = [
+            (layer, list(layer._inbound_nodes), list(layer._outbound_nodes))
+            for layer in self._original._flatten_layers()
+        ]
+        self.model = self._rebuild(self._original)
+        _compile_like(self._original, self.model)
+        masks = {id(weight): mask for layer in self._wrappers.values() for weight, mask, _ in layer.pruning_vars}
+        self._masks = {path: masks[id(variable)] for path, variable in self._variables.items()}
+
+    def _detach(self) -> Any:
+        for wrapper in self._wrappers.values():
+            del wrapper.layer.get_prunable_weights
+            for weight, _, _ in wrapper.pruning_vars:
+                _set_constraint(weight, weight.constraint.previous)
+        for layer, inbound, outbound in self._nodes:
+            layer._inbound_nodes, layer._outbound_nodes = inbound, outbound
+        return self._original
+
+    def _rebuild(self, model: Any) -> Any:
+        rebuilt = tf_keras.models.clone_model(model, clone_function=self._wrap)
+        if not rebuilt.built:  # A Sequential that learnt its input shape from data.
+            rebuilt.build(model._build_input_shape)
+        return rebuilt
+
+    def _wrap(self, layer: Any) -> Any:
+        if id(layer) in self._wrappers:
+            return self._wrappers[id(layer)]
+        unclaimed = {id(variable) for variable in self._variables.values()}
+        for wrapper in self._wrappers.values():
+            unclaimed -= {id(variable) for variable in wrapper.layer.get_prunable_weights()}
+        own = [variable for variable in prunable_variables(layer).values() if id(variable) in unclaimed]
+        if not own:
+            return layer
+        if _can_rebuild(layer):
+            return self._rebuild(layer)
+        layer.get_prunable_weights = lambda: own
+        self._wrappers[id(layer)] = MaskedLayer(layer)
+        return self._wrappers[id(layer)]
+
+
+def _can_rebuild(layer: Any) -> bool:
+    """Whether this is a model whose layers can be replaced without losing what its class adds."""
+    if isinstance(layer, functional.Functional) and not isinstance(layer, tf_keras.Sequential):
+        return functional.has_functional_like_constructor(type(layer))
+    return type(layer) is tf_keras.Sequential
+
+
+def _compile_like(original: Any, model: Any) -> None:
+    # What a subclass keeps on itself, in its own compile() for example.
+    for name in vars(original).keys() - vars(model).keys():
+        setattr(model, name, getattr(original, name))
+    settings = {**original._compile_config.config, "optimizer": original.optimizer}
+    tf_keras.Model.compile(model, **settings)
+    # Shared, since losses and metrics that are objects already belong to these and must not be built twice.
+    model.compiled_loss = original.compiled_loss
+    model.compiled_metrics = original.compiled_metrics
+
+
+def _set_constraint(weight: Any, constraint: Any) -> None:
+    variable = getattr(weight, "_variable", weight)  # Inside an AutoCastVariable of mixed precision.
+    for component in getattr(variable, "values", (variable,)):  # One for each replica of a distributed variable.
+        component._constraint = constraint

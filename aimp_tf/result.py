@@ -1,0 +1,93 @@
+"""What a pruning run gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundResult:
+    """One training of a run.
+
+    Attributes:
+        index: Position in the run, from 0; the final training is the last.
+        epochs: Epochs trained.
+        kept: Number of prunable weights that were not masked.
+        sparsity: Fraction of the prunable weights that were masked, in [0, 1).
+        seconds: Wall time of its `fit`, with the ranking and rewinding before it.
+        metrics: The logs of its last epoch, such as {"loss": 0.1, "accuracy": 0.97, "val_accuracy": 0.95}.
+        emptied: Paths of the variables of which nothing was left.
+    """
+
+    index: int
+    epochs: int
+    kept: int
+    sparsity: float
+    seconds: float
+    metrics: dict[str, float]
+    emptied: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningResult:
+    """A pruned model and how it came about.
+
+    Attributes:
+        model: The user's own model, pruned and compiled as before, with weights of the dtype it was made with.
+        masks: Variable path, such as "head/dense/kernel" -> bool array of the variable's shape; True is kept.
+        rounds: Every training, the final one as its last.
+        sparsity: Fraction of the prunable weights that are exactly zero, measured on the weights.
+        imp_epochs: Epochs that plain iterative magnitude pruning would have trained for the same rounds.
+    """
+
+    model: Any
+    masks: dict[str, np.ndarray]
+    rounds: list[RoundResult]
+    sparsity: float
+    imp_epochs: int
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained in all."""
+        return sum(round_.epochs for round_ in self.rounds)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time in all."""
+        return sum(round_.seconds for round_ in self.rounds)
+
+    def summary(self) -> str:
+        """The rounds as a table, the layers as another, and one line that sums up."""
+        names = list(self.rounds[-1].metrics)
+        rows = [["round", "epochs", "kept", "sparsity", "seconds", *names]]
+        for round_ in self.rounds:
+            label = "final" if round_ is self.rounds[-1] else str(round_.index)
+            metrics = [f"{round_.metrics[name]:.4f}" if name in round_.metrics else "" for name in names]
+            rows.append(
+                [label, str(round_.epochs), f"{round_.kept:,}", f"{round_.sparsity:.4f}", f"{round_.seconds:.1f}"]
+                + metrics
+            )
+        layers = [["variable", "shape", "kept", "sparsity"]]
+        for path, mask in self.masks.items():
+            shape = " x ".join(map(str, mask.shape))
+            layers.append([path, shape, f"{np.count_nonzero(mask):,}", f"{1 - mask.mean():.4f}"])
+        emptied = self.rounds[-1].emptied
+        lines = [*_table(rows), "", *_table(layers), ""]
+        if emptied:
+            lines += [f"Nothing is left of: {', '.join(emptied)}.", ""]
+        lines.append(
+            f"{self.sparsity:.2%} of the prunable weights are zero, after {self.epochs} epochs in {self.seconds:.0f} s; "
+            f"plain iterative magnitude pruning trains for {self.imp_epochs}."
+        )
+        return "\n".join(lines)
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
