@@ -1,6 +1,7 @@
-"""What a pruning run is told to do. Plain data: nothing here needs TensorFlow."""
+"""What a pruning run is told to do. Plain data: nothing here needs TensorFlow.
 
-from __future__ import annotations
+Annotations are not postponed here, for ml_collections reads the types of the fields.
+"""
 
 import dataclasses
 import difflib
@@ -124,7 +125,7 @@ class PruningConfig:
                 "Make the model under a mixed dtype policy instead: its policy is kept."
             )
 
-    def replace(self, **overrides: Any) -> PruningConfig:
+    def replace(self, **overrides: Any) -> "PruningConfig":
         """A copy with some fields replaced. Raises TypeError, naming the nearest field, for an unknown name."""
         _check_names(overrides)
         return dataclasses.replace(self, **overrides)
@@ -134,7 +135,7 @@ class PruningConfig:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> PruningConfig:
+    def from_json(cls, text: str) -> "PruningConfig":
         """Reads what `to_json` wrote.
 
         Raises:
@@ -153,7 +154,7 @@ class PruningConfig:
         return cls.from_fields(fields)
 
     @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> PruningConfig:
+    def from_fields(cls, fields: dict[str, Any]) -> "PruningConfig":
         """A config from a dict of its fields. Raises TypeError that names unknown or missing ones."""
         _check_names(fields)
         missing = [name for name in ("target_sparsity", "epochs") if name not in fields]

@@ -1,0 +1,171 @@
+"""Runs an experiment: dense and pruned training side by side, export, reload, comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import json
+import os
+import pathlib
+import tarfile
+import time
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.experiments import datasets, models
+from aimp_tf.experiments.experiment import Experiment
+from aimp_tf.exporting import export
+from aimp_tf.exporting.fresh_process import predict_in_fresh_process
+from aimp_tf.input_pipeline import prepare
+from aimp_tf.pruning import prune
+from aimp_tf.run_directory import RunDirectory, write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A pruned model beside the dense one of the same initial weights.
+
+    Attributes:
+        dense_accuracy: Fraction of the test images that the dense model gets right after `pruning.epochs`.
+        pruned_accuracy: The same of the pruned SavedModel, loaded in a fresh process.
+        sparsity: Fraction of the prunable weights that are zero.
+        survivors: Number of prunable weights that are left.
+        weights: Number of prunable weights.
+        dense_epochs: Epochs of the dense training.
+        epochs: Epochs of the pruning run, all rounds together.
+        imp_epochs: Epochs that plain iterative magnitude pruning would have trained.
+        dense_seconds: Wall time of the dense training.
+        seconds: Wall time of the pruning run.
+        imp_seconds: `seconds` scaled to `imp_epochs`: an estimate, not a measurement.
+        dense_gzip_bytes: Size of the dense SavedModel as tar.gz.
+        gzip_bytes: Size of the pruned SavedModel as tar.gz.
+        saved_model: Where the pruned SavedModel lies.
+    """
+
+    dense_accuracy: float
+    pruned_accuracy: float
+    sparsity: float
+    survivors: int
+    weights: int
+    dense_epochs: int
+    epochs: int
+    imp_epochs: int
+    dense_seconds: float
+    seconds: float
+    imp_seconds: float
+    dense_gzip_bytes: int
+    gzip_bytes: int
+    saved_model: str
+
+    def table(self) -> str:
+        """Dense, pruned and plain iterative magnitude pruning as columns."""
+        rows = [
+            ("", "dense", "AIMP", "plain IMP"),
+            ("test accuracy", f"{self.dense_accuracy:.2%}", f"{self.pruned_accuracy:.2%}", "not run"),
+            ("sparsity", "0.00%", f"{self.sparsity:.2%}", f"{self.sparsity:.2%}"),
+            ("weights left", f"{self.weights:,}", f"{self.survivors:,}", f"{self.survivors:,}"),
+            ("epochs", f"{self.dense_epochs}", f"{self.epochs}", f"{self.imp_epochs}"),
+            ("seconds", f"{self.dense_seconds:.0f}", f"{self.seconds:.0f}", f"about {self.imp_seconds:.0f}"),
+            ("SavedModel, gzip", f"{self.dense_gzip_bytes:,} B", f"{self.gzip_bytes:,} B", ""),
+        ]
+        return "\n".join(f"{name:18}" + "".join(f"{cell:>14}" for cell in cells) for name, *cells in rows)
+
+
+def run(
+    experiment: Experiment,
+    workdir: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None = None,
+    verbose: str | int = "auto",
+) -> Comparison:
+    """Trains the dense model, prunes one of the same initial weights, exports both and compares them.
+
+    Args:
+        experiment: What to run.
+        workdir: A folder, new or empty: the run directory of `prune`, with dense/saved_model and comparison.json added.
+        data_dir: Where tensorflow-datasets keeps its data.
+        verbose: As in `fit`.
+
+    Raises:
+        ValueError, TypeError: As `Experiment.validate` and `prune`; nothing is trained then.
+        RuntimeError: The data cannot be had, or as `prune`.
+    """
+    experiment.validate()
+    workdir = pathlib.Path(workdir)
+    RunDirectory(workdir)  # Refuses a folder that holds files before hours are spent on it.
+    data = datasets.load(experiment.dataset, data_dir)
+    train, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
+    pruning = experiment.pruning.replace(
+        seed=experiment.seed if experiment.pruning.seed is None else experiment.pruning.seed
+    )
+    batches = {"batch_size": experiment.batch_size, "validation_batch_size": 1024}
+
+    dense = _compiled_model(experiment, data)
+    started_at = time.monotonic()
+    dense.fit(
+        prepare(train, "train_data", batch_size=experiment.batch_size, shuffle=True, seed=pruning.seed),
+        validation_data=prepare(test, "validation_data", batch_size=1024),
+        epochs=pruning.epochs,
+        shuffle=False,
+        verbose=verbose,
+    )
+    dense_seconds = time.monotonic() - started_at
+
+    result = prune(
+        _compiled_model(experiment, data),
+        train,
+        pruning,
+        validation_data=test,
+        workdir=workdir,
+        fit_options=batches,
+        verbose=verbose,
+    )
+    dense_saved_model = export(dense, workdir / "dense", formats=("saved_model",))["saved_model"]
+    saved_model = workdir / "final" / "saved_model"
+    comparison = Comparison(
+        dense_accuracy=_accuracy(dense_saved_model, data),
+        pruned_accuracy=_accuracy(saved_model, data),
+        sparsity=result.sparsity,
+        survivors=sum(int(np.count_nonzero(mask)) for mask in result.masks.values()),
+        weights=sum(mask.size for mask in result.masks.values()),
+        dense_epochs=pruning.epochs,
+        epochs=result.epochs,
+        imp_epochs=result.imp_epochs,
+        dense_seconds=dense_seconds,
+        seconds=result.seconds,
+        imp_seconds=result.seconds / result.epochs * result.imp_epochs,
+        dense_gzip_bytes=_gzip_bytes(dense_saved_model),
+        gzip_bytes=_gzip_bytes(saved_model),
+        saved_model=os.fspath(saved_model),
+    )
+    write_atomically(workdir / "comparison.json", json.dumps(dataclasses.asdict(comparison), indent=2))
+    return comparison
+
+
+def _compiled_model(experiment: Experiment, data: datasets.ImageData) -> Any:
+    """The same initial weights at every call."""
+    keras = importlib.import_module(experiment.keras)
+    keras.utils.set_random_seed(experiment.seed)
+    model = models.build(experiment.architecture, keras, data.train_images.shape[1:], data.classes)
+    steps = -(-len(data.train_labels) // experiment.batch_size) * experiment.pruning.epochs
+    rates = [experiment.learning_rate * factor for factor in (1.0, 0.1, 0.01)]
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([steps // 2, steps * 3 // 4], rates)
+    model.compile(
+        optimizer=keras.optimizers.SGD(schedule, momentum=experiment.momentum),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def _accuracy(saved_model: pathlib.Path, data: datasets.ImageData) -> float:
+    logits = predict_in_fresh_process(saved_model, data.test_images)
+    return float(np.mean(logits.argmax(axis=-1) == data.test_labels))
+
+
+def _gzip_bytes(folder: pathlib.Path) -> int:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        archive.add(folder, arcname="saved_model")
+    return buffer.tell()

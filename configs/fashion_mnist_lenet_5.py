@@ -1,0 +1,19 @@
+"""LeNet-5 on Fashion-MNIST, 90% sparse.
+
+    python tools/prune.py --config=configs/fashion_mnist_lenet_5.py --data_dir=runs/data --workdir=runs/lenet_5
+
+Without a network, tools/prepare_fashion_mnist.py fills --data_dir first.
+"""
+
+from aimp_tf import PruningConfig
+from aimp_tf.experiments.experiment import Experiment
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        dataset="fashion_mnist",
+        architecture="lenet_5",
+        pruning=PruningConfig(target_sparsity=0.9, epochs=15, round_epochs=3),
+        batch_size=128,
+        learning_rate=0.05,
+    )
