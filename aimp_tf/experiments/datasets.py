@@ -67,6 +67,7 @@ def prepare_fashion_mnist(idx_dir: str | os.PathLike[str], data_dir: str | os.Pa
         ValueError: A file is missing or is not the IDX file of Fashion-MNIST that its name says.
     """
     import tensorflow_datasets as tfds
+    from etils import epath
     from tensorflow_datasets.core.download import resource
 
     for name, (magic, count) in _IDX_FILES.items():
@@ -79,9 +80,8 @@ def prepare_fashion_mnist(idx_dir: str | os.PathLike[str], data_dir: str | os.Pa
             name = url.rsplit("/", 1)[-1]
             cached = pathlib.Path(folder) / resource.get_dl_fname(url, info.checksum)
             shutil.copyfile(pathlib.Path(idx_dir) / name, cached)
-            cached.with_name(cached.name + ".INFO").write_text(
-                f'{{"original_fname": "{name}", "urls": ["{url}"], "url_info": {{"size": {info.size}, '
-                f'"checksum": "{info.checksum}", "filename": "{name}"}}}}'
+            resource.write_info_file(
+                url=url, path=epath.Path(cached), dataset_name=builder.name, original_fname=name, url_info=info
             )
         builder.download_and_prepare(download_dir=folder)
 

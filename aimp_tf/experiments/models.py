@@ -10,7 +10,7 @@ def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> 
     """A built model that gives logits and is not compiled.
 
     Args:
-        name: "mlp" (two hidden layers of 64), "small_cnn" (two convolutions and batch normalisation), "lenet_300_100"
+        name: "mlp" (two hidden layers of 128), "small_cnn" (two convolutions and batch normalisation), "lenet_300_100"
             or "lenet_5" (LeCun et al., 1998; with ReLU and max pooling, as pruning papers use them).
         keras: The module `keras` or `tf_keras`.
         input_shape: Height, width and channels.
@@ -54,4 +54,4 @@ def _lenet_5(layers: Any) -> list[Any]:
     ]
 
 
-_LAYERS = {"mlp": _mlp(64, 64), "small_cnn": _small_cnn, "lenet_300_100": _mlp(300, 100), "lenet_5": _lenet_5}
+_LAYERS = {"mlp": _mlp(128, 128), "small_cnn": _small_cnn, "lenet_300_100": _mlp(300, 100), "lenet_5": _lenet_5}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from aimp_tf.learning_rate import is_schedule, stretchable
 
@@ -71,10 +72,16 @@ class ResettableOptimizer:
 
     def _slots_of(self, optimizer: Any) -> list[Any]:
         variables = optimizer.variables
-        variables = variables() if callable(variables) else variables
-        # Zeroing these two with the slots would stop the training.
-        spared = {id(optimizer._iterations), id(_learning_rate(optimizer))}
-        return [variable for variable in variables if id(variable) not in spared]
+        variables = list(variables() if callable(variables) else variables)
+        # Nadam of tf_keras does not list its momentum product among its variables.
+        variables += [value for value in vars(optimizer).values() if isinstance(value, tf.Variable)]
+        # Zeroing the first two with the slots would stop the training; the third follows from the others.
+        spared = {
+            id(optimizer._iterations),
+            id(_learning_rate(optimizer)),
+            id(getattr(optimizer, "_current_learning_rate", None)),
+        }
+        return list({id(variable): variable for variable in variables if id(variable) not in spared}.values())
 
     def _initial_values(self, optimizer: Any, trainable_variables: Sequence[Any]) -> list[np.ndarray]:
         """Not always zero: Adagrad and FTRL start their accumulators, Nadam its momentum product, elsewhere."""

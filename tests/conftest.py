@@ -1,0 +1,59 @@
+"""Fixtures of all tests. Tests that say nothing of real data test mechanics only, on small made-up data."""
+
+import importlib
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+
+@pytest.fixture(params=["keras", "tf_keras"])
+def K(request):
+    """The module of each generation of Keras in turn, freshly seeded."""
+    module = importlib.import_module(request.param)
+    module.utils.set_random_seed(0)
+    return module
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """scikit-learn's 1,797 digits as (images, labels), in an order of their own."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    return (images[order] / 16).astype("float32"), labels[order].astype("int64")
+
+
+@pytest.fixture
+def blobs():
+    """64 points of 8 numbers and a class of 3 for each: made up."""
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 64)
+    return (rng.normal(size=(64, 8)) + labels[:, None]).astype("float32"), labels
+
+
+@pytest.fixture
+def make_mlp(K):
+    """A function that makes a compiled 8-16-3 classifier with batch normalisation, always of the same weights."""
+
+    def make(optimizer=None, **compile_options):
+        K.utils.set_random_seed(3)
+        model = K.Sequential(
+            [
+                K.Input((8,)),
+                K.layers.Dense(16, activation="relu", name="hidden"),
+                K.layers.BatchNormalization(name="norm"),
+                K.layers.Dense(3, name="logits"),
+            ]
+        )
+        model.compile(
+            optimizer=K.optimizers.SGD(0.1, momentum=0.9) if optimizer is None else optimizer,
+            loss=K.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            **compile_options,
+        )
+        return model
+
+    return make

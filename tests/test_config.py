@@ -1,0 +1,78 @@
+import dataclasses
+
+import pytest
+
+from aimp_tf import PruningConfig
+
+
+def config(**fields):
+    return PruningConfig(**{"target_sparsity": 0.9, "epochs": 10, **fields})
+
+
+def test_defaults_are_valid_and_rounds_take_a_fifth():
+    config().validate()
+    assert [config(epochs=epochs).resolved_round_epochs for epochs in (1, 5, 6, 30)] == [1, 1, 2, 6]
+    assert config(round_epochs=3).resolved_round_epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"target_sparsity": 0.0}, ValueError, "target_sparsity must lie in"),
+        ({"target_sparsity": 1.0}, ValueError, "target_sparsity must lie in"),
+        ({"target_sparsity": 90}, ValueError, "fraction, not percent"),
+        ({"target_sparsity": float("nan")}, ValueError, "target_sparsity must lie in"),
+        ({"target_sparsity": "0.9"}, TypeError, "must be a number"),
+        ({"rate": 0.0}, ValueError, "rate must lie in"),
+        ({"rate": 1.5}, ValueError, "rate must lie in"),
+        ({"epochs": 0}, ValueError, "epochs must be at least 1"),
+        ({"epochs": 2.5}, TypeError, "epochs must be a whole number"),
+        ({"epochs": True}, TypeError, "epochs must be a whole number"),
+        ({"round_epochs": 11}, ValueError, "between 1 and epochs=10"),
+        ({"round_epochs": 0}, ValueError, "between 1 and epochs=10"),
+        ({"rewind_epoch": 3}, ValueError, "between 0 and round_epochs=2"),
+        ({"rewind_epoch": -1}, ValueError, "between 0 and round_epochs=2"),
+        ({"rewind_epoch": 1}, ValueError, "rewind_epoch must be 0"),
+        ({"rewind": "weihgts"}, ValueError, "Did you mean 'weights'"),
+        ({"round_schedule": "compres"}, ValueError, "Did you mean 'compress'"),
+        ({"scope": "layer"}, ValueError, "scope must be one of 'global'"),
+        ({"criterion": "magnitud"}, ValueError, "Did you mean 'magnitude'"),
+        ({"include": "head/*"}, TypeError, "tuple of patterns"),
+        ({"exclude": (1,)}, TypeError, "tuple of patterns"),
+        ({"mixed_precision": "mixed_float16"}, ValueError, "mixed_precision must be None"),
+        ({"seed": "a"}, TypeError, "seed must be a whole number"),
+    ],
+)
+def test_bad_fields_are_refused(fields, error, message):
+    with pytest.raises(error, match=message):
+        config(**fields).validate()
+
+
+def test_json_keeps_every_field():
+    original = config(rate=0.3, round_epochs=4, rewind="weights", include=("a/*",), exclude=("b", "c"), seed=7)
+    assert PruningConfig.from_json(original.to_json()) == original
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("{", ValueError, "not JSON"),
+        ("[1]", TypeError, "must be a JSON object; got list"),
+        ('{"target_sparsity": 0.9}', TypeError, "epochs must be given"),
+        ('{"target_sparsity": 0.9, "epoch": 3}', TypeError, "no field 'epoch'. Did you mean 'epochs'"),
+    ],
+)
+def test_bad_json_is_refused(text, error, message):
+    with pytest.raises(error, match=message):
+        PruningConfig.from_json(text)
+
+
+def test_replace_names_the_nearest_field():
+    assert config().replace(epochs=20) == config(epochs=20)
+    with pytest.raises(TypeError, match="no field 'round_epoch'. Did you mean 'round_epochs'"):
+        config().replace(round_epoch=2)
+
+
+def test_field_types_are_real_types():
+    """ml_collections' flags read them; a postponed annotation would be a string."""
+    assert not any(isinstance(field.type, str) for field in dataclasses.fields(PruningConfig))

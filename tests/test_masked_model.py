@@ -1,0 +1,511 @@
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import aimp_tf
+from aimp_tf.masked_model import MaskedModel, mask_model
+from aimp_tf.masked_model.prunable import prunable_variables
+from aimp_tf.ranking import keep_largest
+
+
+def compiled(K, model, **options):
+    model.compile(optimizer=K.optimizers.SGD(0.05, momentum=0.9), loss="mse", **options)
+    return model
+
+
+def functional(K, shape, body):
+    inputs = K.Input(shape)
+    return compiled(K, K.Model(inputs, body(K.layers, inputs)))
+
+
+def prune_half(masked):
+    masks = keep_largest(masked.weights(), masked.masks(), masked.weight_count // 2)
+    masked.set_masks(masks)
+    return masks
+
+
+def zeros_where_pruned(weights, masks):
+    return all(not np.any(weights[path][~mask]) for path, mask in masks.items())
+
+
+def attention_body(layers, x):
+    y = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    return layers.LayerNormalization()(y + x)
+
+
+def shared_body(layers, x):
+    dense = layers.Dense(6, name="shared")
+    return dense(dense(x))
+
+
+def branched_body(layers, x):
+    left = layers.Conv2D(4, 3, padding="same", name="left")(x)
+    right = layers.Conv2D(4, 1, padding="same", name="right")(x)
+    joined = layers.Concatenate()([left, right])
+    joined = layers.DepthwiseConv2D(3, name="depthwise")(joined)
+    joined = layers.SeparableConv2D(5, 3, name="separable")(joined)
+    return layers.Conv2DTranspose(2, 3, name="transpose")(joined)
+
+
+MODELS = {
+    "dense": ((6,), lambda layers, x: layers.Dense(3, name="out")(layers.Dense(5, name="in")(x)), ["in/kernel", "out/kernel"]),
+    "shared": ((6,), shared_body, ["shared/kernel"]),
+    "convolutions": (
+        (8, 8, 3),
+        branched_body,
+        ["left/kernel", "right/kernel", "separable/pointwise_kernel", "transpose/kernel"],
+    ),
+    "attention": (
+        (5, 6),
+        attention_body,
+        [f"attention/{name}/kernel" for name in ("query", "key", "value", "attention_output")],
+    ),
+    "lstm": ((5, 6), lambda layers, x: layers.LSTM(4, name="rnn")(x), ["rnn/lstm_cell/kernel", "rnn/lstm_cell/recurrent_kernel"]),
+    "stacked cells": (
+        (5, 6),
+        lambda layers, x: layers.RNN([layers.GRUCell(4, name="a"), layers.SimpleRNNCell(3, name="b")], name="rnn")(x),
+        [f"rnn/stacked_rnn_cells/{cell}/{kernel}" for cell in "ab" for kernel in ("kernel", "recurrent_kernel")],
+    ),
+    "bidirectional": (
+        (5, 6),
+        lambda layers, x: layers.Bidirectional(layers.GRU(4, name="rnn"), name="both")(layers.Masking()(x)),
+        [
+            f"both/{way}_rnn/gru_cell/{kernel}"
+            for way in ("forward", "backward")
+            for kernel in ("kernel", "recurrent_kernel")
+        ],
+    ),
+    "time distributed": (
+        (5, 6),
+        lambda layers, x: layers.TimeDistributed(layers.Dense(3, name="dense"), name="each")(x),
+        ["each/dense/kernel"],
+    ),
+    "einsum": (
+        (5, 6),
+        lambda layers, x: layers.EinsumDense("abc,cd->abd", output_shape=(5, 3), name="einsum")(x),
+        ["einsum/kernel"],
+    ),
+    "causal convolutions": (
+        (9, 2),
+        lambda layers, x: layers.Conv1DTranspose(3, 2, name="b")(layers.Conv1D(4, 2, padding="causal", name="a")(x)),
+        ["a/kernel", "b/kernel"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_keeps_pruned_weights_zero(K, name):
+    """Every kind of layer, in both generations: the same paths, zeros after each step, a plain model in the end."""
+    shape, body, paths = MODELS[name]
+    model = functional(K, shape, body)
+    assert list(prunable_variables(model)) == paths
+    x = np.random.default_rng(0).normal(size=(8, *shape)).astype("float32")
+    y = np.random.default_rng(1).normal(size=(8, *model.output_shape[1:])).astype("float32")
+    names = [variable.name for variable in model.weights]
+    before_wrapping = model.predict(x, verbose=0)
+
+    masked = mask_model(model)
+    np.testing.assert_array_equal(masked.model.predict(x, verbose=0), before_wrapping)
+    masks = prune_half(masked)
+    snapshot = masked.weights()
+    masked.model.fit(x, y, batch_size=4, epochs=2, verbose=0)
+    assert zeros_where_pruned(masked.weights(), masks)
+    masked.check_sparse()
+    assert any(np.any(masked.weights()[path] != snapshot[path]) for path in paths), "nothing was trained"
+    trained = masked.model.predict(x, verbose=0)
+
+    stripped = masked.strip()
+    assert stripped is model
+    assert [variable.name for variable in model.weights] == names
+    np.testing.assert_array_equal(model.predict(x, verbose=0), trained)
+    assert 0.5 <= aimp_tf.sparsity(model) < 0.6
+
+
+def test_nested_models(K):
+    layers = K.layers
+    head = K.Sequential([K.Input((5,)), layers.Dense(4, name="dense"), layers.Dense(4, name="last")], name="head")
+    inner_in = K.Input((4,))
+    inner = K.Model(inner_in, layers.Dense(4, name="dense")(inner_in), name="inner")
+    model = functional(K, (6,), lambda layers, x: inner(inner(head(layers.Dense(5, name="stem")(x)))))
+    paths = ["stem/kernel", "head/dense/kernel", "head/last/kernel", "inner/dense/kernel"]
+    assert list(prunable_variables(model)) == paths
+    masked = mask_model(model)
+    masks = prune_half(masked)
+    masked.model.fit(np.ones((8, 6), "float32"), np.ones((8, 4), "float32"), epochs=2, verbose=0)
+    assert zeros_where_pruned(masked.weights(), masks)
+    assert masked.strip() is model
+
+
+def test_model_that_learns_its_shape_from_data(K):
+    model = compiled(K, K.Sequential([K.layers.Dense(4, name="a"), K.layers.Dense(2, name="b")]))
+    with pytest.raises(ValueError, match="has no weights yet"):
+        aimp_tf.wrap(model)
+    model(np.ones((2, 3), "float32"))
+    masked = mask_model(model)
+    masks = prune_half(masked)
+    masked.model.fit(np.ones((8, 3), "float32"), np.ones((8, 2), "float32"), verbose=0)
+    assert zeros_where_pruned(masked.weights(), masks)
+    assert masked.strip() is model
+
+
+def test_layer_with_get_prunable_weights_decides_for_itself(K):
+    class Scaled(K.layers.Layer):
+        def build(self, input_shape):
+            self.matrix = self.add_weight(shape=(input_shape[-1], 3), initializer="random_normal", name="matrix")
+            self.scale = self.add_weight(shape=(3,), initializer="ones", name="scale")
+            self.dense = K.layers.Dense(3)
+            self.dense.build((None, 3))
+
+        def call(self, inputs):
+            return self.dense(inputs @ self.matrix * self.scale)
+
+        def get_prunable_weights(self):
+            return [self.matrix]
+
+    model = functional(K, (4,), lambda layers, x: layers.Dense(2, name="out")(Scaled(name="own")(x)))
+    assert list(prunable_variables(model)) == ["own/matrix", "out/kernel"]
+    masked = mask_model(model, exclude=("out/*",))
+    masks = prune_half(masked)
+    assert list(masks) == ["own/matrix"]
+    masked.model.fit(np.ones((8, 4), "float32"), np.ones((8, 2), "float32"), verbose=0)
+    assert zeros_where_pruned(masked.weights(), masks)
+    layer = masked.strip().get_layer("own")
+    assert layer.get_prunable_weights() == [layer.matrix]
+
+
+def test_keras_3_subclassed_model_with_its_own_train_step(blobs):
+    import keras
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.blocks = [keras.layers.Dense(16, activation="relu", name="same") for _ in range(2)]
+            self.out = keras.layers.Dense(3, name="out")
+
+        def call(self, inputs):
+            for block in self.blocks:
+                inputs = block(inputs)
+            return self.out(inputs)
+
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+            variables = self.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, variables), variables)
+            return {"loss": loss}
+
+    model = Own()
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model(blobs[0])
+    assert list(prunable_variables(model)) == ["same/kernel", "same/kernel_1", "out/kernel"]
+    masked = mask_model(model)
+    masks = prune_half(masked)
+    masked.model.fit(*blobs, epochs=2, verbose=0)
+    assert zeros_where_pruned(masked.weights(), masks)
+
+
+def test_tf_keras_subclassed_model_is_refused_with_ways_out(blobs):
+    import tf_keras
+
+    class Own(tf_keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = tf_keras.layers.Dense(3)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    model = Own()
+    model.compile("adam", "mse")
+    model(blobs[0])
+    with pytest.raises(ValueError, match="subclassed tf_keras model.*Ways out.*Keras 3.*functional"):
+        aimp_tf.wrap(model)
+    assert MaskedModel.of(model) is None
+
+    inputs = tf_keras.Input((8,))
+    way_out = tf_keras.Model(inputs, model(inputs))
+    way_out.compile("adam", "mse")
+    masked = mask_model(way_out)
+    masks = prune_half(masked)
+    masked.model.fit(blobs[0], np.ones((64, 3), "float32"), verbose=0)
+    assert zeros_where_pruned(masked.weights(), masks)
+
+
+def test_tf_keras_functional_subclass_keeps_its_train_step_and_attributes(blobs):
+    import tf_keras
+
+    class Own(tf_keras.Model):
+        def train_step(self, data):
+            return {**super().train_step(data), "mark": tf.constant(self.mark)}
+
+    inputs = tf_keras.Input((8,))
+    model = Own(inputs, tf_keras.layers.Dense(3)(inputs))
+    model.mark = 7.0
+    model.compile("sgd", tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = aimp_tf.wrap(model).fit(*blobs, verbose=0)
+    assert history.history["mark"] == [7.0]
+
+
+def test_tf_keras_layers_are_pruning_layers_on_prunable_layers_alone(make_mlp, K):
+    if K.__name__ != "tf_keras":
+        pytest.skip("Keras 3 has no wrappers.")
+    from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
+
+    model = make_mlp()
+    wrapped = aimp_tf.wrap(model)
+    assert [isinstance(layer, PruneLowMagnitude) for layer in wrapped.layers] == [True, False, True]
+    assert [layer.name for layer in wrapped.layers] == [layer.name for layer in model.layers]
+    aimp_tf.strip(wrapped)
+
+
+def test_layers_are_left_as_they_were(K):
+    """A second call of the shared layers would leave `layer.output` ambiguous."""
+    inputs = K.Input((6,))
+    hidden = K.layers.BatchNormalization(name="norm")(K.layers.Dense(5, name="dense")(inputs))
+    model = compiled(K, K.Model(inputs, K.layers.Dense(2)(hidden)))
+    aimp_tf.strip(aimp_tf.wrap(model))
+    features = K.Model(model.input, model.get_layer("norm").output)
+    assert features(np.ones((2, 6), "float32")).shape == (2, 5)
+    assert all(variable.constraint is None for variable in model.trainable_variables)
+
+
+def test_multiple_outputs_keep_their_names(K):
+    inputs = K.Input((6,), name="x")
+    outputs = {name: K.layers.Dense(2, name=name)(inputs) for name in ("first", "second")}
+    model = K.Model(inputs, outputs)
+    model.compile(
+        "sgd",
+        loss={"first": "mse", "second": K.losses.MeanAbsoluteError()},
+        metrics={"first": [K.metrics.MeanSquaredError(name="error")]},
+    )
+    x, y = np.ones((8, 6), "float32"), {name: np.ones((8, 2), "float32") for name in outputs}
+    expected = model.evaluate(x, y, verbose=0, return_dict=True)
+    wrapped = aimp_tf.wrap(model)
+    history = wrapped.fit(x, y, verbose=0)
+    assert set(history.history) == set(expected)
+    assert set(aimp_tf.strip(wrapped).evaluate(x, y, verbose=0, return_dict=True)) == set(expected)
+
+
+def test_losses_of_regularisers_are_counted_once(K):
+    regulariser = K.regularizers.L2(0.1)
+    body = lambda layers, x: layers.Dense(3, kernel_regularizer=regulariser, activity_regularizer=regulariser)(x)  # noqa: E731
+    model = functional(K, (4,), body)
+    x, y = np.ones((8, 4), "float32"), np.zeros((8, 3), "float32")
+    plain = model.evaluate(x, y, verbose=0)
+    wrapped = aimp_tf.wrap(model)
+    assert wrapped.evaluate(x, y, verbose=0) == pytest.approx(plain, rel=1e-6)
+
+
+def test_the_users_constraint_still_holds(K):
+    body = lambda layers, x: layers.Dense(3, kernel_constraint=K.constraints.NonNeg(), name="d")(x)  # noqa: E731
+    model = functional(K, (4,), body)
+    masked = mask_model(model)
+    masks = prune_half(masked)
+    masked.model.fit(np.ones((8, 4), "float32"), -np.ones((8, 3), "float32"), epochs=3, verbose=0)
+    assert (masked.weights()["d/kernel"] >= 0).all()
+    assert zeros_where_pruned(masked.weights(), masks)
+    constraint = masked.strip().get_layer("d").kernel.constraint
+    assert isinstance(constraint, K.constraints.NonNeg)
+
+
+def test_a_model_that_was_fitted_before_is_masked_all_the_same(make_mlp, blobs):
+    """The train function traced by the first fit knows nothing of masks."""
+    model = make_mlp()
+    model.fit(*blobs, verbose=0)
+    masked = mask_model(model)
+    masks = prune_half(masked)
+    masked.model.fit(*blobs, epochs=2, verbose=0)
+    assert zeros_where_pruned(masked.weights(), masks)
+    model = masked.strip()
+    model.fit(*blobs, epochs=2, verbose=0)
+    assert aimp_tf.sparsity(model) < 0.1, "stripped weights must be free again"
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
+def test_other_dtypes(K, policy, blobs):
+    layers = [
+        K.Input((8,)),
+        K.layers.Dense(16, activation="relu", dtype=policy),
+        K.layers.Dense(3, dtype="float64" if policy == "float64" else "float32"),
+    ]
+    model = K.Sequential(layers)
+    model.compile("adam", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    masked = mask_model(model)
+    masks = prune_half(masked)
+    masked.model.fit(*blobs, epochs=2, verbose=0)
+    assert zeros_where_pruned(masked.weights(), masks)
+    assert {weight.dtype.name for weight in masked.weights().values()} == {
+        "float64" if policy == "float64" else "float32"
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "initial_beside_zero"),
+    [
+        (lambda K: K.optimizers.SGD(0.1, momentum=0.9), set()),
+        (lambda K: K.optimizers.SGD(0.1), set()),
+        (lambda K: K.optimizers.Adam(0.01, amsgrad=True), set()),
+        (lambda K: K.optimizers.Adagrad(0.01, initial_accumulator_value=0.25), {0.25}),
+        (lambda K: K.optimizers.Nadam(0.01), {1.0}),
+        (lambda K: K.optimizers.AdamW(0.01, weight_decay=0.1, clipnorm=1.0), set()),
+        (lambda K: K.optimizers.RMSprop(0.01, centered=True, momentum=0.1), set()),
+    ],
+    ids=["momentum", "sgd", "adam", "adagrad", "nadam", "adamw", "rmsprop"],
+)
+@pytest.mark.parametrize("trained_before", [False, True])
+def test_optimizer_reset(make_mlp, K, blobs, make, initial_beside_zero, trained_before):
+    model = make_mlp(make(K))
+    if trained_before:
+        model.fit(*blobs, verbose=0)
+    masked = mask_model(model)
+    masks = prune_half(masked)
+    rate = float(masked.model.optimizer.learning_rate.numpy())
+    masked.model.fit(*blobs, epochs=2, verbose=0)
+    assert zeros_where_pruned(masked.weights(), masks)
+    masked.model.optimizer.learning_rate.assign(rate / 10)
+    assert masked.optimizer.steps > 0
+
+    masked.optimizer.reset()
+    slots = masked.optimizer._slots
+    assert {value for slot in slots for value in np.unique(slot.numpy())} - {0.0} == initial_beside_zero
+    assert masked.optimizer.steps == 0
+    assert float(model.optimizer.learning_rate.numpy()) == np.float32(rate)
+    masked.model.fit(*blobs, verbose=0)
+    assert masked.optimizer.steps == 2
+
+
+def test_legacy_tf_keras_optimizer(blobs):
+    import tf_keras
+
+    model = tf_keras.Sequential([tf_keras.Input((8,)), tf_keras.layers.Dense(3)])
+    schedule = tf_keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
+    optimizer = tf_keras.optimizers.legacy.Adam(schedule)
+    model.compile(optimizer, tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    masked = mask_model(model)
+    masks = prune_half(masked)
+    masked.model.fit(*blobs, epochs=2, verbose=0)
+    assert zeros_where_pruned(masked.weights(), masks)
+    assert any(slot.numpy().any() for slot in masked.optimizer._slots)
+    masked.optimizer.reset()
+    assert len(masked.optimizer._slots) == 4
+    assert not any(slot.numpy().any() for slot in masked.optimizer._slots)
+    assert masked.strip().optimizer.learning_rate is schedule
+
+
+def test_loss_scale_survives_a_reset(K, blobs):
+    model = K.Sequential([K.Input((8,)), K.layers.Dense(3, dtype="float32")])
+    optimizer_class = getattr(K.optimizers, "LossScaleOptimizer", None) or K.mixed_precision.LossScaleOptimizer
+    model.compile(
+        optimizer_class(K.optimizers.Adam(0.01)), K.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    masked = mask_model(model)
+    masked.model.fit(*blobs, verbose=0)
+    scale = getattr(model.optimizer, "dynamic_scale", None)
+    scale = model.optimizer.loss_scale if scale is None else scale
+    before = float(scale)
+    assert before > 1
+    masked.optimizer.reset()
+    assert float(scale) == before
+    assert not any(slot.numpy().any() for slot in masked.optimizer._slots)
+    assert masked.optimizer.steps == 0
+
+
+def test_moving_average_optimizer_is_refused(make_mlp, K):
+    model = make_mlp(K.optimizers.SGD(0.1, use_ema=True))
+    with pytest.raises(ValueError, match="use_ema=True"):
+        aimp_tf.wrap(model)
+    assert MaskedModel.of(model) is None
+
+
+def test_snapshot_restores_everything_but_pruned_weights(make_mlp, blobs):
+    model = make_mlp()
+    masked = mask_model(model)
+    snapshot = masked.snapshot()
+    masked.model.fit(*blobs, epochs=2, verbose=0)
+    changed = [not np.array_equal(a, b) for a, b in zip(masked.snapshot(), snapshot, strict=True)]
+    assert all(changed) and len(changed) == 8, "moving statistics included"
+    masks = prune_half(masked)
+    masked.restore(snapshot)
+    paths = {id(variable): path for path, variable in prunable_variables(model).items()}
+    for variable, value in zip(model.weights, snapshot, strict=True):
+        path = paths.get(id(variable))
+        expected = value if path is None else np.where(masks[path], value, 0)
+        np.testing.assert_array_equal(variable.numpy(), expected)
+
+
+def test_check_sparse_names_the_variable(make_mlp):
+    model = make_mlp()
+    masked = mask_model(model)
+    prune_half(masked)
+    masked.check_sparse()
+    kernel = model.get_layer("logits").kernel
+    kernel.assign(np.ones(kernel.shape))
+    with pytest.raises(RuntimeError, match="not zero in logits/kernel"):
+        masked.check_sparse()
+
+
+def test_include_and_exclude(make_mlp):
+    assert list(mask_model(make_mlp(), include=("hid*",)).weights()) == ["hidden/kernel"]
+    assert list(mask_model(make_mlp(), exclude=("log*",)).weights()) == ["hidden/kernel"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        ({"include": ("dense/*",)}, "'dense/\\*' in include matches no prunable variable. They are: hidden/kernel"),
+        ({"exclude": ("norm/*",)}, "'norm/\\*' in exclude matches no prunable variable"),
+        ({"exclude": ("*",)}, "leave no prunable variable"),
+    ],
+)
+def test_patterns_that_select_nothing_are_refused(make_mlp, patterns, message):
+    with pytest.raises(ValueError, match=message):
+        aimp_tf.wrap(make_mlp(), **patterns)
+
+
+def test_models_without_prunable_weights_are_refused(K):
+    model = compiled(K, K.Sequential([K.Input((4,)), K.layers.BatchNormalization()]))
+    with pytest.raises(ValueError, match="no prunable weights"):
+        aimp_tf.wrap(model)
+
+
+@pytest.mark.parametrize("thing", [None, len, "model", object()])
+def test_other_things_are_refused(thing):
+    for function in (aimp_tf.wrap, aimp_tf.strip, aimp_tf.sparsity):
+        with pytest.raises(TypeError, match="Expected a Keras model"):
+            function(thing)
+
+
+def test_misuse_is_refused(make_mlp, K):
+    model = make_mlp()
+    with pytest.raises(ValueError, match="carries no masks"):
+        aimp_tf.strip(model)
+    wrapped = aimp_tf.wrap(model)
+    with pytest.raises(ValueError, match="masked already"):
+        aimp_tf.wrap(wrapped)
+    with pytest.raises(ValueError, match="not compiled"):
+        aimp_tf.wrap(K.Sequential([K.Input((4,)), K.layers.Dense(2)]))
+
+
+def test_sparsity_is_measured_on_the_weights(make_mlp):
+    model = make_mlp()
+    assert aimp_tf.sparsity(model) == 0.0
+    kernel = model.get_layer("hidden").kernel
+    value = kernel.numpy()
+    value[:, :4] = 0
+    kernel.assign(value)
+    assert aimp_tf.sparsity(model) == 32 / (128 + 48)
+    assert aimp_tf.sparsity(model, include=("hidden/*",)) == 0.25
+    assert aimp_tf.sparsity(model, exclude=("hidden/*",)) == 0.0
+
+
+def test_a_stripped_model_holds_no_masks_in_memory(make_mlp):
+    masked = mask_model(make_mlp())
+    reference = weakref.ref(masked)
+    model = masked.strip()
+    del masked
+    gc.collect()
+    assert reference() is None and model is not None
