@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from aimp_tf.input_pipeline import prepare, without_autotuning
+
+
+def examples(dataset):
+    return np.concatenate([batch[0].numpy() for batch in dataset])
+
+
+def test_arrays_become_batches_with_the_remainder():
+    dataset = prepare((np.arange(10), np.arange(10) * 2), "data", batch_size=4)
+    assert [batch[0].numpy().tolist() for batch in dataset] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert all((y == 2 * x).numpy().all() for x, y in dataset)
+    assert len(list(prepare((np.arange(33), np.arange(33)), "data"))) == 2, "32 by default, as in fit"
+
+
+def test_nested_arrays_and_sample_weights():
+    data = ({"a": np.zeros((5, 2)), "b": (np.ones(5),)}, np.arange(5), np.full(5, 0.5))
+    (x, y, weight), *_ = prepare(data, "data", batch_size=3)
+    assert x["a"].shape == (3, 2) and x["b"][0].shape == (3,) and y.shape == weight.shape == (3,)
+
+
+def test_shuffling_is_seeded_and_new_in_each_epoch():
+    def epochs(seed):
+        dataset = prepare((np.arange(50), np.arange(50)), "data", shuffle=True, seed=seed)
+        return [examples(dataset).tolist() for _ in range(3)]
+
+    first = epochs(1)
+    assert first == epochs(1)
+    assert first != epochs(2)
+    assert first[0] != first[1] != first[2]
+    assert all(sorted(epoch) == list(range(50)) for epoch in first)
+
+
+def test_repeated_arrays_do_not_end():
+    dataset = prepare((np.arange(4), np.arange(4)), "data", batch_size=4, repeat=True)
+    assert len(examples(dataset.take(5))) == 20
+
+
+def test_autotuning_is_off_and_other_options_stay():
+    """The thread that tunes a pipeline delays the end of every fit."""
+    options = tf.data.Options()
+    options.deterministic = True
+    own = tf.data.Dataset.range(4).batch(2).with_options(options)
+    for dataset in (without_autotuning(own), prepare(own, "data"), prepare((np.arange(4), np.arange(4)), "data")):
+        assert dataset.options().autotune.enabled is False
+    assert prepare(own, "data").options().deterministic is True
+
+
+def test_datasets_of_keras_are_passed_on(K):
+    base = getattr(K.utils, "PyDataset", None) or K.utils.Sequence
+
+    class Batches(base):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return np.zeros((2, 3)), np.zeros(2)
+
+    data = Batches()
+    assert prepare(data, "data") is data
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (None, TypeError, "data must be a tf.data.Dataset.*got NoneType"),
+        ((batch for batch in []), TypeError, "got generator. Every round reads it from the start"),
+        (np.zeros((4, 2)), TypeError, "must hold inputs and targets.*got ndarray"),
+        ([np.zeros(4), np.zeros(4)], TypeError, "must hold inputs and targets.*got list"),
+        ((np.zeros(4),), TypeError, "got a tuple of 1"),
+        ((np.zeros(4), 3), TypeError, "got a scalar"),
+        ((np.zeros((4, 2)), np.zeros(5)), ValueError, r"got shapes \(4, 2\), \(5,\)"),
+        ((np.zeros((0, 2)), np.zeros(0)), ValueError, "non-zero number of examples"),
+    ],
+)
+def test_bad_data_is_refused(data, error, message):
+    with pytest.raises(error, match=message):
+        prepare(data, "data")
+
+
+def test_batch_size_of_batched_data_is_refused():
+    with pytest.raises(ValueError, match="batched already.*leave out batch_size=8"):
+        prepare(tf.data.Dataset.range(4).batch(2), "data", batch_size=8)
