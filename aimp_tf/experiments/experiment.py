@@ -24,7 +24,7 @@ class Experiment:
     Attributes:
         dataset: "digits" or "fashion_mnist".
         architecture: "mlp", "small_cnn", "lenet_300_100" or "lenet_5".
-        pruning: The pruning run; the dense training takes its `epochs`.
+        pruning: The pruning run; the dense training takes its `epochs`. Its `seed` is that of the experiment.
         learning_rate: First learning rate, above 0.
         momentum: In [0, 1).
         batch_size: Examples a step.

@@ -22,6 +22,8 @@ from aimp_tf.input_pipeline import prepare
 from aimp_tf.pruning import prune
 from aimp_tf.run_directory import RunDirectory, write_atomically
 
+_TEST_BATCH_SIZE = 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -95,31 +97,16 @@ def run(
     workdir = pathlib.Path(workdir)
     RunDirectory(workdir)  # Refuses a folder that holds files before hours are spent on it.
     data = datasets.load(experiment.dataset, data_dir)
-    train, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
-    pruning = experiment.pruning.replace(
-        seed=experiment.seed if experiment.pruning.seed is None else experiment.pruning.seed
-    )
-    batches = {"batch_size": experiment.batch_size, "validation_batch_size": 1024}
-
-    dense = _compiled_model(experiment, data)
-    started_at = time.monotonic()
-    dense.fit(
-        prepare(train, "train_data", batch_size=experiment.batch_size, shuffle=True, seed=pruning.seed),
-        validation_data=prepare(test, "validation_data", batch_size=1024),
-        epochs=pruning.epochs,
-        shuffle=False,
-        verbose=verbose,
-    )
-    dense_seconds = time.monotonic() - started_at
-
+    dense, dense_seconds = train_dense(experiment, data, verbose)
     result = prune(
-        _compiled_model(experiment, data),
-        train,
-        pruning,
-        validation_data=test,
+        compiled_model(experiment, data),
+        (data.train_images, data.train_labels),
+        experiment.pruning,
+        validation_data=(data.test_images, data.test_labels),
         workdir=workdir,
-        fit_options=batches,
+        fit_options={"batch_size": experiment.batch_size, "validation_batch_size": _TEST_BATCH_SIZE},
         verbose=verbose,
+        seed=experiment.seed,
     )
     dense_saved_model = export(dense, workdir / "dense", formats=("saved_model",))["saved_model"]
     saved_model = workdir / "final" / "saved_model"
@@ -129,7 +116,7 @@ def run(
         sparsity=result.sparsity,
         survivors=sum(int(np.count_nonzero(mask)) for mask in result.masks.values()),
         weights=sum(mask.size for mask in result.masks.values()),
-        dense_epochs=pruning.epochs,
+        dense_epochs=experiment.pruning.epochs,
         epochs=result.epochs,
         imp_epochs=result.imp_epochs,
         dense_seconds=dense_seconds,
@@ -143,8 +130,30 @@ def run(
     return comparison
 
 
-def _compiled_model(experiment: Experiment, data: datasets.ImageData) -> Any:
-    """The same initial weights at every call."""
+def train_dense(experiment: Experiment, data: datasets.ImageData, verbose: str | int) -> tuple[Any, float]:
+    """The model of an experiment, trained in full and not pruned, and the wall time in seconds that it took."""
+    model = compiled_model(experiment, data)
+    started_at = time.monotonic()
+    model.fit(
+        prepare(
+            (data.train_images, data.train_labels),
+            "train_data",
+            batch_size=experiment.batch_size,
+            shuffle=True,
+            seed=experiment.seed,
+        ),
+        validation_data=prepare(
+            (data.test_images, data.test_labels), "validation_data", batch_size=_TEST_BATCH_SIZE
+        ),
+        epochs=experiment.pruning.epochs,
+        shuffle=False,
+        verbose=verbose,
+    )
+    return model, time.monotonic() - started_at
+
+
+def compiled_model(experiment: Experiment, data: datasets.ImageData) -> Any:
+    """The untrained model of an experiment, with the same initial weights at every call."""
     keras = importlib.import_module(experiment.keras)
     keras.utils.set_random_seed(experiment.seed)
     model = models.build(experiment.architecture, keras, data.train_images.shape[1:], data.classes)

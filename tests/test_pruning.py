@@ -1,0 +1,221 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import aimp_tf
+from aimp_tf.masked_model import MaskedModel
+
+SETTINGS = {"target_sparsity": 0.75, "rate": 0.4, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
+
+
+def test_prune_gives_back_the_pruned_model_and_its_story(make_mlp, blobs):
+    model = make_mlp()
+    result = aimp_tf.prune(model, blobs, validation_data=blobs, fit_options={"batch_size": 16}, **SETTINGS)
+    assert result.model is model and MaskedModel.of(model) is None
+    assert [round_.index for round_ in result.rounds] == [0, 1, 2, 3]
+    assert [round_.epochs for round_ in result.rounds] == [2, 2, 2, 3]
+    assert result.epochs == 3 * 2 + 3 and result.imp_epochs == 4 * 3
+    assert set(result.rounds[-1].metrics) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert list(result.masks) == ["hidden/kernel", "logits/kernel"]
+    kept = sum(mask.sum() for mask in result.masks.values())
+    assert kept == result.rounds[-1].kept == 176 - 132
+    assert result.sparsity == aimp_tf.sparsity(model) == 0.75
+    for layer in ("hidden", "logits"):
+        np.testing.assert_array_equal(model.get_layer(layer).kernel.numpy() != 0, result.masks[f"{layer}/kernel"])
+    evaluated = model.evaluate(*blobs, verbose=0, return_dict=True)
+    assert evaluated["accuracy"] == pytest.approx(result.rounds[-1].metrics["val_accuracy"])
+
+
+def test_the_same_seed_gives_the_same_result_twice(make_mlp, blobs):
+    first, second = (aimp_tf.prune(make_mlp(), blobs, **SETTINGS).model.get_weights() for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = aimp_tf.prune(make_mlp(), blobs, **{**SETTINGS, "seed": 2}).model.get_weights()
+    assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_both_generations_give_the_same_masks(digits):
+    """From the same initial weights on the same data: real digits, 90% sparse, branches and an own order of layers."""
+    import tf_keras
+
+    images, labels = digits
+    masks, initial = {}, None
+    for K in (keras, tf_keras):
+        inputs = K.Input((64,))
+        left = K.layers.Dense(24, activation="relu", name="left")(inputs)
+        right = K.layers.Dense(24, activation="tanh", name="right")(inputs)
+        model = K.Model(inputs, K.layers.Dense(10, name="logits")(K.layers.Add()([left, right])))
+        if initial is None:
+            initial = model.get_weights()
+        model.set_weights(initial)
+        model.compile(K.optimizers.SGD(0.05), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+        data = tf.data.Dataset.from_tensor_slices((images[:512], labels[:512])).batch(64)
+        masks[K.__name__] = aimp_tf.prune(model, data, target_sparsity=0.9, epochs=4, verbose=0).masks
+    assert list(masks["keras"]) == list(masks["tf_keras"]) == ["left/kernel", "right/kernel", "logits/kernel"]
+    for path, mask in masks["keras"].items():
+        np.testing.assert_array_equal(mask, masks["tf_keras"][path])
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "small_cnn"])
+def test_digits_stay_within_half_a_point_of_dense(K, architecture):
+    """Real data: three seeds, 90% sparse, the shipped config."""
+    from aimp_tf.experiments import datasets
+    from aimp_tf.experiments.run import compiled_model, train_dense
+    from configs import digits_cnn, digits_mlp
+
+    experiment = {"mlp": digits_mlp, "small_cnn": digits_cnn}[architecture].get_config()
+    experiment.keras = K.__name__
+    data = datasets.load("digits")
+    test = (data.test_images, data.test_labels)
+    accuracies = {"dense": [], "pruned": []}
+    for experiment.seed in range(3):
+        dense, _ = train_dense(experiment, data, verbose=0)
+        accuracies["dense"].append(dense.evaluate(*test, verbose=0)[1])
+        pruned = aimp_tf.prune(
+            compiled_model(experiment, data),
+            (data.train_images, data.train_labels),
+            experiment.pruning,
+            fit_options={"batch_size": experiment.batch_size},
+            verbose=0,
+            seed=experiment.seed,
+        )
+        assert pruned.sparsity == pytest.approx(0.9, abs=1e-3)
+        accuracies["pruned"].append(pruned.model.evaluate(*test, verbose=0)[1])
+    assert np.mean(accuracies["dense"]) > 0.95
+    assert np.mean(accuracies["pruned"]) >= np.mean(accuracies["dense"]) - 0.005, accuracies
+
+
+def test_datasets_and_sequences_are_data_too(make_mlp, blobs, K):
+    x, y = blobs
+    dataset = tf.data.Dataset.from_tensor_slices(blobs).shuffle(64, seed=0).batch(16)
+    assert aimp_tf.prune(make_mlp(), dataset, validation_data=dataset, **SETTINGS).sparsity == 0.75
+
+    class Batches(getattr(K.utils, "PyDataset", None) or K.utils.Sequence):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            part = slice(16 * index, 16 * index + 16)
+            return x[part], y[part]
+
+    assert aimp_tf.prune(make_mlp(), Batches(), **SETTINGS).sparsity == 0.75
+
+
+def test_fit_options_reach_fit(make_mlp, blobs):
+    steps = []
+
+    class Count(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            steps.append(batch)
+
+        _implements_test_batch_hooks = _implements_predict_batch_hooks = lambda self: False
+        _implements_train_batch_hooks = lambda self: True
+
+    options = {"steps_per_epoch": 7, "batch_size": 16, "class_weight": {0: 1.0, 1: 2.0, 2: 1.0}}
+    aimp_tf.prune(make_mlp(), blobs, callbacks=[Count()], fit_options=options, **SETTINGS)
+    assert len(steps) == 7 * (3 * 2 + 3)
+
+
+def test_model_without_weights_is_built_from_the_data(K, blobs):
+    model = K.Sequential([K.layers.Dense(8, activation="relu"), K.layers.Dense(3)])
+    model.compile("sgd", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    assert aimp_tf.prune(model, blobs, **SETTINGS).sparsity == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_config_and_overrides(make_mlp, blobs):
+    config = aimp_tf.PruningConfig(0.5, rate=0.5, epochs=2, round_epochs=1, exclude=("logits/*",))
+    result = aimp_tf.prune(make_mlp(), blobs, config, epochs=1, verbose=0)
+    assert [round_.epochs for round_ in result.rounds] == [1, 1]
+    assert list(result.masks) == ["hidden/kernel"] and result.sparsity == 0.5
+    assert config.epochs == 2
+
+
+def test_early_stopping_may_restore_weights_within_a_round(make_mlp, blobs, K):
+    stopping = K.callbacks.EarlyStopping(monitor="loss", patience=0, restore_best_weights=True, min_delta=10.0)
+    result = aimp_tf.prune(make_mlp(), blobs, callbacks=[stopping], **{**SETTINGS, "epochs": 4, "round_epochs": 4})
+    assert [round_.epochs for round_ in result.rounds] == [2, 2, 2, 2]
+    assert result.sparsity == 0.75
+
+
+@pytest.fixture
+def untouched(make_mlp):
+    """A model, and the promise that what the test does to it does nothing."""
+    model = make_mlp()
+    weights = model.get_weights()
+    yield model
+    assert MaskedModel.of(model) is None
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"target_sparsity": 1.5}, ValueError, "target_sparsity must lie in"),
+        ({"round_epochs": 9}, ValueError, "round_epochs must lie between 1 and epochs=3"),
+        ({"rewinding": "weights"}, TypeError, "no field 'rewinding'. Did you mean 'rewind'"),
+        ({"include": ("nothing/*",)}, ValueError, "matches no prunable variable"),
+        ({"target_sparsity": 0.999}, ValueError, "leaves none of the 176"),
+        ({"fit_options": {"epochs": 3}}, TypeError, "must not hold 'epochs': set epochs and round_epochs"),
+        ({"fit_options": {"batchsize": 3}}, TypeError, "no argument 'batchsize'.*Did you mean 'batch_size'"),
+        ({"train_data": None}, TypeError, "train_data must be"),
+        ({"train_data": iter([])}, TypeError, "train_data must be"),
+        ({"train_data": (np.zeros((4, 9)), np.zeros(4, int))}, ValueError, r"nothing was trained. train_data gives .*\[None, 9\].*inputs of shape \(None, 8\)"),
+        ({"train_data": (np.zeros((4, 8)), np.zeros((4, 5, 2)))}, ValueError, "nothing was trained"),
+        ({"validation_data": (np.zeros((4, 9)), np.zeros(4, int))}, ValueError, "refuses the inputs of validation_data"),
+    ],
+)
+def test_bad_input_is_refused_before_any_training(untouched, blobs, tmp_path, arguments, error, message):
+    arguments = {"train_data": blobs, **SETTINGS, **arguments}
+    with pytest.raises(error, match=message):
+        aimp_tf.prune(untouched, workdir=tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists() or list((tmp_path / "run").iterdir()) == [tmp_path / "run" / "config.json"]
+
+
+def test_settings_that_cannot_be_left_out(untouched, blobs):
+    with pytest.raises(TypeError, match="target_sparsity and epochs must be given"):
+        aimp_tf.prune(untouched, blobs)
+
+
+@pytest.mark.parametrize("thing", [None, "model", lambda x: x])
+def test_models_of_other_kinds_are_refused(thing, blobs):
+    with pytest.raises(TypeError, match="Expected a Keras model"):
+        aimp_tf.prune(thing, blobs, **SETTINGS)
+
+
+def test_a_model_that_is_not_compiled_is_refused(K, blobs):
+    with pytest.raises(ValueError, match="not compiled. Call model.compile"):
+        aimp_tf.prune(K.Sequential([K.Input((8,)), K.layers.Dense(3)]), blobs, **SETTINGS)
+
+
+def test_a_failing_run_leaves_a_plain_model(make_mlp, blobs):
+    class Fail(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise OSError("disk")
+
+        _implements_train_batch_hooks = _implements_test_batch_hooks = lambda self: False
+        _implements_predict_batch_hooks = lambda self: False
+
+    model = make_mlp()
+    with pytest.raises(OSError, match="disk"):
+        aimp_tf.prune(model, blobs, callbacks=[Fail()], **SETTINGS)
+    assert MaskedModel.of(model) is None
+    assert all(variable.constraint is None for variable in model.trainable_variables)
+    model.fit(*blobs, verbose=0)
+
+
+def test_a_diverging_run_says_what_to_do(make_mlp, blobs):
+    data = (*blobs, np.full(64, np.nan))
+    with pytest.raises(RuntimeError, match="loss became nan in epoch 1 of round 1.*Lower the learning rate"):
+        aimp_tf.prune(make_mlp(), data, **SETTINGS)
+
+
+def test_a_mirrored_model_stays_under_its_strategy(K, blobs):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        model = K.Sequential([K.Input((8,)), K.layers.Dense(16, activation="relu"), K.layers.Dense(3)])
+        model.compile("adam", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    result = aimp_tf.prune(model, blobs, fit_options={"batch_size": 16}, **SETTINGS)
+    assert result.model.distribute_strategy is strategy
+    assert result.sparsity == pytest.approx(0.75, abs=0.01)
