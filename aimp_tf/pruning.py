@@ -89,15 +89,13 @@ def prune(
     options = dict(fit_options or {})
     _check_fit_options(model, options)
     train, validation, options = _prepare_data(train_data, validation_data, options, config.seed)
-    directory = RunDirectory(workdir) if workdir is not None else None
+    directory = RunDirectory(workdir, config) if workdir is not None else None
     _build(model, train)
     _check_validation_data(model, validation)
 
     masked = mask_model(model, config.include, config.exclude)
     try:
         plan = make_plan(config, masked.weight_count)
-        if directory is not None:
-            directory.start(config)
         pruning = GlobalMagnitudePruning(config)
         while not pruning.finished:
             try:

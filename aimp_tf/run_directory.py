@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -17,35 +16,45 @@ from aimp_tf.exporting import export
 from aimp_tf.result import RoundResult
 
 
-class RunDirectory:
-    """Writes a run into a folder: config.json, metrics.jsonl, round_NNN/ and final/.
-
-    Args:
-        path: A folder that does not exist yet or is empty. Nothing is written before `start`.
+def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Checks, writing nothing, that a run can be written to `path`: a folder that is empty or can be made.
 
     Raises:
         ValueError: The folder holds something, is a file, or cannot be written.
     """
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"workdir {path} is a file; name a folder that is new or empty.")
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"workdir {path} holds files already; name a folder that is new or empty.")
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"workdir {path} cannot be written: no permission to write in {existing}.")
+    return path
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = pathlib.Path(path)
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"workdir {self.path} is a file; name a folder that is new or empty.")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            raise ValueError(f"workdir {self.path} holds files already; name a folder that is new or empty.")
-        parent = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise ValueError(f"workdir {self.path} cannot be written: no permission to write in {parent}.")
 
-    def start(self, config: PruningConfig) -> None:
-        """Makes the folder and writes the config."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "config.json", config.to_json())
+class RunDirectory:
+    """Writes a run into a folder: config.json, metrics.jsonl, round_NNN/ and final/.
+
+    Args:
+        path: A folder that does not exist yet or is empty. Nothing is written before the first round is done.
+        config: The config of the run.
+
+    Raises:
+        ValueError: As `check_workdir`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: PruningConfig) -> None:
+        self.path = check_workdir(path)
+        self._config = config
 
     def save_round(
         self, result: RoundResult, history: Mapping[str, list[float]], masks: Mapping[str, np.ndarray], *, final: bool
     ) -> None:
         """Adds a finished round: its masks, a line of metrics an epoch, and, last of all, its result.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if result.index == 0:
+            write_atomically(self.path / "config.json", self._config.to_json())
         folder = self.path / ("final" if final else f"round_{result.index:03d}")
         folder.mkdir()
         np.savez_compressed(folder / "masks.npz", allow_pickle=False, **masks)
@@ -61,11 +70,15 @@ class RunDirectory:
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a text file so that a reader sees all of it or nothing, also after a crash."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+    unfinished = path.with_name(f".unfinished_{path.name}")
+    try:
+        with open(unfinished, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _metric_lines(index: int, epoch: int, history: Mapping[str, list[float]]) -> list[dict[str, Any]]:

@@ -1,13 +1,31 @@
 """Fixtures of all tests. Tests that say nothing of real data test mechanics only, on small made-up data."""
 
 import importlib
+import importlib.util
 import os
+import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture
+def get_config():
+    """A function that gives the Experiment of a file in configs/. They are files, not part of the package."""
+
+    def get(name):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.get_config()
+
+    return get
 
 
 @pytest.fixture(params=["keras", "tf_keras"])

@@ -4,6 +4,8 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
+from aimp_tf.experiments import datasets
+from aimp_tf.experiments.run import compiled_model, train_dense
 from aimp_tf.masked_model import MaskedModel
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.4, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
@@ -57,14 +59,10 @@ def test_both_generations_give_the_same_masks(digits):
         np.testing.assert_array_equal(mask, masks["tf_keras"][path])
 
 
-@pytest.mark.parametrize("architecture", ["mlp", "small_cnn"])
-def test_digits_stay_within_half_a_point_of_dense(K, architecture):
+@pytest.mark.parametrize("config", ["digits_mlp", "digits_cnn"])
+def test_digits_stay_within_half_a_point_of_dense(K, get_config, config):
     """Real data: three seeds, 90% sparse, the shipped config."""
-    from aimp_tf.experiments import datasets
-    from aimp_tf.experiments.run import compiled_model, train_dense
-    from configs import digits_cnn, digits_mlp
-
-    experiment = {"mlp": digits_mlp, "small_cnn": digits_cnn}[architecture].get_config()
+    experiment = get_config(config)
     experiment.keras = K.__name__
     data = datasets.load("digits")
     test = (data.test_images, data.test_labels)
@@ -170,7 +168,7 @@ def test_bad_input_is_refused_before_any_training(untouched, blobs, tmp_path, ar
     arguments = {"train_data": blobs, **SETTINGS, **arguments}
     with pytest.raises(error, match=message):
         aimp_tf.prune(untouched, workdir=tmp_path / "run", **arguments)
-    assert not (tmp_path / "run").exists() or list((tmp_path / "run").iterdir()) == [tmp_path / "run" / "config.json"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_cannot_be_left_out(untouched, blobs):

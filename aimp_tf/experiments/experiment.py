@@ -9,7 +9,7 @@ from aimp_tf.config import PruningConfig, nearest
 
 CHOICES = {
     "dataset": ("digits", "fashion_mnist"),
-    "architecture": ("mlp", "small_cnn", "lenet_300_100", "lenet_5"),
+    "architecture": ("lenet_300_100", "lenet_5", "small_cnn"),
     "keras": ("keras", "tf_keras"),
 }
 
@@ -23,7 +23,7 @@ class Experiment:
 
     Attributes:
         dataset: "digits" or "fashion_mnist".
-        architecture: "mlp", "small_cnn", "lenet_300_100" or "lenet_5".
+        architecture: "lenet_300_100", "lenet_5" or "small_cnn".
         pruning: The pruning run; the dense training takes its `epochs`. Its `seed` is that of the experiment.
         learning_rate: First learning rate, above 0.
         momentum: In [0, 1).

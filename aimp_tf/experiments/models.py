@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 
@@ -10,8 +9,8 @@ def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> 
     """A built model that gives logits and is not compiled.
 
     Args:
-        name: "mlp" (two hidden layers of 128), "small_cnn" (two convolutions and batch normalisation), "lenet_300_100"
-            or "lenet_5" (LeCun et al., 1998; with ReLU and max pooling, as pruning papers use them).
+        name: "lenet_300_100" (an MLP) or "lenet_5" (both LeCun et al., 1998; with ReLU and max pooling, as pruning
+            papers use them), or "small_cnn" (two convolutions with batch normalisation).
         keras: The module `keras` or `tf_keras`.
         input_shape: Height, width and channels.
         classes: Number of logits.
@@ -25,8 +24,8 @@ def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> 
     return keras.Sequential([keras.Input(input_shape), *hidden, keras.layers.Dense(classes, name="logits")], name=name)
 
 
-def _mlp(*units: int) -> Callable[[Any], list[Any]]:
-    return lambda layers: [layers.Flatten(), *(layers.Dense(count, activation="relu") for count in units)]
+def _lenet_300_100(layers: Any) -> list[Any]:
+    return [layers.Flatten(), layers.Dense(300, activation="relu"), layers.Dense(100, activation="relu")]
 
 
 def _small_cnn(layers: Any) -> list[Any]:
@@ -54,4 +53,4 @@ def _lenet_5(layers: Any) -> list[Any]:
     ]
 
 
-_LAYERS = {"mlp": _mlp(128, 128), "small_cnn": _small_cnn, "lenet_300_100": _mlp(300, 100), "lenet_5": _lenet_5}
+_LAYERS = {"small_cnn": _small_cnn, "lenet_300_100": _lenet_300_100, "lenet_5": _lenet_5}

@@ -20,7 +20,7 @@ from aimp_tf.exporting import export
 from aimp_tf.exporting.fresh_process import predict_in_fresh_process
 from aimp_tf.input_pipeline import prepare
 from aimp_tf.pruning import prune
-from aimp_tf.run_directory import RunDirectory, write_atomically
+from aimp_tf.run_directory import check_workdir, write_atomically
 
 _TEST_BATCH_SIZE = 1024
 
@@ -94,8 +94,7 @@ def run(
         RuntimeError: The data cannot be had, or as `prune`.
     """
     experiment.validate()
-    workdir = pathlib.Path(workdir)
-    RunDirectory(workdir)  # Refuses a folder that holds files before hours are spent on it.
+    workdir = check_workdir(workdir)  # Before hours are spent on the dense model.
     data = datasets.load(experiment.dataset, data_dir)
     dense, dense_seconds = train_dense(experiment, data, verbose)
     result = prune(

@@ -1,0 +1,144 @@
+"""What importing does and does not do, and who may import whom."""
+
+import ast
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import aimp_tf
+
+PACKAGE = pathlib.Path(aimp_tf.__file__).parent
+
+
+def python(program, **environment):
+    """Runs a program in a fresh process and returns what it printed."""
+    cleaned = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**cleaned, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_is_light():
+    """It imports no TensorFlow at all, so it takes no longer than importing keras."""
+    heavy = "{'tensorflow', 'keras', 'tf_keras', 'tensorflow_model_optimization', 'sklearn', 'tensorflow_datasets'}"
+    assert python(f"import sys, aimp_tf; print({heavy} & sys.modules.keys())") == "set()"
+
+
+def test_everything_imported_is_keras_and_this_package():
+    program = """
+import keras, sys
+before = set(sys.modules)
+import aimp_tf
+for name in aimp_tf.__all__: getattr(aimp_tf, name)
+new = {name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
+print(sorted(new))
+"""
+    assert python(program) == "['aimp_tf']"
+
+
+PRUNE = """
+import os, sys
+import numpy as np
+import tensorflow as tf
+import {keras} as K
+before = dict(os.environ), K.mixed_precision.global_policy().name if hasattr(K.mixed_precision, "global_policy") else None
+model = K.Sequential([K.Input((4,)), K.layers.Dense(3)])
+model.compile("sgd", "mse")
+import aimp_tf
+aimp_tf.prune(model, (np.ones((8, 4)), np.ones((8, 3))), target_sparsity=0.5, rate=0.5, epochs=1, verbose=0)
+assert dict(os.environ) == before[0], set(os.environ.items()) ^ set(before[0].items())
+print("tensorflow_model_optimization" in sys.modules, "tf_keras" in sys.modules, tf.keras.Model.__module__.split(".")[0])
+"""
+
+
+def test_pruning_a_keras_3_model_touches_neither_tfmot_nor_tf_keras():
+    assert python(PRUNE.format(keras="keras")) == "False False keras"
+
+
+def test_pruning_a_tf_keras_model_leaves_tf_keras_and_the_environment_as_they_were():
+    """Importing tfmot alone would turn this process's tf.keras into Keras 2."""
+    assert python(PRUNE.format(keras="tf_keras")) == "True True keras"
+
+
+def test_a_process_that_chose_keras_2_keeps_it():
+    assert python(PRUNE.format(keras="tf_keras"), TF_USE_LEGACY_KERAS="1") == "True True tf_keras"
+
+
+def test_another_backend_is_refused():
+    program = """
+import sys, types, keras
+keras.backend.backend = lambda: "jax"
+import aimp_tf
+try:
+    aimp_tf.sparsity(keras.Sequential([keras.layers.Dense(2)]))
+except RuntimeError as error:
+    print(error)
+"""
+    assert "backend 'jax'; aimp_tf needs TensorFlow. Set KERAS_BACKEND=tensorflow" in python(program)
+
+
+def test_public_names():
+    assert set(aimp_tf.__all__) <= set(dir(aimp_tf))
+    assert all(getattr(aimp_tf, name).__doc__ for name in aimp_tf.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'prun'"):
+        _ = aimp_tf.prun
+
+
+def test_types_are_shipped():
+    assert (PACKAGE / "py.typed").exists()
+
+
+# Each module may import those before it.
+LAYERS = [
+    ["config"],
+    ["plan", "ranking", "result"],
+    ["learning_rate", "input_pipeline"],
+    ["masked_model"],
+    ["callback", "exporting"],
+    ["run_directory"],
+    ["pruning"],
+    ["experiments"],
+]
+LEVELS = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "aimp_tf" else [f"aimp_tf.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from names
+
+
+def test_imports_point_downwards():
+    files = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+    assert len(files) > 15
+    for path in files:
+        home = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for name in imports_of(path):
+            parts = name.split(".")
+            if parts[0] == "aimp_tf" and parts[1] != home:
+                assert LEVELS[parts[1]] < LEVELS[home], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("config.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
+        ("plan.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
+        ("ranking.py", {"tensorflow", "keras", "tf_keras"}),
+        ("callback.py", {"tf_keras", "tensorflow_model_optimization"}),
+        ("pruning.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
+        ("masked_model/interface.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
+    ],
+)
+def test_modules_do_without(module, forbidden):
+    assert not forbidden & {name.split(".")[0] for name in imports_of(PACKAGE / module)}

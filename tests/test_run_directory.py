@@ -1,0 +1,75 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import aimp_tf
+from aimp_tf.run_directory import check_workdir, write_atomically
+
+SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
+
+
+def test_what_a_run_leaves(make_mlp, blobs, tmp_path):
+    result = aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, workdir=tmp_path / "a" / "run", **SETTINGS)
+    folder = tmp_path / "a" / "run"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json", "final", "metrics.jsonl", "round_000", "round_001",
+    ]
+    config = aimp_tf.PruningConfig.from_json((folder / "config.json").read_text())
+    assert config.target_sparsity == 0.75 and config.round_epochs == 2
+
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    expected = [(index, epoch, split) for index, epochs in ((0, 2), (1, 2), (2, 3)) for epoch in range(epochs)
+                for split in ("train", "validation")]
+    assert [(line["round"], line["epoch"], line["split"]) for line in lines] == expected
+    last = result.rounds[-1].metrics
+    assert lines[-1]["accuracy"] == last["val_accuracy"] and lines[-2]["loss"] == last["loss"]
+
+    for round_, name in zip(result.rounds, ("round_000", "round_001", "final"), strict=True):
+        saved = json.loads((folder / name / "result.json").read_text())
+        assert saved["kept"] == round_.kept and saved["metrics"] == round_.metrics
+        with np.load(folder / name / "masks.npz", allow_pickle=False) as masks:
+            assert sum(masks[path].sum() for path in masks) == round_.kept
+    with np.load(folder / "final" / "masks.npz") as masks:
+        for path, mask in result.masks.items():
+            np.testing.assert_array_equal(masks[path], mask)
+
+    loaded = tf.saved_model.load(str(folder / "final" / "saved_model"))
+    np.testing.assert_allclose(loaded.serve(blobs[0]), result.model.predict(blobs[0], verbose=0), atol=1e-6)
+
+
+def test_a_folder_that_holds_something_is_refused(make_mlp, blobs, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for workdir, message in ((tmp_path, "holds files already"), (tmp_path / "file", "is a file")):
+        with pytest.raises(ValueError, match=message):
+            aimp_tf.prune(make_mlp(), blobs, workdir=workdir, **SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "empty").mkdir()
+    assert check_workdir(tmp_path / "empty") == tmp_path / "empty"
+
+
+def test_a_folder_that_cannot_be_written_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # Root may write everywhere.
+    with pytest.raises(ValueError, match="no permission to write"):
+        check_workdir(tmp_path / "run")
+
+
+def test_bad_settings_leave_nothing(make_mlp, blobs, tmp_path):
+    with pytest.raises(ValueError, match="leaves none"):
+        aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "run", **{**SETTINGS, "target_sparsity": 0.999})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_file_is_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    write_atomically(path, "old")
+
+    def fail(*arguments):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old\n" and [file.name for file in tmp_path.iterdir()] == ["result.json"]
