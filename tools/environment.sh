@@ -1,0 +1,27 @@
+# Sourced by tools/quickstart and tools/test: makes the environment .venv beside README.md and installs the package.
+
+# The interpreter: $PYTHON, or the first supported one on the PATH.
+find_python() {
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "aimp_tf needs Python 3.11, 3.12 or 3.13; ${PYTHON:-none on the PATH} is not one. Name one: PYTHON=/path/to/python3.12 $0" >&2
+    return 1
+}
+
+# install REQUIREMENT, such as ".[test]"
+install() {
+    if [ ! -x .venv/bin/pip ]; then
+        python=$(find_python)
+        echo "Making the environment .venv with $("$python" --version)."
+        rm -rf .venv
+        "$python" -m venv .venv
+    fi
+    echo "Installing aimp_tf and what it needs; the first time takes some minutes."
+    # What an earlier build left would end up in the wheel.
+    rm -rf build
+    .venv/bin/pip install --quiet --disable-pip-version-check "$1"
+}
