@@ -1,3 +1,4 @@
+import pathlib
 import subprocess
 import sys
 
@@ -14,10 +15,11 @@ def pruned(make_mlp, blobs):
     return aimp_tf.prune(make_mlp(), blobs, target_sparsity=0.75, rate=0.5, epochs=1, verbose=0).model
 
 
-def test_saved_model_in_a_fresh_process(pruned, blobs, tmp_path):
+def test_saved_model_in_a_fresh_process(pruned, blobs, tmp_path, monkeypatch):
     """The process imports TensorFlow alone and checks that it did."""
-    paths = aimp_tf.export(pruned, tmp_path / "out", formats=("saved_model",))
-    assert paths == {"saved_model": tmp_path / "out" / "saved_model"}
+    monkeypatch.chdir(tmp_path)  # A relative path must do, too.
+    paths = aimp_tf.export(pruned, "out", formats=("saved_model",))
+    assert paths == {"saved_model": pathlib.Path("out/saved_model")}
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["saved_model"]
     expected = pruned.predict(blobs[0], verbose=0)
     for batch_size in (64, 5):

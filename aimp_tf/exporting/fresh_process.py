@@ -44,7 +44,7 @@ def predict_in_fresh_process(
         inputs_file, outputs_file = pathlib.Path(folder) / "inputs.npy", pathlib.Path(folder) / "outputs.npy"
         np.save(inputs_file, inputs)
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, os.fspath(saved_model), inputs_file, outputs_file, str(batch_size)],
+            [sys.executable, "-c", _PROGRAM, os.path.abspath(saved_model), inputs_file, outputs_file, str(batch_size)],
             cwd=folder,
             capture_output=True,
             text=True,
