@@ -60,7 +60,6 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         self._started_rounds = 0
         self._snapshot: list[np.ndarray] | None = None
         self._trained_epochs = 0
-        self._trained_steps = 0
         self._started_at = 0.0
 
     @property
@@ -107,7 +106,6 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
             self._started_rounds += 1
         masked.optimizer.stretch(round_.schedule_scale)
         self._trained_epochs = 0
-        self._trained_steps = 0
         logger.info(
             "Round %d of %d: %d epochs, %d of %d weights kept (sparsity %.4f).",
             round_.index + 1,

@@ -17,7 +17,7 @@ class RoundResult:
         epochs: Epochs trained.
         kept: Number of prunable weights that were not masked.
         sparsity: Fraction of the prunable weights that were masked, in [0, 1).
-        seconds: Wall time of its `fit`, with the ranking and rewinding before it.
+        seconds: Wall time from the beginning of its `fit`, ranking and rewinding included, to its end.
         metrics: The logs of its last epoch, such as {"loss": 0.1, "accuracy": 0.97, "val_accuracy": 0.95}.
         emptied: Paths of the variables of which nothing was left.
     """
