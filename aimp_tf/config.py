@@ -167,7 +167,7 @@ class PruningConfig:
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
-    """" Did you mean 'x'?" for the nearest of `names`, or nothing where none is near."""
+    """ " Did you mean 'x'?" for the nearest of `names`, or nothing where none is near."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 

@@ -12,7 +12,12 @@ DEFAULT_BATCH_SIZE = 32
 
 
 def prepare(
-    data: Any, name: str, *, batch_size: int | None = None, shuffle: bool = False, repeat: bool = False,
+    data: Any,
+    name: str,
+    *,
+    batch_size: int | None = None,
+    shuffle: bool = False,
+    repeat: bool = False,
     seed: int | None = None,
 ) -> Any:
     """What `fit` is to read in place of `data`.

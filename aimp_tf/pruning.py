@@ -188,8 +188,8 @@ def _check_validation_data(model: Any, validation: Any) -> None:
         tf.function(lambda x: model(x, training=False)).get_concrete_function(inputs)
     except Exception as error:
         raise ValueError(
-            f"The model {model.name!r} refuses the inputs of validation_data, which gives {_spec(validation)}; it takes "
-            f"{_inputs(model)}. Keras says: {error}"
+            f"The model {model.name!r} refuses the inputs of validation_data, which gives {_spec(validation)}; it "
+            f"takes {_inputs(model)}. Keras says: {error}"
         ) from error
 
 

@@ -79,8 +79,8 @@ class PruningResult:
         if emptied:
             lines += [f"Nothing is left of: {', '.join(emptied)}.", ""]
         lines.append(
-            f"{self.sparsity:.2%} of the prunable weights are zero, after {self.epochs} epochs in {self.seconds:.0f} s; "
-            f"plain iterative magnitude pruning trains for {self.imp_epochs}."
+            f"{self.sparsity:.2%} of the prunable weights are zero, after {self.epochs} epochs in "
+            f"{self.seconds:.0f} s; plain iterative magnitude pruning trains for {self.imp_epochs}."
         )
         return "\n".join(lines)
 
@@ -88,6 +88,8 @@ class PruningResult:
 def _table(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
         for row in rows
     ]

@@ -1,6 +1,6 @@
 """A small batch-normalised CNN on scikit-learn's digits, 90% sparse. About a minute on two cores.
 
-    python tools/prune.py --config=configs/digits_cnn.py --workdir=runs/digits_cnn
+python tools/prune.py --config=configs/digits_cnn.py --workdir=runs/digits_cnn
 """
 
 from aimp_tf import PruningConfig

@@ -1,6 +1,6 @@
 """The MLP LeNet-300-100 on scikit-learn's digits, 90% sparse. Less than a minute on two cores.
 
-    python tools/prune.py --config=configs/digits_mlp.py --workdir=runs/digits_mlp
+python tools/prune.py --config=configs/digits_mlp.py --workdir=runs/digits_mlp
 """
 
 from aimp_tf import PruningConfig

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-
 ROOT = pathlib.Path(__file__).parent.parent
 
 

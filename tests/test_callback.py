@@ -1,6 +1,5 @@
 import logging
 
-import keras
 import numpy as np
 import pytest
 
@@ -11,15 +10,12 @@ from aimp_tf.masked_model.prunable import prunable_variables
 from aimp_tf.ranking import keep_largest
 
 
-class Recorder(keras.callbacks.Callback):
-    """Copies weights, masks and optimizer state where others may not look. Usable in both generations of Keras."""
+@pytest.fixture
+def recorder(K):
+    """A callback that copies weights, masks and optimizer state where others may not look."""
 
-    def __init__(self):
-        super().__init__()
-        self.begun, self.ended, self.epochs = [], [], []
-
-    def state(self):
-        masked = MaskedModel.of(self.model)
+    def state(model):
+        masked = MaskedModel.of(model)
         return {
             "variables": masked.snapshot(),
             "weights": masked.weights(),
@@ -28,36 +24,39 @@ class Recorder(keras.callbacks.Callback):
             "steps": masked.optimizer.steps,
         }
 
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 0:
-            self.begun.append(self.state())
+    class Recorder(K.callbacks.Callback):
+        begun, epochs, ended = [], [], []
 
-    def on_epoch_end(self, epoch, logs=None):
-        self.epochs.append(self.state())
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 0:
+                self.begun.append(state(self.model))
 
-    def on_train_end(self, logs=None):
-        self.ended.append(self.state())
+        def on_epoch_end(self, epoch, logs=None):
+            self.epochs.append(state(self.model))
 
-    _implements_train_batch_hooks = _implements_test_batch_hooks = _implements_predict_batch_hooks = lambda self: False
+        def on_train_end(self, logs=None):
+            self.ended.append(state(self.model))
+
+    return Recorder()
 
 
-def run(model, data, config, callbacks=None):
-    """The documented loop. Returns the pruning callback, the recorder and the stripped model."""
+def run(model, data, config, *callbacks):
+    """The documented loop, the pruning callback last. Returns it and the stripped model."""
     masked = aimp_tf.wrap(model, config.include, config.exclude)
-    pruning, recorder = GlobalMagnitudePruning(config), Recorder()
+    pruning = GlobalMagnitudePruning(config)
     while not pruning.finished:
-        masked.fit(*data, epochs=pruning.next_epochs, verbose=0, shuffle=False, callbacks=[recorder, pruning])
-    return pruning, recorder, aimp_tf.strip(masked)
+        masked.fit(*data, epochs=pruning.next_epochs, verbose=0, shuffle=False, callbacks=[*callbacks, pruning])
+    return pruning, aimp_tf.strip(masked)
 
 
 CONFIG = PruningConfig(target_sparsity=0.75, rate=0.4, epochs=3, round_epochs=2)
 
 
 @pytest.mark.parametrize("rewind", ["weights", "learning_rate"])
-def test_a_run_follows_the_algorithm(make_mlp, blobs, rewind):
+def test_a_run_follows_the_algorithm(make_mlp, blobs, recorder, rewind):
     """Each round re-enacted from the recorded states alone."""
     config = CONFIG.replace(rewind=rewind)
-    pruning, recorder, model = run(make_mlp(), blobs, config)
+    pruning, model = run(make_mlp(), blobs, config, recorder)
     n = 8 * 16 + 16 * 3
     kept = [n, round(n * 0.6), round(n * 0.36), n - round(0.75 * n)]
     assert [round_.kept for round_ in pruning.rounds] == kept
@@ -67,7 +66,9 @@ def test_a_run_follows_the_algorithm(make_mlp, blobs, rewind):
 
     snapshot = recorder.begun[0]["variables"]
     paths = {index: path for index, path in enumerate(_paths_of(model))}
-    for previous, begun, ended, count in zip(recorder.ended, recorder.begun[1:], recorder.ended[1:], kept[1:], strict=False):
+    for previous, begun, ended, count in zip(
+        recorder.ended, recorder.begun[1:], recorder.ended[1:], kept[1:], strict=False
+    ):
         expected_masks = keep_largest(previous["weights"], previous["masks"], count)
         for path, mask in expected_masks.items():
             np.testing.assert_array_equal(begun["masks"][path], mask)
@@ -87,17 +88,17 @@ def _paths_of(model):
     return [paths.get(id(variable)) for variable in model.weights]
 
 
-def test_pruned_weights_are_zero_at_every_epoch_end(make_mlp, blobs):
+def test_pruned_weights_are_zero_at_every_epoch_end(make_mlp, blobs, recorder):
     """The recorder stands before the pruning callback, as a checkpoint of the user's may."""
-    _, recorder, _ = run(make_mlp(), blobs, CONFIG)
+    run(make_mlp(), blobs, CONFIG, recorder)
     assert len(recorder.epochs) == 2 + 2 + 2 + 3
     for state in recorder.epochs:
         for path, mask in state["masks"].items():
             assert np.all(state["weights"][path][~mask] == 0.0)
 
 
-def test_batch_normalisation_is_rewound(make_mlp, blobs):
-    _, recorder, model = run(make_mlp(), blobs, CONFIG.replace(rewind="weights"))
+def test_batch_normalisation_is_rewound(make_mlp, blobs, recorder):
+    _, model = run(make_mlp(), blobs, CONFIG.replace(rewind="weights"), recorder)
     index = [variable is model.get_layer("norm").moving_variance for variable in model.weights].index(True)
     assert np.all(recorder.begun[1]["variables"][index] == 1.0)
     assert np.all(recorder.ended[0]["variables"][index] != 1.0)
@@ -114,10 +115,8 @@ def test_the_train_function_is_traced_once(K, blobs):
     inputs = K.Input((8,))
     model = Counted(inputs, K.layers.Dense(3)(K.layers.Dense(16, activation="relu")(inputs)))
     schedule = K.optimizers.schedules.ExponentialDecay(0.1, 2, 0.9)
-    model.compile(
-        K.optimizers.SGD(schedule, momentum=0.9), K.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
-    pruning, _, _ = run(model, blobs, CONFIG)
+    model.compile(K.optimizers.SGD(schedule, momentum=0.9), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    pruning, _ = run(model, blobs, CONFIG)
     assert len(pruning.rounds) == 4
     assert len(traces) == 1
 
@@ -127,7 +126,7 @@ def test_a_short_round_runs_through_the_whole_schedule(K, make_mlp, blobs):
     model = make_mlp(K.optimizers.SGD(schedule))
     rates = []
 
-    class Rates(keras.callbacks.Callback):
+    class Rates(K.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             # 2 batches an epoch, so these are the rates of steps 0, 2, 4, ...
             optimizer = self.model.optimizer
@@ -136,35 +135,21 @@ def test_a_short_round_runs_through_the_whole_schedule(K, make_mlp, blobs):
         def on_train_begin(self, logs=None):
             rates.append([])
 
-        _implements_train_batch_hooks = _implements_test_batch_hooks = lambda self: False
-        _implements_predict_batch_hooks = lambda self: False
-
-    config = PruningConfig(target_sparsity=0.5, rate=0.5, epochs=6, round_epochs=2)
-    masked = aimp_tf.wrap(model)
-    pruning = GlobalMagnitudePruning(config)
-    while not pruning.finished:
-        masked.fit(*blobs, epochs=pruning.next_epochs, verbose=0, callbacks=[pruning, Rates()])
+    _, model = run(model, blobs, PruningConfig(target_sparsity=0.5, rate=0.5, epochs=6, round_epochs=2), Rates())
     # The drop after step 5 of 12 comes after step 5 / 3 of the 4 steps of a short round.
     assert rates == [[0.1, 0.01], [0.1, 0.1, 0.1, 0.01, 0.01, 0.01]]
-    optimizer = aimp_tf.strip(masked).optimizer
-    assert optimizer._learning_rate is schedule
+    assert model.optimizer._learning_rate is schedule
 
 
 def test_a_changed_constant_rate_is_as_it_was_in_the_next_round(make_mlp, K, blobs):
     rates = []
 
-    class Lower(keras.callbacks.Callback):
+    class Lower(K.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             rates.append(float(self.model.optimizer.learning_rate.numpy()))
             self.model.optimizer.learning_rate.assign(rates[-1] / 2)
 
-        _implements_train_batch_hooks = _implements_test_batch_hooks = lambda self: False
-        _implements_predict_batch_hooks = lambda self: False
-
-    masked = aimp_tf.wrap(make_mlp(K.optimizers.SGD(0.5)))
-    pruning = GlobalMagnitudePruning(CONFIG)
-    while not pruning.finished:
-        masked.fit(*blobs, epochs=pruning.next_epochs, verbose=0, callbacks=[Lower(), pruning])
+    run(make_mlp(K.optimizers.SGD(0.5)), blobs, CONFIG, Lower())
     assert rates == [0.5, 0.25] * 3 + [0.5, 0.25, 0.125]
 
 
@@ -175,7 +160,7 @@ def test_a_layer_left_empty_is_reported_by_name(K, blobs, caplog):
     model.get_layer("large").kernel.assign(np.full((8, 16), 1.0))
     model.optimizer.learning_rate.assign(1e-9)
     with caplog.at_level(logging.WARNING, "aimp_tf"):
-        pruning, _, _ = run(model, blobs, PruningConfig(0.5, rate=0.5, epochs=1))
+        pruning, _ = run(model, blobs, PruningConfig(0.5, rate=0.5, epochs=1))
     assert pruning.rounds[0].emptied == () and pruning.rounds[1].emptied == ("tiny/kernel",)
     assert [record.message for record in caplog.records if "leaves nothing of tiny/kernel" in record.message]
 
@@ -200,14 +185,11 @@ def test_weights_that_are_not_finite_are_named_and_masks_stay(make_mlp, blobs):
     assert all(mask.all() for mask in masked.masks().values())
 
 
-def test_weights_set_behind_the_masks_are_found(make_mlp, blobs):
-    class Vandal(keras.callbacks.Callback):
+def test_weights_set_behind_the_masks_are_found(make_mlp, K, blobs):
+    class Vandal(K.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             for variable in self.model.trainable_variables:
                 variable.assign(np.ones(variable.shape))
-
-        _implements_train_batch_hooks = _implements_test_batch_hooks = lambda self: False
-        _implements_predict_batch_hooks = lambda self: False
 
     masked = aimp_tf.wrap(make_mlp())
     pruning = GlobalMagnitudePruning(CONFIG)
@@ -216,13 +198,10 @@ def test_weights_set_behind_the_masks_are_found(make_mlp, blobs):
         masked.fit(*blobs, epochs=2, verbose=0, callbacks=[pruning, Vandal()])
 
 
-def test_an_interrupted_fit_goes_on_with_its_round(make_mlp, blobs):
-    class Interrupt(keras.callbacks.Callback):
+def test_an_interrupted_fit_goes_on_with_its_round(make_mlp, K, blobs):
+    class Interrupt(K.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             raise KeyboardInterrupt
-
-        _implements_train_batch_hooks = _implements_test_batch_hooks = lambda self: False
-        _implements_predict_batch_hooks = lambda self: False
 
     masked = aimp_tf.wrap(make_mlp())
     pruning = GlobalMagnitudePruning(CONFIG)

@@ -51,7 +51,11 @@ def branched_body(layers, x):
 
 
 MODELS = {
-    "dense": ((6,), lambda layers, x: layers.Dense(3, name="out")(layers.Dense(5, name="in")(x)), ["in/kernel", "out/kernel"]),
+    "dense": (
+        (6,),
+        lambda layers, x: layers.Dense(3, name="out")(layers.Dense(5, name="in")(x)),
+        ["in/kernel", "out/kernel"],
+    ),
     "shared": ((6,), shared_body, ["shared/kernel"]),
     "convolutions": (
         (8, 8, 3),
@@ -63,7 +67,11 @@ MODELS = {
         attention_body,
         [f"attention/{name}/kernel" for name in ("query", "key", "value", "attention_output")],
     ),
-    "lstm": ((5, 6), lambda layers, x: layers.LSTM(4, name="rnn")(x), ["rnn/lstm_cell/kernel", "rnn/lstm_cell/recurrent_kernel"]),
+    "lstm": (
+        (5, 6),
+        lambda layers, x: layers.LSTM(4, name="rnn")(x),
+        ["rnn/lstm_cell/kernel", "rnn/lstm_cell/recurrent_kernel"],
+    ),
     "stacked cells": (
         (5, 6),
         lambda layers, x: layers.RNN([layers.GRUCell(4, name="a"), layers.SimpleRNNCell(3, name="b")], name="rnn")(x),
@@ -263,14 +271,19 @@ def test_tf_keras_layers_are_pruning_layers_on_prunable_layers_alone(make_mlp, K
 
 
 def test_layers_are_left_as_they_were(K):
-    """A second call of the shared layers would leave `layer.output` ambiguous."""
     inputs = K.Input((6,))
     hidden = K.layers.BatchNormalization(name="norm")(K.layers.Dense(5, name="dense")(inputs))
     model = compiled(K, K.Model(inputs, K.layers.Dense(2)(hidden)))
+
+    def nodes():
+        return [(len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in model.layers]
+
+    before = nodes()
     aimp_tf.strip(aimp_tf.wrap(model))
+    assert nodes() == before, "a node more would keep the wrapped model alive"
+    assert all(variable.constraint is None for variable in model.trainable_variables)
     features = K.Model(model.input, model.get_layer("norm").output)
     assert features(np.ones((2, 6), "float32")).shape == (2, 5)
-    assert all(variable.constraint is None for variable in model.trainable_variables)
 
 
 def test_multiple_outputs_keep_their_names(K):
@@ -399,9 +412,7 @@ def test_legacy_tf_keras_optimizer(blobs):
 def test_loss_scale_survives_a_reset(K, blobs):
     model = K.Sequential([K.Input((8,)), K.layers.Dense(3, dtype="float32")])
     optimizer_class = getattr(K.optimizers, "LossScaleOptimizer", None) or K.mixed_precision.LossScaleOptimizer
-    model.compile(
-        optimizer_class(K.optimizers.Adam(0.01)), K.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
+    model.compile(optimizer_class(K.optimizers.Adam(0.01)), K.losses.SparseCategoricalCrossentropy(from_logits=True))
     masked = mask_model(model)
     masked.model.fit(*blobs, verbose=0)
     scale = getattr(model.optimizer, "dynamic_scale", None)

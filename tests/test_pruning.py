@@ -100,15 +100,12 @@ def test_datasets_and_sequences_are_data_too(make_mlp, blobs, K):
     assert aimp_tf.prune(make_mlp(), Batches(), **SETTINGS).sparsity == 0.75
 
 
-def test_fit_options_reach_fit(make_mlp, blobs):
+def test_fit_options_reach_fit(make_mlp, K, blobs):
     steps = []
 
-    class Count(keras.callbacks.Callback):
+    class Count(K.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             steps.append(batch)
-
-        _implements_test_batch_hooks = _implements_predict_batch_hooks = lambda self: False
-        _implements_train_batch_hooks = lambda self: True
 
     options = {"steps_per_epoch": 7, "batch_size": 16, "class_weight": {0: 1.0, 1: 2.0, 2: 1.0}}
     aimp_tf.prune(make_mlp(), blobs, callbacks=[Count()], fit_options=options, **SETTINGS)
@@ -159,9 +156,17 @@ def untouched(make_mlp):
         ({"fit_options": {"batchsize": 3}}, TypeError, "no argument 'batchsize'.*Did you mean 'batch_size'"),
         ({"train_data": None}, TypeError, "train_data must be"),
         ({"train_data": iter([])}, TypeError, "train_data must be"),
-        ({"train_data": (np.zeros((4, 9)), np.zeros(4, int))}, ValueError, r"nothing was trained. train_data gives .*\[None, 9\].*inputs of shape \(None, 8\)"),
+        (
+            {"train_data": (np.zeros((4, 9)), np.zeros(4, int))},
+            ValueError,
+            r"nothing was trained. train_data gives .*\[None, 9\].*inputs of shape \(None, 8\)",
+        ),
         ({"train_data": (np.zeros((4, 8)), np.zeros((4, 5, 2)))}, ValueError, "nothing was trained"),
-        ({"validation_data": (np.zeros((4, 9)), np.zeros(4, int))}, ValueError, "refuses the inputs of validation_data"),
+        (
+            {"validation_data": (np.zeros((4, 9)), np.zeros(4, int))},
+            ValueError,
+            "refuses the inputs of validation_data",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_any_training(untouched, blobs, tmp_path, arguments, error, message):
@@ -187,13 +192,10 @@ def test_a_model_that_is_not_compiled_is_refused(K, blobs):
         aimp_tf.prune(K.Sequential([K.Input((8,)), K.layers.Dense(3)]), blobs, **SETTINGS)
 
 
-def test_a_failing_run_leaves_a_plain_model(make_mlp, blobs):
-    class Fail(keras.callbacks.Callback):
+def test_a_failing_run_leaves_a_plain_model(make_mlp, K, blobs):
+    class Fail(K.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             raise OSError("disk")
-
-        _implements_train_batch_hooks = _implements_test_batch_hooks = lambda self: False
-        _implements_predict_batch_hooks = lambda self: False
 
     model = make_mlp()
     with pytest.raises(OSError, match="disk"):

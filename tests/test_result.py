@@ -7,7 +7,13 @@ def test_summary_shows_rounds_layers_and_cost():
     rounds = [
         RoundResult(0, epochs=2, kept=8, sparsity=0.0, seconds=1.5, metrics={"loss": 0.5, "accuracy": 0.75}),
         RoundResult(
-            1, epochs=6, kept=2, sparsity=0.75, seconds=2.5, metrics={"loss": 0.25, "accuracy": 1.0}, emptied=("b/kernel",)
+            1,
+            epochs=6,
+            kept=2,
+            sparsity=0.75,
+            seconds=2.5,
+            metrics={"loss": 0.25, "accuracy": 1.0},
+            emptied=("b/kernel",),
         ),
     ]
     masks = {"a/kernel": np.array([[True, True], [False, False]]), "b/kernel": np.zeros(4, bool)}

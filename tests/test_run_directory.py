@@ -15,14 +15,22 @@ def test_what_a_run_leaves(make_mlp, blobs, tmp_path):
     result = aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, workdir=tmp_path / "a" / "run", **SETTINGS)
     folder = tmp_path / "a" / "run"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json", "final", "metrics.jsonl", "round_000", "round_001",
+        "config.json",
+        "final",
+        "metrics.jsonl",
+        "round_000",
+        "round_001",
     ]
     config = aimp_tf.PruningConfig.from_json((folder / "config.json").read_text())
     assert config.target_sparsity == 0.75 and config.round_epochs == 2
 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    expected = [(index, epoch, split) for index, epochs in ((0, 2), (1, 2), (2, 3)) for epoch in range(epochs)
-                for split in ("train", "validation")]
+    expected = [
+        (index, epoch, split)
+        for index, epochs in ((0, 2), (1, 2), (2, 3))
+        for epoch in range(epochs)
+        for split in ("train", "validation")
+    ]
     assert [(line["round"], line["epoch"], line["split"]) for line in lines] == expected
     last = result.rounds[-1].metrics
     assert lines[-1]["accuracy"] == last["val_accuracy"] and lines[-2]["loss"] == last["loss"]

@@ -13,9 +13,7 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
 def tool(name, *arguments):
-    return subprocess.run(
-        [sys.executable, ROOT / "tools" / name, *arguments], capture_output=True, text=True, cwd=ROOT
-    )
+    return subprocess.run([sys.executable, ROOT / "tools" / name, *arguments], capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -141,9 +141,7 @@ def train_dense(experiment: Experiment, data: datasets.ImageData, verbose: str |
             shuffle=True,
             seed=experiment.seed,
         ),
-        validation_data=prepare(
-            (data.test_images, data.test_labels), "validation_data", batch_size=_TEST_BATCH_SIZE
-        ),
+        validation_data=prepare((data.test_images, data.test_labels), "validation_data", batch_size=_TEST_BATCH_SIZE),
         epochs=experiment.pruning.epochs,
         shuffle=False,
         verbose=verbose,

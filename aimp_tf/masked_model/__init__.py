@@ -97,7 +97,7 @@ def strip(model: Any) -> Any:
         model: What `wrap` returned.
 
     Returns:
-        The plain model that `wrap` was given: pruned weights exactly 0.0, compiled as before, free of aimp_tf and tfmot.
+        The model that `wrap` was given: pruned weights exactly 0.0, compiled as before, free of aimp_tf and tfmot.
 
     Raises:
         TypeError: `model` is not a Keras model.
@@ -130,7 +130,7 @@ def sparsity(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (
 
 
 def keras_generation(model: Any) -> str:
-    """"keras" for a Keras 3 model, "tf_keras" for one of the older generation. Errors as `check_model`."""
+    """ "keras" for a Keras 3 model, "tf_keras" for one of the older generation. Errors as `check_model`."""
     for name in ("keras", "tf_keras"):
         module = sys.modules.get(name)
         if module is not None and isinstance(model, module.Model):

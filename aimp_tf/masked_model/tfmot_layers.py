@@ -80,7 +80,7 @@ class WrappedModel(MaskedModel):
                 "model, x -> tf_keras.Model(inputs, subclassed(inputs))."
             )
         self._wrappers: dict[int, MaskedLayer] = {}
-        # Calling the shared layers anew adds nodes to them, which would make `layer.output` ambiguous afterwards.
+        # Calling the shared layers anew adds nodes to them, which would keep the rebuilt model alive after `strip`.
         self._nodes = [
             (layer, list(layer._inbound_nodes), list(layer._outbound_nodes))
             for layer in self._original._flatten_layers()
