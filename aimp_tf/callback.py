@@ -57,7 +57,6 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         self.config = config
         self.rounds: list[RoundResult] = []
         self._plan: tuple[Round, ...] | None = None
-        self._started_rounds = 0
         self._snapshot: list[np.ndarray] | None = None
         self._trained_epochs = 0
         self._started_at = 0.0
@@ -98,12 +97,12 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
             if self.config.rewind == "weights":
                 self._snapshot = masked.snapshot()
         round_ = self._plan[len(self.rounds)]
-        # A fit that was interrupted and is called again goes on with its round.
-        if round_.index == self._started_rounds:
-            if round_.index > 0:
-                self._prune(masked, round_.kept)
-            masked.optimizer.reset()
-            self._started_rounds += 1
+        # A fit that was interrupted and is called again finds its masks set, and begins its round anew.
+        if round_.kept < masked.kept:
+            self._prune(masked, round_.kept)
+        if self._snapshot is not None:
+            masked.restore(self._snapshot)
+        masked.optimizer.reset()
         masked.optimizer.stretch(round_.schedule_scale)
         self._trained_epochs = 0
         logger.info(
@@ -129,10 +128,8 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
         masked.check_sparse()
-        masks = masked.masks()
-        kept = sum(int(np.count_nonzero(mask)) for mask in masks.values())
         assert self._plan is not None
-        expected = self._plan[len(self.rounds)].kept
+        kept, expected = masked.kept, self._plan[len(self.rounds)].kept
         if kept != expected:
             raise RuntimeError(f"The masks keep {kept} weights, but this round is to keep {expected}.")
         self.rounds.append(
@@ -143,7 +140,7 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
                 sparsity=1 - kept / masked.weight_count,
                 seconds=time.monotonic() - self._started_at,
                 metrics={name: float(value) for name, value in (logs or {}).items()},
-                emptied=tuple(path for path, mask in masks.items() if not mask.any()),
+                emptied=tuple(path for path, mask in masked.masks().items() if not mask.any()),
             )
         )
 
@@ -158,8 +155,6 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
                 ", ".join(emptied),
             )
         masked.set_masks(after)
-        if self._snapshot is not None:
-            masked.restore(self._snapshot)
 
     def _masked(self) -> MaskedModel:
         masked = MaskedModel.of(self.model)

@@ -198,20 +198,30 @@ def test_weights_set_behind_the_masks_are_found(make_mlp, K, blobs):
         masked.fit(*blobs, epochs=2, verbose=0, callbacks=[pruning, Vandal()])
 
 
-def test_an_interrupted_fit_goes_on_with_its_round(make_mlp, K, blobs):
+@pytest.mark.parametrize("round_", [0, 1])
+def test_an_interrupted_round_begins_anew(make_mlp, K, blobs, recorder, round_):
     class Interrupt(K.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             raise KeyboardInterrupt
 
     masked = aimp_tf.wrap(make_mlp())
-    pruning = GlobalMagnitudePruning(CONFIG)
-    masked.fit(*blobs, epochs=2, verbose=0, callbacks=[pruning])
+    pruning = GlobalMagnitudePruning(CONFIG.replace(rewind="weights"))
+
+    def fit(*callbacks):
+        masked.fit(*blobs, epochs=pruning.next_epochs, verbose=0, callbacks=[pruning, recorder, *callbacks])
+
+    for _ in range(round_):
+        fit()
     with pytest.raises(KeyboardInterrupt):
-        masked.fit(*blobs, epochs=2, verbose=0, callbacks=[pruning, Interrupt()])
+        fit(Interrupt())
     while not pruning.finished:
-        masked.fit(*blobs, epochs=pruning.next_epochs, verbose=0, callbacks=[pruning])
+        fit()
     n = 8 * 16 + 16 * 3
     assert [round_.kept for round_ in pruning.rounds] == [n, round(n * 0.6), round(n * 0.36), n - round(0.75 * n)]
+    interrupted, repeated = recorder.begun[round_ : round_ + 2]
+    assert recorder.epochs[2 * round_]["steps"] > 0 and repeated["steps"] == 0
+    for before, after in zip(interrupted["variables"], repeated["variables"], strict=True):
+        np.testing.assert_array_equal(before, after)
 
 
 def test_misuse_is_refused(make_mlp, blobs):

@@ -272,8 +272,8 @@ def test_tf_keras_layers_are_pruning_layers_on_prunable_layers_alone(make_mlp, K
 
 def test_layers_are_left_as_they_were(K):
     inputs = K.Input((6,))
-    hidden = K.layers.BatchNormalization(name="norm")(K.layers.Dense(5, name="dense")(inputs))
-    model = compiled(K, K.Model(inputs, K.layers.Dense(2)(hidden)))
+    hidden = K.layers.BatchNormalization(name="norm")(K.layers.Dense(5, name="in")(inputs))
+    model = compiled(K, K.Model(inputs, K.layers.Dense(2, name="out")(hidden)))
 
     def nodes():
         return [(len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in model.layers]

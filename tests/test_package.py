@@ -14,10 +14,10 @@ PACKAGE = pathlib.Path(aimp_tf.__file__).parent
 
 
 def python(program, **environment):
-    """Runs a program in a fresh process and returns what it printed."""
+    """Runs a program in a fresh process and returns what it printed. -P: on the installed package, not this folder's."""
     cleaned = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
     done = subprocess.run(
-        [sys.executable, "-c", program], env={**cleaned, **environment}, capture_output=True, text=True
+        [sys.executable, "-P", "-c", program], env={**cleaned, **environment}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -54,6 +54,11 @@ class MaskedModel(abc.ABC):
         """Number of prunable weights."""
         return sum(int(np.prod(variable.shape)) for variable in self._variables.values())
 
+    @property
+    def kept(self) -> int:
+        """Number of prunable weights that are not masked."""
+        return sum(int(np.count_nonzero(mask)) for mask in self.masks().values())
+
     def weights(self) -> dict[str, np.ndarray]:
         """Copies of the prunable variables."""
         return {path: np.asarray(variable.numpy()) for path, variable in self._variables.items()}
