@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from aimp_tf.config import PruningConfig
 from aimp_tf.masked_model import MaskedModel
 from aimp_tf.plan import Round, make_plan
-from aimp_tf.ranking import keep_largest
+from aimp_tf.ranking import check_finite, keep_largest
 from aimp_tf.result import RoundResult
 
 logger = logging.getLogger(__name__)
@@ -31,6 +30,7 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
 
     Attributes:
         rounds: The results of the rounds so far.
+        epoch_logs: The logs of each epoch of the round that trains or was trained last.
 
     Raises:
         TypeError, ValueError: The config is not valid.
@@ -56,15 +56,10 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         config.validate()
         self.config = config
         self.rounds: list[RoundResult] = []
+        self.epoch_logs: list[dict[str, Any]] = []
         self._plan: tuple[Round, ...] | None = None
         self._snapshot: list[np.ndarray] | None = None
-        self._trained_epochs = 0
         self._started_at = 0.0
-
-    @property
-    def plan(self) -> tuple[Round, ...] | None:
-        """All rounds of the run, known once the first `fit` has begun."""
-        return self._plan
 
     @property
     def finished(self) -> bool:
@@ -104,7 +99,7 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
             masked.restore(self._snapshot)
         masked.optimizer.reset()
         masked.optimizer.stretch(round_.schedule_scale)
-        self._trained_epochs = 0
+        self.epoch_logs = []
         logger.info(
             "Round %d of %d: %d epochs, %d of %d weights kept (sparsity %.4f).",
             round_.index + 1,
@@ -116,9 +111,9 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._trained_epochs += 1
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(loss):
+        self.epoch_logs.append({name: np.asarray(value).tolist() for name, value in (logs or {}).items()})
+        loss = self.epoch_logs[-1].get("loss", 0.0)
+        if not np.all(np.isfinite(loss)):
             raise RuntimeError(
                 f"The loss became {loss} in epoch {epoch + 1} of round {len(self.rounds) + 1}. Pruning stops here, for "
                 "diverged weights cannot be ranked. Lower the learning rate, clip the gradients (clipnorm=1.0 in the "
@@ -127,6 +122,7 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
+        check_finite(masked.weights(), masked.masks())
         masked.check_sparse()
         assert self._plan is not None
         kept, expected = masked.kept, self._plan[len(self.rounds)].kept
@@ -135,11 +131,11 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         self.rounds.append(
             RoundResult(
                 index=len(self.rounds),
-                epochs=self._trained_epochs,
+                epochs=len(self.epoch_logs),
                 kept=kept,
                 sparsity=1 - kept / masked.weight_count,
                 seconds=time.monotonic() - self._started_at,
-                metrics={name: float(value) for name, value in (logs or {}).items()},
+                metrics=self.epoch_logs[-1] if self.epoch_logs else {},
                 emptied=tuple(path for path, mask in masked.masks().items() if not mask.any()),
             )
         )

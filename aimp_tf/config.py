@@ -132,7 +132,8 @@ class PruningConfig:
 
     def to_json(self) -> str:
         """The fields as a JSON object, one field a line."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        # NumPy's numbers are numbers to validate(), but not to json.
+        return json.dumps(dataclasses.asdict(self), indent=2, default=lambda number: number.item())
 
     @classmethod
     def from_json(cls, text: str) -> "PruningConfig":

@@ -68,9 +68,12 @@ def _from_arrays(
 ) -> tf.data.Dataset:
     if not 2 <= len(arrays) <= 3:
         raise TypeError(f"{name} must be a tuple (x, y) or (x, y, sample_weight); got a tuple of {len(arrays)}.")
-    tensors = tf.nest.map_structure(tf.convert_to_tensor, arrays)
+    tensors = tf.nest.map_structure(tf.convert_to_tensor, _lists_as_tuples(arrays))
     if any(tensor.shape.rank == 0 for tensor in tf.nest.flatten(tensors)):
-        raise TypeError(f"{name} must be made of arrays whose first dimension counts examples; got a scalar.")
+        raise TypeError(
+            f"{name} must be made of arrays whose first dimension counts examples; got a number. A list is taken for "
+            "several inputs or outputs: make an array of a list of numbers."
+        )
     lengths = [int(tensor.shape[0]) for tensor in tf.nest.flatten(tensors)]
     if len(set(lengths)) != 1 or lengths[0] == 0:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors))
@@ -86,3 +89,12 @@ def _from_arrays(
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return without_autotuning(batches.prefetch(2).with_options(options))
+
+
+def _lists_as_tuples(data: Any) -> Any:
+    """tf.data would stack a list of arrays into one."""
+    if isinstance(data, (list, tuple)) and not hasattr(data, "_fields"):
+        return tuple(_lists_as_tuples(part) for part in data)
+    if isinstance(data, dict):
+        return {name: _lists_as_tuples(part) for name, part in data.items()}
+    return data

@@ -43,6 +43,11 @@ def stretchable(schedule: Any) -> Any:
             # float64 holds every step below 2**53 exactly, and whole steps are what a schedule is written for.
             return schedule(tf.cast(tf.floor(tf.cast(step, tf.float64) * self._scale), step.dtype))
 
+        @property  # type: ignore[misc]
+        def __class__(self) -> type:
+            """A model that is saved while it trains is saved with the schedule itself."""
+            return type(schedule)
+
         def get_config(self) -> dict[str, Any]:
             return schedule.get_config()
 

@@ -17,14 +17,12 @@ class Round:
         index: Position in the run, from 0; the final training is the last.
         epochs: Epochs to train.
         kept: Number of prunable weights that are not masked while it trains.
-        is_final: Whether this is the full-length training at the end.
         schedule_scale: Steps of the full learning-rate schedule that one step of this round stands for, at least 1.
     """
 
     index: int
     epochs: int
     kept: int
-    is_final: bool
     schedule_scale: float
 
 
@@ -82,17 +80,11 @@ def make_plan(config: PruningConfig, weight_count: int) -> tuple[Round, ...]:
         ValueError: As `survivor_counts`.
     """
     counts = survivor_counts(weight_count, config.target_sparsity, config.rate)
-    final = len(counts) - 1
-    lengths = [config.resolved_round_epochs] * final + [config.epochs]
+    lengths = [config.resolved_round_epochs] * (len(counts) - 1) + [config.epochs]
     return tuple(
-        Round(index, epochs, kept, index == final, schedule_scale=config.epochs / epochs)
+        Round(index, epochs, kept, schedule_scale=config.epochs / epochs)
         for index, (epochs, kept) in enumerate(zip(lengths, counts, strict=True))
     )
-
-
-def total_epochs(rounds: tuple[Round, ...]) -> int:
-    """Epochs of the whole run."""
-    return sum(round_.epochs for round_ in rounds)
 
 
 def imp_epochs(rounds: tuple[Round, ...]) -> int:

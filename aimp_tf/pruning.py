@@ -12,7 +12,7 @@ import tensorflow as tf
 from aimp_tf import input_pipeline
 from aimp_tf.callback import GlobalMagnitudePruning
 from aimp_tf.config import PruningConfig, nearest
-from aimp_tf.masked_model import check_model, mask_model, sparsity
+from aimp_tf.masked_model import check_model, is_built, mask_model, sparsity
 from aimp_tf.plan import imp_epochs, make_plan
 from aimp_tf.result import PruningResult
 from aimp_tf.run_directory import RunDirectory
@@ -91,15 +91,16 @@ def prune(
     train, validation, options = _prepare_data(train_data, validation_data, options, config.seed)
     directory = RunDirectory(workdir, config) if workdir is not None else None
     _build(model, train)
-    _check_validation_data(model, validation)
 
     masked = mask_model(model, config.include, config.exclude)
     try:
         plan = make_plan(config, masked.weight_count)
+        if validation is not None:
+            _check_validation_data(masked.model, validation)
         pruning = GlobalMagnitudePruning(config)
         while not pruning.finished:
             try:
-                history = masked.model.fit(
+                masked.model.fit(
                     train,
                     epochs=pruning.next_epochs,
                     validation_data=validation,
@@ -111,11 +112,11 @@ def prune(
                 if masked.optimizer.steps > 0 or pruning.rounds:
                     raise
                 raise ValueError(
-                    f"The first training step failed; nothing was trained. train_data gives {_spec(train)}, and the "
-                    f"model {model.name!r} takes {_inputs(model)}. Keras says: {error}"
+                    f"fit failed before its first step, and nothing was trained. train_data gives {_spec(train)}; the "
+                    f"model {model.name!r} takes {_inputs(model)}. The error was: {error}"
                 ) from error
             if directory is not None:
-                directory.save_round(pruning.rounds[-1], history.history, masked.masks(), final=pruning.finished)
+                directory.save_round(pruning.rounds[-1], pruning.epoch_logs, masked.masks(), final=pruning.finished)
         masks = masked.masks()
     finally:
         pruned = masked.strip()
@@ -151,7 +152,7 @@ def _prepare_data(
         "train_data",
         batch_size=batch_size,
         shuffle=options.get("shuffle", True),
-        repeat="steps_per_epoch" in options,
+        repeat=options.get("steps_per_epoch") is not None,
         seed=seed,
     )
     if isinstance(train, tf.data.Dataset):
@@ -166,37 +167,27 @@ def _prepare_data(
 
 def _build(model: Any, train: Any) -> None:
     """Gives a model that has no weights yet its weights, by calling it on one batch."""
-    if model.built:
+    if is_built(model):
         return
     batch = train[0] if hasattr(train, "__getitem__") else next(iter(train.take(1)))
     try:
         with model.distribute_strategy.scope():
-            model(batch[0])
+            model(batch[0] if isinstance(batch, tuple) else batch)
     except Exception as error:
         raise ValueError(
-            f"The model {model.name!r} cannot be built from train_data, which gives {_spec(train)}. Keras says: {error}"
+            f"The model {model.name!r} cannot be built from train_data, which gives {_spec(train)}. The error was: {error}"
         ) from error
 
 
 def _check_validation_data(model: Any, validation: Any) -> None:
-    """Calls the model on symbols of the validation inputs, for `fit` would only do so after an epoch."""
-    if not isinstance(validation, tf.data.Dataset) or _has_own_step(model):
-        return
-    spec = validation.element_spec
-    inputs = spec[0] if isinstance(spec, tuple) else spec
+    """Evaluates one batch, for `fit` would only do so after an epoch. What it traces, `fit` uses."""
     try:
-        tf.function(lambda x: model(x, training=False)).get_concrete_function(inputs)
+        model.evaluate(validation, steps=1, verbose=0)
     except Exception as error:
         raise ValueError(
-            f"The model {model.name!r} refuses the inputs of validation_data, which gives {_spec(validation)}; it "
-            f"takes {_inputs(model)}. Keras says: {error}"
+            f"The model {model.name!r} cannot be evaluated on validation_data, which gives {_spec(validation)}; it "
+            f"takes {_inputs(model)}. The error was: {error}"
         ) from error
-
-
-def _has_own_step(model: Any) -> bool:
-    """Whether a class of the user's decides what becomes of a batch."""
-    owners = (next(base for base in type(model).__mro__ if step in vars(base)) for step in ("train_step", "test_step"))
-    return any(owner.__module__.split(".")[0] not in ("keras", "tf_keras") for owner in owners)
 
 
 def _spec(data: Any) -> str:

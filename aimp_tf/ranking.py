@@ -43,7 +43,7 @@ def keep_largest(
     survivors = sum(int(np.count_nonzero(masks[path])) for path in weights)
     if not 0 <= keep <= survivors:
         raise ValueError(f"keep must lie between 0 and the {survivors} survivors; got {keep}.")
-    _check_finite(weights, masks)
+    check_finite(weights, masks)
     if keep == 0:
         return {path: np.zeros(weight.shape, bool) for path, weight in weights.items()}
 
@@ -64,6 +64,21 @@ def keep_largest(
             ties_left -= ties.size
         kept[path] = new_mask.reshape(weight.shape)
     return kept
+
+
+def check_finite(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> None:
+    """Raises RuntimeError, naming the variables, if a surviving weight is NaN or infinite."""
+    infinity = np.uint32(0x7F800000)
+    bad = [
+        path
+        for path, weight in weights.items()
+        if any(np.any(survives & (bits >= infinity)) for _, bits, survives in _chunks(weight, masks[path]))
+    ]
+    if bad:
+        raise RuntimeError(
+            f"These variables hold NaN or infinite weights: {', '.join(bad)}. The masks are unchanged. The training "
+            "has diverged: lower the learning rate or clip the gradients (clipnorm)."
+        )
 
 
 def _magnitude_bits(weights: np.ndarray) -> np.ndarray:
@@ -93,17 +108,3 @@ def _bin_holding(counts: np.ndarray, rank: int) -> tuple[int, int]:
     position = int(np.searchsorted(from_top, rank))
     bin_index = counts.size - 1 - position
     return bin_index, int(from_top[position] - counts[bin_index])
-
-
-def _check_finite(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> None:
-    infinity = np.uint32(0x7F800000)
-    bad = [
-        path
-        for path, weight in weights.items()
-        if any(np.any(survives & (bits >= infinity)) for _, bits, survives in _chunks(weight, masks[path]))
-    ]
-    if bad:
-        raise RuntimeError(
-            f"These variables hold NaN or infinite weights and cannot be ranked: {', '.join(bad)}. The masks are "
-            "unchanged. The training has diverged: lower the learning rate or clip the gradients (clipnorm)."
-        )

@@ -18,7 +18,8 @@ class RoundResult:
         kept: Number of prunable weights that were not masked.
         sparsity: Fraction of the prunable weights that were masked, in [0, 1).
         seconds: Wall time from the beginning of its `fit`, ranking and rewinding included, to its end.
-        metrics: The logs of its last epoch, such as {"loss": 0.1, "accuracy": 0.97, "val_accuracy": 0.95}.
+        metrics: The logs of its last epoch, such as {"loss": 0.1, "accuracy": 0.97, "val_accuracy": 0.95}; a list of
+            numbers where a metric gives several.
         emptied: Paths of the variables of which nothing was left.
     """
 
@@ -27,7 +28,7 @@ class RoundResult:
     kept: int
     sparsity: float
     seconds: float
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
     emptied: tuple[str, ...] = ()
 
 
@@ -65,7 +66,7 @@ class PruningResult:
         rows = [["round", "epochs", "kept", "sparsity", "seconds", *names]]
         for round_ in self.rounds:
             label = "final" if round_ is self.rounds[-1] else str(round_.index)
-            metrics = [f"{round_.metrics[name]:.4f}" if name in round_.metrics else "" for name in names]
+            metrics = [_number(round_.metrics.get(name)) for name in names]
             rows.append(
                 [label, str(round_.epochs), f"{round_.kept:,}", f"{round_.sparsity:.4f}", f"{round_.seconds:.1f}"]
                 + metrics
@@ -83,6 +84,12 @@ class PruningResult:
             f"{self.seconds:.0f} s; plain iterative magnitude pruning trains for {self.imp_epochs}."
         )
         return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return ""
+    return " ".join(f"{number:.4f}" for number in np.ravel(value))
 
 
 def _table(rows: list[list[str]]) -> list[str]:

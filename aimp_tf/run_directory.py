@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -49,7 +49,12 @@ class RunDirectory:
         self._config = config
 
     def save_round(
-        self, result: RoundResult, history: Mapping[str, list[float]], masks: Mapping[str, np.ndarray], *, final: bool
+        self,
+        result: RoundResult,
+        epoch_logs: Sequence[Mapping[str, Any]],
+        masks: Mapping[str, np.ndarray],
+        *,
+        final: bool,
     ) -> None:
         """Adds a finished round: its masks, a line of metrics an epoch, and, last of all, its result.json."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -59,13 +64,19 @@ class RunDirectory:
         folder.mkdir()
         np.savez_compressed(folder / "masks.npz", allow_pickle=False, **masks)
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            for epoch in range(result.epochs):
-                file.writelines(json.dumps(line) + "\n" for line in _metric_lines(result.index, epoch, history))
+            for epoch, logs in enumerate(epoch_logs):
+                file.writelines(json.dumps(line) + "\n" for line in _metric_lines(result.index, epoch, logs))
         write_atomically(folder / "result.json", json.dumps(asdict(result), indent=2))
 
     def save_model(self, model: Any) -> None:
-        """Exports the pruned model to final/saved_model."""
-        export(model, self.path / "final", formats=("saved_model",))
+        """Exports the pruned model to final/saved_model. Raises RuntimeError if that fails; the model is not lost."""
+        try:
+            export(model, self.path / "final", formats=("saved_model",))
+        except Exception as error:
+            raise RuntimeError(
+                f"The run is complete, but no SavedModel could be written to {self.path / 'final'}: {error}. The model "
+                f"that was passed to prune is pruned, and the masks and metrics of every round are in {self.path}."
+            ) from error
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -81,14 +92,12 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _metric_lines(index: int, epoch: int, history: Mapping[str, list[float]]) -> list[dict[str, Any]]:
+def _metric_lines(index: int, epoch: int, logs: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One line for training and, where the epoch was validated, one for validation."""
     lines = []
     for split, prefix in (("train", ""), ("validation", "val_")):
         metrics = {
-            name.removeprefix(prefix): float(values[epoch])
-            for name, values in history.items()
-            if name.startswith("val_") == bool(prefix) and epoch < len(values)
+            name.removeprefix(prefix): value for name, value in logs.items() if name.startswith("val_") == bool(prefix)
         }
         if metrics:
             lines.append({"round": index, "epoch": epoch, "split": split, **metrics})

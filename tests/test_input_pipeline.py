@@ -71,7 +71,7 @@ def test_datasets_of_keras_are_passed_on(K):
         (np.zeros((4, 2)), TypeError, "must hold inputs and targets.*got ndarray"),
         ([np.zeros(4), np.zeros(4)], TypeError, "must hold inputs and targets.*got list"),
         ((np.zeros(4),), TypeError, "got a tuple of 1"),
-        ((np.zeros(4), 3), TypeError, "got a scalar"),
+        ((np.zeros(4), 3), TypeError, "got a number. A list is taken for several inputs"),
         ((np.zeros((4, 2)), np.zeros(5)), ValueError, r"got shapes \(4, 2\), \(5,\)"),
         ((np.zeros((0, 2)), np.zeros(0)), ValueError, "non-zero number of examples"),
     ],

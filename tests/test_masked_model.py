@@ -111,6 +111,7 @@ def test_training_keeps_pruned_weights_zero(K, name):
     model = functional(K, shape, body)
     assert list(prunable_variables(model)) == paths
     x = np.random.default_rng(0).normal(size=(8, *shape)).astype("float32")
+    x[:4, 3:] = 0  # Steps that Masking leaves out.
     y = np.random.default_rng(1).normal(size=(8, *model.output_shape[1:])).astype("float32")
     names = [variable.name for variable in model.weights]
     before_wrapping = model.predict(x, verbose=0)
@@ -520,3 +521,172 @@ def test_a_stripped_model_holds_no_masks_in_memory(make_mlp):
     del masked
     gc.collect()
     assert reference() is None and model is not None
+
+
+def test_a_model_is_not_masked_twice(make_mlp, blobs):
+    """In tf_keras what `wrap` returns is another object than what it was given."""
+    model = make_mlp()
+    wrapped = aimp_tf.wrap(model)
+    for again in (model, wrapped):
+        with pytest.raises(ValueError, match="masked already"):
+            aimp_tf.wrap(again)
+    assert aimp_tf.strip(wrapped) is model
+    aimp_tf.strip(aimp_tf.wrap(model))
+
+
+def test_frozen_parts_stay_frozen(K):
+    inner = K.Sequential([K.Input((6,)), K.layers.Dense(5, name="a"), K.layers.Dense(4, name="b")], name="inner")
+    inner.trainable = False
+    inputs = K.Input((6,))
+    model = compiled(K, K.Model(inputs, K.layers.Dense(2, name="head")(inner(inputs))))
+    frozen = [variable.numpy() for variable in inner.weights]
+    masked = mask_model(model)
+    assert len(masked.model.trainable_variables) == len(model.trainable_variables) == 2
+    masks = prune_half(masked)
+    masked.model.fit(np.ones((8, 6), "float32"), np.ones((8, 2), "float32"), verbose=0)
+    for variable, value in zip(inner.weights, frozen, strict=True):
+        mask = masks.get({"a/kernel": "inner/a/kernel", "b/kernel": "inner/b/kernel"}.get(_tail(variable)), True)
+        np.testing.assert_array_equal(variable.numpy(), np.where(mask, value, 0))
+
+
+def _tail(variable):
+    return "/".join(getattr(variable, "path", variable.name).split(":")[0].split("/")[-2:])
+
+
+def test_a_layer_outside_the_graph_is_masked_too(blobs):
+    """Of a functional subclass whose train_step calls it."""
+    import tf_keras
+
+    class Own(tf_keras.Model):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(self.aux(self(x, training=True)) ** 2)
+            variables = self.trainable_variables
+            self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+            return {"loss": loss}
+
+    inputs = tf_keras.Input((8,))
+    model = Own(inputs, tf_keras.layers.Dense(3, name="out")(inputs))
+    model.aux = tf_keras.layers.Dense(4, name="aux")
+    model.aux.build((None, 3))
+    model.compile("sgd", "mse")
+    masked = mask_model(model)
+    assert set(masked.masks()) == {"out/kernel", "aux/kernel"}
+    masks = prune_half(masked)
+    masked.model.fit(*blobs, epochs=2, verbose=0)
+    assert zeros_where_pruned(masked.weights(), masks)
+    assert masked.strip() is model
+    assert all(variable.constraint is None for variable in model.trainable_variables)
+
+
+def test_a_failed_wrap_leaves_the_model_as_it_was(blobs):
+    import tf_keras
+
+    class Once(tf_keras.layers.Layer):
+        calls = 0
+
+        def call(self, inputs):
+            self.calls += 1
+            if self.calls > 1:
+                raise RuntimeError("called again")
+            return inputs
+
+    inputs = tf_keras.Input((8,))
+    model = tf_keras.Model(inputs, Once()(tf_keras.layers.Dense(3, name="out")(inputs)))
+    schedule = tf_keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
+    model.compile(tf_keras.optimizers.SGD(schedule), "mse")
+    nodes = [len(layer._inbound_nodes) for layer in model.layers]
+    with pytest.raises(RuntimeError, match="called again"):
+        aimp_tf.wrap(model)
+    assert [len(layer._inbound_nodes) for layer in model.layers] == nodes
+    assert MaskedModel.of(model) is None and model.get_layer("out").kernel.constraint is None
+    assert not hasattr(model.get_layer("out"), "get_prunable_weights")
+    assert model.optimizer._learning_rate is schedule
+
+
+def test_what_is_saved_in_training_is_the_plain_model(make_mlp, K, blobs, tmp_path):
+    model = make_mlp(K.optimizers.SGD(K.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5), momentum=0.9))
+    masked = mask_model(model)
+    masks = prune_half(masked)
+    checkpoints = [
+        K.callbacks.ModelCheckpoint(str(tmp_path / "whole.keras")),
+        K.callbacks.ModelCheckpoint(str(tmp_path / "only.weights.h5"), save_weights_only=True),
+    ]
+    masked.model.fit(*blobs, epochs=2, verbose=0, callbacks=checkpoints)
+    expected = model.predict(blobs[0], verbose=0)
+    whole = K.models.load_model(tmp_path / "whole.keras")
+    assert type(whole.optimizer._learning_rate) is K.optimizers.schedules.ExponentialDecay
+    only = make_mlp()
+    only.load_weights(tmp_path / "only.weights.h5")
+    for loaded in (whole, only):
+        np.testing.assert_allclose(loaded.predict(blobs[0], verbose=0), expected, atol=1e-6)
+        np.testing.assert_array_equal(loaded.get_layer("hidden").kernel.numpy() != 0, masks["hidden/kernel"])
+    masked.model.load_weights(tmp_path / "only.weights.h5")
+
+
+def test_lookup_tables_are_no_weights(K):
+    text = K.layers.TextVectorization(max_tokens=9, output_sequence_length=4)
+    text.adapt(tf.constant(["a b c", "d e f"]))
+    inputs = K.Input((), dtype="string")
+    model = compiled(K, K.Model(inputs, K.layers.Dense(2)(K.layers.Embedding(9, 3)(text(inputs)))))
+    masked = mask_model(model)
+    masked.restore(masked.snapshot())
+    prune_half(masked)
+    masked.model.fit(tf.constant(["a b", "c d"]), np.ones((2, 4, 2), "float32"), verbose=0)
+    assert masked.strip() is model
+
+
+def test_callbacks_find_a_layers_own_attributes(make_mlp):
+    wrapped = aimp_tf.wrap(make_mlp())
+    layer = wrapped.get_layer("hidden")
+    assert layer.kernel.shape == (8, 16) and layer.units == 16
+    assert not hasattr(layer, "no_such_thing")
+    assert aimp_tf.sparsity(wrapped, include=("hidden/kernel",)) == 0.0
+
+
+def test_stateful_layers_are_reset():
+    import tf_keras
+
+    model = tf_keras.Sequential([tf_keras.layers.LSTM(3, stateful=True, batch_input_shape=(2, 4, 5))])
+    wrapped = aimp_tf.wrap(compiled(tf_keras, model))
+    wrapped.predict(np.ones((2, 4, 5)), verbose=0)
+    assert model.layers[0].states[0].numpy().any()
+    wrapped.reset_states()
+    assert not model.layers[0].states[0].numpy().any()
+
+
+@pytest.mark.parametrize("options", [{"jit_compile": True}, {"steps_per_execution": 3}, {"run_eagerly": True}])
+def test_ways_to_run_a_step(make_mlp, blobs, options):
+    masked = mask_model(make_mlp(**options))
+    masks = prune_half(masked)
+    masked.model.fit(*blobs, batch_size=10, epochs=2, verbose=0)
+    assert zeros_where_pruned(masked.weights(), masks)
+    assert masked.optimizer.steps == 2 * 7
+
+
+def test_gradient_accumulation(blobs):
+    import keras
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    model.compile(keras.optimizers.Adam(0.1, gradient_accumulation_steps=2), "mse")
+    masked = mask_model(model)
+    masks = prune_half(masked)
+    masked.model.fit(blobs[0], np.ones((64, 3)), batch_size=16, epochs=2, verbose=0)
+    assert zeros_where_pruned(masked.weights(), masks)
+    masked.optimizer.reset()
+    assert masked.optimizer.steps == 0
+
+
+def test_optimizers_that_cannot_be_reset_are_refused(make_mlp):
+    import keras
+
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    for optimizer, message in (
+        (keras.optimizers.ScheduleFreeAdamW(), "starts from copies of the weights"),
+        (keras.optimizers.MultiOptimizer([(keras.optimizers.SGD(0.1), lambda variable: True)]), "is made of several"),
+    ):
+        model.compile(optimizer, "mse")
+        with pytest.raises(ValueError, match=message):
+            aimp_tf.wrap(model)
+        assert MaskedModel.of(model) is None

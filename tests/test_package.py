@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(aimp_tf.__file__).parent
 
 
 def python(program, **environment):
-    """Runs a program in a fresh process and returns what it printed. -P: on the installed package, not this folder's."""
+    """What a program prints in a fresh process, with the installed package rather than this folder's (-P)."""
     cleaned = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
     done = subprocess.run(
         [sys.executable, "-P", "-c", program], env={**cleaned, **environment}, capture_output=True, text=True
@@ -46,12 +46,17 @@ import os, sys
 import numpy as np
 import tensorflow as tf
 import {keras} as K
-before = dict(os.environ), K.mixed_precision.global_policy().name if hasattr(K.mixed_precision, "global_policy") else None
+
+def state():
+    policy = K.mixed_precision.global_policy() if K.__name__ == "tf_keras" else K.config.dtype_policy()
+    return dict(os.environ), policy.name, K.backend.floatx(), tf.config.list_logical_devices()
+
+before = state()
 model = K.Sequential([K.Input((4,)), K.layers.Dense(3)])
 model.compile("sgd", "mse")
 import aimp_tf
 aimp_tf.prune(model, (np.ones((8, 4)), np.ones((8, 3))), target_sparsity=0.5, rate=0.5, epochs=1, verbose=0)
-assert dict(os.environ) == before[0], set(os.environ.items()) ^ set(before[0].items())
+assert state() == before, (state(), before)
 print("tensorflow_model_optimization" in sys.modules, "tf_keras" in sys.modules, tf.keras.Model.__module__.split(".")[0])
 """
 

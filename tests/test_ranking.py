@@ -84,7 +84,7 @@ def test_float16_weights_rank_as_float32():
 def test_non_finite_survivors_are_named(bad):
     weights = {"good": np.ones(3, np.float32), "bad/kernel": np.array([1, bad], np.float32)}
     masks = {path: np.ones(w.shape, bool) for path, w in weights.items()}
-    with pytest.raises(RuntimeError, match="NaN or infinite weights .*: bad/kernel"):
+    with pytest.raises(RuntimeError, match="NaN or infinite weights: bad/kernel"):
         keep_largest(weights, masks, 2)
     masks["bad/kernel"][1] = False
     assert keep_largest(weights, masks, 4)["bad/kernel"].tolist() == [True, False]

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
+from aimp_tf import run_directory
 from aimp_tf.run_directory import check_workdir, write_atomically
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
@@ -46,6 +47,26 @@ def test_what_a_run_leaves(make_mlp, blobs, tmp_path):
 
     loaded = tf.saved_model.load(str(folder / "final" / "saved_model"))
     np.testing.assert_allclose(loaded.serve(blobs[0]), result.model.predict(blobs[0], verbose=0), atol=1e-6)
+
+
+def test_metrics_stand_at_their_epoch(make_mlp, blobs, tmp_path):
+    options = {"validation_freq": 2}
+    aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, fit_options=options, workdir=tmp_path / "run", **SETTINGS)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    validated = [(line["round"], line["epoch"]) for line in lines if line["split"] == "validation"]
+    assert validated == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_a_failed_export_does_not_lose_the_run(make_mlp, blobs, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(run_directory, "export", fail)
+    model = make_mlp()
+    with pytest.raises(RuntimeError, match="The run is complete.*no space left.*passed to prune is pruned"):
+        aimp_tf.prune(model, blobs, workdir=tmp_path / "run", **SETTINGS)
+    assert aimp_tf.sparsity(model) == 0.75
+    assert (tmp_path / "run" / "final" / "result.json").exists()
 
 
 def test_a_folder_that_holds_something_is_refused(make_mlp, blobs, tmp_path):

@@ -12,9 +12,13 @@ find_python() {
     return 1
 }
 
+version() {
+    "$1" --version 2>&1
+}
+
 # install REQUIREMENT, such as ".[test]"
 install() {
-    if [ ! -x .venv/bin/pip ]; then
+    if [ ! -x .venv/bin/pip ] || [ -n "${PYTHON:-}" ] && [ "$(version .venv/bin/python)" != "$(version "$PYTHON")" ]; then
         python=$(find_python)
         echo "Making the environment .venv with $("$python" --version)."
         rm -rf .venv

@@ -13,7 +13,7 @@ import tensorflow as tf
 from aimp_tf.masked_model.interface import MaskedModel
 from aimp_tf.masked_model.prunable import prunable_variables, select
 
-__all__ = ["MaskedModel", "check_model", "keras_generation", "mask_model", "sparsity", "strip", "wrap"]
+__all__ = ["MaskedModel", "check_model", "is_built", "keras_generation", "mask_model", "sparsity", "strip", "wrap"]
 
 _LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 
@@ -55,7 +55,7 @@ def mask_model(model: Any, include: Sequence[str] = (), exclude: Sequence[str] =
     generation = check_model(model)
     if MaskedModel.of(model) is not None:
         raise ValueError("The model is masked already; call aimp_tf.strip(model) before masking it again.")
-    if not model.built:
+    if not is_built(model):
         raise ValueError(
             f"The model {model.name!r} has no weights yet. Call model.build(input_shape), or call it on a batch of "
             "data, before aimp_tf.wrap(model)."
@@ -123,10 +123,17 @@ def sparsity(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (
         ValueError: It has no prunable weights, is not built, or a pattern matches nothing.
     """
     keras_generation(model)
-    variables = select(prunable_variables(model), include, exclude)
+    masked = MaskedModel.of(model)
+    variables = select(prunable_variables(masked.original if masked else model), include, exclude)
     values = [np.asarray(variable.numpy()) for variable in variables.values()]
     zeros = sum(value.size - int(np.count_nonzero(value)) for value in values)
     return zeros / sum(value.size for value in values)
+
+
+def is_built(model: Any) -> bool:
+    """Whether a model has its weights, be it itself that says so or each of its layers."""
+    layers = [layer for layer in model._flatten_layers() if layer is not model]
+    return model.built or bool(layers) and all(layer.built for layer in layers)
 
 
 def keras_generation(model: Any) -> str:

@@ -43,8 +43,8 @@ class ConstrainedModel(MaskedModel):
         # A train function traced earlier does not know the constraints and would never call them.
         self.model.train_function = None
 
-    def _detach(self) -> Any:
+    def _detach(self) -> None:
         for variable in self._variables.values():
-            variable.constraint = variable.constraint.previous
+            if isinstance(variable.constraint, MaskConstraint):
+                variable.constraint = variable.constraint.previous
         self.model.train_function = None
-        return self.model

@@ -21,6 +21,7 @@ class MaskedModel(abc.ABC):
 
     Attributes:
         model: The model to call `fit` on.
+        original: The user's model, which `strip` hands back; in Keras 3 the same object.
         optimizer: Its optimizer's resets and schedule.
     """
 
@@ -32,7 +33,7 @@ class MaskedModel(abc.ABC):
             variables: Path -> variable, those to prune.
         """
         self.model = model
-        self._original = model
+        self.original = model
         self._variables = dict(variables)
         self._masks: dict[str, Any] = {}
         with model.distribute_strategy.scope():
@@ -41,8 +42,10 @@ class MaskedModel(abc.ABC):
                 self._attach()
             except BaseException:
                 self.optimizer.release()
+                self._detach()
                 raise
         setattr(self.model, _ATTRIBUTE, self)
+        setattr(self.original, _ATTRIBUTE, self)
 
     @staticmethod
     def of(model: Any) -> MaskedModel | None:
@@ -76,11 +79,11 @@ class MaskedModel(abc.ABC):
 
     def snapshot(self) -> list[np.ndarray]:
         """Copies of all weights of the model, moving statistics included, in the order of `model.weights`."""
-        return [np.array(variable.numpy()) for variable in self._original.weights]
+        return [np.array(variable.numpy()) for variable in self._all_variables()]
 
     def restore(self, snapshot: list[np.ndarray]) -> None:
         """Returns every weight to `snapshot`, the pruned ones to zero."""
-        for variable, value in zip(self._original.weights, snapshot, strict=True):
+        for variable, value in zip(self._all_variables(), snapshot, strict=True):
             variable.assign(value)
         self.set_masks(self.masks())
 
@@ -98,14 +101,21 @@ class MaskedModel(abc.ABC):
     def strip(self) -> Any:
         """Takes the masks away and returns the user's own model, its pruned weights zero, its optimizer as it was."""
         self.set_masks(self.masks())
-        delattr(self.model, _ATTRIBUTE)
+        delattr(self.original, _ATTRIBUTE)
+        if self.model is not self.original:
+            delattr(self.model, _ATTRIBUTE)
         self.optimizer.release()
-        return self._detach()
+        self._detach()
+        return self.original
+
+    def _all_variables(self) -> list[Any]:
+        """`weights` also lists lookup tables in tf_keras, which training does not change."""
+        return [variable for variable in self.original.weights if hasattr(variable, "assign")]
 
     @abc.abstractmethod
     def _attach(self) -> None:
         """Fills `_masks` with variables and makes every optimizer step honour them. May replace `self.model`."""
 
     @abc.abstractmethod
-    def _detach(self) -> Any:
-        """Undoes `_attach` and returns the user's model."""
+    def _detach(self) -> None:
+        """Undoes `_attach`, also one that failed half-way."""

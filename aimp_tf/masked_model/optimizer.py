@@ -19,8 +19,9 @@ class ResettableOptimizer:
         trainable_variables: The variables that it trains.
 
     Raises:
-        ValueError: It averages weights (`use_ema`), which undoes pruning, or it was trained and cannot be copied to
-            learn what its slots started from.
+        ValueError: It averages weights (`use_ema`), which undoes pruning; it is made of several optimizers; it keeps
+            copies of the weights, which cannot be reset; or it was trained and cannot be copied to learn what its slots
+            started from.
     """
 
     def __init__(self, optimizer: Any, trainable_variables: Sequence[Any]) -> None:
@@ -30,11 +31,16 @@ class ResettableOptimizer:
                 f"The optimizer {type(self._inner).__name__} was made with use_ema=True: the moving average writes "
                 "over pruned weights. Compile the model with use_ema=False."
             )
+        if hasattr(self._inner, "optimizers"):
+            raise ValueError(
+                f"The optimizer {type(self._inner).__name__} is made of several, whose schedules and averages are not "
+                "looked into. Compile the model with one optimizer."
+            )
         _build(optimizer, trainable_variables)
         # Not the property, which is a quotient under gradient accumulation.
         self._iterations = self._inner._iterations
         self._slots = self._slots_of(self._inner)
-        self._initial_slots = [_compressed(value) for value in self._initial_values(optimizer, trainable_variables)]
+        self._initial_slots = self._initial_values(trainable_variables)
         learning_rate = _learning_rate(self._inner)
         self._schedule = learning_rate if is_schedule(learning_rate) else None
         if self._schedule is not None:
@@ -55,7 +61,7 @@ class ResettableOptimizer:
         The loss scale of mixed precision is left alone: it belongs to the numbers' range, not to the training.
         """
         for slot, value in zip(self._slots, self._initial_slots, strict=True):
-            slot.assign(np.broadcast_to(value, slot.shape))
+            slot.assign(np.full(slot.shape, value, value.dtype))
         self._iterations.assign(0)
         if self._initial_rate is not None:
             _learning_rate(self._inner).assign(self._initial_rate)
@@ -83,19 +89,26 @@ class ResettableOptimizer:
         }
         return list({id(variable): variable for variable in variables if id(variable) not in spared}.values())
 
-    def _initial_values(self, optimizer: Any, trainable_variables: Sequence[Any]) -> list[np.ndarray]:
-        """Not always zero: Adagrad and FTRL start their accumulators, Nadam its momentum product, elsewhere."""
-        if self.steps == 0:
-            return [_value(slot) for slot in self._slots]
-        try:
-            fresh = type(self._inner).from_config(self._inner.get_config())
-            _build(fresh, trainable_variables)
-        except Exception as error:
+    def _initial_values(self, trainable_variables: Sequence[Any]) -> list[np.ndarray]:
+        """One number a slot; not always zero, for Adagrad and FTRL start their accumulators elsewhere."""
+        slots = self._slots
+        if self.steps > 0:
+            try:
+                fresh = type(self._inner).from_config(self._inner.get_config())
+                _build(fresh, trainable_variables)
+            except Exception as error:
+                raise ValueError(
+                    f"The optimizer {type(self._inner).__name__} has already trained and cannot be copied from its "
+                    f"config ({error}). Compile the model with a new optimizer before pruning."
+                ) from error
+            slots = self._slots_of(fresh)
+        values = [_value(slot) for slot in slots]
+        if any(value.size and np.any(value != value.flat[0]) for value in values):
             raise ValueError(
-                f"The optimizer {type(self._inner).__name__} has already trained and cannot be copied from its config "
-                f"({error}). Compile the model with a new optimizer before pruning."
-            ) from error
-        return [_value(slot) for slot in self._slots_of(fresh)]
+                f"The optimizer {type(self._inner).__name__} starts from copies of the weights, which a reset between "
+                "rounds would bring back. Compile the model with another optimizer."
+            )
+        return [value.reshape(-1)[:1].sum(dtype=value.dtype) for value in values]
 
 
 def _innermost(optimizer: Any) -> Any:
@@ -119,8 +132,3 @@ def _learning_rate(optimizer: Any) -> Any:
 
 def _value(variable: Any) -> np.ndarray:
     return np.asarray(variable.numpy())
-
-
-def _compressed(value: np.ndarray) -> np.ndarray:
-    """One element where all are equal, so that the initial slots take no memory."""
-    return value.flat[:1].reshape((1,) * value.ndim) if value.size and np.all(value == value.flat[0]) else value

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import tensorflow as tf
 import tf_keras
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule, pruning_wrapper
 from tf_keras.src.engine import functional
@@ -52,11 +53,13 @@ class MaskedLayer(pruning_wrapper.PruneLowMagnitude):
         self._name = layer.name
         self._call_spec = layer._call_spec
         self.supports_masking = layer.supports_masking
+        self.stateful = layer.stateful
 
-    def build(self, input_shape: Any) -> None:
-        super().build(input_shape)
-        for weight, mask, _ in self.pruning_vars:
-            _set_constraint(weight, MaskConstraint(mask, weight.constraint))
+    def __getattr__(self, name: str) -> Any:
+        """What the layer has and the wrapper has not: `kernel`, `units`, `reset_states` and the like."""
+        if name.startswith("_") or "layer" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.layer, name)
 
     def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         return self.layer(inputs, *args, **kwargs)
@@ -72,37 +75,47 @@ class WrappedModel(MaskedModel):
     """
 
     def _attach(self) -> None:
-        if not _can_rebuild(self._original):
+        self._wrappers: dict[int, MaskedLayer] = {}
+        self._wrapped_layers: list[Any] = []
+        # Calling the shared layers anew adds nodes to them, which would keep the rebuilt model alive after `strip`.
+        self._nodes = [
+            (layer, list(layer._inbound_nodes), list(layer._outbound_nodes))
+            for layer in self.original._flatten_layers()
+        ]
+        if not _can_rebuild(self.original):
             raise ValueError(
-                f"{type(self._original).__name__} is a subclassed tf_keras model, whose layers cannot be wrapped one "
+                f"{type(self.original).__name__} is a subclassed tf_keras model, whose layers cannot be wrapped one "
                 "by one. Ways out: make it with keras.Model (Keras 3), whose subclassed models can be pruned; make it "
                 "with the functional API, tf_keras.Model(inputs, outputs); or use it as one layer of a functional "
                 "model, x -> tf_keras.Model(inputs, subclassed(inputs))."
             )
-        self._wrappers: dict[int, MaskedLayer] = {}
-        # Calling the shared layers anew adds nodes to them, which would keep the rebuilt model alive after `strip`.
-        self._nodes = [
-            (layer, list(layer._inbound_nodes), list(layer._outbound_nodes))
-            for layer in self._original._flatten_layers()
-        ]
-        self.model = self._rebuild(self._original)
-        _compile_like(self._original, self.model)
+        self.model = self._rebuild(self.original)
+        _compile_like(self.original, self.model)
+        # The files that a callback writes or reads hold the plain model.
+        for method in ("save", "save_weights", "load_weights"):
+            setattr(self.model, method, getattr(self.original, method))
         masks = {id(weight): mask for layer in self._wrappers.values() for weight, mask, _ in layer.pruning_vars}
-        self._masks = {path: masks[id(variable)] for path, variable in self._variables.items()}
+        for path, variable in self._variables.items():
+            mask = masks.get(id(variable))
+            if mask is None:  # A layer that only a train_step of the user's calls is in no graph, so not wrapped.
+                mask = tf.Variable(tf.ones(variable.shape, tf.bool), trainable=False)
+            self._masks[path] = mask
+            _set_constraint(variable, MaskConstraint(mask, variable.constraint))
 
-    def _detach(self) -> Any:
-        for wrapper in self._wrappers.values():
-            del wrapper.layer.get_prunable_weights
-            for weight, _, _ in wrapper.pruning_vars:
-                _set_constraint(weight, weight.constraint.previous)
+    def _detach(self) -> None:
+        for variable in self._variables.values():
+            if isinstance(variable.constraint, MaskConstraint):
+                _set_constraint(variable, variable.constraint.previous)
+        for layer in self._wrapped_layers:
+            del layer.get_prunable_weights
         for layer, inbound, outbound in self._nodes:
             layer._inbound_nodes, layer._outbound_nodes = inbound, outbound
-        return self._original
 
     def _rebuild(self, model: Any) -> Any:
         rebuilt = tf_keras.models.clone_model(model, clone_function=self._wrap)
         if not rebuilt.built:  # A Sequential that learnt its input shape from data.
             rebuilt.build(model._build_input_shape)
+        rebuilt._trainable = model._trainable  # The property would set the layers, too.
         return rebuilt
 
     def _wrap(self, layer: Any) -> Any:
@@ -117,6 +130,7 @@ class WrappedModel(MaskedModel):
         if _can_rebuild(layer):
             return self._rebuild(layer)
         layer.get_prunable_weights = lambda: own
+        self._wrapped_layers.append(layer)
         self._wrappers[id(layer)] = MaskedLayer(layer)
         return self._wrappers[id(layer)]
 
