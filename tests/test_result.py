@@ -30,5 +30,6 @@ def test_summary_shows_rounds_layers_and_cost():
         "",
         "Nothing is left of: b/kernel.",
         "",
-        "75.00% of the prunable weights are zero, after 8 epochs in 4 s; plain iterative magnitude pruning trains for 12.",
+        "75.00% of the prunable weights are zero, after 8 epochs in 4 s; plain iterative magnitude pruning trains "
+        "for 12.",
     ]
