@@ -259,9 +259,8 @@ def test_tf_keras_functional_subclass_keeps_its_train_step_and_attributes(blobs)
     assert history.history["mark"] == [7.0]
 
 
-def test_tf_keras_layers_are_pruning_layers_on_prunable_layers_alone(make_mlp, K):
-    if K.__name__ != "tf_keras":
-        pytest.skip("Keras 3 has no wrappers.")
+@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
+def test_tf_keras_layers_are_pruning_layers_on_prunable_layers_alone(make_mlp):
     from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
 
     model = make_mlp()
