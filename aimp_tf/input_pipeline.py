@@ -19,6 +19,7 @@ def prepare(
     shuffle: bool = False,
     repeat: bool = False,
     seed: int | None = None,
+    floatx: str = "float32",
 ) -> Any:
     """What `fit` is to read in place of `data`.
 
@@ -34,13 +35,14 @@ def prepare(
         shuffle: Whether arrays are shuffled, anew in each epoch.
         repeat: Whether arrays go on without end, as `steps_per_epoch` needs.
         seed: Seed of the shuffling.
+        floatx: Keras' float type, to which arrays of other float types are cast, as `fit` does.
 
     Raises:
         TypeError: `data` is something that cannot be read again for each round, such as a generator.
         ValueError: Arrays are empty or differ in their first dimension, or `batch_size` is given for batched data.
     """
     if isinstance(data, tuple):
-        return _from_arrays(data, name, batch_size or DEFAULT_BATCH_SIZE, shuffle, repeat, seed)
+        return _from_arrays(_as_tensors(data, name, floatx), batch_size or DEFAULT_BATCH_SIZE, shuffle, repeat, seed)
     if isinstance(data, Iterator) or not hasattr(data, "__len__") and not isinstance(data, tf.data.Dataset):
         raise TypeError(
             f"{name} must be a tf.data.Dataset, a tuple (x, y) or (x, y, sample_weight) of arrays, or a PyDataset; got "
@@ -63,24 +65,39 @@ def without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.with_options(options)
 
 
-def _from_arrays(
-    arrays: tuple, name: str, batch_size: int, shuffle: bool, repeat: bool, seed: int | None
-) -> tf.data.Dataset:
+def _as_tensors(arrays: tuple, name: str, floatx: str) -> tuple:
+    """The same structure of tensors, checked."""
+    if len(arrays) == 3 and arrays[2] is None:
+        arrays = arrays[:2]
     if not 2 <= len(arrays) <= 3:
         raise TypeError(f"{name} must be a tuple (x, y) or (x, y, sample_weight); got a tuple of {len(arrays)}.")
-    tensors = tf.nest.map_structure(tf.convert_to_tensor, _lists_as_tuples(arrays))
-    if any(tensor.shape.rank == 0 for tensor in tf.nest.flatten(tensors)):
+
+    def as_tensor(array: Any) -> tf.Tensor:
+        try:
+            tensor = tf.convert_to_tensor(array)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} must be made of arrays; got {type(array).__name__}: {error}") from error
+        return tf.cast(tensor, floatx) if tensor.dtype.is_floating else tensor
+
+    tensors = tf.nest.map_structure(as_tensor, _lists_as_tuples(arrays))
+    flat = tf.nest.flatten(tensors)
+    if any(tensor.shape.rank == 0 for tensor in flat):
         raise TypeError(
             f"{name} must be made of arrays whose first dimension counts examples; got a number. A list is taken for "
             "several inputs or outputs: make an array of a list of numbers."
         )
-    lengths = [int(tensor.shape[0]) for tensor in tf.nest.flatten(tensors)]
-    if len(set(lengths)) != 1 or lengths[0] == 0:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tf.nest.flatten(tensors))
+    lengths = {int(tensor.shape[0]) for tensor in flat}
+    if len(lengths) != 1 or 0 in lengths:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in flat)
         raise ValueError(f"{name} must hold arrays with the same, non-zero number of examples; got shapes {shapes}.")
-    positions = tf.data.Dataset.range(lengths[0])
+    return tensors
+
+
+def _from_arrays(tensors: tuple, batch_size: int, shuffle: bool, repeat: bool, seed: int | None) -> tf.data.Dataset:
+    length = int(tf.nest.flatten(tensors)[0].shape[0])
+    positions = tf.data.Dataset.range(length)
     if shuffle:
-        positions = positions.shuffle(lengths[0], seed=seed, reshuffle_each_iteration=True)
+        positions = positions.shuffle(length, seed=seed, reshuffle_each_iteration=True)
     if repeat:
         positions = positions.repeat()
     batches = positions.batch(batch_size).map(

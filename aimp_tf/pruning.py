@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 from collections.abc import Mapping, Sequence
@@ -85,10 +86,10 @@ def prune(
     """
     config = config.replace(**overrides) if config is not None else PruningConfig.from_fields(overrides)
     config.validate()
-    check_model(model)
+    floatx = importlib.import_module(check_model(model)).backend.floatx()
     options = dict(fit_options or {})
     _check_fit_options(model, options)
-    train, validation, options = _prepare_data(train_data, validation_data, options, config.seed)
+    train, validation, options = _prepare_data(train_data, validation_data, options, config.seed, floatx)
     directory = RunDirectory(workdir, config) if workdir is not None else None
     _build(model, train)
 
@@ -142,7 +143,7 @@ def _check_fit_options(model: Any, options: Mapping[str, Any]) -> None:
 
 
 def _prepare_data(
-    train_data: Any, validation_data: Any, options: dict[str, Any], seed: int | None
+    train_data: Any, validation_data: Any, options: dict[str, Any], seed: int | None, floatx: str
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Both data sets as `fit` is to read them, and the options that are left for `fit`."""
     batch_size = options.pop("batch_size", None)
@@ -154,6 +155,7 @@ def _prepare_data(
         shuffle=options.get("shuffle", True),
         repeat=options.get("steps_per_epoch") is not None,
         seed=seed,
+        floatx=floatx,
     )
     if isinstance(train, tf.data.Dataset):
         options["shuffle"] = False  # Keras 3 warns of its own default, which does not apply to a Dataset.
@@ -161,7 +163,9 @@ def _prepare_data(
         return train, None, options
     if validation_batch_size is None and isinstance(validation_data, tuple):
         validation_batch_size = batch_size
-    validation = input_pipeline.prepare(validation_data, "validation_data", batch_size=validation_batch_size)
+    validation = input_pipeline.prepare(
+        validation_data, "validation_data", batch_size=validation_batch_size, floatx=floatx
+    )
     return train, validation, options
 
 

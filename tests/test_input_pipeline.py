@@ -22,6 +22,16 @@ def test_nested_arrays_and_sample_weights():
     assert x["a"].shape == (3, 2) and x["b"][0].shape == (3,) and y.shape == weight.shape == (3,)
 
 
+def test_floats_are_of_keras_float_type_as_in_fit():
+    data = (np.zeros((4, 2), "float64"), np.zeros(4, "int64"), np.zeros(4, "float16"))
+    assert [part.dtype for part in next(iter(prepare(data, "data")))] == [tf.float32, tf.int64, tf.float32]
+    assert next(iter(prepare(data, "data", floatx="float64")))[0].dtype == tf.float64
+
+
+def test_a_sample_weight_of_none_is_none():
+    assert len(next(iter(prepare((np.zeros(4), np.zeros(4), None), "data")))) == 2
+
+
 def test_shuffling_is_seeded_and_new_in_each_epoch():
     def epochs(seed):
         dataset = prepare((np.arange(50), np.arange(50)), "data", shuffle=True, seed=seed)
@@ -71,6 +81,7 @@ def test_datasets_of_keras_are_passed_on(K):
         (np.zeros((4, 2)), TypeError, "must hold inputs and targets.*got ndarray"),
         ([np.zeros(4), np.zeros(4)], TypeError, "must hold inputs and targets.*got list"),
         ((np.zeros(4),), TypeError, "got a tuple of 1"),
+        ((np.zeros(4), object()), TypeError, "must be made of arrays; got object"),
         ((np.zeros(4), 3), TypeError, "got a number. A list is taken for several inputs"),
         ((np.zeros((4, 2)), np.zeros(5)), ValueError, r"got shapes \(4, 2\), \(5,\)"),
         ((np.zeros((0, 2)), np.zeros(0)), ValueError, "non-zero number of examples"),
