@@ -48,6 +48,9 @@ def stretchable(schedule: Any) -> Any:
             """A model that is saved while it trains is saved with the schedule itself."""
             return type(schedule)
 
+        def __getattr__(self, name: str) -> Any:
+            return getattr(schedule, name)
+
         def get_config(self) -> dict[str, Any]:
             return schedule.get_config()
 

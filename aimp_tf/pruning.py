@@ -179,7 +179,8 @@ def _build(model: Any, train: Any) -> None:
             model(batch[0] if isinstance(batch, tuple) else batch)
     except Exception as error:
         raise ValueError(
-            f"The model {model.name!r} cannot be built from train_data, which gives {_spec(train)}. The error was: {error}"
+            f"The model {model.name!r} cannot be built from train_data, which gives {_spec(train)}. The error was: "
+            f"{error}"
         ) from error
 
 

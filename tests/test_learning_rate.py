@@ -19,6 +19,8 @@ def test_scale_one_is_the_schedule_itself(K):
     for schedule in schedules(K):
         stretched = stretchable(schedule)
         assert isinstance(stretched, K.optimizers.schedules.LearningRateSchedule)
+        assert stretched.get_config() == schedule.get_config()
+        assert all(getattr(stretched, name) is value for name, value in vars(schedule).items())
         for step in (0, 1, 9, 10, 11, 29, 30):
             assert float(stretched(tf.constant(step, tf.int64))) == float(schedule(tf.constant(step, tf.int64)))
 

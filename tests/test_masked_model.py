@@ -536,20 +536,55 @@ def test_a_model_is_not_masked_twice(make_mlp, blobs):
 def test_frozen_parts_stay_frozen(K):
     inner = K.Sequential([K.Input((6,)), K.layers.Dense(5, name="a"), K.layers.Dense(4, name="b")], name="inner")
     inner.trainable = False
+    # tf_keras: in vain, for the model that holds the layer is frozen. Keras 3: it trains.
+    inner.layers[-1].trainable = True
     inputs = K.Input((6,))
     model = compiled(K, K.Model(inputs, K.layers.Dense(2, name="head")(inner(inputs))))
-    frozen = [variable.numpy() for variable in inner.weights]
+    trainable = {id(variable) for variable in model.trainable_variables}
+    frozen = [variable for variable in inner.weights if id(variable) not in trainable]
+    assert len(frozen) == (2 if K.__name__ == "keras" else 4)
     masked = mask_model(model)
-    assert len(masked.model.trainable_variables) == len(model.trainable_variables) == 2
+    assert {id(variable) for variable in masked.model.trainable_variables} == trainable
     masks = prune_half(masked)
+    before = [variable.numpy() for variable in frozen]
     masked.model.fit(np.ones((8, 6), "float32"), np.ones((8, 2), "float32"), verbose=0)
-    for variable, value in zip(inner.weights, frozen, strict=True):
-        mask = masks.get({"a/kernel": "inner/a/kernel", "b/kernel": "inner/b/kernel"}.get(_tail(variable)), True)
-        np.testing.assert_array_equal(variable.numpy(), np.where(mask, value, 0))
+    for variable, value in zip(frozen, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    assert zeros_where_pruned(masked.weights(), masks)
 
 
-def _tail(variable):
-    return "/".join(getattr(variable, "path", variable.name).split(":")[0].split("/")[-2:])
+def test_trainable_changed_since_training_is_refused(make_mlp, blobs):
+    model = make_mlp()
+    model.fit(*blobs, verbose=0)
+    model.get_layer("hidden").trainable = False
+    with pytest.raises(ValueError, match="Compile the model again before pruning"):
+        aimp_tf.wrap(model)
+    assert MaskedModel.of(model) is None
+
+
+def test_a_layer_that_another_model_has_masked_is_refused(K):
+    shared = K.layers.Dense(4, name="shared")
+    first, second = (compiled(K, K.Sequential([K.Input((4,)), shared, K.layers.Dense(2)])) for _ in range(2))
+    wrapped = aimp_tf.wrap(first)
+    with pytest.raises(ValueError, match="shared/kernel is masked already, in another model"):
+        aimp_tf.wrap(second)
+    assert aimp_tf.strip(wrapped) is first
+    aimp_tf.strip(aimp_tf.wrap(second))
+
+
+def test_tf_keras_functional_subclass_with_its_own_constructor_is_refused():
+    """It would run again, and the copy would train with what it made."""
+    import tf_keras
+
+    class Own(tf_keras.Model):
+        def __init__(self, inputs, outputs, name=None, trainable=True):
+            super().__init__(inputs, outputs, name=name, trainable=trainable)
+            self.temperature = 1.0
+
+    inputs = tf_keras.Input((8,))
+    model = compiled(tf_keras, Own(inputs, tf_keras.layers.Dense(3)(inputs)))
+    with pytest.raises(ValueError, match="Own is a subclassed tf_keras model"):
+        aimp_tf.wrap(model)
 
 
 def test_a_layer_outside_the_graph_is_masked_too(blobs):

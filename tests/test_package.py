@@ -64,7 +64,8 @@ model.compile("sgd", "mse")
 import aimp_tf
 aimp_tf.prune(model, (np.ones((8, 4)), np.ones((8, 3))), target_sparsity=0.5, rate=0.5, epochs=1, verbose=0)
 assert state() == before, (state(), before)
-print("tensorflow_model_optimization" in sys.modules, "tf_keras" in sys.modules, tf.keras.Model.__module__.split(".")[0])
+modules = "tensorflow_model_optimization" in sys.modules, "tf_keras" in sys.modules
+print(*modules, tf.keras.Model.__module__.split(".")[0])
 """
 
 

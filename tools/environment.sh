@@ -18,7 +18,7 @@ version() {
 
 # install REQUIREMENT, such as ".[test]"
 install() {
-    if [ ! -x .venv/bin/pip ] || [ -n "${PYTHON:-}" ] && [ "$(version .venv/bin/python)" != "$(version "$PYTHON")" ]; then
+    if [ ! -x .venv/bin/pip ] || { [ -n "${PYTHON:-}" ] && [ "$(version .venv/bin/python)" != "$(version "$PYTHON")" ]; }; then
         python=$(find_python)
         echo "Making the environment .venv with $("$python" --version)."
         rm -rf .venv

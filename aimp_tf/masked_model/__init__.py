@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.masked_model.constraints import ConstrainedModel, MaskConstraint
 from aimp_tf.masked_model.interface import MaskedModel
 from aimp_tf.masked_model.prunable import prunable_variables, select
 
@@ -61,9 +62,10 @@ def mask_model(model: Any, include: Sequence[str] = (), exclude: Sequence[str] =
             "data, before aimp_tf.wrap(model)."
         )
     variables = select(prunable_variables(model), include, exclude)
+    for path, variable in variables.items():
+        if isinstance(variable.constraint, MaskConstraint):
+            raise ValueError(f"{path} is masked already, in another model that shares it; strip that model first.")
     if generation == "keras":
-        from aimp_tf.masked_model.constraints import ConstrainedModel
-
         return ConstrainedModel(model, variables)
     return _wrapped_model_class()(model, variables)
 

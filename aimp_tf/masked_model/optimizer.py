@@ -21,7 +21,7 @@ class ResettableOptimizer:
     Raises:
         ValueError: It averages weights (`use_ema`), which undoes pruning; it is made of several optimizers; it keeps
             copies of the weights, which cannot be reset; or it was trained and cannot be copied to learn what its slots
-            started from.
+            started from, or trained other variables.
     """
 
     def __init__(self, optimizer: Any, trainable_variables: Sequence[Any]) -> None:
@@ -102,6 +102,11 @@ class ResettableOptimizer:
                     f"config ({error}). Compile the model with a new optimizer before pruning."
                 ) from error
             slots = self._slots_of(fresh)
+        if len(slots) != len(self._slots):
+            raise ValueError(
+                f"The optimizer {type(self._inner).__name__} was built for other variables than the model trains now: "
+                "`trainable` was changed since. Compile the model again before pruning."
+            )
         values = [_value(slot) for slot in slots]
         if any(value.size and np.any(value != value.flat[0]) for value in values):
             raise ValueError(

@@ -137,9 +137,14 @@ class WrappedModel(MaskedModel):
 
 def _can_rebuild(layer: Any) -> bool:
     """Whether this is a model whose layers can be replaced without losing what its class adds."""
-    if isinstance(layer, functional.Functional) and not isinstance(layer, tf_keras.Sequential):
-        return functional.has_functional_like_constructor(type(layer))
-    return type(layer) is tf_keras.Sequential
+    if isinstance(layer, tf_keras.Sequential):
+        return type(layer) is tf_keras.Sequential
+    # A constructor of the user's would run again, and make other layers and values than the model has now.
+    return isinstance(layer, functional.Functional) and not any(
+        "__init__" in vars(base)
+        for base in type(layer).__mro__
+        if base.__module__.split(".")[0] not in ("tf_keras", "tensorflow", "builtins")
+    )
 
 
 def _compile_like(original: Any, model: Any) -> None:
