@@ -185,6 +185,25 @@ def test_weights_that_are_not_finite_are_named_and_masks_stay(make_mlp, blobs):
     assert all(mask.all() for mask in masked.masks().values())
 
 
+def test_weights_that_become_nan_in_the_final_training_are_found(K, blobs):
+    """Where no ranking follows, and no loss is reported."""
+
+    class Own(K.Model):
+        def train_step(self, data):
+            super().train_step(data)
+            return {"objective": 0.0}
+
+    inputs = K.Input((8,))
+    model = Own(inputs, K.layers.Dense(3, name="out")(inputs))
+    model.compile("sgd", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    masked = aimp_tf.wrap(model)
+    pruning = GlobalMagnitudePruning(PruningConfig(0.5, rate=0.5, epochs=1))
+    masked.fit(*blobs, verbose=0, callbacks=[pruning])
+    with pytest.raises(RuntimeError, match="NaN or infinite weights: out/kernel"):
+        masked.fit(*blobs, sample_weight=np.full(64, np.nan), verbose=0, callbacks=[pruning])
+    assert not pruning.finished
+
+
 def test_weights_set_behind_the_masks_are_found(make_mlp, K, blobs):
     class Vandal(K.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
