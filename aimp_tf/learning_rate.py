@@ -32,7 +32,6 @@ def stretchable(schedule: Any) -> Any:
 
     class StretchedSchedule(base):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
-            self.schedule = schedule
             self._scale = tf.Variable(1.0, dtype=tf.float64, trainable=False, name="schedule_scale")
 
         def stretch(self, scale: float) -> None:

@@ -139,7 +139,7 @@ def is_built(model: Any) -> bool:
 
 
 def keras_generation(model: Any) -> str:
-    """ "keras" for a Keras 3 model, "tf_keras" for one of the older generation. Errors as `check_model`."""
+    """The generation of any Keras model: "keras" for Keras 3, else "tf_keras". Raises as `check_model`."""
     for name in ("keras", "tf_keras"):
         module = sys.modules.get(name)
         if module is not None and isinstance(model, module.Model):

@@ -16,7 +16,7 @@ _ATTRIBUTE = "_aimp_tf_masked_model"
 class MaskedModel(abc.ABC):
     """Holds the masks of a compiled, built Keras model and everything that a rewind touches.
 
-    From `attach` on, masked entries are exactly 0.0 after every optimizer step. Weights and masks are dicts from
+    From then until `strip`, masked entries are exactly 0.0 after every optimizer step. Weights and masks are dicts from
     variable path to array, in the model's order.
 
     Attributes:
@@ -74,8 +74,7 @@ class MaskedModel(abc.ABC):
         """Sets every mask and zeroes the weights that it prunes."""
         for path, mask in self._masks.items():
             mask.assign(masks[path].astype(mask.dtype.as_numpy_dtype))
-        for path, weight in self.weights().items():
-            self._variables[path].assign(np.where(masks[path], weight, weight.dtype.type(0)))
+        self._zero_pruned()
 
     def snapshot(self) -> list[np.ndarray]:
         """Copies of all weights of the model, moving statistics included, in the order of `model.weights`."""
@@ -85,7 +84,7 @@ class MaskedModel(abc.ABC):
         """Returns every weight to `snapshot`, the pruned ones to zero."""
         for variable, value in zip(self._all_variables(), snapshot, strict=True):
             variable.assign(value)
-        self.set_masks(self.masks())
+        self._zero_pruned()
 
     def check_sparse(self) -> None:
         """Raises RuntimeError, naming the variables, if a pruned weight is not exactly zero."""
@@ -100,13 +99,18 @@ class MaskedModel(abc.ABC):
 
     def strip(self) -> Any:
         """Takes the masks away and returns the user's own model, its pruned weights zero, its optimizer as it was."""
-        self.set_masks(self.masks())
+        self._zero_pruned()
         delattr(self.original, _ATTRIBUTE)
         if self.model is not self.original:
             delattr(self.model, _ATTRIBUTE)
         self.optimizer.release()
         self._detach()
         return self.original
+
+    def _zero_pruned(self) -> None:
+        masks = self.masks()
+        for path, weight in self.weights().items():
+            self._variables[path].assign(np.where(masks[path], weight, weight.dtype.type(0)))
 
     def _all_variables(self) -> list[Any]:
         """`weights` also lists lookup tables in tf_keras, which training does not change."""
