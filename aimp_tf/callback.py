@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from aimp_tf.config import PruningConfig
+from aimp_tf.criteria import scores_of
 from aimp_tf.masked_model import MaskedModel
-from aimp_tf.plan import Round, make_plan
-from aimp_tf.ranking import check_finite, keep_largest
+from aimp_tf.other_callbacks import OtherCallbacks
+from aimp_tf.plan import Round, least_survivors, make_plan, ramp_survivors
+from aimp_tf.ranking import check_finite, keep_at_least, keep_same_fraction
 from aimp_tf.result import RoundResult
 
 logger = logging.getLogger(__name__)
+
+_RAMP_STEPS = 100
 
 
 class GlobalMagnitudePruning(keras.callbacks.Callback):
@@ -54,12 +59,27 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
     def __init__(self, config: PruningConfig) -> None:
         super().__init__()
         config.validate()
+        if config.method == "tfmot":
+            raise ValueError(
+                "method='tfmot' is tfmot's own callback, which GlobalMagnitudePruning is not; aimp_tf.prune runs it."
+            )
         self.config = config
         self.rounds: list[RoundResult] = []
         self.epoch_logs: list[dict[str, Any]] = []
         self._plan: tuple[Round, ...] | None = None
+        self._others = OtherCallbacks()
+        self._least: dict[str, int] = {}
+        self._first: list[np.ndarray] | None = None
         self._snapshot: list[np.ndarray] | None = None
+        self._rewind_steps = 0
+        self._steps_per_epoch: float | None = None
+        self._guarded: tuple[str, ...] = ()
+        self._would_be_masks: dict[str, np.ndarray] | None = None
+        self._ramp_step = 0
         self._started_at = 0.0
+        if config.method == "gradual":
+            # Not a method of the class: a callback with this hook slows every batch down.
+            self.on_train_batch_end = self._raise_sparsity
 
     @property
     def finished(self) -> bool:
@@ -68,7 +88,7 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
 
     @property
     def next_epochs(self) -> int:
-        """Epochs that the next `fit` must train.
+        """Epochs that the next `fit` must train, at most.
 
         Raises:
             RuntimeError: The run is finished.
@@ -76,8 +96,25 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         if self.finished:
             raise RuntimeError("The run is finished; make a new GlobalMagnitudePruning for another one.")
         if self._plan is None:
-            return self.config.resolved_round_epochs
+            return self.config.resolved_round_epochs if self.config.method == "iterative" else self.config.epochs
         return self._plan[len(self.rounds)].epochs
+
+    @property
+    def round(self) -> Round:
+        """The round that trains, or the next one. Known from the first `fit` on."""
+        assert self._plan is not None
+        return self._plan[len(self.rounds)]
+
+    def among(self, callbacks: Sequence[Any]) -> list[Any]:
+        """This callback and your own, made ready for the next `fit`: call it for each.
+
+        Keras' callbacks and subclasses of them, such as EarlyStopping, ReduceLROnPlateau and ModelCheckpoint, start
+        each round with copies of the attributes that they had when they first came here; after the run they hold those
+        of the final training. A LearningRateScheduler follows `round_schedule`: its function, made for
+        `config.epochs`, is called for each of these epochs as the round passes through them. Callbacks of your own are
+        handed on as they are.
+        """
+        return [self, *self._others.for_round(callbacks, lambda: self.round)]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
@@ -88,18 +125,17 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
                 "Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning])."
             )
         if self._plan is None:
-            self._plan = make_plan(self.config, masked.weight_count)
-            if self.config.rewind == "weights":
-                self._snapshot = masked.snapshot()
-        round_ = self._plan[len(self.rounds)]
+            self._begin(masked)
+        assert self._plan is not None
+        round_ = self.round
         # A fit that was interrupted and is called again finds its masks set, and begins its round anew.
-        if round_.kept < masked.kept:
+        if self.config.method == "iterative" and round_.kept < masked.kept:
             self._prune(masked, round_.kept)
-        if self._snapshot is not None:
-            masked.restore(self._snapshot)
-        masked.optimizer.reset()
-        masked.optimizer.stretch(round_.schedule_scale)
+        elif self.config.method == "gradual" and masked.kept < masked.weight_count:
+            raise RuntimeError("A gradual fit that was interrupted cannot begin anew: wrap a new model.")
+        self._rewind(masked, round_)
         self.epoch_logs = []
+        self._would_be_masks = None
         logger.info(
             "Round %d of %d: %d epochs, %d of %d weights kept (sparsity %.4f).",
             round_.index + 1,
@@ -119,38 +155,127 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
                 "diverged weights cannot be ranked. Lower the learning rate, clip the gradients (clipnorm=1.0 in the "
                 "optimizer), or look for NaN in the data."
             )
+        masked = self._masked()
+        if self.config.method == "gradual":
+            self._raise_sparsity_to(masked, (epoch + 1) / self.round.epochs)
+        if self.round.index == 0 and epoch + 1 == self.config.rewind_epoch:
+            self._snapshot, self._rewind_steps = masked.snapshot(), masked.optimizer.steps
+        if self.config.stop_mask_distance is not None and self.round.index + 1 < len(self._plan or ()):
+            self._stop_if_settled(masked, self.config.stop_mask_distance)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
         check_finite(masked.weights(), masked.masks())
         masked.check_sparse()
-        assert self._plan is not None
-        kept, expected = masked.kept, self._plan[len(self.rounds)].kept
-        if kept != expected:
-            raise RuntimeError(f"The masks keep {kept} weights, but this round is to keep {expected}.")
+        kept, round_ = masked.kept, self.round
+        if kept != round_.kept:
+            early = f": fit ended after {len(self.epoch_logs)} of {round_.epochs} epochs" if kept > round_.kept else ""
+            raise RuntimeError(f"The masks keep {kept} weights, but this round is to keep {round_.kept}{early}.")
+        if round_.index == 0 and len(self.epoch_logs) < self.config.rewind_epoch:
+            raise RuntimeError(
+                f"The first round ended after {len(self.epoch_logs)} epochs, before rewind_epoch="
+                f"{self.config.rewind_epoch}. Lower that, or let no callback stop the round so early."
+            )
+        if self._steps_per_epoch is None and self.epoch_logs:
+            self._steps_per_epoch = masked.optimizer.steps / len(self.epoch_logs)
         self.rounds.append(
             RoundResult(
-                index=len(self.rounds),
+                index=round_.index,
                 epochs=len(self.epoch_logs),
                 kept=kept,
                 sparsity=1 - kept / masked.weight_count,
                 seconds=time.monotonic() - self._started_at,
                 metrics=self.epoch_logs[-1] if self.epoch_logs else {},
                 emptied=tuple(path for path, mask in masked.masks().items() if not mask.any()),
+                guarded=self._guarded,
             )
         )
 
+    def _begin(self, masked: MaskedModel) -> None:
+        plan = make_plan(self.config, masked.weight_count)
+        if self.config.method != "dense":
+            self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
+            self._rank(
+                masked, plan[-1].kept
+            )  # A criterion of the user's that cannot rank is found before any training.
+        rewinds = {round_.rewind for round_ in plan}
+        if "reinitialize" in rewinds or "weights" in rewinds:
+            self._first = masked.snapshot()
+            self._snapshot = self._first
+        self._plan = plan
+
+    def _rewind(self, masked: MaskedModel, round_: Round) -> None:
+        if round_.rewind == "weights":
+            assert self._snapshot is not None
+            masked.restore(self._snapshot)
+        elif round_.rewind == "reinitialize":
+            assert self._first is not None
+            generator = self._generator(round_.index)
+            masked.restore([generator.permutation(value.reshape(-1)).reshape(value.shape) for value in self._first])
+        elif round_.index == 0 and self._first is not None:
+            masked.restore(self._first)
+        masked.optimizer.reset(self._rewind_steps if round_.index else 0)
+        steps = self._steps_per_epoch or self.params.get("steps")
+        if round_.schedule_start and masked.optimizer.has_schedule and not steps:
+            raise ValueError(
+                "round_schedule='tail' must know how many batches an epoch has, and the training data does not tell. "
+                "Use dataset.apply(tf.data.experimental.assert_cardinality(batches)), or steps_per_epoch."
+            )
+        masked.optimizer.stretch(round_.schedule_scale, round_.schedule_start * (steps or 0))
+
+    def _raise_sparsity(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """on_train_batch_end of a gradual fit."""
+        steps = self.params.get("steps")
+        if steps:
+            self._raise_sparsity_to(self._masked(), (len(self.epoch_logs) + (batch + 1) / steps) / self.round.epochs)
+
+    def _raise_sparsity_to(self, masked: MaskedModel, progress: float) -> None:
+        """Prunes as the ramp asks for after the fraction `progress` of the training, in a hundred steps at most."""
+        ramp_step = int(min(1.0, progress / self.config.ramp) * _RAMP_STEPS)
+        if ramp_step > self._ramp_step:
+            self._ramp_step = ramp_step
+            keep = ramp_survivors(masked.weight_count, self.config.target_sparsity, ramp_step / _RAMP_STEPS)
+            if keep < masked.kept:
+                self._prune(masked, keep)
+
+    def _stop_if_settled(self, masked: MaskedModel, distance: float) -> None:
+        assert self._plan is not None
+        before, self._would_be_masks = (
+            self._would_be_masks,
+            self._rank(masked, self._plan[len(self.rounds) + 1].kept)[0],
+        )
+        if before is None:
+            return
+        changed = sum(int(np.count_nonzero(mask ^ before[path])) for path, mask in self._would_be_masks.items())
+        self.epoch_logs[-1]["mask_distance"] = changed / self.round.kept
+        beyond_rewind_epoch = self.round.index > 0 or len(self.epoch_logs) >= self.config.rewind_epoch
+        if changed <= distance * self.round.kept and beyond_rewind_epoch:
+            self.model.stop_training = True
+
     def _prune(self, masked: MaskedModel, keep: int) -> None:
         before = masked.masks()
-        after = keep_largest(masked.weights(), before, keep)
+        after, self._guarded = self._rank(masked, keep)
         emptied = [path for path, mask in after.items() if before[path].any() and not mask.any()]
         if emptied:
             logger.warning(
-                "Global ranking leaves nothing of %s: nothing passes through there any more. Lower target_sparsity or "
-                "name it in exclude.",
+                "Ranking leaves nothing of %s: nothing passes through there any more. Lower target_sparsity, name it "
+                "in exclude, or set max_layer_sparsity or min_layer_survivors.",
                 ", ".join(emptied),
             )
         masked.set_masks(after)
+
+    def _rank(self, masked: MaskedModel, keep: int) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+        """The masks that keep the best `keep` survivors, and where the limits on single variables changed them."""
+        weights, masks = masked.weights(), masked.masks()
+        check_finite(weights, masks)
+        scores, signed = scores_of(self.config.criterion, weights, masks, self._generator(len(self.rounds)))
+        choose = keep_at_least if self.config.scope == "global" else keep_same_fraction
+        return choose(scores, masks, keep, self._least, signed=signed)
+
+    def _generator(self, index: int) -> np.random.Generator:
+        """Of a round of its own, so that what is drawn does not depend on what was drawn before."""
+        seed = self.config.seed
+        return np.random.default_rng([np.random.randint(2**31) if seed is None else seed % 2**63, index])
 
     def _masked(self) -> MaskedModel:
         masked = MaskedModel.of(self.model)
@@ -165,7 +290,9 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
     _chief_worker_only = False
 
     def _implements_train_batch_hooks(self) -> bool:
+        return self.config.method == "gradual"
+
+    def _implements_test_batch_hooks(self) -> bool:
         return False
 
-    _implements_test_batch_hooks = _implements_train_batch_hooks
-    _implements_predict_batch_hooks = _implements_train_batch_hooks
+    _implements_predict_batch_hooks = _implements_test_batch_hooks

@@ -8,14 +8,15 @@ import difflib
 import json
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "rewind": ("weights", "learning_rate"),
-    "round_schedule": ("compress",),
-    "scope": ("global",),
-    "criterion": ("magnitude",),
+    "method": ("iterative", "gradual", "dense", "tfmot"),
+    "rewind": ("weights", "learning_rate", "reinitialize"),
+    "round_schedule": ("compress", "head", "tail"),
+    "scope": ("global", "layer"),
+    "criterion": ("magnitude", "lamp", "random"),
 }
 
 
@@ -33,18 +34,37 @@ class PruningConfig:
         epochs: Epochs of the final training, at least 1: what the model takes to train when it is not pruned.
         round_epochs: Epochs of every earlier round, in [1, epochs]. None takes a fifth of `epochs`, rounded up.
             `round_epochs == epochs` is plain iterative magnitude pruning.
+        method: "iterative" is AIMP. The others are one `fit` of `epochs`, to compare with. "gradual" raises the
+            sparsity while it trains, by the same ranking, along the cubic curve of Zhu and Gupta (2017, section 3).
+            "tfmot" is the same curve by tfmot's `prune_low_magnitude` itself, for tf_keras models, with the target
+            sparsity in each layer. "dense" prunes nothing. What is said of rounds and rewinding below is for
+            "iterative" alone.
+        ramp: Fraction of `epochs` over which "gradual" and "tfmot" raise the sparsity from 0, in (0, 1].
         rewind: What starts again after a round. "learning_rate": the schedule alone, the weights stay (Renda et al.,
             ICLR 2020). "weights": every variable of the model as well (Frankle and Carbin, ICLR 2019).
-        rewind_epoch: Epoch of the first round to which the weights return. 0, the start, is what is supported.
+            "reinitialize", a control: every variable gets its first values in a new random order, which is a new draw
+            of the usual initializers.
+        final_rewind: The same for the final training alone. None is `rewind`.
+        rewind_epoch: Epoch k of the first round to which the weights return, and at which the schedule goes on, in
+            [0, round_epochs). Every training is as long whatever k is: what is left of its schedule is stretched.
         round_schedule: How a short round follows a learning-rate schedule made for `epochs`. "compress" squeezes the
-            whole schedule into the round. Constant rates are left alone.
-        scope: Which weights are ranked together. "global" is all of them.
-        criterion: What ranks the weights. "magnitude" is the absolute value in float32.
+            whole schedule into the round, "head" takes its first part, "tail" its last. Constant rates are left alone.
+        stop_mask_distance: Ends a round but the last early, when the masks that ranking would give at the ends of two
+            consecutive epochs differ in at most this fraction of the weights that are ranked, in [0, 1): early-bird
+            tickets (You et al., ICLR 2020, section 3). `round_epochs` is then a maximum. None trains each in full.
+        scope: Which weights are ranked together: "global" is all of them; "layer" takes the same fraction of each.
+        criterion: What ranks the weights. "magnitude" is the absolute value in float32. "lamp" is the square, over the
+            sum of the squares of the survivors of its variable that are not smaller (Lee et al., ICLR 2021, equation
+            2). "random" draws lots. A function `(weights, masks) -> scores` of dicts from path to array gives scores of
+            the weights' shapes; the largest are kept.
+        max_layer_sparsity: No variable gets sparser than this, in [target_sparsity, 1); others then give more. None
+            sets no limit.
+        min_layer_survivors: No variable keeps fewer weights than this, or than it has.
         include: fnmatch patterns on variable paths such as "head/dense/kernel"; only prunable variables that match one
             are pruned. Empty means all of them.
         exclude: fnmatch patterns on variable paths; variables that match one are not pruned.
         mixed_precision: None trains in the dtype policy that the model was made with.
-        seed: Seeds the shuffling of array data. None takes it from the global seed.
+        seed: Seeds the shuffling of array data and what is drawn at random. None takes it from the global seed.
 
     Example:
         >>> config = PruningConfig(target_sparsity=0.9, epochs=30)
@@ -58,11 +78,17 @@ class PruningConfig:
     rate: float = 0.2
     epochs: int = dataclasses.field(kw_only=True)
     round_epochs: int | None = dataclasses.field(default=None, kw_only=True)
+    method: str = dataclasses.field(default="iterative", kw_only=True)
+    ramp: float = dataclasses.field(default=0.75, kw_only=True)
     rewind: str = dataclasses.field(default="learning_rate", kw_only=True)
+    final_rewind: str | None = dataclasses.field(default=None, kw_only=True)
     rewind_epoch: int = dataclasses.field(default=0, kw_only=True)
     round_schedule: str = dataclasses.field(default="compress", kw_only=True)
+    stop_mask_distance: float | None = dataclasses.field(default=None, kw_only=True)
     scope: str = dataclasses.field(default="global", kw_only=True)
-    criterion: str = dataclasses.field(default="magnitude", kw_only=True)
+    criterion: str | Callable[[dict, dict], dict] = dataclasses.field(default="magnitude", kw_only=True)
+    max_layer_sparsity: float | None = dataclasses.field(default=None, kw_only=True)
+    min_layer_survivors: int = dataclasses.field(default=0, kw_only=True)
     include: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     exclude: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     mixed_precision: str | None = dataclasses.field(default=None, kw_only=True)
@@ -82,16 +108,21 @@ class PruningConfig:
             TypeError: A field has the wrong type.
             ValueError: A field is out of its range, or a name is not among the known ones.
         """
-        for name in ("target_sparsity", "rate"):
+        for name, low, high, ends in _FRACTIONS:
             value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
             if not _is_number(value, numbers.Real):
-                raise TypeError(f"{name} must be a number in (0, 1); got {value!r}.")
-            if not 0.0 < value < 1.0:
+                raise TypeError(f"{name} must be a number in {interval}; got {value!r}.")
+            above = value >= low if ends[0] == "[" else value > low
+            below = value <= high if ends[1] == "]" else value < high
+            if not (above and below):
                 hint = " It is a fraction, not percent." if value > 1 else ""
-                raise ValueError(f"{name} must lie in (0, 1), both ends excluded; got {value!r}.{hint}")
-        for name in ("epochs", "round_epochs", "rewind_epoch", "seed"):
+                raise ValueError(f"{name} must lie in {interval}; got {value!r}.{hint}")
+        for name in ("epochs", "round_epochs", "rewind_epoch", "min_layer_survivors", "seed"):
             value = getattr(self, name)
-            if value is None and name in ("round_epochs", "seed"):
+            if value is None and name in _OPTIONAL:
                 continue
             if not _is_number(value, numbers.Integral):
                 raise TypeError(f"{name} must be a whole number; got {value!r}.")
@@ -102,19 +133,35 @@ class PruningConfig:
                 f"round_epochs must lie between 1 and epochs={self.epochs}, the length of the final training; "
                 f"got {self.round_epochs}."
             )
-        if not 0 <= self.rewind_epoch <= self.resolved_round_epochs:
+        if not 0 <= self.rewind_epoch < self.resolved_round_epochs:
             raise ValueError(
-                f"rewind_epoch must lie between 0 and round_epochs={self.resolved_round_epochs}: the weights return to "
-                f"an epoch of the first round; got {self.rewind_epoch}."
+                f"rewind_epoch must lie between 0 and {self.resolved_round_epochs - 1}, for the weights return to an "
+                f"epoch of the first round before its end, round_epochs={self.resolved_round_epochs}; "
+                f"got {self.rewind_epoch}."
             )
-        if self.rewind_epoch != 0:
-            raise ValueError(f"rewind_epoch must be 0, the only epoch supported so far; got {self.rewind_epoch}.")
+        if self.min_layer_survivors < 0:
+            raise ValueError(f"min_layer_survivors must be at least 0; got {self.min_layer_survivors}.")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
+            if name == "criterion" and callable(value):
+                continue
             if value not in choices:
+                function = ", or a function (weights, masks) -> scores" if name == "criterion" else ""
                 raise ValueError(
-                    f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.{nearest(value, choices)}"
+                    f"{name} must be one of {', '.join(map(repr, choices))}{function}; got {value!r}."
+                    f"{nearest(value, choices)}"
                 )
+        if self.final_rewind is not None and self.final_rewind not in CHOICES["rewind"]:
+            raise ValueError(
+                f"final_rewind must be None or one of {', '.join(map(repr, CHOICES['rewind']))}; got "
+                f"{self.final_rewind!r}.{nearest(self.final_rewind, CHOICES['rewind'])}"
+            )
+        if self.max_layer_sparsity is not None and self.max_layer_sparsity < self.target_sparsity:
+            raise ValueError(
+                f"max_layer_sparsity={self.max_layer_sparsity} is below target_sparsity={self.target_sparsity}, which "
+                "the variables together could not reach then; raise it."
+            )
+        self._check_method()
         for name in ("include", "exclude"):
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(pattern, str) for pattern in value):
@@ -125,15 +172,30 @@ class PruningConfig:
                 "Make the model under a mixed dtype policy instead: its policy is kept."
             )
 
+    def _check_method(self) -> None:
+        """Refuses what the method cannot do."""
+        if self.stop_mask_distance is not None and self.method == "iterative" and self.resolved_round_epochs < 2:
+            raise ValueError(
+                "stop_mask_distance compares the ends of two epochs, so round_epochs must be at least 2; got "
+                f"{self.resolved_round_epochs}."
+            )
+        if self.method != "tfmot":
+            return
+        for name, default in (("criterion", "magnitude"), ("max_layer_sparsity", None), ("min_layer_survivors", 0)):
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"method='tfmot' ranks by magnitude in each layer, so {name} must be {default!r}; got "
+                    f"{getattr(self, name)!r}."
+                )
+
     def replace(self, **overrides: Any) -> "PruningConfig":
         """A copy with some fields replaced. Raises TypeError, naming the nearest field, for an unknown name."""
         _check_names(overrides)
         return dataclasses.replace(self, **overrides)
 
     def to_json(self) -> str:
-        """The fields as a JSON object, one field a line."""
-        # NumPy's numbers are numbers to validate(), but not to json.
-        return json.dumps(dataclasses.asdict(self), indent=2, default=lambda number: number.item())
+        """The fields as a JSON object, one field a line; a function by its name, which `from_json` does not read."""
+        return json.dumps(dataclasses.asdict(self), indent=2, default=_as_json)
 
     @classmethod
     def from_json(cls, text: str) -> "PruningConfig":
@@ -171,6 +233,23 @@ def nearest(name: object, names: Iterable[str]) -> str:
     """ " Did you mean 'x'?" for the nearest of `names`, or nothing where none is near."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+# Field, limits, and whether these belong to it.
+_FRACTIONS = (
+    ("target_sparsity", 0, 1, "()"),
+    ("rate", 0, 1, "()"),
+    ("ramp", 0, 1, "(]"),
+    ("stop_mask_distance", 0, 1, "[)"),
+    ("max_layer_sparsity", 0, 1, "()"),
+)
+_OPTIONAL = ("round_epochs", "seed", "stop_mask_distance", "max_layer_sparsity")
+
+
+def _as_json(value: Any) -> Any:
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value.item()  # NumPy's numbers are numbers to validate(), but not to json.
 
 
 def _is_number(value: object, kind: type) -> bool:

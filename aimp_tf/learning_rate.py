@@ -1,4 +1,4 @@
-"""Learning-rate schedules squeezed into a short round, through a variable, so that nothing is traced again."""
+"""Learning-rate schedules fitted to a round, through variables, so that nothing is traced again."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def is_schedule(learning_rate: Any) -> bool:
 
 
 def stretchable(schedule: Any) -> Any:
-    """Wraps a LearningRateSchedule so that it can run faster than the optimizer's steps.
+    """Wraps a LearningRateSchedule so that it can start elsewhere and run faster than the optimizer's steps.
 
     Args:
         schedule: A LearningRateSchedule of either generation of Keras, made for the full-length training.
 
     Returns:
-        A LearningRateSchedule of the same generation with `stretch(scale)`. At step t it gives
-        `schedule(floor(t * scale))`, so `scale` steps of `schedule` pass in each step. It starts with scale 1, which is
-        `schedule` itself.
+        A LearningRateSchedule of the same generation with `stretch(scale, start)`. At step t it gives
+        `schedule(floor(start + t * scale))`, so `scale` steps of `schedule` pass in each step. It starts with scale 1
+        from 0, which is `schedule` itself.
 
     Raises:
         TypeError: `schedule` is not a LearningRateSchedule.
@@ -33,14 +33,18 @@ def stretchable(schedule: Any) -> Any:
     class StretchedSchedule(base):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
             self._scale = tf.Variable(1.0, dtype=tf.float64, trainable=False, name="schedule_scale")
+            self._start = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="schedule_start")
 
-        def stretch(self, scale: float) -> None:
+        def stretch(self, scale: float, start: float) -> None:
             self._scale.assign(scale)
+            self._start.assign(start)
 
         def __call__(self, step: Any) -> Any:
             step = tf.convert_to_tensor(step)
             # float64 holds every step below 2**53 exactly, and whole steps are what a schedule is written for.
-            return schedule(tf.cast(tf.floor(tf.cast(step, tf.float64) * self._scale), step.dtype))
+            position = self._start + tf.cast(step, tf.float64) * self._scale
+            # Rounding errors must not make 4.999999 of step 5.
+            return schedule(tf.cast(tf.floor(position + 1e-6), step.dtype))
 
         @property  # type: ignore[misc]
         def __class__(self) -> type:

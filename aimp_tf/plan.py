@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 
 from aimp_tf.config import PruningConfig
 
@@ -15,14 +17,18 @@ class Round:
 
     Attributes:
         index: Position in the run, from 0; the final training is the last.
-        epochs: Epochs to train.
-        kept: Number of prunable weights that are not masked while it trains.
-        schedule_scale: Steps of the full learning-rate schedule that one step of this round stands for, at least 1.
+        epochs: Epochs to train, at most.
+        kept: Number of prunable weights that are not masked while it trains, or at the end of a gradual one.
+        rewind: What starts again before it, as in `PruningConfig`; None before the first.
+        schedule_start: Where in the learning-rate schedule, which is made for `config.epochs`, it starts, in epochs.
+        schedule_scale: Epochs of that schedule that pass in one epoch.
     """
 
     index: int
     epochs: int
     kept: int
+    rewind: str | None
+    schedule_start: float
     schedule_scale: float
 
 
@@ -67,26 +73,82 @@ def survivor_counts(weight_count: int, target_sparsity: float, rate: float) -> l
 
 
 def make_plan(config: PruningConfig, weight_count: int) -> tuple[Round, ...]:
-    """The rounds of a run: N short ones and the final training.
+    """The rounds of a run: N short ones and the final training, or one `fit` alone where the method is not iterative.
 
     Args:
         config: A valid config.
         weight_count: Number of prunable weights, at least 1.
 
     Returns:
-        N + 1 rounds, whose epochs sum to `N * round_epochs + epochs`.
+        The rounds, whose epochs sum to `N * round_epochs + epochs`; N is 0 where the method is not iterative.
 
     Raises:
         ValueError: As `survivor_counts`.
     """
     counts = survivor_counts(weight_count, config.target_sparsity, config.rate)
-    lengths = [config.resolved_round_epochs] * (len(counts) - 1) + [config.epochs]
-    return tuple(
-        Round(index, epochs, kept, schedule_scale=config.epochs / epochs)
-        for index, (epochs, kept) in enumerate(zip(lengths, counts, strict=True))
-    )
+    if config.method != "iterative":
+        kept = counts[0] if config.method == "dense" else counts[-1]
+        return (Round(0, config.epochs, kept, rewind=None, schedule_start=0.0, schedule_scale=1.0),)
+    rounds = []
+    for index, kept in enumerate(counts):
+        final = index == len(counts) - 1
+        epochs = config.epochs if final else config.resolved_round_epochs
+        rewind = None if index == 0 else (final and config.final_rewind) or config.rewind
+        rounds.append(
+            Round(index, epochs, kept, rewind, *_schedule(config, epochs, config.rewind_epoch if index else 0))
+        )
+    return tuple(rounds)
 
 
-def imp_epochs(rounds: tuple[Round, ...]) -> int:
-    """Epochs that plain iterative magnitude pruning, every round in full, spends on the same rounds."""
-    return len(rounds) * rounds[-1].epochs
+def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str, int]:
+    """How many weights each variable keeps at least, whatever their rank.
+
+    Args:
+        config: A valid config.
+        sizes: Path -> number of weights.
+
+    Raises:
+        ValueError: These are more than `target_sparsity` keeps in all.
+    """
+    least = {path: min(config.min_layer_survivors, size) for path, size in sizes.items()}
+    if config.max_layer_sparsity is not None:
+        for path, size in sizes.items():
+            # Rounded first, for 0.29 * 100 is less than 29 in floating point.
+            least[path] = max(least[path], size - math.floor(round(config.max_layer_sparsity * size, 6)))
+    total = sum(sizes.values())
+    kept = survivor_counts(total, config.target_sparsity, config.rate)[-1]
+    if sum(least.values()) > kept:
+        raise ValueError(
+            f"max_layer_sparsity={config.max_layer_sparsity} and min_layer_survivors={config.min_layer_survivors} keep "
+            f"at least {sum(least.values())} weights, but target_sparsity={config.target_sparsity} keeps {kept} of "
+            f"{total}. Relax them or lower target_sparsity."
+        )
+    return least
+
+
+def ramp_survivors(weight_count: int, target_sparsity: float, progress: float) -> int:
+    """Number of weights kept after the fraction `progress`, in [0, 1], of a gradual rise of the sparsity.
+
+    The sparsity is `target_sparsity * (1 - (1 - progress)**3)` (Zhu and Gupta, 2017, equation 1).
+
+    Example:
+        >>> [ramp_survivors(1000, 0.9, progress) for progress in (0.0, 0.5, 1.0)]
+        [1000, 212, 100]
+    """
+    return weight_count - round(target_sparsity * weight_count * (1 - (1 - progress) ** 3))
+
+
+def imp_epochs(config: PruningConfig, weight_count: int) -> int:
+    """Epochs of plain iterative magnitude pruning to the same sparsity at the same rate: every round in full."""
+    return len(survivor_counts(weight_count, config.target_sparsity, config.rate)) * config.epochs
+
+
+def _schedule(config: PruningConfig, epochs: int, rewind_epoch: int) -> tuple[float, float]:
+    """Start, in epochs of the schedule, and scale of a training that goes on from `rewind_epoch` of its own."""
+    begin, end = {
+        "compress": (0, config.epochs),
+        "head": (0, epochs),
+        "tail": (config.epochs - epochs, config.epochs),
+    }[config.round_schedule]
+    start = begin + (end - begin) * rewind_epoch / epochs
+    return start, (end - start) / epochs

@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from aimp_tf import input_pipeline
 from aimp_tf.callback import GlobalMagnitudePruning
 from aimp_tf.config import PruningConfig, nearest
-from aimp_tf.masked_model import check_model, is_built, mask_model, sparsity
-from aimp_tf.plan import imp_epochs, make_plan
-from aimp_tf.result import PruningResult
+from aimp_tf.masked_model import check_model, fit_with_tfmot, is_built, mask_model, select_prunable, sparsity
+from aimp_tf.plan import imp_epochs
+from aimp_tf.ranking import check_finite
+from aimp_tf.result import PruningResult, RoundResult
 from aimp_tf.run_directory import RunDirectory
 
 _OWN_OPTIONS = {
@@ -56,7 +59,8 @@ def prune(
             (x, y, sample_weight) of arrays, a PyDataset or Sequence.
         config: What to do. None makes one of `overrides`.
         validation_data: As `train_data`; evaluated after each epoch.
-        callbacks: Keras callbacks, handed to every `fit`. They see one `fit` a round.
+        callbacks: Keras callbacks, handed to every `fit`. They see one `fit` a round; how those of Keras start each
+            round afresh, and a LearningRateScheduler follows it, says `GlobalMagnitudePruning.among`.
         workdir: A folder, new or empty, that gets the config, the metrics of every epoch, the masks of every round and
             the pruned SavedModel.
         fit_options: Further arguments of `fit`: batch_size (arrays only; default 32), shuffle, class_weight,
@@ -93,9 +97,11 @@ def prune(
     directory = RunDirectory(workdir, config) if workdir is not None else None
     _build(model, train)
 
+    if config.method == "tfmot":
+        return _prune_with_tfmot(model, train, config, validation, callbacks, directory, options, verbose)
     masked = mask_model(model, config.include, config.exclude)
     try:
-        plan = make_plan(config, masked.weight_count)
+        total_imp_epochs = imp_epochs(config, masked.weight_count)
         if validation is not None:
             _check_validation_data(masked.model, validation)
         pruning = GlobalMagnitudePruning(config)
@@ -105,7 +111,7 @@ def prune(
                     train,
                     epochs=pruning.next_epochs,
                     validation_data=validation,
-                    callbacks=[pruning, *callbacks],
+                    callbacks=pruning.among(callbacks),
                     verbose=verbose,
                     **options,
                 )
@@ -129,8 +135,75 @@ def prune(
         rounds=pruning.rounds,
         # On the pruned variables alone: `include` and `exclude` leave others out.
         sparsity=sparsity(pruned, config.include, config.exclude),
-        imp_epochs=imp_epochs(plan),
+        imp_epochs=total_imp_epochs,
     )
+
+
+def _prune_with_tfmot(
+    model: Any,
+    train: Any,
+    config: PruningConfig,
+    validation: Any,
+    callbacks: Sequence[Any],
+    directory: RunDirectory | None,
+    options: Mapping[str, Any],
+    verbose: str | int,
+) -> PruningResult:
+    """The baseline `method="tfmot"`: one fit, in which tfmot's own wrappers and callback prune."""
+    started_at = time.monotonic()
+
+    def fit(wrapped: Any, update_step: Any) -> list[dict[str, Any]]:
+        history = wrapped.fit(
+            train,
+            epochs=config.epochs,
+            validation_data=validation,
+            callbacks=[update_step, *callbacks],
+            verbose=verbose,
+            **options,
+        ).history
+        return [
+            {name: np.asarray(values[epoch]).tolist() for name, values in history.items() if epoch < len(values)}
+            for epoch in range(len(next(iter(history.values()))))
+        ]
+
+    epoch_logs = fit_with_tfmot(
+        model,
+        fit,
+        target_sparsity=config.target_sparsity,
+        ramp_steps=max(1, round(config.ramp * config.epochs * _steps_per_epoch(train, options))),
+        include=tuple(config.include),
+        exclude=tuple(config.exclude),
+    )
+    weights = select_prunable(model, config.include, config.exclude)
+    masks = {path: weight != 0 for path, weight in weights.items()}
+    check_finite(weights, masks)
+    weight_count = sum(mask.size for mask in masks.values())
+    kept = sum(int(np.count_nonzero(mask)) for mask in masks.values())
+    result = RoundResult(
+        index=0,
+        epochs=len(epoch_logs),
+        kept=kept,
+        sparsity=1 - kept / weight_count,
+        seconds=time.monotonic() - started_at,
+        metrics=epoch_logs[-1],
+        emptied=tuple(path for path, mask in masks.items() if not mask.any()),
+    )
+    if directory is not None:
+        directory.save_round(result, epoch_logs, masks, final=True)
+        directory.save_model(model)
+    return PruningResult(model, masks, [result], result.sparsity, imp_epochs(config, weight_count))
+
+
+def _steps_per_epoch(train: Any, options: Mapping[str, Any]) -> int:
+    steps = options.get("steps_per_epoch")
+    if steps is None:
+        steps = int(train.cardinality()) if isinstance(train, tf.data.Dataset) else len(train)
+    if steps < 1:
+        raise ValueError(
+            "method='tfmot' must know how many batches an epoch has, and train_data does not tell. Use "
+            "dataset.apply(tf.data.experimental.assert_cardinality(batches)), or steps_per_epoch in fit_options."
+        )
+    return steps
 
 
 def _check_fit_options(model: Any, options: Mapping[str, Any]) -> None:

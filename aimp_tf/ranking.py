@@ -1,4 +1,4 @@
-"""Global magnitude ranking: the k largest survivors of many tensors together, in bounded memory. NumPy only."""
+"""Ranking: the k best survivors of many tensors, together or in each, in bounded memory. NumPy only."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ import numpy as np
 
 _CHUNK = 1 << 20
 _BINS = 1 << 16
+_SIGN = np.uint32(0x80000000)
 
 
 def keep_largest(
-    weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], keep: int
+    scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], keep: int, *, signed: bool = False
 ) -> dict[str, np.ndarray]:
-    """Masks that keep the `keep` largest survivors of all tensors, ranked together by magnitude.
+    """Masks that keep the `keep` largest survivors of all tensors, ranked together.
 
-    The magnitude is |w| in float32. Ties are broken by position: the order of `weights`, then the flat index; earlier
-    positions are kept. The bit pattern of a non-negative float32 grows with its value, so the threshold is found
-    exactly with two histograms, over the high and the low 16 bits, and nothing is concatenated or sorted.
+    Ranked are the magnitudes in float32, or the values themselves where `signed`. Ties are broken by position: the
+    order of `scores`, then the flat index; earlier positions are kept. The bit pattern of a non-negative float32 grows
+    with its value, so the threshold is found exactly with two histograms, over the high and the low 16 bits, and
+    nothing is concatenated or sorted.
 
     Args:
-        weights: Path -> float array of any shape.
+        scores: Path -> float array of any shape, such as the weights.
         masks: Path -> bool array of the same shape; True marks a survivor. Others are never kept.
         keep: How many to keep, between 0 and the number of survivors.
+        signed: Whether -2 ranks below 1 rather than above it.
 
     Returns:
         Path -> new bool array with exactly `keep` True entries in all, each True in `masks` too.
 
     Raises:
-        ValueError: `keep` is out of range, or the shapes of a weight and its mask differ.
-        RuntimeError: A surviving weight is NaN or infinite; the variables are named.
+        ValueError: `keep` is out of range, or the shapes of a tensor and its mask differ.
+        RuntimeError: A survivor is NaN or infinite; the variables are named.
 
     Example:
         >>> weights = {"a": np.array([3.0, -1.0]), "b": np.array([-2.0, 2.0])}
@@ -37,33 +40,107 @@ def keep_largest(
         >>> {path: mask.tolist() for path, mask in keep_largest(weights, masks, 2).items()}
         {'a': [True, False], 'b': [True, False]}
     """
-    for path, weight in weights.items():
-        if weight.shape != masks[path].shape:
-            raise ValueError(f"{path} has shape {weight.shape}, but its mask has shape {masks[path].shape}.")
-    survivors = sum(int(np.count_nonzero(masks[path])) for path in weights)
+    for path, score in scores.items():
+        if score.shape != masks[path].shape:
+            raise ValueError(f"{path} has shape {score.shape}, but its mask has shape {masks[path].shape}.")
+    survivors = sum(int(np.count_nonzero(masks[path])) for path in scores)
     if not 0 <= keep <= survivors:
         raise ValueError(f"keep must lie between 0 and the {survivors} survivors; got {keep}.")
-    check_finite(weights, masks)
+    check_finite(scores, masks)
     if keep == 0:
-        return {path: np.zeros(weight.shape, bool) for path, weight in weights.items()}
+        return {path: np.zeros(score.shape, bool) for path, score in scores.items()}
 
-    high = _histogram(weights, masks, lambda bits: bits >> 16)
+    high = _histogram(scores, masks, signed, lambda bits: bits >> 16)
     bucket, above = _bin_holding(high, keep)
-    low = _histogram(weights, masks, lambda bits: bits[bits >> 16 == bucket] & 0xFFFF)
+    low = _histogram(scores, masks, signed, lambda bits: bits[bits >> 16 == bucket] & 0xFFFF)
     low_bits, above_in_bucket = _bin_holding(low, keep - above)
     threshold = np.uint32(bucket << 16 | low_bits)
     ties_left = keep - above - above_in_bucket
 
     kept: dict[str, np.ndarray] = {}
-    for path, weight in weights.items():
-        new_mask = np.empty(weight.size, bool)
-        for part, bits, survives in _chunks(weight, masks[path]):
+    for path, score in scores.items():
+        new_mask = np.empty(score.size, bool)
+        for part, bits, survives in _chunks(score, masks[path], signed):
             new_mask[part] = survives & (bits > threshold)
             ties = np.flatnonzero(survives & (bits == threshold))[:ties_left]
             new_mask[part][ties] = True
             ties_left -= ties.size
-        kept[path] = new_mask.reshape(weight.shape)
+        kept[path] = new_mask.reshape(score.shape)
     return kept
+
+
+def keep_same_fraction(
+    scores: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+    keep: int,
+    least: Mapping[str, int],
+    *,
+    signed: bool = False,
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """As `keep_at_least`, but every other tensor gets the same sparsity, as nearly as whole numbers allow.
+
+    What is left over by rounding down goes to the tensors that lose the most by it (largest remainders).
+    """
+    high = {path: int(np.count_nonzero(masks[path])) for path in scores}
+    low = {path: min(least[path], high[path]) for path in scores}
+
+    def shares(fraction: float) -> dict[str, float]:
+        return {path: min(max(fraction * score.size, low[path]), high[path]) for path, score in scores.items()}
+
+    bounds = [0.0, 1.0]
+    for _ in range(64):
+        middle = sum(bounds) / 2
+        bounds[sum(shares(middle).values()) >= keep] = middle
+    counts = _rounded(shares(bounds[1]), keep, high)
+    kept = {
+        path: keep_largest({path: scores[path]}, {path: masks[path]}, counts[path], signed=signed)[path]
+        for path in scores
+    }
+    return kept, tuple(path for path, score in scores.items() if bounds[1] * score.size < low[path])
+
+
+def keep_at_least(
+    scores: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+    keep: int,
+    least: Mapping[str, int],
+    *,
+    signed: bool = False,
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """As `keep_largest`, but no tensor keeps fewer than its `least` (or than survive in it).
+
+    Each tensor keeps its best `least` whatever their rank; the rest of `keep` goes to the largest of all others. No
+    other choice within these limits keeps larger scores.
+
+    Args:
+        scores: As in `keep_largest`.
+        masks: As in `keep_largest`.
+        keep: As in `keep_largest`, and at least the sum of `least`.
+        least: Path -> number of weights.
+        signed: As in `keep_largest`.
+
+    Returns:
+        The masks, and the paths of the tensors that ranking alone would have left with fewer.
+    """
+    free = keep_largest(scores, masks, keep, signed=signed)
+    guarded = tuple(
+        path
+        for path, mask in free.items()
+        if np.count_nonzero(mask) < min(least[path], int(np.count_nonzero(masks[path])))
+    )
+    if not guarded:
+        return free, ()
+    assured = {
+        path: keep_largest(
+            {path: score}, {path: masks[path]}, min(least[path], int(np.count_nonzero(masks[path]))), signed=signed
+        )[path]
+        for path, score in scores.items()
+    }
+    others = {path: masks[path] & ~assured[path] for path in scores}
+    rest = keep_largest(
+        scores, others, keep - sum(int(np.count_nonzero(mask)) for mask in assured.values()), signed=signed
+    )
+    return {path: assured[path] | rest[path] for path in scores}, guarded
 
 
 def check_finite(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> None:
@@ -72,7 +149,9 @@ def check_finite(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarr
     bad = [
         path
         for path, weight in weights.items()
-        if any(np.any(survives & (bits >= infinity)) for _, bits, survives in _chunks(weight, masks[path]))
+        if any(
+            np.any(survives & (bits >= infinity)) for _, bits, survives in _chunks(weight, masks[path], signed=False)
+        )
     ]
     if bad:
         raise RuntimeError(
@@ -81,23 +160,27 @@ def check_finite(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarr
         )
 
 
-def _magnitude_bits(weights: np.ndarray) -> np.ndarray:
-    """|w| in float32 as uint32, whose order is that of the magnitudes."""
-    return np.ascontiguousarray(weights, dtype=np.float32).view(np.uint32) & np.uint32(0x7FFFFFFF)
+def _ordered_bits(values: np.ndarray, signed: bool) -> np.ndarray:
+    """The values in float32 as uint32, whose order is that of the values, or of the magnitudes unless `signed`."""
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if not signed:
+        return values.view(np.uint32) & ~_SIGN
+    bits = (values + np.float32(0)).view(np.uint32)  # -0.0 is 0.0 now.
+    return np.where(bits & _SIGN, ~bits, bits | _SIGN)  # The bits of a negative number grow with its magnitude.
 
 
-def _chunks(weight: np.ndarray, mask: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """(slice of the flat tensor, magnitude bits, mask) piece by piece, so that extra memory does not grow with n."""
-    flat_weight, flat_mask = weight.reshape(-1), mask.reshape(-1)
-    for start in range(0, flat_weight.size, _CHUNK):
+def _chunks(score: np.ndarray, mask: np.ndarray, signed: bool) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """(slice of the flat tensor, ordered bits, mask) piece by piece, so that extra memory does not grow with n."""
+    flat_score, flat_mask = score.reshape(-1), mask.reshape(-1)
+    for start in range(0, flat_score.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        yield part, _magnitude_bits(flat_weight[part]), flat_mask[part]
+        yield part, _ordered_bits(flat_score[part], signed), flat_mask[part]
 
 
-def _histogram(weights, masks, key) -> np.ndarray:
+def _histogram(scores, masks, signed, key) -> np.ndarray:
     counts = np.zeros(_BINS, np.int64)
-    for path, weight in weights.items():
-        for _, bits, survives in _chunks(weight, masks[path]):
+    for path, score in scores.items():
+        for _, bits, survives in _chunks(score, masks[path], signed):
             counts += np.bincount(key(bits[survives]), minlength=_BINS)
     return counts
 
@@ -108,3 +191,14 @@ def _bin_holding(counts: np.ndarray, rank: int) -> tuple[int, int]:
     position = int(np.searchsorted(from_top, rank))
     bin_index = counts.size - 1 - position
     return bin_index, int(from_top[position] - counts[bin_index])
+
+
+def _rounded(shares: Mapping[str, float], total: int, most: Mapping[str, int]) -> dict[str, int]:
+    """Whole numbers with the sum `total`, none above `most`: shares rounded down, then the largest remainders."""
+    counts = {path: int(share) for path, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda path: counts[path] - shares[path])
+    while sum(counts.values()) < total:
+        for path in by_remainder:
+            if sum(counts.values()) < total and counts[path] < most[path]:
+                counts[path] += 1
+    return counts

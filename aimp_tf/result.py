@@ -14,13 +14,15 @@ class RoundResult:
 
     Attributes:
         index: Position in the run, from 0; the final training is the last.
-        epochs: Epochs trained.
+        epochs: Epochs trained; fewer than planned where a stopping rule ended the round.
         kept: Number of prunable weights that were not masked.
         sparsity: Fraction of the prunable weights that were masked, in [0, 1).
         seconds: Wall time from the beginning of its `fit`, ranking and rewinding included, to its end.
         metrics: The logs of its last epoch, such as {"loss": 0.1, "accuracy": 0.97, "val_accuracy": 0.95}; a list of
             numbers where a metric gives several.
         emptied: Paths of the variables of which nothing was left.
+        guarded: Paths of the variables that kept more weights than their rank gave them, for `max_layer_sparsity` or
+            `min_layer_survivors`.
     """
 
     index: int
@@ -30,6 +32,7 @@ class RoundResult:
     seconds: float
     metrics: dict[str, Any]
     emptied: tuple[str, ...] = ()
+    guarded: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ class PruningResult:
         masks: Variable path, such as "head/dense/kernel" -> bool array of the variable's shape; True is kept.
         rounds: Every training, the final one as its last.
         sparsity: Fraction of the prunable weights that are exactly zero, measured on the weights.
-        imp_epochs: Epochs that plain iterative magnitude pruning would have trained for the same rounds.
+        imp_epochs: Epochs that plain iterative magnitude pruning would have trained to the same sparsity.
     """
 
     model: Any
@@ -79,6 +82,9 @@ class PruningResult:
         lines = [*_table(rows), "", *_table(layers), ""]
         if emptied:
             lines += [f"Nothing is left of: {', '.join(emptied)}.", ""]
+        guarded = self.rounds[-1].guarded
+        if guarded:
+            lines += [f"Kept above their rank by the limits on single variables: {', '.join(guarded)}.", ""]
         lines.append(
             f"{self.sparsity:.2%} of the prunable weights are zero, after {self.epochs} epochs in "
             f"{self.seconds:.0f} s; plain iterative magnitude pruning trains for {self.imp_epochs}."

@@ -30,13 +30,24 @@ def test_defaults_are_valid_and_rounds_take_a_fifth():
         ({"epochs": True}, TypeError, "epochs must be a whole number"),
         ({"round_epochs": 11}, ValueError, "between 1 and epochs=10"),
         ({"round_epochs": 0}, ValueError, "between 1 and epochs=10"),
-        ({"rewind_epoch": 3}, ValueError, "between 0 and round_epochs=2"),
-        ({"rewind_epoch": -1}, ValueError, "between 0 and round_epochs=2"),
-        ({"rewind_epoch": 1}, ValueError, "rewind_epoch must be 0"),
+        ({"rewind_epoch": 2}, ValueError, "between 0 and 1, .*round_epochs=2; got 2"),
+        ({"rewind_epoch": -1}, ValueError, "between 0 and 1, .*round_epochs=2; got -1"),
+        ({"rewind_epoch": None}, TypeError, "rewind_epoch must be a whole number"),
+        ({"final_rewind": "weight"}, ValueError, "Did you mean 'weights'"),
+        ({"method": "oneshot"}, ValueError, "method must be one of 'iterative', 'gradual', 'dense', 'tfmot'"),
+        ({"ramp": 0}, ValueError, r"ramp must lie in \(0, 1\]"),
+        ({"ramp": None}, TypeError, "ramp must be a number"),
+        ({"stop_mask_distance": 1.0}, ValueError, r"stop_mask_distance must lie in \[0, 1\)"),
+        ({"stop_mask_distance": 0.1, "round_epochs": 1}, ValueError, "round_epochs must be at least 2"),
+        ({"max_layer_sparsity": 0.8}, ValueError, "max_layer_sparsity=0.8 is below target_sparsity=0.9"),
+        ({"max_layer_sparsity": 95}, ValueError, "fraction, not percent"),
+        ({"min_layer_survivors": -1}, ValueError, "min_layer_survivors must be at least 0"),
+        ({"method": "tfmot", "criterion": "lamp"}, ValueError, "criterion must be 'magnitude'; got 'lamp'"),
+        ({"method": "tfmot", "min_layer_survivors": 3}, ValueError, "min_layer_survivors must be 0; got 3"),
         ({"rewind": "weihgts"}, ValueError, "Did you mean 'weights'"),
         ({"round_schedule": "compres"}, ValueError, "Did you mean 'compress'"),
-        ({"scope": "layer"}, ValueError, "scope must be one of 'global'"),
-        ({"criterion": "magnitud"}, ValueError, "Did you mean 'magnitude'"),
+        ({"scope": "layers"}, ValueError, "scope must be one of 'global', 'layer'"),
+        ({"criterion": "magnitud"}, ValueError, "or a function.*Did you mean 'magnitude'"),
         ({"include": "head/*"}, TypeError, "tuple of patterns"),
         ({"exclude": (1,)}, TypeError, "tuple of patterns"),
         ({"mixed_precision": "mixed_float16"}, ValueError, "mixed_precision must be None"),
@@ -49,8 +60,19 @@ def test_bad_fields_are_refused(fields, error, message):
 
 
 def test_json_keeps_every_field():
-    original = config(rate=0.3, round_epochs=4, rewind="weights", include=("a/*",), exclude=("b", "c"), seed=7)
+    original = config(rate=0.3, round_epochs=4, rewind="weights", stop_mask_distance=0.1, include=("a/*",), exclude=("b", "c"), seed=7)
     assert PruningConfig.from_json(original.to_json()) == original
+
+
+def squares(weights, masks):
+    return {path: weight**2 for path, weight in weights.items()}
+
+
+def test_a_function_is_written_by_its_name():
+    config(criterion=squares).validate()
+    assert f'"criterion": "{__name__}.squares"' in config(criterion=squares).to_json()
+    with pytest.raises(ValueError, match="criterion must be one of .*got 'test_config.squares'"):
+        PruningConfig.from_json(config(criterion=squares).to_json()).validate()
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_scale_one_is_the_schedule_itself(K):
 def test_compressed_steps(K, scale):
     for schedule in schedules(K):
         stretched = stretchable(schedule)
-        stretched.stretch(scale)
+        stretched.stretch(scale, 0.0)
         for step in range(8):
             expected = float(schedule(tf.constant(int(step * scale), tf.int64)))
             assert float(stretched(tf.constant(step, tf.int64))) == expected
@@ -46,7 +46,7 @@ def test_a_new_scale_needs_no_new_trace(K):
 
     rates = []
     for scale in (1.0, 2.0, 10.0):
-        stretched.stretch(scale)
+        stretched.stretch(scale, 0.0)
         rates.append(float(rate(tf.constant(5, tf.int64))))
     np.testing.assert_allclose(rates, [0.95, 0.9, 0.5], rtol=1e-6)
     assert len(traces) == 1
@@ -57,3 +57,13 @@ def test_only_schedules_are_stretched(K):
     assert not is_schedule(0.1) and not is_schedule(lambda: 0.1)
     with pytest.raises(TypeError, match="Expected a LearningRateSchedule"):
         stretchable(0.1)
+
+
+def test_a_start_elsewhere(K):
+    for schedule in schedules(K):
+        stretched = stretchable(schedule)
+        stretched.stretch(2 / 3, 12.0)
+        # At a third step, rounding gives 13.999999999999998.
+        for step, position in ((0, 12), (1, 12), (2, 13), (3, 14), (30, 32)):
+            expected = float(schedule(tf.constant(position, tf.int64)))
+            assert float(stretched(tf.constant(step, tf.int64))) == expected

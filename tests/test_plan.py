@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aimp_tf import PruningConfig
-from aimp_tf.plan import imp_epochs, make_plan, survivor_counts
+from aimp_tf.plan import imp_epochs, least_survivors, make_plan, ramp_survivors, survivor_counts
 
 
 def test_counts_are_those_of_the_formula():
@@ -48,7 +48,8 @@ def test_rounds_of_a_run():
     assert [round_.kept for round_ in rounds] == [1000, 800, 640, 512, 500]
     assert [round_.epochs for round_ in rounds] == [4, 4, 4, 4, 10]
     assert [round_.schedule_scale for round_ in rounds] == [2.5, 2.5, 2.5, 2.5, 1.0]
-    assert imp_epochs(rounds) == 5 * 10
+    assert [round_.rewind for round_ in rounds] == [None] + ["learning_rate"] * 4
+    assert imp_epochs(PruningConfig(0.5, epochs=10, round_epochs=4), 1000) == 5 * 10
 
 
 def test_one_shot_is_one_round():
@@ -57,5 +58,55 @@ def test_one_shot_is_one_round():
 
 
 def test_full_rounds_are_plain_imp():
-    rounds = make_plan(PruningConfig(0.9, epochs=10, round_epochs=10), 1000)
-    assert sum(round_.epochs for round_ in rounds) == imp_epochs(rounds)
+    config = PruningConfig(0.9, epochs=10, round_epochs=10)
+    assert sum(round_.epochs for round_ in make_plan(config, 1000)) == imp_epochs(config, 1000) == 12 * 10
+
+
+@pytest.mark.parametrize(("method", "kept"), [("gradual", 100), ("tfmot", 100), ("dense", 1000)])
+def test_other_methods_are_one_fit(method, kept):
+    (round_,) = make_plan(PruningConfig(0.9, epochs=10, method=method), 1000)
+    assert (round_.epochs, round_.kept, round_.schedule_start, round_.schedule_scale) == (10, kept, 0.0, 1.0)
+
+
+def test_the_final_training_may_rewind_differently():
+    config = PruningConfig(0.5, epochs=10, rewind="weights", final_rewind="learning_rate")
+    assert [round_.rewind for round_ in make_plan(config, 1000)] == [None] + ["weights"] * 3 + ["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rewind_epoch", "first", "later", "final"),
+    [
+        # Start and end, in epochs of a schedule made for 12, of rounds of 4 and of the final training of 12.
+        ("compress", 0, (0, 12), (0, 12), (0, 12)),
+        ("head", 0, (0, 4), (0, 4), (0, 12)),
+        ("tail", 0, (8, 12), (8, 12), (0, 12)),
+        ("compress", 1, (0, 12), (3, 12), (1, 12)),
+        ("head", 1, (0, 4), (1, 4), (1, 12)),
+        ("tail", 1, (8, 12), (9, 12), (1, 12)),
+    ],
+)
+def test_where_in_the_schedule_a_round_starts_and_ends(schedule, rewind_epoch, first, later, final):
+    config = PruningConfig(0.5, epochs=12, round_epochs=4, round_schedule=schedule, rewind_epoch=rewind_epoch)
+    rounds = make_plan(config, 1000)
+    for round_, (start, end) in zip(rounds, [first, later, later, later, final], strict=True):
+        assert round_.schedule_start == pytest.approx(start)
+        assert round_.schedule_start + round_.epochs * round_.schedule_scale == pytest.approx(end)
+
+
+def test_limits_on_single_variables():
+    sizes = {"large": 900, "small": 100}
+    least = least_survivors(PruningConfig(0.9, epochs=1, max_layer_sparsity=0.95, min_layer_survivors=20), sizes)
+    assert least == {"large": 45, "small": 20}
+    assert least_survivors(PruningConfig(0.2, epochs=1, max_layer_sparsity=0.29), {"a": 100}) == {"a": 71}
+    assert least_survivors(PruningConfig(0.5, epochs=1, min_layer_survivors=20), {"a": 100, "b": 7}) == {"a": 20, "b": 7}
+    with pytest.raises(ValueError, match="keep at least 120 weights, but target_sparsity=0.9 keeps 100 of 1000"):
+        least_survivors(PruningConfig(0.9, epochs=1, min_layer_survivors=60), sizes)
+
+
+def test_the_ramp_is_cubic():
+    assert [ramp_survivors(10**6, 0.9, progress) for progress in (0, 0.25, 0.5, 1)] == [
+        10**6,
+        479_688,  # 1 - 0.9 * (1 - 0.75**3)
+        212_500,
+        100_000,
+    ]

@@ -5,12 +5,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from aimp_tf import ranking
-from aimp_tf.ranking import keep_largest
+from aimp_tf.ranking import keep_at_least, keep_largest, keep_same_fraction
 
 
-def by_sorting(weights, masks, keep):
-    """The definition: a stable sort of all magnitudes in float32, pruned ones last."""
-    flat = np.concatenate([np.abs(w.astype(np.float32)).ravel() for w in weights.values()])
+def by_sorting(weights, masks, keep, signed=False):
+    """The definition: a stable sort of all magnitudes, or values, in float32, pruned ones last."""
+    flat = np.concatenate([w.astype(np.float32).ravel() for w in weights.values()])
+    flat = flat if signed else np.abs(flat)
     alive = np.concatenate([m.ravel() for m in masks.values()])
     order = np.lexsort((np.arange(flat.size), -flat.astype(np.float64), ~alive))
     kept = np.zeros(flat.size, bool)
@@ -36,11 +37,11 @@ def problems(draw):
 
 
 @settings(max_examples=300, deadline=None)
-@given(problems())
-def test_equals_a_plain_sort(problem):
+@given(problems(), st.booleans())
+def test_equals_a_plain_sort(problem, signed):
     weights, masks, keep = problem
-    expected = by_sorting(weights, masks, keep)
-    result = keep_largest(weights, masks, keep)
+    expected = by_sorting(weights, masks, keep, signed)
+    result = keep_largest(weights, masks, keep, signed=signed)
     assert list(result) == list(weights)
     for path in weights:
         np.testing.assert_array_equal(result[path], expected[path])
@@ -96,3 +97,65 @@ def test_bad_calls_are_refused():
         keep_largest(weights, masks, 3)
     with pytest.raises(ValueError, match="mask has shape"):
         keep_largest(weights, {"w": np.ones(3, bool)}, 1)
+
+
+def counts_of(masks):
+    return {path: int(mask.sum()) for path, mask in masks.items()}
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems(), st.booleans(), st.integers(0, 5))
+def test_limits_are_kept_exactly_with_the_best_of_the_rest(problem, signed, limit):
+    weights, masks, keep = problem
+    survivors = counts_of(masks)
+    least = {path: min(limit, count) for path, count in survivors.items()}
+    keep = max(keep, sum(least.values()))
+    kept, guarded = keep_at_least(weights, masks, keep, dict.fromkeys(weights, limit), signed=signed)
+    plain = by_sorting(weights, masks, keep, signed)
+    assert sum(counts_of(kept).values()) == keep
+    assert set(guarded) == {path for path in weights if plain[path].sum() < least[path]}
+    for path, weight in weights.items():
+        assert not np.any(kept[path] & ~masks[path])
+        assert kept[path].sum() >= least[path]
+        if path in guarded:
+            assert kept[path].sum() == least[path]
+        # Within a variable, the best are kept.
+        best = by_sorting({path: weight}, {path: masks[path]}, int(kept[path].sum()), signed)[path]
+        np.testing.assert_array_equal(kept[path], best)
+    # What is kept above the limits ranks before everything that is not.
+    others = {path: masks[path] & ~by_sorting({path: w}, {path: masks[path]}, least[path], signed)[path]
+              for path, w in weights.items()}
+    rest = by_sorting(weights, others, keep - sum(least.values()), signed)
+    for path in weights:
+        np.testing.assert_array_equal(kept[path] & others[path], rest[path])
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems(), st.integers(0, 3))
+def test_the_same_fraction_of_each(problem, limit):
+    weights, masks, keep = problem
+    survivors = counts_of(masks)
+    least = {path: min(limit, count) for path, count in survivors.items()}
+    keep = max(keep, sum(least.values()))
+    kept, guarded = keep_same_fraction(weights, masks, keep, dict.fromkeys(weights, limit))
+    counts = counts_of(kept)
+    assert sum(counts.values()) == keep
+    for path, weight in weights.items():
+        assert least[path] <= counts[path] <= survivors[path]
+        np.testing.assert_array_equal(kept[path], by_sorting({path: weight}, {path: masks[path]}, counts[path])[path])
+    free = [path for path in weights if counts[path] not in (least[path], survivors[path])]
+    fractions = [(counts[path], weights[path].size) for path in free]
+    for count, size in fractions:
+        for other_count, other_size in fractions:
+            assert (count - 1) / size < (other_count + 1) / other_size  # Less than one weight from the same sparsity.
+
+
+def test_the_same_fraction_goes_by_largest_remainders():
+    weights = {path: np.arange(size, dtype=np.float32) for path, size in {"a": 10, "b": 14, "c": 6}.items()}
+    masks = {path: np.ones(weight.shape, bool) for path, weight in weights.items()}
+    # 7 of 30 are 2.33, 3.27 and 1.4 of each; 15 are 5, 7 and 3.
+    kept, guarded = keep_same_fraction(weights, masks, 7, dict.fromkeys(weights, 0))
+    assert counts_of(kept) == {"a": 2, "b": 3, "c": 2} and guarded == ()
+    assert counts_of(keep_same_fraction(weights, masks, 15, dict.fromkeys(weights, 0))[0]) == {"a": 5, "b": 7, "c": 3}
+    kept, guarded = keep_same_fraction(weights, masks, 18, {"a": 0, "b": 0, "c": 6})
+    assert counts_of(kept) == {"a": 5, "b": 7, "c": 6} and guarded == ("c",)

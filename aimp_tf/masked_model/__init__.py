@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,18 @@ from aimp_tf.masked_model.constraints import ConstrainedModel, MaskConstraint
 from aimp_tf.masked_model.interface import MaskedModel
 from aimp_tf.masked_model.prunable import prunable_variables, select
 
-__all__ = ["MaskedModel", "check_model", "is_built", "keras_generation", "mask_model", "sparsity", "strip", "wrap"]
+__all__ = [
+    "MaskedModel",
+    "check_model",
+    "fit_with_tfmot",
+    "is_built",
+    "keras_generation",
+    "mask_model",
+    "select_prunable",
+    "sparsity",
+    "strip",
+    "wrap",
+]
 
 _LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 
@@ -67,7 +79,7 @@ def mask_model(model: Any, include: Sequence[str] = (), exclude: Sequence[str] =
             raise ValueError(f"{path} is masked already, in another model that shares it; strip that model first.")
     if generation == "keras":
         return ConstrainedModel(model, variables)
-    return _wrapped_model_class()(model, variables)
+    return _import_with_tfmot("tfmot_layers").WrappedModel(model, variables)
 
 
 def wrap(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
@@ -126,10 +138,15 @@ def sparsity(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (
     """
     keras_generation(model)
     masked = MaskedModel.of(model)
-    variables = select(prunable_variables(masked.original if masked else model), include, exclude)
-    values = [np.asarray(variable.numpy()) for variable in variables.values()]
+    values = select_prunable(masked.original if masked else model, include, exclude).values()
     zeros = sum(value.size - int(np.count_nonzero(value)) for value in values)
     return zeros / sum(value.size for value in values)
+
+
+def select_prunable(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Path -> value of the prunable variables of a built, unmasked model. Raises as `sparsity`."""
+    variables = select(prunable_variables(model), include, exclude)
+    return {path: np.asarray(variable.numpy()) for path, variable in variables.items()}
 
 
 def is_built(model: Any) -> bool:
@@ -156,16 +173,25 @@ def keras_generation(model: Any) -> str:
     )
 
 
-def _wrapped_model_class() -> type[MaskedModel]:
-    """Imports tfmot without its side effect: it sets TF_USE_LEGACY_KERAS, and so turns a `tf.keras` that nobody has
-    used yet into Keras 2 for the rest of the process."""
+def fit_with_tfmot(model: Any, fit: Callable[[Any, Any], Any], **settings: Any) -> Any:
+    """`stock_tfmot.fit_with_tfmot`. Raises ValueError for a Keras 3 model, which tfmot cannot wrap."""
+    if keras_generation(model) == "keras":
+        raise ValueError(
+            f"method='tfmot' needs a tf_keras model, for tfmot cannot wrap Keras 3 models; {model.name!r} is one. "
+            "method='gradual' does much the same in both generations, with one ranking for all layers."
+        )
+    return _import_with_tfmot("stock_tfmot").fit_with_tfmot(model, fit, **settings)
+
+
+def _import_with_tfmot(name: str) -> Any:
+    """Imports a module of this package and tfmot without its side effect: it sets TF_USE_LEGACY_KERAS, and so turns a
+    `tf.keras` that nobody has used yet into Keras 2 for the rest of the process."""
     before = os.environ.get(_LEGACY_KERAS)
     _ = tf.keras.layers  # Settles tf.keras as the environment says now.
     try:
-        from aimp_tf.masked_model.tfmot_layers import WrappedModel
+        return importlib.import_module(f"{__name__}.{name}")
     finally:
         if before is None:
             os.environ.pop(_LEGACY_KERAS, None)
         else:
             os.environ[_LEGACY_KERAS] = before
-    return WrappedModel

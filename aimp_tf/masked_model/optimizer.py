@@ -52,24 +52,33 @@ class ResettableOptimizer:
 
     @property
     def steps(self) -> int:
-        """Steps taken since the last reset."""
+        """The step counter: steps taken since the last reset, and those that it began with."""
         return int(_value(self._iterations))
 
-    def reset(self) -> None:
-        """Slots as they were before the first step, the step counter zero, a rate held in a variable as at the start.
+    @property
+    def has_schedule(self) -> bool:
+        """Whether the rate follows a LearningRateSchedule."""
+        return self._schedule is not None
+
+    def reset(self, steps: int = 0) -> None:
+        """Slots as they were before the first step, the step counter at `steps`, a rate in a variable as at the start.
+
+        An optimizer that divides its averages by what the step counter says they have seen, such as Adam, starts from
+        step 0 whatever `steps` is: with averages of nothing and a late step it would take far too large steps.
 
         The loss scale of mixed precision is left alone: it belongs to the numbers' range, not to the training.
         """
         for slot, value in zip(self._slots, self._initial_slots, strict=True):
             slot.assign(np.full(slot.shape, value, value.dtype))
-        self._iterations.assign(0)
+        divides = any(hasattr(self._inner, name) for name in ("beta_1", "beta_2_decay"))
+        self._iterations.assign(0 if divides else steps)
         if self._initial_rate is not None:
             _learning_rate(self._inner).assign(self._initial_rate)
 
-    def stretch(self, scale: float) -> None:
-        """Lets `scale` steps of the learning-rate schedule, if there is one, pass in each step."""
+    def stretch(self, scale: float, start: float) -> None:
+        """Starts the learning-rate schedule, if any, at its step `start`; `scale` of its steps pass in each step."""
         if self._schedule is not None:
-            self._stretched.stretch(scale)
+            self._stretched.stretch(scale, start - self.steps * scale)
 
     def release(self) -> None:
         """Gives the optimizer its own schedule back."""

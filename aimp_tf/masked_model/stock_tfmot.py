@@ -1,0 +1,83 @@
+"""tf_keras: gradual pruning by tfmot's `prune_low_magnitude` itself, as a baseline to compare with.
+
+Import this module through `aimp_tf.masked_model` only: importing tfmot has side effects, which are undone there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tf_keras
+from tensorflow_model_optimization.python.core.sparsity.keras import (
+    prune,
+    pruning_callbacks,
+    pruning_policy,
+    pruning_schedule,
+)
+
+from aimp_tf.masked_model.prunable import prunable_variables, select
+
+_FREQUENCY = 100
+
+
+class _OnlyLayersWith(pruning_policy.PruningPolicy):
+    """Lets tfmot wrap just the layers that hold one of some variables."""
+
+    def __init__(self, variables: dict[str, Any]) -> None:
+        self._ids = {id(variable) for variable in variables.values()}
+
+    def allow_pruning(self, layer: Any) -> bool:
+        return any(id(variable) in self._ids for variable in layer.variables)
+
+    def ensure_model_supports_pruning(self, model: Any) -> None:
+        """Every model that can be masked is supported."""
+
+
+def fit_with_tfmot(
+    model: Any,
+    fit: Callable[[Any, Any], Any],
+    *,
+    target_sparsity: float,
+    ramp_steps: int,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+) -> Any:
+    """Trains a tf_keras model under tfmot's PolynomialDecay from sparsity 0, every layer to the same sparsity.
+
+    The masks are made anew every 100 steps, or ten times in a shorter ramp.
+
+    Args:
+        model: A compiled, built Sequential or functional model. It gets the trained weights.
+        fit: Called with the model to train, a wrapped copy of `model`, and tfmot's callback.
+        target_sparsity: Of each layer, in (0, 1).
+        ramp_steps: Optimizer steps over which the sparsity rises, at least 1.
+        include: As in `PruningConfig`.
+        exclude: As in `PruningConfig`.
+
+    Returns:
+        What `fit` returned.
+
+    Raises:
+        ValueError: The model is subclassed, holds a prunable layer that tfmot does not know, or has nothing to prune.
+    """
+    copied = tf_keras.models.clone_model(model)
+    copied.set_weights(model.get_weights())
+    frequency = max(1, min(_FREQUENCY, ramp_steps // 10))
+    wrapped = prune.prune_low_magnitude(
+        copied,
+        pruning_schedule=pruning_schedule.PolynomialDecay(
+            initial_sparsity=0.0,
+            final_sparsity=target_sparsity,
+            begin_step=0,
+            # A multiple, or the last step of the ramp would be left out.
+            end_step=ramp_steps - ramp_steps % frequency,
+            frequency=frequency,
+        ),
+        pruning_policy=_OnlyLayersWith(select(prunable_variables(copied), include, exclude)),
+    )
+    optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
+    wrapped.compile(**{**model._compile_config.config, "optimizer": optimizer})
+    result = fit(wrapped, pruning_callbacks.UpdatePruningStep())
+    model.set_weights(prune.strip_pruning(wrapped).get_weights())
+    return result

@@ -1,0 +1,98 @@
+"""The user's callbacks in the rounds of a run: Keras' own start each one afresh, and rates follow the round."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.plan import Round
+
+
+class OtherCallbacks:
+    """Remembers what the callbacks were like when they first came, and makes them so again for each round."""
+
+    def __init__(self) -> None:
+        self._first_states: dict[int, tuple[Any, dict[str, Any]]] = {}
+
+    def for_round(self, callbacks: Sequence[Any], round_: Callable[[], Round]) -> list[Any]:
+        """The callbacks for the next `fit`.
+
+        Args:
+            callbacks: Keras callbacks of either generation.
+            round_: Gives the round that trains, once the `fit` has begun.
+
+        Returns:
+            The same callbacks, but a LearningRateScheduler as a copy that follows the round.
+        """
+        ready = []
+        for callback in callbacks:
+            if not _is_stock(callback):
+                ready.append(callback)
+            elif _is_rate_scheduler(callback):
+                ready.append(_following(callback, round_))
+            else:
+                self._make_as_first(callback)
+                ready.append(callback)
+        return ready
+
+    def _make_as_first(self, callback: Any) -> None:
+        # The callback is kept with its state, so that its id is not given to another one.
+        _, state = self._first_states.setdefault(id(callback), (callback, _copied(vars(callback))))
+        vars(callback).clear()
+        vars(callback).update(_copied(state))
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy of containers and arrays. Other objects, such as models, stay the same: numbers do not change."""
+    if type(value) in (list, tuple, set):
+        return type(value)(map(_copied, value))
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _is_stock(callback: Any) -> bool:
+    """Whether it is one of Keras' callbacks, or a subclass of one, rather than of the bare `Callback`."""
+    return any(
+        base.__module__.split(".")[0] in ("keras", "tf_keras") and base.__name__ != "Callback"
+        for base in type(callback).__mro__
+    )
+
+
+def _is_rate_scheduler(callback: Any) -> bool:
+    return any(
+        base.__name__ == "LearningRateScheduler" and base.__module__.split(".")[0] in ("keras", "tf_keras")
+        for base in type(callback).__mro__
+    )
+
+
+def _following(scheduler: Any, round_: Callable[[], Round]) -> Any:
+    """A copy of a LearningRateScheduler that passes through the epochs of the schedule at the pace of the round."""
+    kind = type(scheduler)
+
+    class FollowingScheduler(kind):  # type: ignore[misc, valid-type]
+        def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+            if epoch == 0:
+                self._called = 0
+            self._epoch = epoch
+            self._advance(0.0)
+
+        def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+            steps = self.params.get("steps")
+            if batch and steps:
+                self._advance(batch / steps)
+
+        def _advance(self, fraction: float) -> None:
+            position = round_().schedule_start + (self._epoch + fraction) * round_().schedule_scale
+            # One after another, for a function may compute a rate from the last one.
+            while self._called <= math.floor(position + 1e-6):
+                kind.on_epoch_begin(self, self._called)
+                self._called += 1
+
+    following = copy.copy(scheduler)
+    following.__class__ = FollowingScheduler
+    return following
