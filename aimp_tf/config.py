@@ -79,7 +79,7 @@ class PruningConfig:
     epochs: int = dataclasses.field(kw_only=True)
     round_epochs: int | None = dataclasses.field(default=None, kw_only=True)
     method: str = dataclasses.field(default="iterative", kw_only=True)
-    ramp: float = dataclasses.field(default=0.75, kw_only=True)
+    ramp: float = dataclasses.field(default=0.5, kw_only=True)
     rewind: str = dataclasses.field(default="learning_rate", kw_only=True)
     final_rewind: str | None = dataclasses.field(default=None, kw_only=True)
     rewind_epoch: int = dataclasses.field(default=0, kw_only=True)

@@ -82,7 +82,7 @@ class PruningResult:
         lines = [*_table(rows), "", *_table(layers), ""]
         if emptied:
             lines += [f"Nothing is left of: {', '.join(emptied)}.", ""]
-        guarded = self.rounds[-1].guarded
+        guarded = sorted({path for round_ in self.rounds for path in round_.guarded})
         if guarded:
             lines += [f"Kept above their rank by the limits on single variables: {', '.join(guarded)}.", ""]
         lines.append(

@@ -2,11 +2,13 @@ import logging
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import aimp_tf
 from aimp_tf import GlobalMagnitudePruning, PruningConfig
 from aimp_tf.masked_model import MaskedModel, mask_model
 from aimp_tf.masked_model.prunable import prunable_variables
+from aimp_tf.plan import ramp_survivors
 from aimp_tf.ranking import keep_largest
 
 
@@ -256,3 +258,211 @@ def test_misuse_is_refused(make_mlp, blobs):
         masked.fit(*blobs, epochs=pruning.next_epochs, verbose=0, callbacks=[pruning])
     with pytest.raises(RuntimeError, match="run is finished"):
         masked.fit(*blobs, epochs=1, verbose=0, callbacks=[pruning])
+
+
+N = 8 * 16 + 16 * 3
+
+
+@pytest.mark.parametrize("schedule", [None, "compress", "tail"])
+def test_weights_return_to_an_epoch_of_the_first_round(K, make_mlp, blobs, recorder, schedule):
+    rate = K.optimizers.schedules.PolynomialDecay(0.1, 2 * 6, 0.0) if schedule else 0.1
+    config = PruningConfig(0.5, rate=0.5, epochs=6, round_epochs=3, rewind="weights", rewind_epoch=2)
+    rates = []
+
+    class Rates(K.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            optimizer = self.model.optimizer
+            rates.append(float(optimizer._learning_rate(optimizer.iterations)) if schedule else 0)
+
+    model = make_mlp(K.optimizers.SGD(rate, momentum=0.9))
+    run(model, blobs, config.replace(round_schedule=schedule or "head"), recorder, Rates())
+    rewound_to, begun = recorder.epochs[1], recorder.begun[1]
+    assert rewound_to["steps"] == begun["steps"] == 4  # 2 epochs of 2 batches
+    assert not any(slot.any() for slot in begun["slots"])
+    paths = _paths_of(model)
+    for index, value in enumerate(begun["variables"]):
+        mask = begun["masks"].get(paths[index])
+        expected = rewound_to["variables"][index]
+        np.testing.assert_array_equal(value, expected if mask is None else np.where(mask, expected, 0))
+    if schedule:
+        # The rate falls by 1 / 60 in each of 6 epochs: all of it, or the last half, in the 3 epochs of the first round,
+        # and from its second epoch on in the last training. A schedule is asked for whole steps, of half an epoch.
+        first = {"compress": [6, 4, 2], "tail": [3, 2, 1]}[schedule]
+        final = [4, 3.5, 3, 2, 1.5, 1]
+        np.testing.assert_allclose(np.array(rates) * 60, first + final, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["Adam", "Adamax", "Lion"])
+def test_optimizers_that_divide_by_their_steps_start_from_none(K, make_mlp, blobs, recorder, rule):
+    config = PruningConfig(0.5, rate=0.5, epochs=2, round_epochs=2, rewind="weights", rewind_epoch=1)
+    if not hasattr(K.optimizers, rule):
+        pytest.skip(f"{K.__name__} has no {rule}")
+    run(make_mlp(getattr(K.optimizers, rule)(1e-3)), blobs, config, recorder)
+    assert [state["steps"] for state in recorder.begun] == [0, 0]
+
+
+def test_a_first_round_that_ends_before_the_rewind_epoch(K, make_mlp, blobs):
+    class Stop(K.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    config = PruningConfig(0.5, epochs=4, round_epochs=3, rewind="weights", rewind_epoch=2)
+    with pytest.raises(RuntimeError, match="ended after 1 epochs, before rewind_epoch=2"):
+        run(make_mlp(), blobs, config, Stop())
+
+
+def test_tail_must_know_the_length_of_an_epoch(K, make_mlp, blobs):
+    dataset = tf.data.Dataset.from_tensor_slices(blobs).batch(16).filter(lambda x, y: True)
+    config = PruningConfig(0.5, epochs=4, round_epochs=2, round_schedule="tail")
+    masked = aimp_tf.wrap(make_mlp(K.optimizers.SGD(K.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5))))
+    with pytest.raises(ValueError, match="must know how many batches an epoch has"):
+        masked.fit(dataset, epochs=2, verbose=0, callbacks=[GlobalMagnitudePruning(config)])
+    masked = aimp_tf.wrap(make_mlp())
+    masked.fit(dataset, epochs=2, verbose=0, callbacks=[GlobalMagnitudePruning(config)])  # A constant rate need not.
+
+
+def test_reinitialized_weights_are_the_first_ones_in_another_order(make_mlp, blobs, recorder):
+    config = CONFIG.replace(final_rewind="reinitialize", seed=3)
+    model = make_mlp()
+    run(model, blobs, config, recorder)
+    first, final = recorder.begun[0]["variables"], recorder.begun[-1]["variables"]
+    kept = recorder.begun[-1]["masks"]
+    paths = _paths_of(model)
+    for index, (before, after) in enumerate(zip(first, final, strict=True)):
+        if paths[index] is None:
+            np.testing.assert_array_equal(np.sort(after, axis=None), np.sort(before, axis=None))
+        else:
+            mask = kept[paths[index]]
+            assert np.isin(after[mask], before).all() and not after[~mask].any()
+            assert np.mean(after[mask] == before[mask]) < 0.2
+    # The rounds before went on from their weights.
+    second = recorder.begun[1]
+    survivors = second["weights"]["hidden/kernel"][second["masks"]["hidden/kernel"]]
+    assert not np.isin(survivors, first[0]).any()
+
+
+def test_the_final_training_alone_rewinds_its_weights(make_mlp, blobs, recorder):
+    run(make_mlp(), blobs, CONFIG.replace(final_rewind="weights"), recorder)
+    first, masks = recorder.begun[0]["weights"], recorder.begun[-1]["masks"]
+    for path, weight in recorder.begun[-1]["weights"].items():
+        np.testing.assert_array_equal(weight, np.where(masks[path], first[path], 0))
+    assert not np.array_equal(recorder.begun[2]["weights"]["logits/kernel"] != 0, first["logits/kernel"] != 0)
+    kept = recorder.begun[2]["masks"]["hidden/kernel"]
+    assert np.all(recorder.begun[2]["weights"]["hidden/kernel"][kept] != first["hidden/kernel"][kept])
+
+
+def test_a_round_ends_when_the_would_be_masks_have_settled(make_mlp, blobs, recorder):
+    config = PruningConfig(0.64, rate=0.4, epochs=12, round_epochs=10, stop_mask_distance=0.03)
+    pruning, _ = run(make_mlp(), blobs, config, recorder)
+    lengths = [round_.epochs for round_ in pruning.rounds]
+    assert lengths[-1] == 12 and all(2 <= length <= 10 for length in lengths[:-1]) and min(lengths) < 10
+    states = iter(recorder.epochs)
+    for round_, following in zip(pruning.rounds[:-1], pruning.rounds[1:], strict=True):
+        masks = []
+        for _ in range(round_.epochs):
+            state = next(states)
+            masks.append(keep_largest(state["weights"], state["masks"], following.kept))
+        distances = [
+            sum(np.sum(before[path] != after[path]) for path in before) / round_.kept
+            for before, after in zip(masks, masks[1:], strict=False)
+        ]
+        assert round_.metrics["mask_distance"] == pytest.approx(distances[-1])
+        assert all(distance > 0.03 for distance in distances[:-1])
+        assert distances[-1] <= 0.03 or round_.epochs == 10
+
+
+@pytest.mark.parametrize("cardinality", ["known", "unknown"])
+def test_gradual_pruning_follows_the_ramp_in_one_fit(make_mlp, blobs, recorder, cardinality):
+    dataset = tf.data.Dataset.from_tensor_slices(blobs).batch(4)
+    if cardinality == "unknown":
+        dataset = dataset.filter(lambda x, y: True)
+    config = PruningConfig(0.75, epochs=8, method="gradual", ramp=0.5)
+    pruning, model = run(make_mlp(), (dataset,), config, recorder)
+    expected = [ramp_survivors(N, 0.75, min(1, epoch / 4)) for epoch in range(1, 9)]
+    kept = [sum(int(mask.sum()) for mask in state["masks"].values()) for state in recorder.epochs]
+    # The recorder stands before the pruning callback, which acts at the end of the epoch if not of its batches.
+    assert kept == (expected if cardinality == "known" else [N, *expected[:-1]])
+    assert [(round_.epochs, round_.kept) for round_ in pruning.rounds] == [(8, N - 132)]
+    assert len(recorder.begun) == 1 and aimp_tf.sparsity(model) == 0.75
+    for before, after in zip(recorder.epochs, recorder.epochs[1:], strict=False):
+        for path, mask in after["masks"].items():
+            assert not np.any(mask & ~before["masks"][path])
+            assert not after["weights"][path][~mask].any()
+            assert np.all(before["weights"][path][mask] != 0)
+
+
+def test_gradual_pruning_is_finer_than_epochs(make_mlp, blobs):
+    dataset = tf.data.Dataset.from_tensor_slices(blobs).batch(4)
+    masked = aimp_tf.wrap(make_mlp())
+    pruning = GlobalMagnitudePruning(PruningConfig(0.75, epochs=2, method="gradual", ramp=0.5))
+    kept = []
+    prune = pruning._prune
+    pruning._prune = lambda masked, keep: (kept.append(keep), prune(masked, keep))
+    masked.fit(dataset, epochs=2, verbose=0, callbacks=[pruning])
+    expected = [ramp_survivors(N, 0.75, int((batch + 1) / 16 * 100) / 100) for batch in range(16)]
+    assert kept == list(dict.fromkeys(expected)) and len(kept) == 14  # The last three are the same.
+
+
+def test_a_gradual_fit_that_ends_early_is_an_error(K, make_mlp, blobs):
+    class Stop(K.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    masked = aimp_tf.wrap(make_mlp())
+    pruning = GlobalMagnitudePruning(PruningConfig(0.75, epochs=8, method="gradual"))
+    with pytest.raises(RuntimeError, match="this round is to keep 44: fit ended after 2 of 8 epochs"):
+        masked.fit(*blobs, epochs=8, verbose=0, callbacks=[pruning, Stop()])
+    with pytest.raises(RuntimeError, match="cannot begin anew"):
+        masked.fit(*blobs, epochs=8, verbose=0, callbacks=[pruning])
+
+
+def test_other_rankings_go_through_the_same_rounds(make_mlp, blobs, recorder):
+    def smallest(weights, masks):
+        return {path: -np.abs(weight) for path, weight in weights.items()}
+
+    run(make_mlp(), blobs, CONFIG.replace(criterion=smallest), recorder)
+    previous = recorder.ended[0]
+    magnitudes = np.concatenate([np.abs(weight).ravel() for weight in previous["weights"].values()])
+    kept = np.concatenate([mask.ravel() for mask in recorder.begun[1]["masks"].values()])
+    assert magnitudes[kept].max() <= magnitudes[~kept].min()
+
+
+def test_a_criterion_that_cannot_rank_is_refused_before_any_training(make_mlp, blobs):
+    model = make_mlp()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="missing: hidden/kernel, logits/kernel"):
+        run(model, blobs, CONFIG.replace(criterion=lambda weights, masks: {}))
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_each_layer_gets_the_same_sparsity(make_mlp, blobs, recorder):
+    run(make_mlp(), blobs, CONFIG.replace(scope="layer"), recorder)
+    for state in recorder.ended:
+        hidden, logits = (state["masks"][path] for path in ("hidden/kernel", "logits/kernel"))
+        assert abs(hidden.sum() * logits.size - logits.sum() * hidden.size) < hidden.size
+    assert logits.sum() == 12 and hidden.sum() == 32
+
+
+def test_limits_on_layers_are_kept_and_reported(K, blobs):
+    def pruned(**limits):
+        model = K.Sequential([K.Input((8,)), K.layers.Dense(16, name="large"), K.layers.Dense(3, name="tiny")])
+        model.compile(K.optimizers.SGD(1e-9), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.get_layer("tiny").kernel.assign(model.get_layer("tiny").kernel * 1e-3)
+        pruning, model = run(model, blobs, PruningConfig(0.5, rate=0.3, epochs=1, **limits))
+        kept = {path: int(np.count_nonzero(variable)) for path, variable in prunable_variables(model).items()}
+        assert sum(kept.values()) == N // 2
+        return kept["tiny/kernel"], [round_.guarded for round_ in pruning.rounds]
+
+    # The 48 weights of the tiny layer go first: all of them in the first round, which removes 53.
+    assert pruned() == (0, [(), (), ()])
+    assert pruned(min_layer_survivors=7) == (7, [(), ("tiny/kernel",), ("tiny/kernel",)])
+    assert pruned(max_layer_sparsity=0.75) == (12, [(), ("tiny/kernel",), ("tiny/kernel",)])
+    assert pruned(max_layer_sparsity=0.75, scope="layer") == (24, [(), (), ()])
+    with pytest.raises(ValueError, match="keep at least 108 weights, but target_sparsity=0.5 keeps 88 of 176"):
+        pruned(min_layer_survivors=60)
+
+
+def test_tfmots_own_pruning_is_not_this_callbacks():
+    with pytest.raises(ValueError, match="aimp_tf.prune runs it"):
+        GlobalMagnitudePruning(PruningConfig(0.5, epochs=1, method="tfmot"))

@@ -274,3 +274,102 @@ def test_a_model_whose_layers_are_built_needs_no_building(blobs):
     model.compile("sgd")
     data = tf.data.Dataset.from_tensor_slices(blobs[0]).batch(16)
     assert aimp_tf.prune(model, data, **SETTINGS).sparsity == 0.75
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [
+        # 3 rounds before the final training, or one where all is pruned at once.
+        ({}, 3 * 2 + 6),
+        ({"round_epochs": 6}, 3 * 6 + 6),
+        ({"rate": 0.75, "round_epochs": 6}, 6 + 6),
+        ({"rewind": "weights", "rewind_epoch": 1}, 3 * 2 + 6),
+        ({"final_rewind": "reinitialize"}, 3 * 2 + 6),
+        ({"scope": "layer"}, 3 * 2 + 6),
+        ({"criterion": "lamp"}, 3 * 2 + 6),
+        ({"criterion": "random"}, 3 * 2 + 6),
+        ({"criterion": lambda weights, masks: {path: weight**2 for path, weight in weights.items()}}, 3 * 2 + 6),
+        ({"method": "gradual"}, 6),
+        ({"method": "dense"}, 6),
+        ({"method": "tfmot"}, 6),
+    ],
+)
+def test_every_arm_trains_for_the_epochs_of_the_formula(K, make_mlp, blobs, settings, epochs):
+    if settings.get("method") == "tfmot" and K.__name__ == "keras":
+        pytest.skip("tfmot has no Keras 3")
+    counted = []
+
+    class Count(K.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            counted.append(epoch)
+
+    model = make_mlp()
+    config = aimp_tf.PruningConfig(**{**SETTINGS_OF_CONFIG, **settings})
+    result = aimp_tf.prune(model, blobs, config, callbacks=[Count()], verbose=0)
+    assert len(counted) == result.epochs == epochs
+    sparsity = 0.0 if settings.get("method") == "dense" else 0.75
+    assert result.sparsity == aimp_tf.sparsity(model) == pytest.approx(sparsity)
+    for path, mask in result.masks.items():
+        layer, name = path.split("/")
+        np.testing.assert_array_equal(getattr(model.get_layer(layer), name).numpy() != 0, mask)
+    if settings.get("round_epochs") == 6:
+        assert result.imp_epochs == epochs
+
+
+SETTINGS_OF_CONFIG = {"target_sparsity": 0.75, "rate": 0.4, "epochs": 6, "round_epochs": 2, "seed": 1}
+
+
+def test_magnitudes_as_a_function_are_the_magnitude_criterion(make_mlp, blobs):
+    def magnitudes(weights, masks):
+        return {path: np.abs(weight) for path, weight in weights.items()}
+
+    first, second = (
+        aimp_tf.prune(make_mlp(), blobs, criterion=criterion, **SETTINGS).model.get_weights()
+        for criterion in ("magnitude", magnitudes)
+    )
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_tfmots_own_pruning(K, make_mlp, blobs, tmp_path):
+    """On real training steps of made-up data: what tfmot does, its sparsity in each layer, in a run directory."""
+    settings = {"target_sparsity": 0.75, "epochs": 6, "method": "tfmot", "verbose": 0}
+    if K.__name__ == "keras":
+        with pytest.raises(ValueError, match="needs a tf_keras model.*method='gradual'"):
+            aimp_tf.prune(make_mlp(), blobs, **settings)
+        return
+    model = make_mlp()
+    optimizer, before = model.optimizer, model.get_weights()
+    options = {"batch_size": 4}
+    result = aimp_tf.prune(
+        model, blobs, validation_data=blobs, workdir=tmp_path / "run", fit_options=options, **settings
+    )
+    assert result.model is model and model.optimizer is optimizer
+    assert {path: int(mask.sum()) for path, mask in result.masks.items()} == {"hidden/kernel": 32, "logits/kernel": 12}
+    assert not any(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    evaluated = model.evaluate(*blobs, verbose=0, return_dict=True)
+    assert evaluated["accuracy"] == pytest.approx(result.rounds[-1].metrics["val_accuracy"])
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2 * 6
+    assert (tmp_path / "run" / "final" / "saved_model").is_dir()
+    partly = aimp_tf.prune(make_mlp(), blobs, include=("logits/*",), fit_options=options, **settings)
+    assert list(partly.masks) == ["logits/kernel"] and aimp_tf.sparsity(partly.model, ("hidden/*",)) == 0.0
+    endless = tf.data.Dataset.from_tensor_slices(blobs).repeat().batch(4)
+    with pytest.raises(ValueError, match="must know how many batches an epoch has"):
+        aimp_tf.prune(make_mlp(), endless, **settings)
+    assert aimp_tf.prune(make_mlp(), endless, fit_options={"steps_per_epoch": 16}, **settings).sparsity == 0.75
+
+
+def test_gradual_pruning_of_real_digits_keeps_their_accuracy(K, digits):
+    images, labels = digits
+    model = K.Sequential([K.Input((64,)), K.layers.Dense(64, activation="relu"), K.layers.Dense(10)])
+    model.compile(
+        K.optimizers.SGD(0.05, momentum=0.9),
+        K.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    train, test = (images[:1400], labels[:1400]), (images[1400:], labels[1400:])
+    result = aimp_tf.prune(
+        model, train, validation_data=test, method="gradual", target_sparsity=0.9, epochs=20, seed=0, verbose=0
+    )
+    assert result.sparsity == pytest.approx(0.9, abs=1e-3)
+    assert result.rounds[-1].metrics["val_accuracy"] > 0.93

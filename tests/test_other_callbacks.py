@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+
+import aimp_tf
+from aimp_tf import GlobalMagnitudePruning, PruningConfig
+
+SETTINGS = {"target_sparsity": 0.75, "rate": 0.4, "epochs": 6, "round_epochs": 2, "verbose": 0, "seed": 1}
+LENGTHS = [2, 2, 2, 6]
+
+
+@pytest.fixture
+def rates_of_batches(K):
+    class Rates(K.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.rates = []
+
+        def on_train_begin(self, logs=None):
+            self.rates.append([])
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.rates[-1].append(round(float(self.model.optimizer.learning_rate.numpy()), 6))
+
+    return Rates()
+
+
+def steps(epoch, rate=None):
+    return [0.1, 0.1, 0.1, 0.01, 0.01, 0.001][epoch]
+
+
+def halved(epoch, rate):
+    return rate / 2
+
+
+@pytest.mark.parametrize("function", [steps, halved])
+@pytest.mark.parametrize("schedule", ["compress", "head", "tail"])
+def test_a_learning_rate_scheduler_follows_the_round(K, make_mlp, blobs, rates_of_batches, function, schedule):
+    scheduler = K.callbacks.LearningRateScheduler(function)
+    aimp_tf.prune(
+        make_mlp(K.optimizers.SGD(0.1)),
+        blobs,
+        callbacks=[rates_of_batches, scheduler],
+        fit_options={"batch_size": 16},
+        round_schedule=schedule,
+        **SETTINGS,
+    )
+    full, rate = [], 0.1
+    for epoch in range(6):
+        rate = function(epoch, rate)
+        full.append(round(rate, 6))
+    # 4 batches an epoch, so 8 in a short round: which epoch of the schedule is each in?
+    short = {
+        "compress": [0, 0, 1, 2, 3, 3, 4, 5],
+        "head": [0] * 4 + [1] * 4,
+        "tail": [4] * 4 + [5] * 4,
+    }[schedule]
+    assert rates_of_batches.rates[:3] == [[full[epoch] for epoch in short]] * 3
+    assert rates_of_batches.rates[3] == [rate for rate in full for _ in range(4)]
+    assert scheduler.schedule is function and type(scheduler) is K.callbacks.LearningRateScheduler
+
+
+def test_a_scheduler_goes_on_from_the_rewind_epoch(K, make_mlp, blobs, rates_of_batches):
+    aimp_tf.prune(
+        make_mlp(K.optimizers.SGD(0.1)),
+        blobs,
+        callbacks=[
+            rates_of_batches,
+            K.callbacks.LearningRateScheduler(lambda epoch: [0.6, 0.5, 0.4, 0.3, 0.2, 0.1][epoch]),
+        ],
+        fit_options={"batch_size": 32},
+        rewind="weights",
+        rewind_epoch=1,
+        **SETTINGS,
+    )
+    # 2 batches an epoch. Later rounds pass through the second half of the schedule, the final one through all but 1 / 6.
+    assert rates_of_batches.rates[0] == [0.6, 0.5, 0.3, 0.2]
+    assert rates_of_batches.rates[1:3] == [[0.3, 0.3, 0.2, 0.1]] * 2
+    assert rates_of_batches.rates[3] == [0.5, 0.5, 0.5, 0.4, 0.4, 0.3, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1]
+
+
+def test_early_stopping_and_plateaus_start_afresh(K, make_mlp, blobs):
+    """A metric that gets worse all the time, so that both act as soon as they may."""
+
+    class Worse(K.callbacks.Callback):
+        rates, epochs = [], []
+
+        def on_epoch_end(self, epoch, logs=None):
+            logs["worse"] = float(len(self.rates))
+            self.rates.append(float(self.model.optimizer.learning_rate.numpy()))
+            self.epochs.append(epoch)
+
+    stopping = K.callbacks.EarlyStopping("worse", patience=1, mode="min")
+    plateau = K.callbacks.ReduceLROnPlateau("worse", factor=0.5, patience=1, mode="min", min_delta=0)
+    worse = Worse()
+    result = aimp_tf.prune(
+        make_mlp(K.optimizers.SGD(0.4)), blobs, callbacks=[worse, plateau, stopping], **{**SETTINGS, "round_epochs": 4}
+    )
+    # The first epoch is the best of each round; the second is worse, which halves the rate and stops the round.
+    assert worse.epochs == [0, 1] * 4 and [round_.epochs for round_ in result.rounds] == [2] * 4
+    np.testing.assert_allclose(worse.rates, [0.4] * 8)
+    assert stopping.stopped_epoch == 1
+
+
+def test_a_checkpoint_of_the_best_epoch_is_of_the_final_training(K, make_mlp, blobs, tmp_path):
+    """Otherwise a dense model of the first round, which may be better, is what stays."""
+
+    class Given(K.callbacks.Callback):
+        values = iter([9, 8, 7, 6, 5, 4, 1, 3, 2, 1, 1, 1])
+
+        def on_epoch_end(self, epoch, logs=None):
+            logs["given"] = float(next(self.values))
+
+    path = tmp_path / ("best.keras" if K.__name__ == "keras" else "best.h5")
+    checkpoint = K.callbacks.ModelCheckpoint(str(path), monitor="given", mode="max", save_best_only=True)
+    aimp_tf.prune(make_mlp(), blobs, callbacks=[Given(), checkpoint], **SETTINGS)
+    assert aimp_tf.sparsity(K.models.load_model(path)) == 0.75
+    assert checkpoint.best == 3.0
+
+
+def test_ones_own_callbacks_keep_their_records(K, make_mlp, blobs):
+    class Own(K.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.epochs = []
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.epochs.append(epoch)
+
+    own = Own()
+    aimp_tf.prune(make_mlp(), blobs, callbacks=[own], **SETTINGS)
+    assert own.epochs == [epoch for length in LENGTHS for epoch in range(length)]
+
+
+def test_models_and_functions_of_a_callback_are_not_copied(K, make_mlp, blobs):
+    teacher = make_mlp()
+
+    class Taught(K.callbacks.EarlyStopping):
+        def __init__(self):
+            super().__init__("loss")
+            self.teachers = [teacher]
+
+    taught = Taught()
+    pruning = GlobalMagnitudePruning(PruningConfig(0.75, epochs=2))
+    for _ in range(2):
+        assert pruning.among([taught]) == [pruning, taught]
+        assert taught.teachers[0] is teacher
+        taught.teachers.append("left from the last round")
+    pruning.among([taught])
+    assert taught.teachers == [teacher]
