@@ -8,7 +8,7 @@ import difflib
 import json
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -86,7 +86,7 @@ class PruningConfig:
     round_schedule: str = dataclasses.field(default="compress", kw_only=True)
     stop_mask_distance: float | None = dataclasses.field(default=None, kw_only=True)
     scope: str = dataclasses.field(default="global", kw_only=True)
-    criterion: str | Callable[[dict, dict], dict] = dataclasses.field(default="magnitude", kw_only=True)
+    criterion: object = dataclasses.field(default="magnitude", kw_only=True)
     max_layer_sparsity: float | None = dataclasses.field(default=None, kw_only=True)
     min_layer_survivors: int = dataclasses.field(default=0, kw_only=True)
     include: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 Scores = dict[str, np.ndarray]
-Criterion = str | Callable[[Scores, Scores], Mapping[str, Any]]
 
 
 def scores_of(
-    criterion: Criterion, weights: Scores, masks: Scores, generator: np.random.Generator
+    criterion: object, weights: Scores, masks: Scores, generator: np.random.Generator
 ) -> tuple[Mapping[str, np.ndarray], bool]:
     """The scores of all weights, of which the largest are to be kept.
 

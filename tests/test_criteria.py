@@ -56,7 +56,11 @@ def test_a_function_gives_signed_scores():
         (lambda weights, masks: {"a": weights["a"]}, ValueError, "missing: b; unknown: none"),
         (lambda weights, masks: {**weights, "c": 1}, ValueError, "missing: none; unknown: c"),
         (lambda weights, masks: {**weights, "a": weights["b"]}, ValueError, r"a has shape \(2, 2\) .* \(2,\)"),
-        (lambda weights, masks: {**weights, "b": weights["b"] * np.nan}, ValueError, "NaN or infinity for survivors of b"),
+        (
+            lambda weights, masks: {**weights, "b": weights["b"] * np.nan},
+            ValueError,
+            "NaN or infinity for survivors of b",
+        ),
         (lambda weights, masks: {**weights, "b": ["x", "y"]}, TypeError, "b got list"),
     ],
 )

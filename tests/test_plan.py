@@ -98,7 +98,10 @@ def test_limits_on_single_variables():
     least = least_survivors(PruningConfig(0.9, epochs=1, max_layer_sparsity=0.95, min_layer_survivors=20), sizes)
     assert least == {"large": 45, "small": 20}
     assert least_survivors(PruningConfig(0.2, epochs=1, max_layer_sparsity=0.29), {"a": 100}) == {"a": 71}
-    assert least_survivors(PruningConfig(0.5, epochs=1, min_layer_survivors=20), {"a": 100, "b": 7}) == {"a": 20, "b": 7}
+    assert least_survivors(PruningConfig(0.5, epochs=1, min_layer_survivors=20), {"a": 100, "b": 7}) == {
+        "a": 20,
+        "b": 7,
+    }
     with pytest.raises(ValueError, match="keep at least 120 weights, but target_sparsity=0.9 keeps 100 of 1000"):
         least_survivors(PruningConfig(0.9, epochs=1, min_layer_survivors=60), sizes)
 

@@ -123,8 +123,10 @@ def test_limits_are_kept_exactly_with_the_best_of_the_rest(problem, signed, limi
         best = by_sorting({path: weight}, {path: masks[path]}, int(kept[path].sum()), signed)[path]
         np.testing.assert_array_equal(kept[path], best)
     # What is kept above the limits ranks before everything that is not.
-    others = {path: masks[path] & ~by_sorting({path: w}, {path: masks[path]}, least[path], signed)[path]
-              for path, w in weights.items()}
+    others = {
+        path: masks[path] & ~by_sorting({path: w}, {path: masks[path]}, least[path], signed)[path]
+        for path, w in weights.items()
+    }
     rest = by_sorting(weights, others, keep - sum(least.values()), signed)
     for path in weights:
         np.testing.assert_array_equal(kept[path] & others[path], rest[path])
