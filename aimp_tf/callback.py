@@ -195,9 +195,8 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         plan = make_plan(self.config, masked.weight_count)
         if self.config.method != "dense":
             self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
-            self._rank(
-                masked, plan[-1].kept
-            )  # A criterion of the user's that cannot rank is found before any training.
+            # A criterion of the user's that cannot rank is found before any training.
+            self._rank(masked, plan[-1].kept)
         rewinds = {round_.rewind for round_ in plan}
         if "reinitialize" in rewinds or "weights" in rewinds:
             self._first = masked.snapshot()

@@ -91,7 +91,7 @@ def keep_same_fraction(
     for _ in range(64):
         middle = sum(bounds) / 2
         bounds[sum(shares(middle).values()) >= keep] = middle
-    counts = _rounded(shares(bounds[1]), keep, high)
+    counts = _rounded(shares(bounds[1]), keep)
     kept = {
         path: keep_largest({path: scores[path]}, {path: masks[path]}, counts[path], signed=signed)[path]
         for path in scores
@@ -193,12 +193,10 @@ def _bin_holding(counts: np.ndarray, rank: int) -> tuple[int, int]:
     return bin_index, int(from_top[position] - counts[bin_index])
 
 
-def _rounded(shares: Mapping[str, float], total: int, most: Mapping[str, int]) -> dict[str, int]:
-    """Whole numbers with the sum `total`, none above `most`: shares rounded down, then the largest remainders."""
+def _rounded(shares: Mapping[str, float], total: int) -> dict[str, int]:
+    """Whole numbers with the sum `total`: shares rounded down, and one more for the largest remainders."""
     counts = {path: int(share) for path, share in shares.items()}
     by_remainder = sorted(shares, key=lambda path: counts[path] - shares[path])
-    while sum(counts.values()) < total:
-        for path in by_remainder:
-            if sum(counts.values()) < total and counts[path] < most[path]:
-                counts[path] += 1
+    for path in by_remainder[: total - sum(counts.values())]:
+        counts[path] += 1
     return counts

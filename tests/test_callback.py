@@ -376,6 +376,12 @@ def test_the_final_training_alone_rewinds_its_weights(make_mlp, blobs, recorder)
     assert np.all(recorder.begun[2]["weights"]["hidden/kernel"][kept] != first["hidden/kernel"][kept])
 
 
+def test_two_epochs_of_a_round_are_compared_and_no_others(make_mlp, blobs):
+    config = PruningConfig(0.64, rate=0.4, epochs=5, round_epochs=4, stop_mask_distance=0.99)
+    pruning, _ = run(make_mlp(), blobs, config)
+    assert [round_.epochs for round_ in pruning.rounds] == [2, 2, 5]
+
+
 def test_a_round_ends_when_the_would_be_masks_have_settled(make_mlp, blobs, recorder):
     config = PruningConfig(0.64, rate=0.4, epochs=12, round_epochs=10, stop_mask_distance=0.03)
     pruning, _ = run(make_mlp(), blobs, config, recorder)

@@ -9,7 +9,7 @@ import pytest
 from aimp_tf import PruningConfig
 from aimp_tf.experiments import datasets, models
 from aimp_tf.experiments.experiment import CHOICES, Experiment
-from aimp_tf.experiments.run import Comparison, run
+from aimp_tf.experiments.run import Comparison, compiled_model, load_data, run, train_dense, weight_count
 
 IDX_DIR = pathlib.Path(os.environ.get("FASHION_MNIST_IDX_DIR", "/usr/share/datasets/fashion-mnist"))
 
@@ -20,6 +20,7 @@ def test_digits_are_split_by_class():
     assert data.train_images.dtype == np.float32
     assert data.train_images.min() == 0 and data.train_images.max() == 1
     assert np.bincount(data.test_labels).min() >= 34 and data.classes == 10
+    assert datasets.IMAGE_SETS["digits"] == datasets.ImageSet((8, 8, 1), 10, 1437)
 
 
 @pytest.mark.skipif(not IDX_DIR.is_dir(), reason="no IDX files of Fashion-MNIST; Debian: dataset-fashion-mnist")
@@ -27,6 +28,8 @@ def test_fashion_mnist_from_idx_files(tmp_path):
     datasets.prepare_fashion_mnist(IDX_DIR, tmp_path)
     data = datasets.load("fashion_mnist", tmp_path)
     assert data.train_images.shape == (60_000, 28, 28, 1) and data.test_images.shape == (10_000, 28, 28, 1)
+    known = datasets.IMAGE_SETS["fashion_mnist"]
+    assert (known.image_shape, known.classes, known.train_examples) == ((28, 28, 1), data.classes, 60_000)
     assert (np.bincount(data.train_labels) == 6000).all() and (np.bincount(data.test_labels) == 1000).all()
     # tensorflow-datasets shuffles, so only what does not depend on the order is compared.
     with gzip.open(IDX_DIR / "t10k-images-idx3-ubyte.gz") as file:
@@ -58,6 +61,21 @@ def test_unknown_names_are_refused(K):
         ("small_cnn", (8, 8, 1), 144 + 64 + 4608 + 128 + 128 * 64 + 64 + 650),
         ("lenet_300_100", (28, 28, 1), 266_610),
         ("lenet_5", (28, 28, 1), 61_706),
+        # Stem, three stages of two convolutions (the first of stages 2 and 3 doubles the filters), two projections, 10
+        # logits; and four numbers of batch normalisation for each filter.
+        (
+            "resnet_8",
+            (28, 28, 1),
+            (9 * 16 + 9 * (2 * 16**2 + 16 * 32 + 32**2 + 32 * 64 + 64**2) + 16 * 32 + 32 * 64 + 650)
+            + 4 * (16 + 2 * 16 + 3 * 32 + 3 * 64),
+        ),
+        # As above, and two more blocks a stage.
+        (
+            "resnet_20",
+            (28, 28, 1),
+            (9 * 16 + 9 * (6 * 16**2 + 16 * 32 + 5 * 32**2 + 32 * 64 + 5 * 64**2) + 16 * 32 + 32 * 64 + 650)
+            + 4 * (16 + 6 * 16 + 7 * 32 + 7 * 64),
+        ),
     ],
 )
 def test_architectures_have_their_known_sizes(K, name, shape, count):
@@ -67,7 +85,25 @@ def test_architectures_have_their_known_sizes(K, name, shape, count):
 
 
 def test_every_choice_can_be_built():
-    assert set(CHOICES["architecture"]) == set(models._LAYERS)
+    assert set(CHOICES["architecture"]) == set(models._FEATURES)
+
+
+def test_resnets_halve_the_image_twice(K):
+    model = models.build("resnet_20", K, (28, 28, 1), 10)
+    convolutions = [layer for layer in model.layers if isinstance(layer, K.layers.Conv2D)]
+    assert len(convolutions) == 19 + 2  # The nineteen convolutions of the twenty layers, and the two projections.
+    sizes = {layer.name: tuple(layer.output.shape[1:]) for layer in convolutions}
+    assert sizes["stage_1_block_3_second_conv"] == (28, 28, 16)
+    assert sizes["stage_2_block_1_first_conv"] == sizes["stage_2_block_1_shortcut_conv"] == (14, 14, 32)
+    assert sizes["stage_3_block_3_second_conv"] == (7, 7, 64)
+    # A block adds its input: with the second normalisation at zero, it gives what it was given.
+    block = K.Model(
+        model.get_layer("stage_1_block_2_first_conv").input, model.get_layer("stage_1_block_3_first_conv").input
+    )
+    norm = model.get_layer("stage_1_block_2_second_norm")
+    norm.gamma.assign(np.zeros(16))
+    x = np.random.default_rng(0).uniform(0, 1, (2, 28, 28, 16)).astype("float32")
+    np.testing.assert_allclose(block.predict(x, verbose=0), x, rtol=1e-6)
 
 
 def test_an_experiment_compares_dense_and_pruned(K, tmp_path):
@@ -86,6 +122,30 @@ def test_an_experiment_compares_dense_and_pruned(K, tmp_path):
         run(experiment, tmp_path / "run", verbose=0)
 
 
+def test_fewer_images_and_more_steps_at_a_time(K):
+    """Twelve steps an epoch, in calls of five, five and two, are the same training as one by one."""
+    pruning = PruningConfig(target_sparsity=0.5, rate=0.5, epochs=2)
+    experiment = Experiment("digits", "lenet_300_100", pruning, keras=K.__name__, train_examples=12 * 64)
+    data = load_data(experiment, None)
+    assert data.train_images.shape == (768, 8, 8, 1) and data.test_images.shape == (360, 8, 8, 1)
+    np.testing.assert_array_equal(data.train_labels, datasets.load("digits").train_labels[:768])
+    one_by_one, _ = train_dense(experiment, data, verbose=0)
+    experiment.steps_per_execution = 5
+    five_by_five, _ = train_dense(experiment, data, verbose=0)
+    assert five_by_five.optimizer.iterations == one_by_one.optimizer.iterations == 2 * 12
+    for here, there in zip(one_by_one.get_weights(), five_by_five.get_weights(), strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "exclude", "count"),
+    [("lenet_300_100", (), 64 * 300 + 300 * 100 + 1000), ("lenet_300_100", ("logits/*",), 64 * 300 + 300 * 100)],
+)
+def test_prunable_weights_are_counted_without_the_data(architecture, exclude, count):
+    pruning = PruningConfig(target_sparsity=0.5, epochs=1, exclude=exclude)
+    assert weight_count(Experiment("digits", architecture, pruning)) == count
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -95,6 +155,10 @@ def test_an_experiment_compares_dense_and_pruned(K, tmp_path):
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"momentum": 1.0}, "momentum must lie in"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"steps_per_execution": 0}, "steps_per_execution must be at least 1"),
+        ({"train_examples": 0}, "train_examples must be at least 1"),
+        ({"train_examples": 1438}, "at most 1437, all that digits has; got 1438"),
+        ({"pruning": PruningConfig(0.5, epochs=1, method="tfmot")}, "set keras='tf_keras'"),
         ({"pruning": PruningConfig(2.0, epochs=1)}, "target_sparsity must lie in"),
     ],
 )
@@ -103,3 +167,16 @@ def test_bad_experiments_are_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(Experiment(**fields), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [("steps", [1, 1, 0.1, 0.01]), ("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.853553, 0.5, 0.146447])],
+)
+def test_how_the_rate_falls(K, schedule, rates):
+    pruning = PruningConfig(0.5, epochs=4)
+    experiment = Experiment("digits", "lenet_300_100", pruning, schedule=schedule, keras=K.__name__, learning_rate=0.3)
+    optimizer = compiled_model(experiment, datasets.load("digits")).optimizer
+    # 23 batches an epoch. A step into it, for a rate that drops at a step keeps it for that one.
+    asked = [float(optimizer._learning_rate(epoch * 23 + (schedule == "steps"))) / 0.3 for epoch in range(4)]
+    assert asked == pytest.approx(rates, rel=1e-5)

@@ -63,7 +63,13 @@ def test_a_start_elsewhere(K):
     for schedule in schedules(K):
         stretched = stretchable(schedule)
         stretched.stretch(2 / 3, 12.0)
-        # At a third step, rounding gives 13.999999999999998.
         for step, position in ((0, 12), (1, 12), (2, 13), (3, 14), (30, 32)):
             expected = float(schedule(tf.constant(position, tf.int64)))
             assert float(stretched(tf.constant(step, tf.int64))) == expected
+
+
+def test_rounding_loses_no_step(K):
+    assert 45 * (7 / 5) < 63
+    stretched = stretchable(K.optimizers.schedules.PiecewiseConstantDecay([62], [1.0, 0.1]))
+    stretched.stretch(7 / 5, 0.0)
+    assert float(stretched(tf.constant(45, tf.int64))) == pytest.approx(0.1)

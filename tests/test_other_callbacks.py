@@ -72,7 +72,7 @@ def test_a_scheduler_goes_on_from_the_rewind_epoch(K, make_mlp, blobs, rates_of_
         rewind_epoch=1,
         **SETTINGS,
     )
-    # 2 batches an epoch. Later rounds pass through the second half of the schedule, the final one through all but 1 / 6.
+    # 2 batches an epoch. Later rounds pass through half of the schedule, the final one through all but a sixth.
     assert rates_of_batches.rates[0] == [0.6, 0.5, 0.3, 0.2]
     assert rates_of_batches.rates[1:3] == [[0.3, 0.3, 0.2, 0.1]] * 2
     assert rates_of_batches.rates[3] == [0.5, 0.5, 0.5, 0.4, 0.4, 0.3, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1]

@@ -132,8 +132,8 @@ def test_types_are_shipped():
 # Each module may import those before it.
 LAYERS = [
     ["config"],
-    ["plan", "ranking", "result"],
-    ["learning_rate", "input_pipeline"],
+    ["plan", "ranking", "criteria", "result"],
+    ["learning_rate", "input_pipeline", "other_callbacks"],
     ["masked_model"],
     ["callback", "exporting"],
     ["run_directory"],
@@ -171,6 +171,8 @@ def test_imports_point_downwards():
         ("config.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("plan.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("ranking.py", {"tensorflow", "keras", "tf_keras"}),
+        ("criteria.py", {"tensorflow", "keras", "tf_keras"}),
+        ("experiments/study.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("callback.py", {"tf_keras", "tensorflow_model_optimization"}),
         ("pruning.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
         ("masked_model/interface.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),

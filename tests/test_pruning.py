@@ -341,9 +341,26 @@ def test_tfmots_own_pruning(K, make_mlp, blobs, tmp_path):
     model = make_mlp()
     optimizer, before = model.optimizer, model.get_weights()
     options = {"batch_size": 4}
+
+    class Sparsity(K.callbacks.Callback):
+        at_epoch_ends = []
+
+        def on_epoch_end(self, epoch, logs=None):
+            kernel = next(variable for variable in self.model.trainable_variables if variable.shape == (8, 16))
+            self.at_epoch_ends.append(1 - np.count_nonzero(kernel) / 128)
+
     result = aimp_tf.prune(
-        model, blobs, validation_data=blobs, workdir=tmp_path / "run", fit_options=options, **settings
+        model,
+        blobs,
+        validation_data=blobs,
+        workdir=tmp_path / "run",
+        callbacks=[Sparsity()],
+        fit_options=options,
+        **settings,
     )
+    # 16 steps an epoch, a ramp of half the training, and a new mask every 4 steps.
+    ramp = [0.75 * (1 - (1 - step / 48) ** 3) for step in (16, 32, 48, 48, 48, 48)]
+    np.testing.assert_allclose(Sparsity.at_epoch_ends, ramp, atol=0.06)
     assert result.model is model and model.optimizer is optimizer
     assert {path: int(mask.sum()) for path, mask in result.masks.items()} == {"hidden/kernel": 32, "logits/kernel": 12}
     assert not any(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
@@ -351,8 +368,12 @@ def test_tfmots_own_pruning(K, make_mlp, blobs, tmp_path):
     assert evaluated["accuracy"] == pytest.approx(result.rounds[-1].metrics["val_accuracy"])
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2 * 6
     assert (tmp_path / "run" / "final" / "saved_model").is_dir()
-    partly = aimp_tf.prune(make_mlp(), blobs, include=("logits/*",), fit_options=options, **settings)
-    assert list(partly.masks) == ["logits/kernel"] and aimp_tf.sparsity(partly.model, ("hidden/*",)) == 0.0
+    still = make_mlp(K.optimizers.SGD(0.0))
+    partly = aimp_tf.prune(still, blobs, include=("logits/*",), fit_options=options, **settings)
+    assert list(partly.masks) == ["logits/kernel"]
+    np.testing.assert_array_equal(still.get_layer("hidden").kernel, before[0])
+    logits, mask = make_mlp().get_layer("logits").kernel.numpy(), partly.masks["logits/kernel"]
+    np.testing.assert_array_equal(still.get_layer("logits").kernel, np.where(mask, logits, 0))
     endless = tf.data.Dataset.from_tensor_slices(blobs).repeat().batch(4)
     with pytest.raises(ValueError, match="must know how many batches an epoch has"):
         aimp_tf.prune(make_mlp(), endless, **settings)

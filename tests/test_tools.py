@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from aimp_tf.experiments.experiment import Experiment
+from aimp_tf.experiments.study import Study
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -18,9 +19,9 @@ def tool(name, *arguments):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs_are_valid(get_config, name):
-    experiment = get_config(name)
-    assert isinstance(experiment, Experiment)
-    experiment.validate()
+    config = get_config(name)
+    assert isinstance(config, Study if name.startswith("study_") else Experiment)
+    config.validate()
     assert f"--config=configs/{name}.py" in (ROOT / "configs" / f"{name}.py").read_text()
 
 
@@ -44,7 +45,7 @@ def test_prune_prints_a_table_and_the_saved_model(tmp_path):
     assert "Round 1 of 2" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["prune.py", "prepare_fashion_mnist.py"])
+@pytest.mark.parametrize("name", ["prune.py", "study.py", "prepare_fashion_mnist.py"])
 def test_help(name):
     done = tool(name, "--help")
     assert "--data_dir" in done.stdout and f"python tools/{name}" in done.stdout

@@ -20,6 +20,27 @@ _IDX_FILES = {
 
 
 @dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """What is known of a data set before it is loaded.
+
+    Attributes:
+        image_shape: Height, width and channels.
+        classes: Number of classes.
+        train_examples: Number of training images.
+    """
+
+    image_shape: tuple[int, int, int]
+    classes: int
+    train_examples: int
+
+
+IMAGE_SETS = {
+    "digits": ImageSet((8, 8, 1), classes=10, train_examples=1437),
+    "fashion_mnist": ImageSet((28, 28, 1), classes=10, train_examples=60_000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageData:
     """Labelled grey images, split for training and testing.
 

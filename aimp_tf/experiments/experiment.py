@@ -4,12 +4,17 @@ Annotations are not postponed here, for ml_collections reads the types of the fi
 """
 
 import dataclasses
+import json
+import numbers
+from typing import Any
 
 from aimp_tf.config import PruningConfig, nearest
+from aimp_tf.experiments.datasets import IMAGE_SETS
 
 CHOICES = {
-    "dataset": ("digits", "fashion_mnist"),
-    "architecture": ("lenet_300_100", "lenet_5", "small_cnn"),
+    "dataset": tuple(IMAGE_SETS),
+    "architecture": ("lenet_300_100", "lenet_5", "small_cnn", "resnet_8", "resnet_20"),
+    "schedule": ("steps", "cosine", "linear"),
     "keras": ("keras", "tf_keras"),
 }
 
@@ -18,28 +23,36 @@ CHOICES = {
 class Experiment:
     """Trains a named architecture on named data, dense and pruned, from the same initial weights.
 
-    The optimizer is SGD with momentum; its rate drops tenfold after half and again after three quarters of
-    `pruning.epochs`.
+    The optimizer is SGD with momentum.
 
     Attributes:
         dataset: "digits" or "fashion_mnist".
-        architecture: "lenet_300_100", "lenet_5" or "small_cnn".
+        architecture: "lenet_300_100", "lenet_5", "small_cnn", "resnet_8" or "resnet_20".
         pruning: The pruning run; the dense training takes its `epochs`. Its `seed` is that of the experiment.
         learning_rate: First learning rate, above 0.
+        schedule: How the rate falls over `pruning.epochs`: "steps" is tenfold after half and again after three quarters
+            of them; "cosine" and "linear" fall to zero, and so restart in each round that is squeezed (Zimmer et al.,
+            ICLR 2023, section 3).
         momentum: In [0, 1).
         batch_size: Examples a step.
         keras: Generation of Keras, "keras" (Keras 3) or "tf_keras".
         seed: Seeds the initial weights and the order of the examples.
+        steps_per_execution: Steps that one call of TensorFlow takes, as in `compile`; more are faster where steps are
+            short.
+        train_examples: How many training images to use, the first ones. None is all of them.
     """
 
     dataset: str
     architecture: str
     pruning: PruningConfig
     learning_rate: float = 0.1
+    schedule: str = "steps"
     momentum: float = 0.9
     batch_size: int = 64
     keras: str = "keras"
     seed: int = 0
+    steps_per_execution: int = 1
+    train_examples: int | None = None
 
     def validate(self) -> None:
         """Checks every field. Raises ValueError or TypeError."""
@@ -47,10 +60,38 @@ class Experiment:
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{nearest(value, choices)}")
+        for name in ("learning_rate", "momentum"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a number; got {value!r}.")
+        for name in ("batch_size", "seed", "steps_per_execution", "train_examples"):
+            value = getattr(self, name)
+            if name == "train_examples" and value is None:
+                continue
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a whole number; got {value!r}.")
+            if name != "seed" and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}.")
+        available = IMAGE_SETS[self.dataset].train_examples
+        if self.train_examples is not None and self.train_examples > available:
+            raise ValueError(
+                f"train_examples must be at most {available}, all that {self.dataset} has; got {self.train_examples}."
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1); got {self.momentum}.")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {self.batch_size}.")
         self.pruning.validate()
+        if self.pruning.method == "tfmot" and self.keras != "tf_keras":
+            raise ValueError(f"method='tfmot' prunes tf_keras models; set keras='tf_keras'. Got {self.keras!r}.")
+
+
+def from_fields(fields: dict[str, Any]) -> Experiment:
+    """The experiment whose `dataclasses.asdict`, stored as JSON, gave `fields`; what they lack has its default.
+
+    Raises:
+        TypeError, ValueError: They are something else.
+    """
+    if not isinstance(fields.get("pruning"), dict):
+        raise TypeError(f"pruning must hold the fields of a PruningConfig; got {fields.get('pruning')!r}.")
+    return Experiment(**{**fields, "pruning": PruningConfig.from_json(json.dumps(fields["pruning"]))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -10,7 +11,9 @@ def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> 
 
     Args:
         name: "lenet_300_100" (an MLP) or "lenet_5" (both LeCun et al., 1998; with ReLU and max pooling, as pruning
-            papers use them), or "small_cnn" (two convolutions with batch normalisation).
+            papers use them), "small_cnn" (two convolutions with batch normalisation), or "resnet_8" or "resnet_20" (the
+            CIFAR family of He et al., 2016, section 4.2, with n = 1 and 3; where the shape changes, the shortcut is a
+            1 x 1 convolution with batch normalisation).
         keras: The module `keras` or `tf_keras`.
         input_shape: Height, width and channels.
         classes: Number of logits.
@@ -18,31 +21,26 @@ def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> 
     Raises:
         ValueError: The name is unknown.
     """
-    if name not in _LAYERS:
-        raise ValueError(f"Unknown architecture {name!r}; the architectures are {', '.join(_LAYERS)}.")
-    hidden = _LAYERS[name](keras.layers)
-    return keras.Sequential([keras.Input(input_shape), *hidden, keras.layers.Dense(classes, name="logits")], name=name)
+    if name not in _FEATURES:
+        raise ValueError(f"Unknown architecture {name!r}; the architectures are {', '.join(_FEATURES)}.")
+    inputs = keras.Input(input_shape)
+    features = _FEATURES[name](keras.layers, inputs)
+    return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(features), name=name)
 
 
-def _lenet_300_100(layers: Any) -> list[Any]:
-    return [layers.Flatten(), layers.Dense(300, activation="relu"), layers.Dense(100, activation="relu")]
+def _chain(x: Any, *layers: Any) -> Any:
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
-def _small_cnn(layers: Any) -> list[Any]:
-    blocks = [
-        [
-            layers.Conv2D(filters, 3, padding="same", use_bias=False),
-            layers.BatchNormalization(),
-            layers.ReLU(),
-            layers.MaxPooling2D(),
-        ]
-        for filters in (16, 32)
-    ]
-    return [*blocks[0], *blocks[1], layers.Flatten(), layers.Dense(64, activation="relu")]
+def _lenet_300_100(layers: Any, x: Any) -> Any:
+    return _chain(x, layers.Flatten(), layers.Dense(300, activation="relu"), layers.Dense(100, activation="relu"))
 
 
-def _lenet_5(layers: Any) -> list[Any]:
-    return [
+def _lenet_5(layers: Any, x: Any) -> Any:
+    return _chain(
+        x,
         layers.Conv2D(6, 5, padding="same", activation="relu"),
         layers.MaxPooling2D(),
         layers.Conv2D(16, 5, activation="relu"),
@@ -50,7 +48,57 @@ def _lenet_5(layers: Any) -> list[Any]:
         layers.Flatten(),
         layers.Dense(120, activation="relu"),
         layers.Dense(84, activation="relu"),
-    ]
+    )
 
 
-_LAYERS = {"small_cnn": _small_cnn, "lenet_300_100": _lenet_300_100, "lenet_5": _lenet_5}
+def _small_cnn(layers: Any, x: Any) -> Any:
+    for filters in (16, 32):
+        x = _chain(
+            x,
+            layers.Conv2D(filters, 3, padding="same", use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.MaxPooling2D(),
+        )
+    return _chain(x, layers.Flatten(), layers.Dense(64, activation="relu"))
+
+
+def _resnet(blocks: int) -> Callable[[Any, Any], Any]:
+    """The features of a ResNet with three stages of so many blocks, two convolutions each."""
+
+    def features(layers: Any, x: Any) -> Any:
+        def convolve(x: Any, filters: int, size: int, strides: int, name: str) -> Any:
+            return _chain(
+                x,
+                layers.Conv2D(
+                    filters,
+                    size,
+                    strides,
+                    padding="same",
+                    use_bias=False,
+                    kernel_initializer="he_normal",
+                    name=f"{name}_conv",
+                ),
+                layers.BatchNormalization(name=f"{name}_norm"),
+            )
+
+        x = layers.ReLU()(convolve(x, 16, 3, 1, "stem"))
+        for stage, filters in enumerate((16, 32, 64), start=1):
+            for block in range(1, blocks + 1):
+                name = f"stage_{stage}_block_{block}"
+                strides = 2 if stage > 1 and block == 1 else 1
+                shortcut = x if strides == 1 else convolve(x, filters, 1, strides, f"{name}_shortcut")
+                x = layers.ReLU()(convolve(x, filters, 3, strides, f"{name}_first"))
+                x = layers.ReLU()(layers.Add()([convolve(x, filters, 3, 1, f"{name}_second"), shortcut]))
+        return layers.GlobalAveragePooling2D()(x)
+
+    return features
+
+
+_FEATURES: dict[str, Callable[[Any, Any], Any]] = {
+    "lenet_300_100": _lenet_300_100,
+    "lenet_5": _lenet_5,
+    "small_cnn": _small_cnn,
+    "resnet_8": _resnet(blocks=1),
+    "resnet_20": _resnet(blocks=3),
+}

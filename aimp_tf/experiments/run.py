@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import io
 import json
+import math
 import os
 import pathlib
 import tarfile
@@ -19,7 +21,9 @@ from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.exporting import export
 from aimp_tf.exporting.fresh_process import predict_in_fresh_process
 from aimp_tf.input_pipeline import prepare
+from aimp_tf.masked_model.prunable import prunable_variables, select
 from aimp_tf.pruning import prune
+from aimp_tf.result import PruningResult
 from aimp_tf.run_directory import check_workdir, write_atomically
 
 _TEST_BATCH_SIZE = 1024
@@ -64,7 +68,7 @@ class Comparison:
     def table(self) -> str:
         """Dense, pruned and plain iterative magnitude pruning as columns."""
         rows = [
-            ("", "dense", "AIMP", "plain IMP"),
+            ("", "dense", "pruned", "plain IMP"),
             ("test accuracy", f"{self.dense_accuracy:.2%}", f"{self.pruned_accuracy:.2%}", "not run"),
             ("sparsity", "0.00%", f"{self.sparsity:.2%}", f"{self.sparsity:.2%}"),
             ("weights left", f"{self.weights:,}", f"{self.survivors:,}", f"{self.survivors:,}"),
@@ -95,18 +99,9 @@ def run(
     """
     experiment.validate()
     workdir = check_workdir(workdir)  # Before hours are spent on the dense model.
-    data = datasets.load(experiment.dataset, data_dir)
+    data = load_data(experiment, data_dir)
     dense, dense_seconds = train_dense(experiment, data, verbose)
-    result = prune(
-        compiled_model(experiment, data),
-        (data.train_images, data.train_labels),
-        experiment.pruning,
-        validation_data=(data.test_images, data.test_labels),
-        workdir=workdir,
-        fit_options={"batch_size": experiment.batch_size, "validation_batch_size": _TEST_BATCH_SIZE},
-        verbose=verbose,
-        seed=experiment.seed,
-    )
+    result = train_pruned(experiment, data, workdir, verbose)
     dense_saved_model = export(dense, workdir / "dense", formats=("saved_model",))["saved_model"]
     saved_model = workdir / "final" / "saved_model"
     comparison = Comparison(
@@ -127,6 +122,39 @@ def run(
     )
     write_atomically(workdir / "comparison.json", json.dumps(dataclasses.asdict(comparison), indent=2))
     return comparison
+
+
+def weight_count(experiment: Experiment) -> int:
+    """Number of prunable weights of an experiment. The data is not loaded."""
+    return _weight_count(
+        experiment.architecture,
+        experiment.dataset,
+        tuple(experiment.pruning.include),
+        tuple(experiment.pruning.exclude),
+    )
+
+
+def load_data(experiment: Experiment, data_dir: str | os.PathLike[str] | None) -> datasets.ImageData:
+    """The images of an experiment, the first `train_examples` of those for training. Raises RuntimeError as `run`."""
+    data = datasets.load(experiment.dataset, data_dir)
+    count = experiment.train_examples
+    return dataclasses.replace(data, train_images=data.train_images[:count], train_labels=data.train_labels[:count])
+
+
+def train_pruned(
+    experiment: Experiment, data: datasets.ImageData, workdir: str | os.PathLike[str], verbose: str | int
+) -> PruningResult:
+    """The pruning run of an experiment, validated on the test images, in a run directory of its own."""
+    return prune(
+        compiled_model(experiment, data),
+        (data.train_images, data.train_labels),
+        experiment.pruning,
+        validation_data=(data.test_images, data.test_labels),
+        workdir=workdir,
+        fit_options={"batch_size": experiment.batch_size, "validation_batch_size": _TEST_BATCH_SIZE},
+        verbose=verbose,
+        seed=experiment.seed,
+    )
 
 
 def train_dense(experiment: Experiment, data: datasets.ImageData, verbose: str | int) -> tuple[Any, float]:
@@ -155,14 +183,30 @@ def compiled_model(experiment: Experiment, data: datasets.ImageData) -> Any:
     keras.utils.set_random_seed(experiment.seed)
     model = models.build(experiment.architecture, keras, data.train_images.shape[1:], data.classes)
     steps = -(-len(data.train_labels) // experiment.batch_size) * experiment.pruning.epochs
-    rates = [experiment.learning_rate * factor for factor in (1.0, 0.1, 0.01)]
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([steps // 2, steps * 3 // 4], rates)
     model.compile(
-        optimizer=keras.optimizers.SGD(schedule, momentum=experiment.momentum),
+        optimizer=keras.optimizers.SGD(_schedule(experiment, keras, steps), momentum=experiment.momentum),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
+        steps_per_execution=experiment.steps_per_execution,
     )
     return model
+
+
+def _schedule(experiment: Experiment, keras: Any, steps: int) -> Any:
+    rate, schedules = experiment.learning_rate, keras.optimizers.schedules
+    if experiment.schedule == "cosine":
+        return schedules.CosineDecay(rate, steps)
+    if experiment.schedule == "linear":
+        return schedules.PolynomialDecay(rate, steps, 0.0)
+    return schedules.PiecewiseConstantDecay([steps // 2, steps * 3 // 4], [rate, rate / 10, rate / 100])
+
+
+@functools.cache
+def _weight_count(architecture: str, dataset: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> int:
+    known = datasets.IMAGE_SETS[dataset]
+    # Both generations of Keras have the same prunable weights.
+    model = models.build(architecture, importlib.import_module("keras"), known.image_shape, known.classes)
+    return sum(math.prod(variable.shape) for variable in select(prunable_variables(model), include, exclude).values())
 
 
 def _accuracy(saved_model: pathlib.Path, data: datasets.ImageData) -> float:

@@ -1,0 +1,137 @@
+"""One cell of a study, in a process of its own: `start` makes the process, `main` is what it does.
+
+The folder of a cell holds cell.json (what to run), log.txt, run/ (the run directory of `prune`) and, once the cell is
+done, result.json, which is written last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+from aimp_tf.experiments.experiment import Experiment, from_fields
+from aimp_tf.experiments.study import Cell, CellResult
+
+
+def order(cell: Cell, experiment: Experiment) -> str:
+    """What cell.json is to hold."""
+    return json.dumps({**dataclasses.asdict(cell), "experiment": dataclasses.asdict(experiment)}, indent=2)
+
+
+def read_result(folder: pathlib.Path) -> CellResult | None:
+    """The result of a cell, or None where it is not done. Raises ValueError for a file that is something else."""
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        return CellResult(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not the result of a cell: {error}. Remove its folder to run it anew.") from error
+
+
+def start(folder: pathlib.Path, order: str, data_dir: str | None, threads: int) -> subprocess.Popen[bytes]:
+    """Writes cell.json, removes what an unfinished run left, and starts the process of a cell.
+
+    Its output goes to log.txt. It ends when this process ends, however that comes about.
+
+    Args:
+        folder: The cell's folder.
+        order: As `order` gives it.
+        data_dir: Where tensorflow-datasets keeps its data.
+        threads: Threads that TensorFlow is to use.
+
+    Raises:
+        RuntimeError: Another process runs this cell.
+    """
+    environment = {
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # Several cells may share a GPU.
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        "TF_NUM_INTEROP_THREADS": str(threads),
+    }
+    # -P: this folder must not come before the installed package.
+    command = [sys.executable, "-P", "-m", "aimp_tf.experiments.cell", os.fspath(folder), "--end_with_stdin"]
+    if data_dir is not None:
+        command += ["--data_dir", data_dir]
+    with open(folder / "log.txt", "ab") as log:
+        try:
+            # The process inherits the lock with the file, and holds it until it ends.
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(f"another study runs it at this moment, in {folder}.") from error
+        log.truncate(0)
+        (folder / "cell.json").write_text(order + "\n", encoding="utf-8")
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+
+def failure(folder: pathlib.Path, process: subprocess.Popen[bytes]) -> str | None:
+    """Waits for the process of a cell, and says in a line why the cell is not done, or None where it is."""
+    with process:
+        returncode = process.wait()
+    if (folder / "result.json").exists():
+        return None
+    log = folder / "log.txt"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    ended = signal.Signals(-returncode).name if returncode < 0 else f"exit code {returncode}"
+    return f"ended by {ended}; the last line of {log}: {last}"
+
+
+def run_cell(folder: pathlib.Path, data_dir: str | None) -> CellResult:
+    """Runs what cell.json says and writes result.json."""
+    # Not at the top: whoever starts cells, for hours, need not hold TensorFlow in memory.
+    from aimp_tf.experiments.run import load_data, train_pruned
+    from aimp_tf.run_directory import write_atomically
+
+    fields = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+    experiment = from_fields(fields["experiment"])
+    pruned = train_pruned(experiment, load_data(experiment, data_dir), folder / "run", verbose=0)
+    result = CellResult(
+        **fields,
+        accuracy=pruned.rounds[-1].metrics["val_accuracy"],
+        measured_sparsity=pruned.sparsity,
+        epochs=pruned.epochs,
+        seconds=pruned.seconds,
+    )
+    write_atomically(folder / "result.json", json.dumps(dataclasses.asdict(result), indent=2))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m aimp_tf.experiments.cell", description="Runs one cell of a study.")
+    parser.add_argument("folder", type=pathlib.Path, help="The cell's folder, with cell.json in it.")
+    parser.add_argument("--data_dir", help="Where tensorflow-datasets keeps its data.")
+    parser.add_argument("--end_with_stdin", action="store_true", help="End when standard input does.")
+    arguments = parser.parse_args()
+    if arguments.end_with_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("aimp_tf").setLevel(logging.INFO)
+    run_cell(arguments.folder, arguments.data_dir)
+
+
+def _end_with_stdin() -> None:
+    """Whoever started this process holds the other end of its standard input, which closes when they are gone."""
+    # Not sys.stdin, whose lock a thread must not hold when Python ends.
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

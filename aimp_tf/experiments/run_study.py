@@ -1,0 +1,155 @@
+"""Runs a study: what is done is skipped, what fails is reported, and the rest is carried on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from aimp_tf.config import nearest
+from aimp_tf.experiments.cell import order, read_result
+from aimp_tf.experiments.executors import Executor
+from aimp_tf.experiments.experiment import Experiment
+from aimp_tf.experiments.study import Cell, CellResult, Study, differences, planned_epochs
+
+_COUNT_WEIGHTS = """
+import json, sys
+from aimp_tf.experiments.experiment import from_fields
+from aimp_tf.experiments.run import weight_count
+
+print(json.dumps([weight_count(from_fields(fields)) for fields in json.load(sys.stdin)]))
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A cell, what it runs and where.
+
+    Attributes:
+        cell: The cell.
+        experiment: What it runs, every setting filled in.
+        epochs: Epochs it takes, at most.
+        folder: Where it lies.
+    """
+
+    cell: Cell
+    experiment: Experiment
+    epochs: int
+    folder: pathlib.Path
+
+
+def plan_study(
+    study: Study, workdir: str | os.PathLike[str], arms: Sequence[str] | None = None
+) -> tuple[list[Job], dict[Cell, CellResult]]:
+    """What there is to run and what is done. Nothing is written.
+
+    Args:
+        study: The study.
+        workdir: Its folder.
+        arms: Names of the arms to run; None is all of them.
+
+    Returns:
+        The cells of these arms that are not done, and the results of all cells that are, in the study's order.
+
+    Raises:
+        ValueError, TypeError: The study is not valid, an arm is unknown, `workdir` cannot be written, or a cell was
+            done with other settings than the study's.
+    """
+    study.validate()
+    for name in arms or ():
+        if name not in study.arms:
+            raise ValueError(f"Unknown arm {name!r}; the arms are {', '.join(study.arms)}.{nearest(name, study.arms)}")
+    workdir = pathlib.Path(workdir).absolute()
+    existing = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"workdir {workdir} cannot be written: {existing} is not a folder that may be written to.")
+    cells = study.cells()
+    weight_count = _weight_counts([study.merged(cell) for cell in cells])
+    jobs, done = [], {}
+    for cell in cells:
+        experiment, folder = study.resolve(cell, weight_count), workdir / cell.folder
+        result = read_result(folder)
+        if result is None:
+            if arms is None or cell.arm in arms:
+                jobs.append(Job(cell, experiment, planned_epochs(experiment, weight_count), folder))
+            continue
+        if differing := differences(result.experiment, experiment):
+            raise ValueError(
+                f"The cell {cell} was done with other settings: {'; '.join(differing)}. Name another workdir, or "
+                f"remove {folder} to run the cell anew."
+            )
+        done[cell] = result
+    return jobs, done
+
+
+def run_jobs(
+    jobs: Sequence[Job], executor: Executor, data_dir: str | None, say: Callable[[str], None]
+) -> tuple[dict[Cell, CellResult], dict[Cell, str]]:
+    """Runs cells.
+
+    Args:
+        jobs: Those to run.
+        executor: What runs them.
+        data_dir: Where tensorflow-datasets keeps its data.
+        say: Gets a line of text as each ends.
+
+    Returns:
+        The results of those that are done now, and what went wrong with the others.
+    """
+    for job in jobs:
+        job.folder.mkdir(parents=True, exist_ok=True)
+    by_folder = {job.folder: job for job in jobs}
+    orders = {job.folder: order(job.cell, job.experiment) for job in jobs}
+    results: dict[Cell, CellResult] = {}
+    failures: dict[Cell, str] = {}
+    started_at, epochs, ended_epochs = time.monotonic(), sum(job.epochs for job in jobs), 0
+    with contextlib.closing(executor.run(orders, data_dir)) as ended:
+        for number, (folder, failure) in enumerate(ended, start=1):
+            job = by_folder[folder]
+            result = None if failure else read_result(folder)
+            if result is not None:
+                results[job.cell] = result
+                outcome = f"accuracy {result.accuracy:.2%}, {result.epochs} epochs in {result.seconds:.0f} s"
+            else:
+                failures[job.cell] = failure or (
+                    f"its result is not to be seen in {folder}; the workdir must lie on storage that all machines share"
+                )
+                outcome = f"FAILED: {failures[job.cell]}"
+            ended_epochs += job.epochs
+            seconds_left = (time.monotonic() - started_at) / ended_epochs * (epochs - ended_epochs)
+            left = f"; about {_duration(seconds_left)} left" if number < len(jobs) else ""
+            say(f"{number} of {len(jobs)}: {job.cell}: {outcome}{left}")
+    return results, failures
+
+
+def _weight_counts(experiments: Sequence[Experiment]) -> Callable[[Experiment], int]:
+    """Counts the prunable weights of models in another process, so that this one does without TensorFlow."""
+    models = {_model_key(experiment): experiment for experiment in experiments}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _COUNT_WEIGHTS],
+        input=json.dumps([dataclasses.asdict(experiment) for experiment in models.values()]),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise ValueError(f"A model of the study cannot be built: {done.stderr.strip().splitlines()[-1]}")
+    counts = dict(zip(models, json.loads(done.stdout), strict=True))
+    return lambda experiment: counts[_model_key(experiment)]
+
+
+def _model_key(experiment: Experiment) -> tuple[object, ...]:
+    """What the number of prunable weights depends on."""
+    pruning = experiment.pruning
+    return experiment.architecture, experiment.dataset, tuple(pruning.include), tuple(pruning.exclude)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
