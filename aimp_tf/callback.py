@@ -28,7 +28,8 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
 
     Each `fit` is one round. The first one starts with a snapshot of the weights. Each later one starts by ranking the
     survivors, masking the smallest, rewinding, and resetting the optimizer; when it ends, the pruned weights are
-    checked to be zero. The order among other callbacks does not matter.
+    checked to be zero. The order among other callbacks does not matter. With `method="gradual"`, one `fit` is all, and
+    the ranking goes on while it trains; with `method="dense"`, nothing is pruned.
 
     Args:
         config: What to do. `include` and `exclude` are for `aimp_tf.wrap`, which has chosen the variables already.
@@ -116,6 +117,23 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         """
         return [self, *self._others.for_round(callbacks, lambda: self.round)]
 
+    def begin(self, masked: MaskedModel) -> None:
+        """Plans the run for the masked model, if that is not done. The first `fit` calls it otherwise.
+
+        Raises:
+            ValueError: The target or the limits cannot be met with the model's sizes, or the criterion cannot rank.
+            TypeError: The criterion gives something other than scores.
+        """
+        if self._plan is not None:
+            return
+        plan = make_plan(self.config, masked.weight_count)
+        if self.config.method != "dense":
+            self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
+            self._rank(masked, plan[-1].kept)
+        if {"weights", "reinitialize"} & {round_.rewind for round_ in plan}:
+            self._first = self._snapshot = masked.snapshot()
+        self._plan = plan
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
         self._started_at = time.monotonic()
@@ -124,8 +142,7 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
                 f"fit was called with epochs={self.params['epochs']}, but the next round trains {self.next_epochs}. "
                 "Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning])."
             )
-        if self._plan is None:
-            self._begin(masked)
+        self.begin(masked)
         assert self._plan is not None
         round_ = self.round
         # A fit that was interrupted and is called again finds its masks set, and begins its round anew.
@@ -190,18 +207,6 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
                 guarded=self._guarded,
             )
         )
-
-    def _begin(self, masked: MaskedModel) -> None:
-        plan = make_plan(self.config, masked.weight_count)
-        if self.config.method != "dense":
-            self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
-            # A criterion of the user's that cannot rank is found before any training.
-            self._rank(masked, plan[-1].kept)
-        rewinds = {round_.rewind for round_ in plan}
-        if "reinitialize" in rewinds or "weights" in rewinds:
-            self._first = masked.snapshot()
-            self._snapshot = self._first
-        self._plan = plan
 
     def _rewind(self, masked: MaskedModel, round_: Round) -> None:
         if round_.rewind == "weights":

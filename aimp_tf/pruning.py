@@ -105,6 +105,7 @@ def prune(
         if validation is not None:
             _check_validation_data(masked.model, validation)
         pruning = GlobalMagnitudePruning(config)
+        pruning.begin(masked)
         while not pruning.finished:
             try:
                 masked.model.fit(

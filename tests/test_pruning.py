@@ -394,3 +394,21 @@ def test_gradual_pruning_of_real_digits_keeps_their_accuracy(K, digits):
     )
     assert result.sparsity == pytest.approx(0.9, abs=1e-3)
     assert result.rounds[-1].metrics["val_accuracy"] > 0.93
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"min_layer_survivors": 30}, "^max_layer_sparsity=None and min_layer_survivors=30 keep at least 60 weights"),
+        ({"criterion": lambda weights, masks: {}}, "^criterion must return a dict"),
+        ({"target_sparsity": 0.001}, "^target_sparsity=0.001 removes none"),
+    ],
+)
+def test_what_the_model_cannot_give_is_said_before_any_training(make_mlp, blobs, tmp_path, settings, message):
+    model = make_mlp()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        aimp_tf.prune(model, blobs, workdir=tmp_path / "run", **{**SETTINGS, **settings})
+    assert MaskedModel.of(model) is None and not (tmp_path / "run").exists()
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
