@@ -106,6 +106,27 @@ def test_batch_normalisation_is_rewound(make_mlp, blobs, recorder):
     assert np.all(recorder.ended[0]["variables"][index] != 1.0)
 
 
+@pytest.fixture
+def make_counted(K):
+    """A function that makes a compiled model, and a list that grows when its train step is traced."""
+
+    def make(rate):
+        traces = []
+
+        class Counted(K.Model):
+            def train_step(self, data):
+                traces.append(1)
+                return super().train_step(data)
+
+        inputs = K.Input((8,))
+        model = Counted(inputs, K.layers.Dense(3)(K.layers.Dense(16, activation="relu")(inputs)))
+        optimizer = K.optimizers.SGD(rate, momentum=0.9)
+        model.compile(optimizer, K.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model, traces
+
+    return make
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -115,34 +136,16 @@ def test_batch_normalisation_is_rewound(make_mlp, blobs, recorder):
         {"stop_mask_distance": 0.9, "criterion": "lamp", "final_rewind": "reinitialize"},
     ],
 )
-def test_the_train_function_is_traced_once(K, blobs, settings):
-    traces = []
-
-    class Counted(K.Model):
-        def train_step(self, data):
-            traces.append(1)
-            return super().train_step(data)
-
-    inputs = K.Input((8,))
-    model = Counted(inputs, K.layers.Dense(3)(K.layers.Dense(16, activation="relu")(inputs)))
-    schedule = K.optimizers.schedules.ExponentialDecay(0.1, 2, 0.9)
-    model.compile(K.optimizers.SGD(schedule, momentum=0.9), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+def test_the_train_function_is_traced_once(K, blobs, make_counted, settings):
+    rate = K.optimizers.schedules.ExponentialDecay(0.1, 2, 0.9)
+    model, traces = make_counted(rate)
     pruning, _ = run(model, blobs, CONFIG.replace(**settings))
     assert len(pruning.rounds) == (1 if settings.get("method") else 4)
     assert len(traces) == 1
 
 
-def test_a_learning_rate_scheduler_traces_nothing_again(K, blobs):
-    traces = []
-
-    class Counted(K.Model):
-        def train_step(self, data):
-            traces.append(1)
-            return super().train_step(data)
-
-    inputs = K.Input((8,))
-    model = Counted(inputs, K.layers.Dense(3)(inputs))
-    model.compile(K.optimizers.SGD(0.1), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+def test_a_learning_rate_scheduler_traces_nothing_again(K, blobs, make_counted):
+    model, traces = make_counted(0.1)
     scheduler = K.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (epoch + 1))
     aimp_tf.prune(model, blobs, CONFIG, callbacks=[scheduler], verbose=0)
     assert len(traces) == 1
