@@ -113,7 +113,7 @@ class PruningConfig:
             if value is None and name in _OPTIONAL:
                 continue
             interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
-            if not _is_number(value, numbers.Real):
+            if not is_number(value, numbers.Real):
                 raise TypeError(f"{name} must be a number in {interval}; got {value!r}.")
             above = value >= low if ends[0] == "[" else value > low
             below = value <= high if ends[1] == "]" else value < high
@@ -124,7 +124,7 @@ class PruningConfig:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            if not _is_number(value, numbers.Integral):
+            if not is_number(value, numbers.Integral):
                 raise TypeError(f"{name} must be a whole number; got {value!r}.")
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1; got {self.epochs}.")
@@ -252,7 +252,8 @@ def _as_json(value: Any) -> Any:
     return value.item()  # NumPy's numbers are numbers to validate(), but not to json.
 
 
-def _is_number(value: object, kind: type) -> bool:
+def is_number(value: object, kind: type) -> bool:
+    """Whether this is a number of the kind, such as `numbers.Real`; True and False are none."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 

@@ -81,8 +81,7 @@ def keep_same_fraction(
 
     What is left over by rounding down goes to the tensors that lose the most by it (largest remainders).
     """
-    high = {path: int(np.count_nonzero(masks[path])) for path in scores}
-    low = {path: min(least[path], high[path]) for path in scores}
+    high, low = _survivors_and_least(masks, least)
 
     def shares(fraction: float) -> dict[str, float]:
         return {path: min(max(fraction * score.size, low[path]), high[path]) for path, score in scores.items()}
@@ -91,11 +90,7 @@ def keep_same_fraction(
     for _ in range(64):
         middle = sum(bounds) / 2
         bounds[sum(shares(middle).values()) >= keep] = middle
-    counts = _rounded(shares(bounds[1]), keep)
-    kept = {
-        path: keep_largest({path: scores[path]}, {path: masks[path]}, counts[path], signed=signed)[path]
-        for path in scores
-    }
+    kept = _keep_in_each(scores, masks, _rounded(shares(bounds[1]), keep), signed)
     return kept, tuple(path for path, score in scores.items() if bounds[1] * score.size < low[path])
 
 
@@ -123,23 +118,13 @@ def keep_at_least(
         The masks, and the paths of the tensors that ranking alone would have left with fewer.
     """
     free = keep_largest(scores, masks, keep, signed=signed)
-    guarded = tuple(
-        path
-        for path, mask in free.items()
-        if np.count_nonzero(mask) < min(least[path], int(np.count_nonzero(masks[path])))
-    )
+    _, low = _survivors_and_least(masks, least)
+    guarded = tuple(path for path, mask in free.items() if np.count_nonzero(mask) < low[path])
     if not guarded:
         return free, ()
-    assured = {
-        path: keep_largest(
-            {path: score}, {path: masks[path]}, min(least[path], int(np.count_nonzero(masks[path]))), signed=signed
-        )[path]
-        for path, score in scores.items()
-    }
+    assured = _keep_in_each(scores, masks, low, signed)
     others = {path: masks[path] & ~assured[path] for path in scores}
-    rest = keep_largest(
-        scores, others, keep - sum(int(np.count_nonzero(mask)) for mask in assured.values()), signed=signed
-    )
+    rest = keep_largest(scores, others, keep - sum(low.values()), signed=signed)
     return {path: assured[path] | rest[path] for path in scores}, guarded
 
 
@@ -191,6 +176,24 @@ def _bin_holding(counts: np.ndarray, rank: int) -> tuple[int, int]:
     position = int(np.searchsorted(from_top, rank))
     bin_index = counts.size - 1 - position
     return bin_index, int(from_top[position] - counts[bin_index])
+
+
+def _survivors_and_least(
+    masks: Mapping[str, np.ndarray], least: Mapping[str, int]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """How many survive in each tensor, and how many of these it keeps at least."""
+    survivors = {path: int(np.count_nonzero(mask)) for path, mask in masks.items()}
+    return survivors, {path: min(least[path], count) for path, count in survivors.items()}
+
+
+def _keep_in_each(
+    scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], counts: Mapping[str, int], signed: bool
+) -> dict[str, np.ndarray]:
+    """Each tensor ranked by itself."""
+    return {
+        path: keep_largest({path: score}, {path: masks[path]}, counts[path], signed=signed)[path]
+        for path, score in scores.items()
+    }
 
 
 def _rounded(shares: Mapping[str, float], total: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ import json
 import numbers
 from typing import Any
 
-from aimp_tf.config import PruningConfig, nearest
+from aimp_tf.config import PruningConfig, is_number, nearest
 from aimp_tf.experiments.datasets import IMAGE_SETS
 
 CHOICES = {
@@ -62,13 +62,13 @@ class Experiment:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{nearest(value, choices)}")
         for name in ("learning_rate", "momentum"):
             value = getattr(self, name)
-            if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            if not is_number(value, numbers.Real):
                 raise TypeError(f"{name} must be a number; got {value!r}.")
         for name in ("batch_size", "seed", "steps_per_execution", "train_examples"):
             value = getattr(self, name)
             if name == "train_examples" and value is None:
                 continue
-            if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+            if not is_number(value, numbers.Integral):
                 raise TypeError(f"{name} must be a whole number; got {value!r}.")
             if name != "seed" and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}.")

@@ -9,7 +9,7 @@ import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from aimp_tf.config import PruningConfig, nearest
+from aimp_tf.config import PruningConfig, is_number, nearest
 from aimp_tf.experiments.experiment import Experiment, from_fields
 from aimp_tf.plan import make_plan
 
@@ -226,7 +226,7 @@ def _check_numbers(name: str, values: Iterable[Any], kind: type) -> None:
     if not values:
         raise ValueError(f"A study needs {name}; got none.")
     for value in values:
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not is_number(value, kind):
             raise TypeError(f"{name} must be {'whole ' if kind is numbers.Integral else ''}numbers; got {value!r}.")
         if values.count(value) > 1:
             raise ValueError(f"{name} must differ from one another; {value!r} comes {values.count(value)} times.")
