@@ -16,7 +16,7 @@ from aimp_tf.masked_model import MaskedModel
 from aimp_tf.other_callbacks import OtherCallbacks
 from aimp_tf.plan import Round, least_survivors, make_plan, ramp_survivors
 from aimp_tf.ranking import check_finite, keep_at_least, keep_same_fraction
-from aimp_tf.result import RoundResult
+from aimp_tf.result import RoundResult, plain_logs
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.epoch_logs.append({name: np.asarray(value).tolist() for name, value in (logs or {}).items()})
+        self.epoch_logs.append(plain_logs(logs))
         loss = self.epoch_logs[-1].get("loss", 0.0)
         if not np.all(np.isfinite(loss)):
             raise RuntimeError(
@@ -196,15 +196,8 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         if self._steps_per_epoch is None and self.epoch_logs:
             self._steps_per_epoch = masked.optimizer.steps / len(self.epoch_logs)
         self.rounds.append(
-            RoundResult(
-                index=round_.index,
-                epochs=len(self.epoch_logs),
-                kept=kept,
-                sparsity=1 - kept / masked.weight_count,
-                seconds=time.monotonic() - self._started_at,
-                metrics=self.epoch_logs[-1] if self.epoch_logs else {},
-                emptied=tuple(path for path, mask in masked.masks().items() if not mask.any()),
-                guarded=self._guarded,
+            RoundResult.of(
+                round_.index, self.epoch_logs, masked.masks(), time.monotonic() - self._started_at, self._guarded
             )
         )
 

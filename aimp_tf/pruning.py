@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from aimp_tf import input_pipeline
@@ -18,7 +17,7 @@ from aimp_tf.config import PruningConfig, nearest
 from aimp_tf.masked_model import check_model, fit_with_tfmot, is_built, mask_model, select_prunable, sparsity
 from aimp_tf.plan import imp_epochs
 from aimp_tf.ranking import check_finite
-from aimp_tf.result import PruningResult, RoundResult
+from aimp_tf.result import PruningResult, RoundResult, plain_logs
 from aimp_tf.run_directory import RunDirectory
 
 _OWN_OPTIONS = {
@@ -101,7 +100,6 @@ def prune(
         return _prune_with_tfmot(model, train, config, validation, callbacks, directory, options, verbose)
     masked = mask_model(model, config.include, config.exclude)
     try:
-        total_imp_epochs = imp_epochs(config, masked.weight_count)
         if validation is not None:
             _check_validation_data(masked.model, validation)
         pruning = GlobalMagnitudePruning(config)
@@ -136,7 +134,7 @@ def prune(
         rounds=pruning.rounds,
         # On the pruned variables alone: `include` and `exclude` leave others out.
         sparsity=sparsity(pruned, config.include, config.exclude),
-        imp_epochs=total_imp_epochs,
+        imp_epochs=imp_epochs(config, masked.weight_count),
     )
 
 
@@ -152,24 +150,20 @@ def _prune_with_tfmot(
 ) -> PruningResult:
     """The baseline `method="tfmot"`: one fit, in which tfmot's own wrappers and callback prune."""
     started_at = time.monotonic()
-
-    def fit(wrapped: Any, update_step: Any) -> list[dict[str, Any]]:
-        history = wrapped.fit(
+    epoch_logs: list[dict[str, Any]] = []
+    if validation is not None:
+        _check_validation_data(model, validation)
+    fit_with_tfmot(
+        model,
+        lambda wrapped, own_callbacks: wrapped.fit(
             train,
             epochs=config.epochs,
             validation_data=validation,
-            callbacks=[update_step, *callbacks],
+            callbacks=[*own_callbacks, *callbacks],
             verbose=verbose,
             **options,
-        ).history
-        return [
-            {name: np.asarray(values[epoch]).tolist() for name, values in history.items() if epoch < len(values)}
-            for epoch in range(len(next(iter(history.values()))))
-        ]
-
-    epoch_logs = fit_with_tfmot(
-        model,
-        fit,
+        ),
+        lambda epoch, logs: epoch_logs.append(plain_logs(logs)),
         target_sparsity=config.target_sparsity,
         ramp_steps=max(1, round(config.ramp * config.epochs * _steps_per_epoch(train, options))),
         include=tuple(config.include),
@@ -178,20 +172,11 @@ def _prune_with_tfmot(
     weights = select_prunable(model, config.include, config.exclude)
     masks = {path: weight != 0 for path, weight in weights.items()}
     check_finite(weights, masks)
-    weight_count = sum(mask.size for mask in masks.values())
-    kept = sum(int(np.count_nonzero(mask)) for mask in masks.values())
-    result = RoundResult(
-        index=0,
-        epochs=len(epoch_logs),
-        kept=kept,
-        sparsity=1 - kept / weight_count,
-        seconds=time.monotonic() - started_at,
-        metrics=epoch_logs[-1],
-        emptied=tuple(path for path, mask in masks.items() if not mask.any()),
-    )
+    result = RoundResult.of(0, epoch_logs, masks, time.monotonic() - started_at)
     if directory is not None:
         directory.save_round(result, epoch_logs, masks, final=True)
         directory.save_model(model)
+    weight_count = sum(mask.size for mask in masks.values())
     return PruningResult(model, masks, [result], result.sparsity, imp_epochs(config, weight_count))
 
 

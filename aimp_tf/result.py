@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,34 @@ class RoundResult:
     metrics: dict[str, Any]
     emptied: tuple[str, ...] = ()
     guarded: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        index: int,
+        epoch_logs: Sequence[Mapping[str, Any]],
+        masks: Mapping[str, np.ndarray],
+        seconds: float,
+        guarded: tuple[str, ...] = (),
+    ) -> RoundResult:
+        """The result of a training from the logs of its epochs and its masks."""
+        weight_count = sum(mask.size for mask in masks.values())
+        kept = sum(int(np.count_nonzero(mask)) for mask in masks.values())
+        return cls(
+            index=index,
+            epochs=len(epoch_logs),
+            kept=kept,
+            sparsity=1 - kept / weight_count,
+            seconds=seconds,
+            metrics=dict(epoch_logs[-1]) if epoch_logs else {},
+            emptied=tuple(path for path, mask in masks.items() if not mask.any()),
+            guarded=guarded,
+        )
+
+
+def plain_logs(logs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The logs that Keras gives at the end of an epoch, as numbers and lists of numbers."""
+    return {name: np.asarray(value).tolist() for name, value in (logs or {}).items()}
 
 
 @dataclasses.dataclass(frozen=True)

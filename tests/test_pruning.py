@@ -369,6 +369,12 @@ def test_tfmots_own_pruning(K, make_mlp, blobs, tmp_path):
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2 * 6
     assert (tmp_path / "run" / "final" / "saved_model").is_dir()
     still = make_mlp(K.optimizers.SGD(0.0))
+    rarely = aimp_tf.prune(
+        make_mlp(), blobs, validation_data=blobs, fit_options={**options, "validation_freq": 3}, **settings
+    )
+    assert "val_accuracy" in rarely.rounds[-1].metrics
+    with pytest.raises(ValueError, match="cannot be evaluated on validation_data"):
+        aimp_tf.prune(make_mlp(), blobs, validation_data=(blobs[0][:, :5], blobs[1]), **settings)
     partly = aimp_tf.prune(still, blobs, include=("logits/*",), fit_options=options, **settings)
     assert list(partly.masks) == ["logits/kernel"]
     np.testing.assert_array_equal(still.get_layer("hidden").kernel, before[0])

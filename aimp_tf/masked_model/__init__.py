@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -173,14 +173,14 @@ def keras_generation(model: Any) -> str:
     )
 
 
-def fit_with_tfmot(model: Any, fit: Callable[[Any, Any], Any], **settings: Any) -> Any:
+def fit_with_tfmot(model: Any, *arguments: Any, **settings: Any) -> None:
     """`stock_tfmot.fit_with_tfmot`. Raises ValueError for a Keras 3 model, which tfmot cannot wrap."""
     if keras_generation(model) == "keras":
         raise ValueError(
             f"method='tfmot' needs a tf_keras model, for tfmot cannot wrap Keras 3 models; {model.name!r} is one. "
             "method='gradual' does much the same in both generations, with one ranking for all layers."
         )
-    return _import_with_tfmot("stock_tfmot").fit_with_tfmot(model, fit, **settings)
+    _import_with_tfmot("stock_tfmot").fit_with_tfmot(model, *arguments, **settings)
 
 
 def _import_with_tfmot(name: str) -> Any:

@@ -36,27 +36,26 @@ class _OnlyLayersWith(pruning_policy.PruningPolicy):
 
 def fit_with_tfmot(
     model: Any,
-    fit: Callable[[Any, Any], Any],
+    fit: Callable[[Any, list[Any]], object],
+    on_epoch_end: Callable[[int, dict[str, Any]], object],
     *,
     target_sparsity: float,
     ramp_steps: int,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
-) -> Any:
+) -> None:
     """Trains a tf_keras model under tfmot's PolynomialDecay from sparsity 0, every layer to the same sparsity.
 
     The masks are made anew every 100 steps, or ten times in a shorter ramp.
 
     Args:
         model: A compiled, built Sequential or functional model. It gets the trained weights.
-        fit: Called with the model to train, a wrapped copy of `model`, and tfmot's callback.
+        fit: Called with the model to train, a wrapped copy of `model`, and the callbacks that it needs.
+        on_epoch_end: Called with the number and the logs of each epoch.
         target_sparsity: Of each layer, in (0, 1).
         ramp_steps: Optimizer steps over which the sparsity rises, at least 1.
         include: As in `PruningConfig`.
         exclude: As in `PruningConfig`.
-
-    Returns:
-        What `fit` returned.
 
     Raises:
         ValueError: The model is subclassed, holds a prunable layer that tfmot does not know, or has nothing to prune.
@@ -78,6 +77,5 @@ def fit_with_tfmot(
     )
     optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
     wrapped.compile(**{**model._compile_config.config, "optimizer": optimizer})
-    result = fit(wrapped, pruning_callbacks.UpdatePruningStep())
+    fit(wrapped, [pruning_callbacks.UpdatePruningStep(), tf_keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)])
     model.set_weights(prune.strip_pruning(wrapped).get_weights())
-    return result
