@@ -156,6 +156,7 @@ def test_prunable_weights_are_counted_without_the_data(architecture, exclude, co
         ({"momentum": 1.0}, "momentum must lie in"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"steps_per_execution": 0}, "steps_per_execution must be at least 1"),
+        ({"validation_freq": 0}, "validation_freq must be at least 1"),
         ({"train_examples": 0}, "train_examples must be at least 1"),
         ({"train_examples": 1438}, "at most 1437, all that digits has; got 1438"),
         ({"pruning": PruningConfig(0.5, epochs=1, method="tfmot")}, "set keras='tf_keras'"),

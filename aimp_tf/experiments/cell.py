@@ -95,15 +95,16 @@ def failure(folder: pathlib.Path, process: subprocess.Popen[bytes]) -> str | Non
 def run_cell(folder: pathlib.Path, data_dir: str | None) -> CellResult:
     """Runs what cell.json says and writes result.json."""
     # Not at the top: whoever starts cells, for hours, need not hold TensorFlow in memory.
-    from aimp_tf.experiments.run import load_data, train_pruned
+    from aimp_tf.experiments.run import accuracy_of, load_data, train_pruned
     from aimp_tf.run_directory import write_atomically
 
     fields = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
     experiment = from_fields(fields["experiment"])
-    pruned = train_pruned(experiment, load_data(experiment, data_dir), folder / "run", verbose=0)
+    data = load_data(experiment, data_dir)
+    pruned = train_pruned(experiment, data, folder / "run", verbose=0)
     result = CellResult(
         **fields,
-        accuracy=pruned.rounds[-1].metrics["val_accuracy"],
+        accuracy=accuracy_of(pruned.model, data),
         measured_sparsity=pruned.sparsity,
         epochs=pruned.epochs,
         seconds=pruned.seconds,

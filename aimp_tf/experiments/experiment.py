@@ -40,6 +40,8 @@ class Experiment:
         steps_per_execution: Steps that one call of TensorFlow takes, as in `compile`; more are faster where steps are
             short.
         train_examples: How many training images to use, the first ones. None is all of them.
+        validation_freq: Epochs of a training after each of which the test images are looked at, as in `fit`. The final
+            model is judged by all of them in any case.
     """
 
     dataset: str
@@ -53,6 +55,7 @@ class Experiment:
     seed: int = 0
     steps_per_execution: int = 1
     train_examples: int | None = None
+    validation_freq: int = 1
 
     def validate(self) -> None:
         """Checks every field. Raises ValueError or TypeError."""
@@ -64,7 +67,7 @@ class Experiment:
             value = getattr(self, name)
             if not is_number(value, numbers.Real):
                 raise TypeError(f"{name} must be a number; got {value!r}.")
-        for name in ("batch_size", "seed", "steps_per_execution", "train_examples"):
+        for name in ("batch_size", "seed", "steps_per_execution", "train_examples", "validation_freq"):
             value = getattr(self, name)
             if name == "train_examples" and value is None:
                 continue

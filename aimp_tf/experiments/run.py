@@ -151,7 +151,11 @@ def train_pruned(
         experiment.pruning,
         validation_data=(data.test_images, data.test_labels),
         workdir=workdir,
-        fit_options={"batch_size": experiment.batch_size, "validation_batch_size": _TEST_BATCH_SIZE},
+        fit_options={
+            "batch_size": experiment.batch_size,
+            "validation_batch_size": _TEST_BATCH_SIZE,
+            "validation_freq": experiment.validation_freq,
+        },
         verbose=verbose,
         seed=experiment.seed,
     )
@@ -170,6 +174,7 @@ def train_dense(experiment: Experiment, data: datasets.ImageData, verbose: str |
             seed=experiment.seed,
         ),
         validation_data=prepare((data.test_images, data.test_labels), "validation_data", batch_size=_TEST_BATCH_SIZE),
+        validation_freq=experiment.validation_freq,
         epochs=experiment.pruning.epochs,
         shuffle=False,
         verbose=verbose,
@@ -190,6 +195,15 @@ def compiled_model(experiment: Experiment, data: datasets.ImageData) -> Any:
         steps_per_execution=experiment.steps_per_execution,
     )
     return model
+
+
+def accuracy_of(model: Any, data: datasets.ImageData) -> float:
+    """Fraction of the test images that a model of `compiled_model`, or what was made of it, gets right."""
+    return float(
+        model.evaluate(data.test_images, data.test_labels, batch_size=_TEST_BATCH_SIZE, verbose=0, return_dict=True)[
+            "accuracy"
+        ]
+    )
 
 
 def _schedule(experiment: Experiment, keras: Any, steps: int) -> Any:
