@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -78,6 +78,7 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         self._would_be_masks: dict[str, np.ndarray] | None = None
         self._ramp_step = 0
         self._started_at = 0.0
+        self._resumed = False
         if config.method == "gradual":
             # Not a method of the class: a callback with this hook slows every batch down.
             self.on_train_batch_end = self._raise_sparsity
@@ -86,6 +87,12 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
     def finished(self) -> bool:
         """Whether the final training is done."""
         return self._plan is not None and len(self.rounds) == len(self._plan)
+
+    @property
+    def round_count(self) -> int:
+        """Rounds of the run, the final training included. Known from the first `fit` on."""
+        assert self._plan is not None
+        return len(self._plan)
 
     @property
     def next_epochs(self) -> int:
@@ -117,6 +124,14 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         """
         return [self, *self._others.for_round(callbacks, lambda: self.round)]
 
+    def state_of_others(self, callbacks: Sequence[Any]) -> list[dict[str, Any]]:
+        """What Keras' own callbacks among these hold, as `state`: one dict a callback."""
+        return self._others.state(callbacks)
+
+    def restore_others(self, callbacks: Sequence[Any], state: Sequence[dict[str, Any]]) -> None:
+        """Gives the callbacks what `state_of_others` gave, once `fit` has begun."""
+        self._others.restore(callbacks, state)
+
     def begin(self, masked: MaskedModel) -> None:
         """Plans the run for the masked model, if that is not done. The first `fit` calls it otherwise.
 
@@ -134,9 +149,59 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
             self._first = self._snapshot = masked.snapshot()
         self._plan = plan
 
+    def state(self) -> dict[str, Any]:
+        """What `resume` needs to go on at this point, as numbers, texts, arrays, and lists and dicts of these.
+
+        The rounds that are done are no part of it, nor are `snapshots` and what the model holds.
+        """
+        return {
+            "epoch_logs": self.epoch_logs,
+            "seconds": time.monotonic() - self._started_at,
+            "rewind_steps": self._rewind_steps,
+            "steps_per_epoch": self._steps_per_epoch,
+            "guarded": list(self._guarded),
+            "ramp_step": self._ramp_step,
+            "would_be_masks": self._would_be_masks,
+        }
+
+    def snapshots(self) -> dict[str, list[np.ndarray] | None]:
+        """The weights that later rounds rewind to, in the order of `MaskedModel.snapshot`. Round 0 settles them."""
+        return {"first": self._first, "snapshot": None if self._snapshot is self._first else self._snapshot}
+
+    def resume(
+        self,
+        rounds: Sequence[RoundResult],
+        state: Mapping[str, Any],
+        snapshots: Mapping[str, list[np.ndarray] | None],
+        *,
+        in_round: bool,
+    ) -> None:
+        """Goes on where `state` was taken. The model must be as it was then, and the run must have begun.
+
+        Args:
+            rounds: The results of the rounds that were done.
+            state: What `state` returned.
+            snapshots: What `snapshots` returned.
+            in_round: Whether that was within a round, which the next `fit` then goes on with, rather than after one.
+        """
+        self.rounds = list(rounds)
+        self._rewind_steps = state["rewind_steps"]
+        self._steps_per_epoch = state["steps_per_epoch"]
+        self._first = snapshots["first"]
+        self._snapshot = snapshots["snapshot"] or self._first
+        if in_round:
+            self._resumed = True
+            self.epoch_logs = list(state["epoch_logs"])
+            self._started_at = time.monotonic() - state["seconds"]
+            self._guarded = tuple(state["guarded"])
+            self._ramp_step = state["ramp_step"]
+            self._would_be_masks = state["would_be_masks"]
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
-        self._started_at = time.monotonic()
+        resumed, self._resumed = self._resumed, False
+        if not resumed:
+            self._started_at = time.monotonic()
         if self.params["epochs"] != self.next_epochs:
             raise ValueError(
                 f"fit was called with epochs={self.params['epochs']}, but the next round trains {self.next_epochs}. "
@@ -145,6 +210,9 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         self.begin(masked)
         assert self._plan is not None
         round_ = self.round
+        if resumed:
+            logger.info("Round %d of %d goes on.", round_.index + 1, len(self._plan))
+            return
         # A fit that was interrupted and is called again finds its masks set, and begins its round anew.
         if self.config.method == "iterative" and round_.kept < masked.kept:
             self._prune(masked, round_.kept)

@@ -235,6 +235,25 @@ def nearest(name: object, names: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def list_differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What two nested dicts do not have in common, as "pruning.rate: 0.2 there, 0.3 here"."""
+    flat_there, flat_here = _flat(there), _flat(here)
+    return [
+        f"{name}: {flat_there.get(name, 'nothing')!r} there, {flat_here.get(name, 'nothing')!r} here"
+        for name in {**flat_here, **flat_there}
+        if name not in flat_there or name not in flat_here or flat_there[name] != flat_here[name]
+    ]
+
+
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    """{"pruning": {"rate": 0.2}} as {"pruning.rate": 0.2}."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        inner = _flat(value) if isinstance(value, dict) and value else {"": value}
+        flat |= {f"{name}.{key}" if key else name: item for key, item in inner.items()}
+    return flat
+
+
 # Field, limits, and whether these belong to it.
 _FRACTIONS = (
     ("target_sparsity", 0, 1, "()"),

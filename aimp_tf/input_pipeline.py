@@ -11,14 +11,64 @@ import tensorflow as tf
 DEFAULT_BATCH_SIZE = 32
 
 
+class Order:
+    """The order in which arrays are read: a function of a seed, the round and the epoch alone.
+
+    So a run that was interrupted can go on in the middle, with the examples in the order that they would have had.
+
+    Args:
+        seed: The seed, a whole number. Setting the attribute takes effect with the next `begin`.
+        shuffle: Whether the order is drawn anew in each epoch; otherwise it is that of the arrays.
+    """
+
+    def __init__(self, seed: int, shuffle: bool = True) -> None:
+        self.seed = seed % 2**63
+        self.shuffle = shuffle
+        self._position = tf.Variable([self.seed, 0, 0], dtype=tf.int64, trainable=False)
+
+    def begin(self, round_index: int, epoch: int) -> None:
+        """Says where an iterator that is made from now on begins."""
+        self._position.assign([self.seed, round_index, epoch])
+
+    def positions(self, length: int, examples_per_epoch: int | None) -> tf.data.Dataset:
+        """The positions 0 to `length` - 1, as int64 scalars, from the beginning of the epoch.
+
+        Args:
+            length: Number of examples.
+            examples_per_epoch: How many an epoch takes where the positions go on without end, each `length` of them in
+                an order of their own. None ends them with the epoch.
+        """
+
+        def from_epoch(_: Any) -> tf.data.Dataset:
+            seed, epoch = tf.split(self._position.read_value(), [2, 1])
+            epoch = epoch[0]
+            if examples_per_epoch is None:
+                return tf.data.Dataset.from_tensor_slices(self._permutation(length, seed, epoch))
+            begin = epoch * examples_per_epoch
+            first = begin // length
+            return tf.data.Dataset.range(first, tf.int64.max).flat_map(
+                lambda pass_: tf.data.Dataset.from_tensor_slices(
+                    self._permutation(length, seed, pass_)[tf.where(pass_ == first, begin % length, 0) :]
+                )
+            )
+
+        return tf.data.Dataset.from_tensors(0).flat_map(from_epoch)
+
+    def _permutation(self, length: int, seed: tf.Tensor, pass_: tf.Tensor) -> tf.Tensor:
+        positions = tf.range(length, dtype=tf.int64)
+        if not self.shuffle:
+            return positions
+        seed = tf.random.experimental.stateless_fold_in(seed, pass_, alg="philox")
+        return tf.random.experimental.stateless_shuffle(positions, seed, alg="philox")
+
+
 def prepare(
     data: Any,
     name: str,
     *,
     batch_size: int | None = None,
-    shuffle: bool = False,
-    repeat: bool = False,
-    seed: int | None = None,
+    order: Order | None = None,
+    steps_per_epoch: int | None = None,
     floatx: str = "float32",
 ) -> Any:
     """What `fit` is to read in place of `data`.
@@ -32,9 +82,8 @@ def prepare(
             tuples of arrays with the same first dimension, or anything with a length that `fit` reads.
         name: What to call it in errors.
         batch_size: For arrays; None is 32, as in `fit`. It must be None for anything else.
-        shuffle: Whether arrays are shuffled, anew in each epoch.
-        repeat: Whether arrays go on without end, as `steps_per_epoch` needs.
-        seed: Seed of the shuffling.
+        order: The order in which arrays are read; None is their own.
+        steps_per_epoch: As in `fit`; arrays then go on without end, which needs an `order`.
         floatx: Keras' float type, to which arrays of other float types are cast, as `fit` does.
 
     Raises:
@@ -42,7 +91,7 @@ def prepare(
         ValueError: Arrays are empty or differ in their first dimension, or `batch_size` is given for batched data.
     """
     if isinstance(data, tuple):
-        return _from_arrays(_as_tensors(data, name, floatx), batch_size or DEFAULT_BATCH_SIZE, shuffle, repeat, seed)
+        return _from_arrays(_as_tensors(data, name, floatx), batch_size or DEFAULT_BATCH_SIZE, order, steps_per_epoch)
     if isinstance(data, Iterator) or not hasattr(data, "__len__") and not isinstance(data, tf.data.Dataset):
         raise TypeError(
             f"{name} must be a tf.data.Dataset, a tuple (x, y) or (x, y, sample_weight) of arrays, or a PyDataset; got "
@@ -93,13 +142,14 @@ def _as_tensors(arrays: tuple, name: str, floatx: str) -> tuple:
     return tensors
 
 
-def _from_arrays(tensors: tuple, batch_size: int, shuffle: bool, repeat: bool, seed: int | None) -> tf.data.Dataset:
+def _from_arrays(tensors: tuple, batch_size: int, order: Order | None, steps_per_epoch: int | None) -> tf.data.Dataset:
     length = int(tf.nest.flatten(tensors)[0].shape[0])
-    positions = tf.data.Dataset.range(length)
-    if shuffle:
-        positions = positions.shuffle(length, seed=seed, reshuffle_each_iteration=True)
-    if repeat:
-        positions = positions.repeat()
+    if order is None:
+        positions = tf.data.Dataset.range(length)
+    else:
+        positions = order.positions(length, steps_per_epoch and steps_per_epoch * batch_size)
+    count = tf.data.INFINITE_CARDINALITY if steps_per_epoch else length
+    positions = positions.apply(tf.data.experimental.assert_cardinality(count))
     batches = positions.batch(batch_size).map(
         lambda chosen: tf.nest.map_structure(lambda tensor: tf.gather(tensor, chosen), tensors)
     )

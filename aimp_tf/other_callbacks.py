@@ -39,6 +39,19 @@ class OtherCallbacks:
                 ready.append(callback)
         return ready
 
+    def state(self, callbacks: Sequence[Any]) -> list[dict[str, Any]]:
+        """What Keras' own callbacks hold in numbers, arrays and lists of these: one dict a callback."""
+        return [
+            {name: value for name, value in vars(callback).items() if _is_plain(value)} if _is_stock(callback) else {}
+            for callback in callbacks
+        ]
+
+    def restore(self, callbacks: Sequence[Any], state: Sequence[dict[str, Any]]) -> None:
+        """Gives callbacks in the same order what `state` gave. Call it after their `on_train_begin`."""
+        for callback, values in zip(callbacks, state, strict=True):
+            # Names that it does not have, and texts such as where it writes, are nothing that training changes.
+            vars(callback).update({name: value for name, value in values.items() if name in vars(callback)})
+
     def _make_as_first(self, callback: Any) -> None:
         # The callback is kept with its state, so that its id is not given to another one.
         _, state = self._first_states.setdefault(id(callback), (callback, _copied(vars(callback))))
@@ -53,6 +66,12 @@ def _copied(value: Any) -> Any:
     if type(value) is dict:
         return {key: _copied(item) for key, item in value.items()}
     return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, np.ndarray, np.generic))
 
 
 def _is_stock(callback: Any) -> bool:
@@ -76,9 +95,12 @@ def _following(scheduler: Any, round_: Callable[[], Round]) -> Any:
 
     class FollowingScheduler(kind):  # type: ignore[misc, valid-type]
         def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+            self._epoch = epoch
             if epoch == 0:
                 self._called = 0
-            self._epoch = epoch
+            elif not hasattr(self, "_called"):  # A round that goes on after an interruption.
+                steps = self.params.get("steps") or 1
+                self._called = math.floor(self._position(-1 / steps) + 1e-6) + 1
             self._advance(0.0)
 
         def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -86,10 +108,12 @@ def _following(scheduler: Any, round_: Callable[[], Round]) -> Any:
             if batch and steps:
                 self._advance(batch / steps)
 
+        def _position(self, fraction: float) -> float:
+            return round_().schedule_start + (self._epoch + fraction) * round_().schedule_scale
+
         def _advance(self, fraction: float) -> None:
-            position = round_().schedule_start + (self._epoch + fraction) * round_().schedule_scale
             # One after another, for a function may compute a rate from the last one.
-            while self._called <= math.floor(position + 1e-6):
+            while self._called <= math.floor(self._position(fraction) + 1e-6):
                 kind.on_epoch_begin(self, self._called)
                 self._called += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
@@ -9,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from aimp_tf import input_pipeline
@@ -16,9 +18,11 @@ from aimp_tf.callback import GlobalMagnitudePruning
 from aimp_tf.config import PruningConfig, nearest
 from aimp_tf.masked_model import check_model, fit_with_tfmot, is_built, mask_model, select_prunable, sparsity
 from aimp_tf.plan import imp_epochs
+from aimp_tf.progress import RunProgress
 from aimp_tf.ranking import check_finite
 from aimp_tf.result import PruningResult, RoundResult, plain_logs
-from aimp_tf.run_directory import RunDirectory
+from aimp_tf.run_directory import RunDirectory, check_workdir
+from aimp_tf.signature import data_signature, model_signature, spec_of
 
 _OWN_OPTIONS = {
     "x": "give it as train_data",
@@ -31,6 +35,7 @@ _OWN_OPTIONS = {
     "epochs": "set epochs and round_epochs in the config",
     "initial_epoch": "each round starts at its first epoch",
 }
+_BATCH_SIZES = ("batch_size", "validation_batch_size")
 
 
 def prune(
@@ -43,6 +48,7 @@ def prune(
     workdir: str | os.PathLike[str] | None = None,
     fit_options: Mapping[str, Any] | None = None,
     verbose: str | int = "auto",
+    overwrite: bool = False,
     **overrides: Any,
 ) -> PruningResult:
     """Prunes a Keras model with Accelerated Iterative Magnitude Pruning.
@@ -60,11 +66,13 @@ def prune(
         validation_data: As `train_data`; evaluated after each epoch.
         callbacks: Keras callbacks, handed to every `fit`. They see one `fit` a round; how those of Keras start each
             round afresh, and a LearningRateScheduler follows it, says `GlobalMagnitudePruning.among`.
-        workdir: A folder, new or empty, that gets the config, the metrics of every epoch, the masks of every round and
-            the pruned SavedModel.
+        workdir: A folder that gets the config, the metrics of every epoch, the masks and weights of every round and the
+            pruned SavedModel. It is new or empty, or that of a run with the same config, model and data, which then
+            goes on where it stopped: at the end of an epoch, or with what it ended with.
         fit_options: Further arguments of `fit`: batch_size (arrays only; default 32), shuffle, class_weight,
             steps_per_epoch, validation_batch_size, validation_steps, validation_freq.
         verbose: As in `fit`.
+        overwrite: Whether what an earlier run left in `workdir` is removed first.
         **overrides: Fields of `PruningConfig` that replace those of `config`.
 
     Returns:
@@ -73,8 +81,10 @@ def prune(
     Raises:
         TypeError: `model` is not a Keras model, the data cannot be read again for each round, or a name is unknown.
         ValueError: A setting is out of range, the model is not compiled or has nothing to prune, the optimizer averages
-            weights, the data does not fit the model, or `workdir` is not empty. Raised before any training.
-        RuntimeError: The loss or the weights became NaN or infinite, or something undoes the pruning.
+            weights, the data does not fit the model, or `workdir` holds something else than this run. Raised before
+            any training.
+        RuntimeError: The loss or the weights became NaN or infinite, something undoes the pruning, or `workdir` is in
+            use or cannot be written.
 
     Example:
         ```python
@@ -92,42 +102,101 @@ def prune(
     floatx = importlib.import_module(check_model(model)).backend.floatx()
     options = dict(fit_options or {})
     _check_fit_options(model, options)
-    train, validation, options = _prepare_data(train_data, validation_data, options, config.seed, floatx)
-    directory = RunDirectory(workdir, config) if workdir is not None else None
-    _build(model, train)
+    if workdir is not None:
+        check_workdir(workdir)
+    data = _FitData(train_data, validation_data, options, config.seed, floatx)
+    _build(model, data.train)
+    directory = None
+    if workdir is not None:
+        signature = {
+            "model": model_signature(model, config.include, config.exclude),
+            "data": data_signature(train_data, data.train, options),
+        }
+        directory = RunDirectory(workdir, config, signature, overwrite=overwrite)
+    run = _prune_with_tfmot if config.method == "tfmot" else _prune_in_rounds
+    with directory or contextlib.nullcontext():
+        result = run(model, config, data, callbacks, directory, verbose)
+        if directory is not None:
+            directory.save_model(result.model)
+    return result
 
-    if config.method == "tfmot":
-        return _prune_with_tfmot(model, train, config, validation, callbacks, directory, options, verbose)
+
+class _FitData:
+    """What `fit` reads.
+
+    Attributes:
+        train: The training data.
+        validation: The validation data, or None.
+        order: The order in which arrays are read; None for other data, which has its own.
+        options: The other arguments of `fit`.
+    """
+
+    def __init__(
+        self, train_data: Any, validation_data: Any, options: Mapping[str, Any], seed: int | None, floatx: str
+    ) -> None:
+        self.options = {name: value for name, value in options.items() if name not in _BATCH_SIZES}
+        batch_size, validation_batch_size = map(options.get, _BATCH_SIZES)
+        self.order = None
+        if isinstance(train_data, tuple):
+            seed = int(np.random.randint(2**31)) if seed is None else seed
+            self.order = input_pipeline.Order(seed, shuffle=bool(options.get("shuffle", True)))
+        self.train = input_pipeline.prepare(
+            train_data,
+            "train_data",
+            batch_size=batch_size,
+            order=self.order,
+            steps_per_epoch=options.get("steps_per_epoch"),
+            floatx=floatx,
+        )
+        if isinstance(self.train, tf.data.Dataset):
+            self.options["shuffle"] = False  # Keras 3 warns of its own default, which does not apply to a Dataset.
+        self.validation = None
+        if validation_data is not None:
+            if validation_batch_size is None and isinstance(validation_data, tuple):
+                validation_batch_size = batch_size
+            self.validation = input_pipeline.prepare(
+                validation_data, "validation_data", batch_size=validation_batch_size, floatx=floatx
+            )
+
+
+def _prune_in_rounds(
+    model: Any,
+    config: PruningConfig,
+    data: _FitData,
+    callbacks: Sequence[Any],
+    directory: RunDirectory | None,
+    verbose: str | int,
+) -> PruningResult:
     masked = mask_model(model, config.include, config.exclude)
     try:
-        if validation is not None:
-            _check_validation_data(masked.model, validation)
+        if data.validation is not None:
+            _check_validation_data(masked.model, data.validation)
         pruning = GlobalMagnitudePruning(config)
         pruning.begin(masked)
+        progress = RunProgress(pruning, masked, callbacks, data.order, directory)
+        progress.begin()
         while not pruning.finished:
             try:
                 masked.model.fit(
-                    train,
+                    data.train,
                     epochs=pruning.next_epochs,
-                    validation_data=validation,
-                    callbacks=pruning.among(callbacks),
+                    initial_epoch=progress.initial_epoch,
+                    validation_data=data.validation,
+                    callbacks=[*pruning.among(callbacks), progress],
                     verbose=verbose,
-                    **options,
+                    **data.options,
                 )
             except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
                 if masked.optimizer.steps > 0 or pruning.rounds:
                     raise
                 raise ValueError(
-                    f"fit failed before its first step, and nothing was trained. train_data gives {_spec(train)}; the "
-                    f"model {model.name!r} takes {_inputs(model)}. The error was: {error}"
+                    f"fit failed before its first step, and nothing was trained. train_data gives "
+                    f"{spec_of(data.train)}; the model {model.name!r} takes {_inputs(model)}. The error was: {error}"
                 ) from error
-            if directory is not None:
-                directory.save_round(pruning.rounds[-1], pruning.epoch_logs, masked.masks(), final=pruning.finished)
+            progress.save_round()
         masks = masked.masks()
     finally:
         pruned = masked.strip()
-    if directory is not None:
-        directory.save_model(pruned)
     return PruningResult(
         model=pruned,
         masks=masks,
@@ -140,32 +209,49 @@ def prune(
 
 def _prune_with_tfmot(
     model: Any,
-    train: Any,
     config: PruningConfig,
-    validation: Any,
+    data: _FitData,
     callbacks: Sequence[Any],
     directory: RunDirectory | None,
-    options: Mapping[str, Any],
     verbose: str | int,
 ) -> PruningResult:
-    """The baseline `method="tfmot"`: one fit, in which tfmot's own wrappers and callback prune."""
+    """The baseline `method="tfmot"`: one fit, in which tfmot's own wrappers and callback prune. It does not go on."""
     started_at = time.monotonic()
     epoch_logs: list[dict[str, Any]] = []
-    if validation is not None:
-        _check_validation_data(model, validation)
+    if data.validation is not None:
+        _check_validation_data(model, data.validation)
+    weights = select_prunable(model, config.include, config.exclude)
+    weight_count = sum(weight.size for weight in weights.values())
+    if directory is not None:
+        directory.begin()
+        masks = {path: np.zeros(weight.shape, bool) for path, weight in weights.items()}
+        rounds = directory.finished_rounds(1, masks)
+        directory.go_on(rounds, (), 1)
+        if rounds:
+            model.load_weights(str(rounds[0].weights))
+            result = rounds[0].result
+            return PruningResult(model, rounds[0].masks, [result], result.sparsity, imp_epochs(config, weight_count))
+
+    def on_epoch_end(epoch: int, logs: dict[str, Any]) -> None:
+        epoch_logs.append(plain_logs(logs))
+        if directory is not None:
+            directory.add_metrics(0, epoch, epoch_logs[-1])
+        if data.order is not None:
+            data.order.begin(0, epoch + 1)
+
     fit_with_tfmot(
         model,
         lambda wrapped, own_callbacks: wrapped.fit(
-            train,
+            data.train,
             epochs=config.epochs,
-            validation_data=validation,
+            validation_data=data.validation,
             callbacks=[*own_callbacks, *callbacks],
             verbose=verbose,
-            **options,
+            **data.options,
         ),
-        lambda epoch, logs: epoch_logs.append(plain_logs(logs)),
+        on_epoch_end,
         target_sparsity=config.target_sparsity,
-        ramp_steps=max(1, round(config.ramp * config.epochs * _steps_per_epoch(train, options))),
+        ramp_steps=max(1, round(config.ramp * config.epochs * _steps_per_epoch(data))),
         include=tuple(config.include),
         exclude=tuple(config.exclude),
     )
@@ -174,16 +260,14 @@ def _prune_with_tfmot(
     check_finite(weights, masks)
     result = RoundResult.of(0, epoch_logs, masks, time.monotonic() - started_at)
     if directory is not None:
-        directory.save_round(result, epoch_logs, masks, final=True)
-        directory.save_model(model)
-    weight_count = sum(mask.size for mask in masks.values())
+        directory.save_round(result, epoch_logs, masks, model.save_weights, final=True)
     return PruningResult(model, masks, [result], result.sparsity, imp_epochs(config, weight_count))
 
 
-def _steps_per_epoch(train: Any, options: Mapping[str, Any]) -> int:
-    steps = options.get("steps_per_epoch")
+def _steps_per_epoch(data: _FitData) -> int:
+    steps = data.options.get("steps_per_epoch")
     if steps is None:
-        steps = int(train.cardinality()) if isinstance(train, tf.data.Dataset) else len(train)
+        steps = int(data.train.cardinality()) if isinstance(data.train, tf.data.Dataset) else len(data.train)
     if steps < 1:
         raise ValueError(
             "method='tfmot' must know how many batches an epoch has, and train_data does not tell. Use "
@@ -201,33 +285,6 @@ def _check_fit_options(model: Any, options: Mapping[str, Any]) -> None:
             raise TypeError(f"fit() has no argument {name!r}, which came in fit_options.{nearest(name, known)}")
 
 
-def _prepare_data(
-    train_data: Any, validation_data: Any, options: dict[str, Any], seed: int | None, floatx: str
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Both data sets as `fit` is to read them, and the options that are left for `fit`."""
-    batch_size = options.pop("batch_size", None)
-    validation_batch_size = options.pop("validation_batch_size", None)
-    train = input_pipeline.prepare(
-        train_data,
-        "train_data",
-        batch_size=batch_size,
-        shuffle=options.get("shuffle", True),
-        repeat=options.get("steps_per_epoch") is not None,
-        seed=seed,
-        floatx=floatx,
-    )
-    if isinstance(train, tf.data.Dataset):
-        options["shuffle"] = False  # Keras 3 warns of its own default, which does not apply to a Dataset.
-    if validation_data is None:
-        return train, None, options
-    if validation_batch_size is None and isinstance(validation_data, tuple):
-        validation_batch_size = batch_size
-    validation = input_pipeline.prepare(
-        validation_data, "validation_data", batch_size=validation_batch_size, floatx=floatx
-    )
-    return train, validation, options
-
-
 def _build(model: Any, train: Any) -> None:
     """Gives a model that has no weights yet its weights, by calling it on one batch."""
     if is_built(model):
@@ -238,7 +295,7 @@ def _build(model: Any, train: Any) -> None:
             model(batch[0] if isinstance(batch, tuple) else batch)
     except Exception as error:
         raise ValueError(
-            f"The model {model.name!r} cannot be built from train_data, which gives {_spec(train)}. The error was: "
+            f"The model {model.name!r} cannot be built from train_data, which gives {spec_of(train)}. The error was: "
             f"{error}"
         ) from error
 
@@ -249,16 +306,9 @@ def _check_validation_data(model: Any, validation: Any) -> None:
         model.evaluate(validation, steps=1, verbose=0)
     except Exception as error:
         raise ValueError(
-            f"The model {model.name!r} cannot be evaluated on validation_data, which gives {_spec(validation)}; it "
+            f"The model {model.name!r} cannot be evaluated on validation_data, which gives {spec_of(validation)}; it "
             f"takes {_inputs(model)}. The error was: {error}"
         ) from error
-
-
-def _spec(data: Any) -> str:
-    if not isinstance(data, tf.data.Dataset):
-        return f"batches of a {type(data).__name__}"
-    parts = tf.nest.map_structure(lambda spec: f"{spec.dtype.name}{list(spec.shape)}", data.element_spec)
-    return str(parts).replace("'", "")
 
 
 def _inputs(model: Any) -> str:

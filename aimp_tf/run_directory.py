@@ -1,32 +1,107 @@
-"""What a run leaves on disk. Plain data only: JSON, npz without pickles, a SavedModel."""
+"""What a run leaves on disk, and what of it can be trusted. Plain data only: JSON, npz without pickles, HDF5 weights.
+
+A round is done when its result.json is there, which is written last and holds the checksums of the round's other files.
+Within a round, backup/ holds the state at the end of an epoch.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import importlib.metadata
 import json
+import logging
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import h5py
 import numpy as np
+import tensorflow as tf
 
-from aimp_tf.config import PruningConfig
+from aimp_tf.config import PruningConfig, list_differences
 from aimp_tf.exporting import export
 from aimp_tf.result import RoundResult
+from aimp_tf.safe_files import (
+    UNFINISHED,
+    DamagedFileError,
+    check_files,
+    checksum,
+    checksums,
+    folder_that_appears_whole,
+    pack,
+    read_arrays,
+    read_json,
+    replacing,
+    unpack,
+    write_arrays,
+    write_atomically,
+    write_json,
+)
+
+logger = logging.getLogger(__name__)
+
+_OWN_NAMES = re.compile(r"(config|environment|signature)\.json|metrics\.jsonl|lock|round_\d{3,}|final|\.unfinished_.*")
+_PACKAGES = ("aimp_tf", "tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRound:
+    """A round that is done.
+
+    Attributes:
+        result: What came of it.
+        logs: The logs of each of its epochs.
+        masks: Path -> bool array; True is kept.
+        state: What `save_round` was given.
+        weights: The file of all weights of the model, in Keras' own format.
+    """
+
+    result: RoundResult
+    logs: list[dict[str, Any]]
+    masks: dict[str, np.ndarray]
+    state: dict[str, Any]
+    weights: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Backup:
+    """The state within a round.
+
+    Attributes:
+        epoch: Epochs of the round that were done.
+        state: What `save_backup` was given.
+    """
+
+    epoch: int
+    state: dict[str, Any]
 
 
 def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Checks, writing nothing, that a run can be written to `path`: a folder that is empty or can be made.
+    """Checks, writing nothing, that a run can be written to `path`, or goes on there.
 
     Raises:
-        ValueError: The folder holds something, is a file, or cannot be written.
+        ValueError: The folder holds something that is not of a run, is a file, or cannot be written.
     """
     path = pathlib.Path(path)
     if path.exists() and not path.is_dir():
-        raise ValueError(f"workdir {path} is a file; name a folder that is new or empty.")
-    if path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"workdir {path} holds files already; name a folder that is new or empty.")
+        raise ValueError(
+            f"workdir {path} is a file; name a folder that is new or empty, or one of a run to go on with."
+        )
+    if path.is_dir() and not (path / "signature.json").exists():
+        foreign = sorted(entry.name for entry in path.iterdir() if not _OWN_NAMES.fullmatch(entry.name))
+        if foreign:
+            raise ValueError(
+                f"workdir {path} holds files already that are not of a run, such as {foreign[0]!r}; name a folder that "
+                "is new or empty, or one of a run to go on with."
+            )
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"workdir {path} cannot be written: no permission to write in {existing}.")
@@ -34,71 +109,359 @@ def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 class RunDirectory:
-    """Writes a run into a folder: config.json, metrics.jsonl, round_NNN/ and final/.
+    """A folder that a run is written to and goes on from. As a context, it keeps every other process out.
 
     Args:
-        path: A folder that does not exist yet or is empty. Nothing is written before the first round is done.
+        path: A folder of a run, or one that is empty or does not exist yet. Nothing is written before `begin`, but for
+            the folder itself and its lock; they go again if the context ends by an exception before anything is saved.
         config: The config of the run.
+        signature: What the run assumes of the model and the data: nested dicts as they come from JSON.
+        overwrite: Whether `begin` removes what a run left here first.
 
     Raises:
         ValueError: As `check_workdir`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: PruningConfig) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        config: PruningConfig,
+        signature: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+    ) -> None:
         self.path = check_workdir(path)
         self._config = config
+        self._signature = signature
+        self._overwrite = overwrite
+        self._lock: int | None = None
+        self._made: list[pathlib.Path] = []
+
+    def __enter__(self) -> RunDirectory:
+        """Makes the folder and takes its lock, which ends with this process, however that comes about.
+
+        Raises:
+            RuntimeError: Another process uses the folder, or it cannot be written.
+        """
+        with _told_apart(self.path):
+            missing = [folder for folder in (self.path, *self.path.absolute().parents) if not folder.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._made += reversed(missing)
+            lock = self.path / "lock"
+            if not lock.exists():
+                self._made.append(lock)
+            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(self._lock)
+                raise RuntimeError(f"Another process uses workdir {self.path}; name another folder.") from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None and not (self.path / "metrics.jsonl").exists() and not self._rounds():
+            for path in reversed(self._made):
+                with contextlib.suppress(OSError):
+                    path.rmdir() if path.is_dir() else path.unlink()
+        assert self._lock is not None
+        os.close(self._lock)
+
+    def begin(self) -> None:
+        """Begins a run here, or makes sure that the one that is here is the same.
+
+        Raises:
+            ValueError: It has another config, model or data, or does not say which, for its files are damaged.
+            RuntimeError: The folder cannot be written.
+        """
+        with _told_apart(self.path):
+            if self._overwrite:
+                self._remove(entry for entry in self.path.iterdir() if _OWN_NAMES.fullmatch(entry.name))
+            if os.path.lexists(self.path / "signature.json") or self._rounds():
+                self._check_same()
+                return
+            self._made += [self.path / name for name in ("config.json", "environment.json", "signature.json")]
+            write_atomically(self.path / "config.json", self._config.to_json())
+            write_atomically(self.path / "environment.json", json.dumps(_environment(), indent=2))
+            files = {name: checksum(self.path / name) for name in ("config.json", "environment.json")}
+            # Last: without it, the run has not begun.
+            write_json(self.path / "signature.json", {**self._signature, "files": files})
+
+    def finished_rounds(self, count: int, masks: Mapping[str, np.ndarray]) -> list[FinishedRound]:
+        """The rounds that are done, from the first one on. What is damaged is named in the log, and so is not done.
+
+        Args:
+            count: Rounds of the whole run, the final one included.
+            masks: Arrays of the shapes that masks must have.
+        """
+        rounds: list[FinishedRound] = []
+        for index in range(count):
+            folder = self._folder(index, final=index == count - 1)
+            if not os.path.lexists(folder / "result.json"):
+                break
+            try:
+                rounds.append(_read_round(folder, index, masks))
+            except DamagedFileError as error:
+                logger.warning("%s. Round %d is trained anew.", error, index + 1)
+                self._remove([folder])
+                break
+        return rounds
+
+    def backup(self, index: int, *, final: bool) -> Backup | None:
+        """The newest state within a round, if there is one. What is damaged is named in the log and passed over."""
+        folder = self._folder(index, final) / "backup"
+        for path in sorted(folder.glob("epoch_*"), reverse=True):
+            try:
+                _check_folders(path, folder, folder.parent)
+                fields = read_json(path / "state.json")
+                check_files(path, {"state.npz": str(fields.get("state.npz"))})
+                return Backup(int(fields["epoch"]), unpack(fields["state"], read_arrays(path / "state.npz")))
+            except (DamagedFileError, KeyError, TypeError, ValueError) as error:
+                logger.warning("%s. The round goes on from an earlier epoch.", error)
+        return None
+
+    def go_on(self, rounds: Sequence[FinishedRound], epoch_logs: Sequence[Mapping[str, Any]], count: int) -> None:
+        """Removes what is beyond these rounds and the epochs of the one that follows, which are to be trained anew.
+
+        Args:
+            rounds: What `finished_rounds` gave.
+            epoch_logs: The logs of the epochs of the next round that a backup holds.
+            count: As in `finished_rounds`.
+        """
+        with _told_apart(self.path):
+            next_folder = self._folder(len(rounds), final=len(rounds) == count - 1)
+            beyond = {self._folder(index, final=index == count - 1) for index in range(len(rounds) + 1, count)}
+            self._remove(
+                folder for folder in self._rounds() if folder in beyond or folder == next_folder and folder.is_symlink()
+            )
+            for folder in (self.path, *self._rounds()):
+                self._remove(folder.glob(f"{UNFINISHED}*"))
+            lines = [line for round_ in rounds for line in _metric_lines(round_.result.index, 0, round_.logs)]
+            lines += _metric_lines(len(rounds), 0, epoch_logs)
+            text = "".join(f"{line}\n" for line in lines)
+            path = self.path / "metrics.jsonl"
+            # Also in place of a link.
+            if text:
+                write_atomically(path, text.removesuffix("\n"))
+            else:
+                path.unlink(missing_ok=True)
+
+    def add_metrics(self, index: int, epoch: int, logs: Mapping[str, Any]) -> None:
+        """Adds the logs of an epoch to metrics.jsonl, a line for training and, where it was validated, another."""
+        with _told_apart(self.path), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in _metric_lines(index, epoch, [logs]))
+
+    def save_backup(self, index: int, epoch: int, state: Mapping[str, Any], *, final: bool) -> None:
+        """Saves the state of a round after `epoch` of its epochs, in place of an earlier one.
+
+        Args:
+            index: The round's.
+            epoch: Number of epochs done.
+            state: As `safe_files.pack` takes it.
+            final: Whether this is the final training.
+        """
+        folder = self._folder(index, final) / "backup"
+        with _told_apart(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            with folder_that_appears_whole(folder / f"epoch_{epoch:06d}") as path:
+                arrays: dict[str, np.ndarray] = {}
+                fields = {"epoch": epoch, "state": pack(state, arrays)}
+                write_arrays(path / "state.npz", arrays)
+                write_json(path / "state.json", {**fields, "state.npz": checksum(path / "state.npz")})
+            self._remove(sorted(folder.glob("epoch_*"))[:-1])
 
     def save_round(
         self,
         result: RoundResult,
         epoch_logs: Sequence[Mapping[str, Any]],
         masks: Mapping[str, np.ndarray],
+        save_weights: Callable[[str], object],
+        state: Mapping[str, Any] | None = None,
         *,
         final: bool,
     ) -> None:
-        """Adds a finished round: its masks, a line of metrics an epoch, and, last of all, its result.json."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        if result.index == 0:
-            write_atomically(self.path / "config.json", self._config.to_json())
-        folder = self.path / ("final" if final else f"round_{result.index:03d}")
-        folder.mkdir()
-        np.savez_compressed(folder / "masks.npz", allow_pickle=False, **masks)
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            for epoch, logs in enumerate(epoch_logs):
-                file.writelines(json.dumps(line) + "\n" for line in _metric_lines(result.index, epoch, logs))
-        write_atomically(folder / "result.json", json.dumps(asdict(result), indent=2))
+        """Saves a finished round: its masks, weights and state and, last of all, its result.json.
+
+        Args:
+            result: What came of it.
+            epoch_logs: The logs of each epoch.
+            masks: Path -> bool array.
+            save_weights: Writes the weights of the model to a file whose name it is given.
+            state: As `safe_files.pack` takes it.
+            final: Whether this was the final training.
+        """
+        folder = self._folder(result.index, final)
+        with _told_apart(self.path):
+            folder.mkdir(exist_ok=True)
+            arrays: dict[str, np.ndarray] = {}
+            packed = pack(state or {}, arrays)
+            write_arrays(folder / "masks.npz", masks, compressed=True)
+            write_arrays(folder / "state.npz", arrays)
+            with replacing(folder / "weights.weights.h5") as path:
+                save_weights(str(path))
+            names = ("masks.npz", "state.npz", "weights.weights.h5")
+            files = {name: checksum(folder / name) for name in names}
+            fields = {**dataclasses.asdict(result), "logs": list(epoch_logs), "state": packed, "files": files}
+            write_json(folder / "result.json", fields)
+            self._remove([folder / "backup"])
 
     def save_model(self, model: Any) -> None:
-        """Exports the pruned model to final/saved_model. Raises RuntimeError if that fails; the model is not lost."""
+        """Exports the pruned model to final/saved_model, if an undamaged one is not there already.
+
+        Raises:
+            RuntimeError: That fails; the model is not lost.
+        """
+        folder = self.path / "final"
+        noted, exported = folder / "saved_model.json", folder / "saved_model"
         try:
-            export(model, self.path / "final", formats=("saved_model",))
+            if noted.exists():
+                try:
+                    check_files(exported, read_json(noted))
+                    return
+                except DamagedFileError as error:
+                    logger.warning("%s. It is exported anew.", error)
+            self._remove([noted, exported])
+            export(model, folder, formats=("saved_model",))
+            write_json(noted, checksums(exported))
         except Exception as error:
             raise RuntimeError(
-                f"The run is complete, but no SavedModel could be written to {self.path / 'final'}: {error}. The model "
-                f"that was passed to prune is pruned, and the masks and metrics of every round are in {self.path}."
+                f"The run is complete, but no SavedModel could be written to {folder}: {error}. The model that was "
+                f"passed to prune is pruned, and the masks, weights and metrics of every round are in {self.path}."
             ) from error
 
+    def _check_same(self) -> None:
+        elsewhere = "Name another folder, or pass overwrite=True to begin anew in this one."
+        try:
+            there = read_json(self.path / "signature.json")
+            files = there.pop("files")
+            if set(files) != {"config.json", "environment.json"}:
+                raise DamagedFileError(f"{self.path / 'signature.json'} names other files than those of a run")
+            check_files(self.path, files)
+            there["config"] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            environment = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"workdir {self.path} holds a run that cannot be trusted: {error}. {elsewhere}") from error
+        here = {"config": json.loads(self._config.to_json()), **self._signature}
+        if differing := list_differences(there, here):
+            raise ValueError(f"workdir {self.path} holds another run: {'; '.join(differing)}. {elsewhere}")
+        now = _environment()
+        for name in ("python", "versions", "devices"):
+            if environment[name] != now[name]:
+                logger.warning(
+                    "The run in %s was begun with %s %s and goes on with %s: it may end with other numbers.",
+                    self.path,
+                    name,
+                    environment[name],
+                    now[name],
+                )
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file so that a reader sees all of it or nothing, also after a crash."""
-    unfinished = path.with_name(f".unfinished_{path.name}")
+    def _folder(self, index: int, final: bool) -> pathlib.Path:
+        return self.path / ("final" if final else f"round_{index:03d}")
+
+    def _rounds(self) -> list[pathlib.Path]:
+        return sorted([*self.path.glob("round_*"), *self.path.glob("final")])
+
+    def _remove(self, paths: Any) -> None:
+        for path in list(paths):
+            if path.name == "lock" and path.parent == self.path:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                # The mark of a whole folder first, lest the rest be taken for one.
+                for name in ("result.json", "state.json", "saved_model.json"):
+                    (path / name).unlink(missing_ok=True)
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _told_apart(path: pathlib.Path) -> Iterator[None]:
+    """Says which folder could not be written, and that nothing that was done is lost."""
     try:
-        with open(unfinished, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise RuntimeError(
+            f"workdir {path} cannot be written: {error}. What was saved there before is whole: make room, or give back "
+            "the permission to write, and the same call goes on from there."
+        ) from error
 
 
-def _metric_lines(index: int, epoch: int, logs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One line for training and, where the epoch was validated, one for validation."""
+def _read_round(folder: pathlib.Path, index: int, masks: Mapping[str, np.ndarray]) -> FinishedRound:
+    _check_folders(folder)
+    fields = read_json(folder / "result.json")
+    try:
+        files = fields.pop("files")
+        if set(files) != {"masks.npz", "state.npz", "weights.weights.h5"}:
+            raise DamagedFileError(f"{folder / 'result.json'} names other files than those of a round")
+        check_files(folder, files)
+        _check_hdf5(folder / "weights.weights.h5")
+        logs, state = fields.pop("logs"), unpack(fields.pop("state"), read_arrays(folder / "state.npz"))
+        result = RoundResult(**{**fields, "emptied": tuple(fields["emptied"]), "guarded": tuple(fields["guarded"])})
+        if result.index != index:
+            raise DamagedFileError(f"{folder} holds round {result.index + 1}")
+        return FinishedRound(
+            result, logs, read_arrays(folder / "masks.npz", masks), state, folder / "weights.weights.h5"
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{folder / 'result.json'} is not the result of a round: {error}") from error
+
+
+def _check_folders(*folders: pathlib.Path) -> None:
+    for folder in folders:
+        if folder.is_symlink():
+            raise DamagedFileError(f"{folder} is a link")
+
+
+def _check_hdf5(path: pathlib.Path) -> None:
+    """Raises DamagedFileError for a file that points elsewhere, or claims to hold more than it can."""
+    size = path.stat().st_size
+
+    def check(group: Any) -> int:
+        total = 0
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise DamagedFileError(f"{path} holds a link, {name!r}")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                total += check(item)
+            elif item.is_virtual or item.external or item.dtype.kind not in "biufV" or item.chunks is not None:
+                raise DamagedFileError(f"{path} holds {name!r}, which is not a plain array of numbers")
+            else:
+                total += item.nbytes
+        if total > size:
+            raise DamagedFileError(f"{path} holds arrays that are larger than the file")
+        return total
+
+    try:
+        with h5py.File(path, "r") as file:
+            check(file)
+    except (OSError, RuntimeError, KeyError, RecursionError) as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": list(sys.argv),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "devices": [
+            tf.config.experimental.get_device_details(device).get("device_name", device.device_type)
+            for device in tf.config.list_physical_devices()
+        ],
+    }
+
+
+def _metric_lines(index: int, first_epoch: int, epoch_logs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for the training of each epoch and, where it was validated, one for validation."""
     lines = []
-    for split, prefix in (("train", ""), ("validation", "val_")):
-        metrics = {
-            name.removeprefix(prefix): value for name, value in logs.items() if name.startswith("val_") == bool(prefix)
-        }
-        if metrics:
-            lines.append({"round": index, "epoch": epoch, "split": split, **metrics})
+    for epoch, logs in enumerate(epoch_logs, start=first_epoch):
+        for split, prefix in (("train", ""), ("validation", "val_")):
+            metrics = {
+                name.removeprefix(prefix): value
+                for name, value in logs.items()
+                if name.startswith("val_") == bool(prefix)
+            }
+            if metrics:
+                lines.append(json.dumps({"round": index, "epoch": epoch, "split": split, **metrics}))
     return lines

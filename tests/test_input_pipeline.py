@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from aimp_tf.input_pipeline import prepare, without_autotuning
+from aimp_tf.input_pipeline import Order, prepare, without_autotuning
 
 
 def examples(dataset):
@@ -32,21 +32,41 @@ def test_a_sample_weight_of_none_is_none():
     assert len(next(iter(prepare((np.zeros(4), np.zeros(4), None), "data")))) == 2
 
 
-def test_shuffling_is_seeded_and_new_in_each_epoch():
-    def epochs(seed):
-        dataset = prepare((np.arange(50), np.arange(50)), "data", shuffle=True, seed=seed)
-        return [examples(dataset).tolist() for _ in range(3)]
+def test_the_order_is_a_function_of_seed_round_and_epoch():
+    orders = {seed: Order(seed) for seed in (1, 1 + 2**63, 2, -1)}
+    datasets = {seed: prepare((np.arange(50),) * 2, "data", order=order) for seed, order in orders.items()}
 
-    first = epochs(1)
-    assert first == epochs(1)
-    assert first != epochs(2)
-    assert first[0] != first[1] != first[2]
-    assert all(sorted(epoch) == list(range(50)) for epoch in first)
+    def epoch(seed, *position):
+        orders[seed].begin(*position)
+        return tuple(examples(datasets[seed]))
+
+    drawn = {position: epoch(1, *position) for position in ((0, 0), (0, 1), (1, 0), (1, 1))}
+    assert len(set(drawn.values())) == 4 and all(sorted(order) == list(range(50)) for order in drawn.values())
+    assert epoch(1, 0, 1) == epoch(1, 0, 1) == drawn[0, 1], "from any point, again"
+    assert epoch(1 + 2**63, 0, 1) == drawn[0, 1], "seeds are taken modulo 2**63"
+    assert len({epoch(seed, 0, 1) for seed in (1, 2, -1)}) == 3
+    orders[2].seed = 1
+    assert epoch(2, 0, 1) == drawn[0, 1]
 
 
-def test_repeated_arrays_do_not_end():
-    dataset = prepare((np.arange(4), np.arange(4)), "data", batch_size=4, repeat=True)
-    assert len(examples(dataset.take(5))) == 20
+def test_arrays_that_are_not_shuffled_keep_their_order():
+    order = Order(1, shuffle=False)
+    order.begin(1, 1)
+    assert examples(prepare((np.arange(9),) * 2, "data", order=order)).tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_steps_per_epoch_read_arrays_without_end_from_any_epoch(shuffle):
+    order = Order(1, shuffle=shuffle)
+    dataset = prepare((np.arange(10),) * 2, "data", batch_size=4, order=order, steps_per_epoch=3)
+    assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+    whole = examples(dataset.take(4 * 3))
+    assert len(whole) == 4 * 12
+    for first in range(0, 40, 10):
+        assert sorted(whole[first : first + 10]) == list(range(10))
+    for epoch in range(4):
+        order.begin(0, epoch)
+        np.testing.assert_array_equal(examples(dataset.take(3)), whole[12 * epoch : 12 * (epoch + 1)])
 
 
 def test_autotuning_is_off_and_other_options_stay():

@@ -131,12 +131,13 @@ def test_types_are_shipped():
 
 # Each module may import those before it.
 LAYERS = [
-    ["config"],
+    ["config", "safe_files"],
     ["plan", "ranking", "criteria", "result"],
     ["learning_rate", "input_pipeline", "other_callbacks"],
     ["masked_model"],
-    ["callback", "exporting"],
+    ["callback", "exporting", "signature"],
     ["run_directory"],
+    ["progress"],
     ["pruning"],
     ["experiments"],
 ]
@@ -170,6 +171,7 @@ def test_imports_point_downwards():
     [
         ("config.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("plan.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
+        ("safe_files.py", {"tensorflow", "keras", "tf_keras"}),
         ("ranking.py", {"tensorflow", "keras", "tf_keras"}),
         ("criteria.py", {"tensorflow", "keras", "tf_keras"}),
         ("experiments/study.py", {"tensorflow", "keras", "tf_keras", "numpy"}),

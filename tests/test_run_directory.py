@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import aimp_tf
 from aimp_tf import run_directory
-from aimp_tf.run_directory import check_workdir, write_atomically
+from aimp_tf.run_directory import check_workdir
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
 
@@ -17,11 +17,20 @@ def test_what_a_run_leaves(make_mlp, blobs, tmp_path):
     folder = tmp_path / "a" / "run"
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
+        "environment.json",
         "final",
+        "lock",
         "metrics.jsonl",
         "round_000",
         "round_001",
+        "signature.json",
     ]
+    for name in ("round_000", "round_001", "final"):
+        own = {"masks.npz", "result.json", "state.npz", "weights.weights.h5"}
+        exported = {"saved_model", "saved_model.json"} if name == "final" else set()
+        assert {path.name for path in (folder / name).iterdir()} == own | exported
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["tensorflow"] == tf.__version__ and environment["devices"] == ["CPU"]
     config = aimp_tf.PruningConfig.from_json((folder / "config.json").read_text())
     assert config.target_sparsity == 0.75 and config.round_epochs == 2
 
@@ -44,6 +53,13 @@ def test_what_a_run_leaves(make_mlp, blobs, tmp_path):
     with np.load(folder / "final" / "masks.npz") as masks:
         for path, mask in result.masks.items():
             np.testing.assert_array_equal(masks[path], mask)
+
+    plain = make_mlp()
+    plain.load_weights(folder / "round_001" / "weights.weights.h5")
+    assert aimp_tf.sparsity(plain) == pytest.approx(result.rounds[1].sparsity)
+    plain.load_weights(folder / "final" / "weights.weights.h5")
+    for here, there in zip(plain.get_weights(), result.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(here, there)
 
     loaded = tf.saved_model.load(str(folder / "final" / "saved_model"))
     np.testing.assert_allclose(loaded.serve(blobs[0]), result.model.predict(blobs[0], verbose=0), atol=1e-6)
@@ -71,7 +87,7 @@ def test_a_failed_export_does_not_lose_the_run(make_mlp, blobs, tmp_path, monkey
 
 def test_a_folder_that_holds_something_is_refused(make_mlp, blobs, tmp_path):
     (tmp_path / "file").write_text("mine")
-    for workdir, message in ((tmp_path, "holds files already"), (tmp_path / "file", "is a file")):
+    for workdir, message in ((tmp_path, "not of a run, such as 'file'"), (tmp_path / "file", "is a file")):
         with pytest.raises(ValueError, match=message):
             aimp_tf.prune(make_mlp(), blobs, workdir=workdir, **SETTINGS)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -87,18 +103,11 @@ def test_a_folder_that_cannot_be_written_is_refused(monkeypatch, tmp_path):
 
 def test_bad_settings_leave_nothing(make_mlp, blobs, tmp_path):
     with pytest.raises(ValueError, match="leaves none"):
-        aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "run", **{**SETTINGS, "target_sparsity": 0.999})
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_text_file_is_replaced_whole(tmp_path, monkeypatch):
-    path = tmp_path / "result.json"
-    write_atomically(path, "old")
-
-    def fail(*arguments):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="no space left"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old\n" and [file.name for file in tmp_path.iterdir()] == ["result.json"]
+        aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "a" / "run", **{**SETTINGS, "target_sparsity": 0.999})
+    with pytest.raises(ValueError, match="fit failed before its first step"):
+        aimp_tf.prune(make_mlp(), (blobs[0][:, :5], blobs[1]), workdir=tmp_path / "a" / "run", **SETTINGS)
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="leaves none"):
+        aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "mine", **{**SETTINGS, "target_sparsity": 0.999})
+    assert list((tmp_path / "mine").iterdir()) == []

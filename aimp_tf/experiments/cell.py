@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +39,7 @@ def read_result(folder: pathlib.Path) -> CellResult | None:
 
 
 def start(folder: pathlib.Path, order: str, data_dir: str | None, threads: int) -> subprocess.Popen[bytes]:
-    """Writes cell.json, removes what an unfinished run left, and starts the process of a cell.
+    """Writes cell.json and starts the process of a cell, which goes on with what an unfinished run left.
 
     Its output goes to log.txt. It ends when this process ends, however that comes about.
 
@@ -73,7 +72,6 @@ def start(folder: pathlib.Path, order: str, data_dir: str | None, threads: int) 
             raise RuntimeError(f"another study runs it at this moment, in {folder}.") from error
         log.truncate(0)
         (folder / "cell.json").write_text(order + "\n", encoding="utf-8")
-        shutil.rmtree(folder / "run", ignore_errors=True)
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
         )
@@ -96,7 +94,7 @@ def run_cell(folder: pathlib.Path, data_dir: str | None) -> CellResult:
     """Runs what cell.json says and writes result.json."""
     # Not at the top: whoever starts cells, for hours, need not hold TensorFlow in memory.
     from aimp_tf.experiments.run import accuracy_of, load_data, train_pruned
-    from aimp_tf.run_directory import write_atomically
+    from aimp_tf.safe_files import write_atomically
 
     fields = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
     experiment = from_fields(fields["experiment"])

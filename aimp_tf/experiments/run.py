@@ -1,4 +1,4 @@
-"""Runs an experiment: dense and pruned training side by side, export, reload, comparison."""
+"""Runs an experiment: pruned and dense training side by side, export, reload, comparison."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import tarfile
 import time
 from typing import Any
@@ -20,11 +21,12 @@ from aimp_tf.experiments import datasets, models
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.exporting import export
 from aimp_tf.exporting.fresh_process import predict_in_fresh_process
-from aimp_tf.input_pipeline import prepare
+from aimp_tf.input_pipeline import Order, prepare
 from aimp_tf.masked_model.prunable import prunable_variables, select
 from aimp_tf.pruning import prune
 from aimp_tf.result import PruningResult
-from aimp_tf.run_directory import check_workdir, write_atomically
+from aimp_tf.run_directory import check_workdir
+from aimp_tf.safe_files import write_atomically
 
 _TEST_BATCH_SIZE = 1024
 
@@ -84,24 +86,30 @@ def run(
     workdir: str | os.PathLike[str],
     data_dir: str | os.PathLike[str] | None = None,
     verbose: str | int = "auto",
+    *,
+    overwrite: bool = False,
 ) -> Comparison:
-    """Trains the dense model, prunes one of the same initial weights, exports both and compares them.
+    """Prunes a model, trains the dense one of the same initial weights, exports both and compares them.
 
     Args:
         experiment: What to run.
-        workdir: A folder, new or empty: the run directory of `prune`, with dense/saved_model and comparison.json added.
+        workdir: The run directory of `prune`, with dense/saved_model and comparison.json added. A pruning run that was
+            interrupted goes on there; the dense training does not, and begins anew.
         data_dir: Where tensorflow-datasets keeps its data.
         verbose: As in `fit`.
+        overwrite: As in `prune`.
 
     Raises:
         ValueError, TypeError: As `Experiment.validate` and `prune`; nothing is trained then.
         RuntimeError: The data cannot be had, or as `prune`.
     """
     experiment.validate()
-    workdir = check_workdir(workdir)  # Before hours are spent on the dense model.
+    workdir = check_workdir(workdir)
     data = load_data(experiment, data_dir)
+    result = train_pruned(experiment, data, workdir, verbose, overwrite=overwrite)
+    (workdir / "comparison.json").unlink(missing_ok=True)
+    shutil.rmtree(workdir / "dense", ignore_errors=True)
     dense, dense_seconds = train_dense(experiment, data, verbose)
-    result = train_pruned(experiment, data, workdir, verbose)
     dense_saved_model = export(dense, workdir / "dense", formats=("saved_model",))["saved_model"]
     saved_model = workdir / "final" / "saved_model"
     comparison = Comparison(
@@ -142,7 +150,12 @@ def load_data(experiment: Experiment, data_dir: str | os.PathLike[str] | None) -
 
 
 def train_pruned(
-    experiment: Experiment, data: datasets.ImageData, workdir: str | os.PathLike[str], verbose: str | int
+    experiment: Experiment,
+    data: datasets.ImageData,
+    workdir: str | os.PathLike[str],
+    verbose: str | int,
+    *,
+    overwrite: bool = False,
 ) -> PruningResult:
     """The pruning run of an experiment, validated on the test images, in a run directory of its own."""
     return prune(
@@ -157,6 +170,7 @@ def train_pruned(
             "validation_freq": experiment.validation_freq,
         },
         verbose=verbose,
+        overwrite=overwrite,
         seed=experiment.seed,
     )
 
@@ -164,19 +178,16 @@ def train_pruned(
 def train_dense(experiment: Experiment, data: datasets.ImageData, verbose: str | int) -> tuple[Any, float]:
     """The model of an experiment, trained in full and not pruned, and the wall time in seconds that it took."""
     model = compiled_model(experiment, data)
+    order = Order(experiment.seed)
+    keras = importlib.import_module(experiment.keras)
     started_at = time.monotonic()
     model.fit(
-        prepare(
-            (data.train_images, data.train_labels),
-            "train_data",
-            batch_size=experiment.batch_size,
-            shuffle=True,
-            seed=experiment.seed,
-        ),
+        prepare((data.train_images, data.train_labels), "train_data", batch_size=experiment.batch_size, order=order),
         validation_data=prepare((data.test_images, data.test_labels), "validation_data", batch_size=_TEST_BATCH_SIZE),
         validation_freq=experiment.validation_freq,
         epochs=experiment.pruning.epochs,
         shuffle=False,
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: order.begin(0, epoch + 1))],
         verbose=verbose,
     )
     return model, time.monotonic() - started_at

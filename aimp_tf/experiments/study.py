@@ -9,7 +9,7 @@ import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from aimp_tf.config import PruningConfig, is_number, nearest
+from aimp_tf.config import PruningConfig, is_number, list_differences, nearest
 from aimp_tf.experiments.experiment import Experiment, from_fields
 from aimp_tf.plan import make_plan
 
@@ -213,12 +213,12 @@ def planned_epochs(experiment: Experiment, weight_count: Callable[[Experiment], 
 def differences(stored: dict[str, Any], experiment: Experiment) -> list[str]:
     """What stored fields and an experiment do not have in common, as "pruning.rate: 0.2 there, 0.3 here"."""
     try:
-        there = _flat(dataclasses.asdict(from_fields(stored)))
+        there = from_fields(stored)
     except (TypeError, ValueError) as error:
         return [str(error)]
     # As they come back from JSON, which has no tuples.
-    here = _flat(dataclasses.asdict(from_fields(json.loads(json.dumps(dataclasses.asdict(experiment))))))
-    return [f"{name}: {there[name]!r} there, {here[name]!r} here" for name in here if there[name] != here[name]]
+    here = from_fields(json.loads(json.dumps(dataclasses.asdict(experiment))))
+    return list_differences(dataclasses.asdict(there), dataclasses.asdict(here))
 
 
 def _check_numbers(name: str, values: Iterable[Any], kind: type) -> None:
@@ -230,12 +230,3 @@ def _check_numbers(name: str, values: Iterable[Any], kind: type) -> None:
             raise TypeError(f"{name} must be {'whole ' if kind is numbers.Integral else ''}numbers; got {value!r}.")
         if values.count(value) > 1:
             raise ValueError(f"{name} must differ from one another; {value!r} comes {values.count(value)} times.")
-
-
-def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    """{"pruning": {"rate": 0.2}} as {"pruning.rate": 0.2}."""
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        inner = _flat(value) if isinstance(value, dict) else {"": value}
-        flat |= {f"{name}.{key}" if key else name: item for key, item in inner.items()}
-    return flat

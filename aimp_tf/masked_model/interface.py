@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from aimp_tf.masked_model.optimizer import ResettableOptimizer
 
@@ -85,6 +86,27 @@ class MaskedModel(abc.ABC):
         for variable, value in zip(self._all_variables(), snapshot, strict=True):
             variable.assign(value)
         self._zero_pruned()
+
+    def state(self, *, slots: bool = True) -> dict[str, Any]:
+        """Name -> variable, of what training changes beside `model.weights` and the masks.
+
+        These are the optimizer's variables and the states of random-number generators that the model holds. A tf_keras
+        layer has one only after `tf_keras.backend.experimental.enable_tf_random_generator()`.
+
+        Args:
+            slots: Whether those of the optimizer that a reset clears are wanted, too.
+        """
+        weights = {id(variable) for variable in self._all_variables()}
+        generators = [variable for variable in self.original.variables if id(variable) not in weights]
+        for layer in self.original._flatten_layers():
+            generator = getattr(getattr(layer, "_random_generator", None), "_generator", None)
+            if isinstance(generator, tf.random.Generator):
+                generators.append(generator.state)
+        generators = [variable for variable in {id(v): v for v in generators}.values() if hasattr(variable, "assign")]
+        return {
+            **{f"optimizer/{i:04d}": variable for i, variable in enumerate(self.optimizer.state(slots=slots))},
+            **{f"generator/{i:04d}": variable for i, variable in enumerate(generators)},
+        }
 
     def check_sparse(self) -> None:
         """Raises RuntimeError, naming the variables, if a pruned weight is not exactly zero."""

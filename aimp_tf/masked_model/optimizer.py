@@ -37,6 +37,7 @@ class ResettableOptimizer:
                 "looked into. Compile the model with one optimizer."
             )
         _build(optimizer, trainable_variables)
+        self._outer = optimizer
         # Not the property, which is a quotient under gradient accumulation.
         self._iterations = self._inner._iterations
         self._slots = self._slots_of(self._inner)
@@ -59,6 +60,18 @@ class ResettableOptimizer:
     def has_schedule(self) -> bool:
         """Whether the rate follows a LearningRateSchedule."""
         return self._schedule is not None
+
+    def state(self, *, slots: bool = True) -> list[Any]:
+        """Every variable of the optimizer and of its stretched schedule, with or without those that a reset clears."""
+        variables = [*_variables_of(self._outer), *_variables_of(self._inner)]
+        if self._schedule is not None:
+            variables += [value for value in vars(self._stretched).values() if isinstance(value, tf.Variable)]
+        cleared = {id(slot) for slot in self._slots}
+        return [
+            variable
+            for variable in {id(variable): variable for variable in variables}.values()
+            if slots or id(variable) not in cleared
+        ]
 
     def reset(self, steps: int = 0) -> None:
         """Slots as they were before the first step, the step counter at `steps`, a rate in a variable as at the start.
@@ -86,10 +99,7 @@ class ResettableOptimizer:
             self._inner.learning_rate = self._schedule
 
     def _slots_of(self, optimizer: Any) -> list[Any]:
-        variables = optimizer.variables
-        variables = list(variables() if callable(variables) else variables)
-        # Nadam of tf_keras does not list its momentum product among its variables.
-        variables += [value for value in vars(optimizer).values() if isinstance(value, tf.Variable)]
+        variables = _variables_of(optimizer)
         # Zeroing the first two with the slots would stop the training; the third follows from the others.
         spared = {
             id(optimizer._iterations),
@@ -123,6 +133,13 @@ class ResettableOptimizer:
                 "rounds would bring back. Compile the model with another optimizer."
             )
         return [value.reshape(-1)[:1].sum(dtype=value.dtype) for value in values]
+
+
+def _variables_of(optimizer: Any) -> list[Any]:
+    variables = optimizer.variables
+    variables = list(variables() if callable(variables) else variables)
+    # Nadam of tf_keras does not list its momentum product among its variables.
+    return variables + [value for value in vars(optimizer).values() if isinstance(value, tf.Variable)]
 
 
 def _innermost(optimizer: Any) -> Any:

@@ -1,0 +1,222 @@
+"""Files that are whole or not there at all, and that are not trusted when they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import pathlib
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+UNFINISHED = ".unfinished_"
+_CHECKSUM = "checksum"
+_ARRAY = "array of state.npz"
+
+
+class DamagedFileError(ValueError):
+    """A file is missing, was changed since it was written, or is not what this package writes."""
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a text file so that a reader sees all of it or nothing, also after a crash."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def write_json(path: pathlib.Path, fields: Mapping[str, Any]) -> None:
+    """Writes `fields` with a checksum of their own, as `write_atomically`."""
+    write_atomically(path, json.dumps({**fields, _CHECKSUM: _checksum_of(fields)}, indent=2))
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """What `write_json` wrote. Raises DamagedFileError if it is anything else."""
+    try:
+        fields = json.loads(_regular(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+    if not isinstance(fields, dict) or fields.pop(_CHECKSUM, None) != _checksum_of(fields):
+        raise DamagedFileError(f"{path} is damaged: its checksum is not that of its content")
+    return fields
+
+
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = False) -> None:
+    """Writes arrays of numbers and bools as npz, as `write_atomically`."""
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+        (np.savez_compressed if compressed else np.savez)(file, allow_pickle=False, **arrays)
+
+
+def read_arrays(path: pathlib.Path, expected: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, without pickles, and without room for more than is expected.
+
+    Args:
+        path: The file.
+        expected: Name -> array of the shape and dtype that it must have; all of them must be there, and nothing else.
+            None allows any, but for compressed ones, so that none is larger than the file.
+
+    Raises:
+        DamagedFileError: The file is something else.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with zipfile.ZipFile(_regular(path)) as archive:
+            if expected is None and sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise DamagedFileError(f"{path} holds arrays that are larger than the file")
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if name in arrays or expected is not None and name not in expected:
+                    raise DamagedFileError(f"{path} holds {name!r}, which does not belong there")
+                arrays[name] = _read_array(archive, member, None if expected is None else expected[name])
+    except DamagedFileError:
+        raise
+    except (OSError, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+    if missing := (expected or {}).keys() - arrays.keys():
+        raise DamagedFileError(f"{path} lacks {', '.join(sorted(missing))}")
+    return arrays
+
+
+def pack(value: Any, arrays: dict[str, np.ndarray], name: str = "array") -> Any:
+    """The value as JSON can hold it; the arrays in it go to `arrays`, and a reference to each stays in its place.
+
+    Args:
+        value: Numbers, texts, None, arrays, and lists, tuples and dicts with keys of text that hold these.
+        arrays: Gets the arrays, under names that begin with `name`.
+        name: What to call them.
+    """
+    if isinstance(value, Mapping):
+        return {key: pack(item, arrays, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [pack(item, arrays, f"{name}.{position}") for position, item in enumerate(value)]
+    if isinstance(value, np.generic):
+        return value.item()
+    if not isinstance(value, np.ndarray):
+        return value
+    key = f"{len(arrays):05d}.{name}".replace("/", ".")
+    # npz knows no bfloat16: it stores the bits.
+    arrays[key] = value.view(f"u{value.dtype.itemsize}") if value.dtype.kind == "V" else value
+    return {_ARRAY: key, "dtype": value.dtype.name}
+
+
+def unpack(packed: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The value that `pack` was given, its tuples as lists. Raises DamagedFileError for a reference to nothing."""
+    if isinstance(packed, list):
+        return [unpack(item, arrays) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    if _ARRAY not in packed:
+        return {key: unpack(item, arrays) for key, item in packed.items()}
+    try:
+        array, dtype = arrays[packed[_ARRAY]], np.dtype(packed["dtype"])
+        return array.view(dtype) if dtype.kind == "V" else array
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"an array {packed[_ARRAY]!r} of the state is missing or damaged: {error}") from error
+
+
+def checksum(path: pathlib.Path) -> str:
+    """Of the content of a file. Raises DamagedFileError where there is none, or a link in its place."""
+    try:
+        with open(_regular(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+
+
+def check_files(folder: pathlib.Path, checksums: Mapping[str, str]) -> None:
+    """Raises DamagedFileError unless each file of `folder` that is named has the checksum given for it."""
+    for name, expected in checksums.items():
+        if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
+            raise DamagedFileError(f"{name!r} is named in {folder}, but does not lie there")
+        if checksum(folder / name) != expected:
+            raise DamagedFileError(f"{folder / name} is damaged: its checksum is not the one that was noted")
+
+
+def checksums(folder: pathlib.Path) -> dict[str, str]:
+    """Path below `folder` -> checksum, of every file there."""
+    return {
+        path.relative_to(folder).as_posix(): checksum(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or not path.is_dir()
+    }
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives the path of a file to write, which then takes the place of `path`."""
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+    try:
+        yield unfinished
+        _sync(unfinished)
+        os.replace(unfinished, path)
+        _sync(path.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_that_appears_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a folder to fill, which becomes `path` at the end. Nothing is left if an exception comes between.
+
+    Raises:
+        OSError: `path` exists by then and is not empty, or cannot be written.
+    """
+    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _sync(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checksum_of(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _regular(path: pathlib.Path) -> pathlib.Path:
+    """The path itself. Raises DamagedFileError for a link, a folder, a device."""
+    if path.is_symlink() or not path.is_file():
+        raise DamagedFileError(
+            f"{path} is {'a link' if path.is_symlink() else 'not a file' if path.exists() else 'missing'}"
+        )
+    return path
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, expected: np.ndarray | None) -> np.ndarray:
+    where = f"{archive.filename} holds {member.filename!r}"
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(file)
+        else:
+            raise DamagedFileError(f"{where} in an unknown format")
+        if expected is not None and (shape, dtype) != (expected.shape, expected.dtype):
+            raise DamagedFileError(f"{where} as {dtype}{list(shape)}; expected {expected.dtype}{list(expected.shape)}")
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.kind not in "biuf" or not 0 <= size <= member.file_size:
+            raise DamagedFileError(f"{where} as {dtype}{list(shape)}, which is not an array of numbers of that size")
+        # To the end, where zipfile compares its own checksum.
+        content = file.read()
+    if len(content) != size:
+        raise DamagedFileError(f"{where} with {len(content)} bytes; expected {size}")
+    # A copy, for what comes from bytes cannot be written to.
+    return np.frombuffer(content, dtype).copy().reshape(shape, order="F" if fortran_order else "C")
