@@ -124,11 +124,11 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         """
         return [self, *self._others.for_round(callbacks, lambda: self.round)]
 
-    def state_of_others(self, callbacks: Sequence[Any]) -> list[dict[str, Any]]:
-        """What Keras' own callbacks among these hold, as `state`: one dict a callback."""
+    def state_of_others(self, callbacks: Sequence[Any]) -> list[list[Any]]:
+        """What Keras' own callbacks among these hold, in the way of `state`."""
         return self._others.state(callbacks)
 
-    def restore_others(self, callbacks: Sequence[Any], state: Sequence[dict[str, Any]]) -> None:
+    def restore_others(self, callbacks: Sequence[Any], state: Sequence[Sequence[Any]]) -> None:
         """Gives the callbacks what `state_of_others` gave, once `fit` has begun."""
         self._others.restore(callbacks, state)
 

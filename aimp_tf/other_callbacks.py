@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.plan import Round
+
+logger = logging.getLogger(__name__)
 
 
 class OtherCallbacks:
@@ -39,16 +42,21 @@ class OtherCallbacks:
                 ready.append(callback)
         return ready
 
-    def state(self, callbacks: Sequence[Any]) -> list[dict[str, Any]]:
-        """What Keras' own callbacks hold in numbers, arrays and lists of these: one dict a callback."""
+    def state(self, callbacks: Sequence[Any]) -> list[list[Any]]:
+        """Of each of Keras' own callbacks: its class's name, and the numbers, arrays and lists of these that it holds."""
         return [
-            {name: value for name, value in vars(callback).items() if _is_plain(value)} if _is_stock(callback) else {}
-            for callback in callbacks
+            [type(callback).__name__, {name: value for name, value in vars(callback).items() if _is_plain(value)}]
+            for callback in filter(_is_stock, callbacks)
         ]
 
-    def restore(self, callbacks: Sequence[Any], state: Sequence[dict[str, Any]]) -> None:
-        """Gives callbacks in the same order what `state` gave. Call it after their `on_train_begin`."""
-        for callback, values in zip(callbacks, state, strict=True):
+    def restore(self, callbacks: Sequence[Any], state: Sequence[Sequence[Any]]) -> None:
+        """Gives the same callbacks what `state` gave. Call it after their `on_train_begin`."""
+        stock = list(filter(_is_stock, callbacks))
+        here, there = [type(callback).__name__ for callback in stock], [name for name, _ in state]
+        if here != there:
+            logger.warning("The callbacks were %s and are %s: they start afresh within the round.", there, here)
+            return
+        for callback, (_, values) in zip(stock, state, strict=True):
             # Names that it does not have, and texts such as where it writes, are nothing that training changes.
             vars(callback).update({name: value for name, value in values.items() if name in vars(callback)})
 

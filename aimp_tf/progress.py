@@ -48,7 +48,7 @@ class RunProgress(keras.callbacks.Callback):
         self._callbacks = callbacks
         self._order = order
         self._directory = directory
-        self._resumed_callbacks: list[dict[str, Any]] | None = None
+        self._resumed_callbacks: list[list[Any]] | None = None
         self._next_backup_at = 0.0
         self.initial_epoch = 0
 

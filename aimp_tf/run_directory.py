@@ -207,7 +207,7 @@ class RunDirectory:
         return rounds
 
     def backup(self, index: int, *, final: bool) -> Backup | None:
-        """The newest state within a round, if there is one. What is damaged is named in the log and passed over."""
+        """The newest state within a round, if there is one. What is damaged is named in the log and removed."""
         folder = self._folder(index, final) / "backup"
         for path in sorted(folder.glob("epoch_*"), reverse=True):
             try:
@@ -217,10 +217,11 @@ class RunDirectory:
                 return Backup(int(fields["epoch"]), unpack(fields["state"], read_arrays(path / "state.npz")))
             except (DamagedFileError, KeyError, TypeError, ValueError) as error:
                 logger.warning("%s. The round goes on from an earlier epoch.", error)
+                self._remove([path])
         return None
 
     def go_on(self, rounds: Sequence[FinishedRound], epoch_logs: Sequence[Mapping[str, Any]], count: int) -> None:
-        """Removes what is beyond these rounds and the epochs of the one that follows, which are to be trained anew.
+        """Removes what is beyond these rounds and the epochs of the one that follows, and what writing left half-done.
 
         Args:
             rounds: What `finished_rounds` gave.
@@ -235,6 +236,8 @@ class RunDirectory:
             )
             for folder in (self.path, *self._rounds()):
                 self._remove(folder.glob(f"{UNFINISHED}*"))
+            done = [self._folder(round_.result.index, final=round_.result.index == count - 1) for round_ in rounds]
+            self._remove(folder / "backup" for folder in done)
             lines = [line for round_ in rounds for line in _metric_lines(round_.result.index, 0, round_.logs)]
             lines += _metric_lines(len(rounds), 0, epoch_logs)
             text = "".join(f"{line}\n" for line in lines)

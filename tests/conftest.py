@@ -17,6 +17,11 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=3, help="How often test_fault_injection.py kills each run.")
+
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 

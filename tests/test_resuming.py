@@ -1,13 +1,20 @@
 """Runs that are interrupted and go on: mechanics only, on made-up data, unless a test says otherwise."""
 
+import errno
 import json
+import os
+import shutil
 
+import h5py
 import numpy as np
 import pytest
 
 import aimp_tf
+from aimp_tf import progress
+from aimp_tf.safe_files import checksum, read_json, write_arrays, write_json
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 4, "round_epochs": 3, "verbose": 0, "seed": 1}
+REWINDS = {"rewind": "weights", "final_rewind": "learning_rate"}
 
 
 class Crash(BaseException):
@@ -87,31 +94,279 @@ def assert_same(here, there):
         assert {**vars(a), "seconds": 0} == {**vars(b), "seconds": 0}
 
 
-@pytest.mark.parametrize("batch", [None, 2])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"rewind": "weights", "rewind_epoch": 2},
-        {"rewind": "reinitialize", "criterion": "random", "final_rewind": "weights"},
-        {"method": "gradual", "epochs": 7},
-        {"stop_mask_distance": 0.9},
-        {"fit_options": {"steps_per_epoch": 3}},
-    ],
-    ids=lambda settings: "-".join(map(str, settings.values())) or "default",
-)
-def test_a_run_goes_on_bit_for_bit(K, make_model, blobs, tmp_path, settings, batch):
-    """From a crash at the edge or in the middle of each epoch in turn."""
-    whole = run(make_model, blobs, tmp_path / "whole", **settings)
+@pytest.fixture
+def backup_each_epoch(monkeypatch):
+    """Not only as often as costs next to nothing."""
+    monkeypatch.setattr(progress, "_SECONDS_PER_BACKUP_SECOND", 0)
+
+
+def crash_and_go_on(K, make_model, blobs, workdir, batch, **settings):
+    """The result of a run that crashes again and again, and how often it did."""
     crashes = 0
-    for epochs in (1, 2, 3, 1, 2, 1, 5):
+    for epochs in (2, 1, 3):
         try:
-            resumed = run(make_model, blobs, tmp_path / "run", [CrashAt(K, epochs, batch)], **settings)
-            break
+            return run(make_model, blobs, workdir, [CrashAt(K, epochs, batch)], **settings), crashes
         except Crash:
             crashes += 1
-    else:
-        resumed = run(make_model, blobs, tmp_path / "run", **settings)
-    assert crashes > 2
+    return run(make_model, blobs, workdir, **settings), crashes
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch"),
+    [
+        ({}, 2),
+        ({"rewind": "weights", "rewind_epoch": 2}, None),
+        ({"rewind": "reinitialize", "criterion": "random", "final_rewind": "weights", "seed": None}, 2),
+        ({"method": "gradual", "epochs": 7}, 2),
+        ({"stop_mask_distance": 0.9, "fit_options": {"steps_per_epoch": 3}}, None),
+    ],
+)
+def test_a_run_goes_on_bit_for_bit(K, make_model, blobs, tmp_path, backup_each_epoch, settings, batch):
+    """From crashes between and within epochs, at the end of a round and in the final training."""
+    whole = run(make_model, blobs, tmp_path / "whole", **settings)
+    resumed, crashes = crash_and_go_on(K, make_model, blobs, tmp_path / "run", batch, **settings)
+    assert crashes >= 2
     assert_same(resumed, whole)
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
+    assert not list((tmp_path / "run").rglob("backup")) and not list((tmp_path / "run").rglob(".unfinished*"))
+
+
+def test_callbacks_of_keras_go_on_within_a_round(K, make_model, blobs, tmp_path, backup_each_epoch):
+    """A rate from a function of the last rate, one that falls, and an early stop with the best weights."""
+
+    def callbacks():
+        return [
+            K.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.8),
+            K.callbacks.ReduceLROnPlateau(monitor="accuracy", mode="min", patience=1, factor=0.5),
+            K.callbacks.EarlyStopping(monitor="loss", mode="max", patience=3, restore_best_weights=True),
+        ]
+
+    settings = {"optimizer": lambda: K.optimizers.SGD(0.1, momentum=0.9), "epochs": 8, "round_epochs": 5}
+    whole = run(make_model, blobs, tmp_path / "whole", callbacks(), **settings)
+    assert [round_.epochs for round_ in whole.rounds] == [4, 4, 4], "the early stop"
+    with pytest.raises(Crash):
+        run(make_model, blobs, tmp_path / "run", [*callbacks(), CrashAt(K, 2)], **settings)
+    with pytest.raises(Crash):
+        run(make_model, blobs, tmp_path / "run", [*callbacks(), CrashAt(K, 7, 1)], **settings)
+    assert_same(run(make_model, blobs, tmp_path / "run", callbacks(), **settings), whole)
+
+
+def test_a_run_that_is_done_is_not_trained_again(K, make_model, blobs, tmp_path):
+    whole = run(make_model, blobs, tmp_path / "run")
+    before = {
+        path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "metrics.jsonl"
+    }
+    again = run(make_model, blobs, tmp_path / "run", [CrashAt(K, 0)])
+    assert_same(again, whole)
+    assert again.seconds == whole.seconds and again.imp_epochs == whole.imp_epochs
+    assert before == {
+        path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "metrics.jsonl"
+    }
+    shutil.rmtree(tmp_path / "run" / "final" / "saved_model")
+    run(make_model, blobs, tmp_path / "run", [CrashAt(K, 0)])
+    assert (tmp_path / "run" / "final" / "saved_model" / "saved_model.pb").exists()
+
+
+@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
+def test_tfmots_own_pruning_begins_anew_but_is_not_done_twice(K, make_model, blobs, tmp_path):
+    settings = {"method": "tfmot", "round_epochs": None, "fit_options": {"shuffle": False}}
+    with pytest.raises(Crash):
+        run(make_model, blobs, tmp_path / "run", [CrashAt(K, 2)], **settings)
+    assert len(metrics_of(tmp_path / "run")) == 2 * 2
+    done = run(make_model, blobs, tmp_path / "run", **settings)
+    assert len(metrics_of(tmp_path / "run")) == 2 * 4
+    assert_same(run(make_model, blobs, tmp_path / "run", [CrashAt(K, 0)], **settings), done)
+
+
+@pytest.fixture
+def interrupted(K, make_model, blobs, tmp_path, backup_each_epoch):
+    """The folder of a run that stopped after an epoch of its second round, and what it would have come to."""
+    whole = run(make_model, blobs, tmp_path / "whole", **REWINDS)
+    with pytest.raises(Crash):
+        run(make_model, blobs, tmp_path / "run", [CrashAt(K, 5)], **REWINDS)
+    return tmp_path / "run", whole
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_another_run_is_refused_with_what_differs(K, make_model, blobs, interrupted):
+    folder, _ = interrupted
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    x, y = blobs
+    other_x = x.copy()
+    other_x[3, 3] += 1
+    for data, changes, message in (
+        (blobs, {"rate": 0.4, "epochs": 5}, r"config.rate: 0.5 there, 0.4 here; config.epochs: 4 there, 5 here"),
+        (blobs, {"optimizer": lambda: K.optimizers.SGD(0.1)}, "model.optimizer.class_name: 'Adam' there, 'SGD' here"),
+        (blobs, {"fit_options": {"batch_size": 8}}, "data.fit_options.batch_size: 16 there, 8 here"),
+        ((other_x, y), {}, r"data.crc32: \d+ there, \d+ here"),
+        ((x[:40], y[:40]), {}, r"data.batches: 4 there, 3 here"),
+        ((x, y, np.ones(64)), {}, "data.spec: "),
+    ):
+        with pytest.raises(ValueError, match=message) as refused:
+            run(make_model, data, folder, **{**REWINDS, **changes})
+        assert "overwrite=True" in str(refused.value)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    begun_anew = run(make_model, blobs, folder, overwrite=True, rate=0.4)
+    assert len(begun_anew.rounds) == len(list(folder.glob("round_*"))) + 1 == 4
+
+
+def files_of(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_damaged_files_are_named_and_never_used(K, make_model, blobs, interrupted, tmp_path, caplog):
+    """Each file in turn: a byte changed, cut short, gone, or a link to what was there."""
+    folder, whole = interrupted
+    names = files_of(folder)
+    assert {path.name for path in names} == {
+        "config.json",
+        "environment.json",
+        "signature.json",
+        "metrics.jsonl",
+        "masks.npz",
+        "state.npz",
+        "weights.weights.h5",
+        "result.json",
+        "state.json",
+    }
+    changes = [
+        lambda path, content: path.write_bytes(content[: len(content) // 2]),
+        lambda path, content: path.write_bytes(
+            content[: len(content) // 3] + bytes([content[len(content) // 3] ^ 1]) + content[len(content) // 3 + 1 :]
+        ),
+        lambda path, content: path.unlink(),
+        lambda path, content: (path.rename(tmp_path / "there"), path.symlink_to(tmp_path / "there")),
+    ]
+    for position, name in enumerate(names):
+        shutil.copytree(folder, tmp_path / "damaged")
+        path = tmp_path / "damaged" / name
+        changes[position % 4](path, path.read_bytes())
+        caplog.clear()
+        try:
+            resumed = run(make_model, blobs, tmp_path / "damaged", **REWINDS)
+        except ValueError as error:
+            assert name.name in ("config.json", "environment.json", "signature.json") and name.name in str(error)
+        else:
+            assert_same(resumed, whole)
+            assert metrics_of(tmp_path / "damaged") == metrics_of(tmp_path / "whole")
+            assert name.name == "metrics.jsonl" or name.name in caplog.text
+        shutil.rmtree(tmp_path / "damaged")
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_hostile_folder_is_refused(K, make_model, blobs, interrupted, tmp_path, caplog):
+    """What has right checksums and wrong content, and links that lead elsewhere."""
+    folder, whole = interrupted
+    round_ = folder / "round_000"
+
+    def forge(change):
+        shutil.copytree(folder, tmp_path / "forged")
+        forged = tmp_path / "forged" / "round_000"
+        fields = read_json(forged / "result.json")
+        change(forged, fields)
+        fields["files"] = {name: checksum(forged / name) for name in fields["files"]}
+        write_json(forged / "result.json", fields)
+        caplog.clear()
+        try:
+            assert_same(run(make_model, blobs, tmp_path / "forged", **REWINDS), whole)
+            return caplog.text
+        except RuntimeError as error:
+            return str(error)
+        finally:
+            shutil.rmtree(tmp_path / "forged")
+
+    def pickled(forged, fields):
+        np.savez(forged / "masks.npz", **{"hidden/kernel": np.array([print], object)})
+
+    def huge(forged, fields):
+        with h5py.File(forged / "weights.weights.h5", "a") as file:
+            file.create_dataset("huge", (10**12,), "f4", chunks=(1000,), compression="gzip")
+
+    def elsewhere(forged, fields):
+        with h5py.File(forged / "weights.weights.h5", "a") as file:
+            file["elsewhere"] = h5py.ExternalLink(str(round_ / "weights.weights.h5"), "/")
+
+    def outside(forged, fields):
+        with h5py.File(forged / "weights.weights.h5", "a") as file:
+            file.create_dataset("outside", (1,), "f4", external=[(str(tmp_path / "lines"), 0, 4)])
+
+    def other_weights(forged, fields):
+        with h5py.File(forged / "weights.weights.h5", "a") as file:
+            names = []
+            file.visit(names.append)
+            for name in names:
+                if isinstance(file[name], h5py.Dataset):
+                    file[name][...] = 1
+
+    def other_shapes(forged, fields):
+        arrays = dict(np.load(forged / "state.npz"))
+        name = next(name for name in arrays if "snapshots.first.0" in name)
+        write_arrays(forged / "state.npz", {**arrays, name: arrays[name][:1]})
+
+    def no_state(forged, fields):
+        fields["state"] = {}
+
+    assert "Object arrays" in forge(pickled) or "as object" in forge(pickled)
+    assert "'huge', which is not a plain array" in forge(huge)
+    assert "holds a link, 'elsewhere'" in forge(elsewhere)
+    assert "'outside', which is not a plain array" in forge(outside)
+    assert "does not fit this model" in forge(other_weights)
+    assert "does not fit this model" in forge(other_shapes)
+    assert "does not fit this model" in forge(no_state)
+
+    (tmp_path / "outside").mkdir()
+    for name in ("round_001", "round_001/backup", "metrics.jsonl", "lock"):
+        shutil.copytree(folder, tmp_path / "forged")
+        path = tmp_path / "forged" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        path.symlink_to(tmp_path / "outside", target_is_directory=True)
+        try:
+            assert_same(run(make_model, blobs, tmp_path / "forged", **REWINDS), whole)
+        except RuntimeError as error:
+            assert name == "lock" and "cannot be written" in str(error)
+        assert list((tmp_path / "outside").iterdir()) == []
+        shutil.rmtree(tmp_path / "forged")
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_full_disk_leaves_the_rounds_before(K, make_model, blobs, tmp_path, monkeypatch, backup_each_epoch):
+    """Wherever it fills up. Root may write everywhere, so a failing fsync stands for the disk."""
+    whole = run(make_model, blobs, tmp_path / "whole")
+    sync, left = os.fsync, 0
+
+    def fill_up(descriptor):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill_up)
+    failures = 0
+    for room in (3, 8, 17, 13, 20, 9, 1000):
+        left = room
+        try:
+            resumed = run(make_model, blobs, tmp_path / "run")
+            break
+        except RuntimeError as error:
+            assert "No space left" in str(error) and str(tmp_path / "run") in str(error)
+            failures += 1
+    assert failures > 3
+    assert_same(resumed, whole)
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_folder_in_use_is_refused(K, make_model, blobs, tmp_path):
+    """In use by a run of this process; it is free when that ends, by an exception too."""
+
+    class Meanwhile(K.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            with pytest.raises(RuntimeError, match="Another process uses workdir"):
+                run(make_model, blobs, tmp_path / "run")
+            raise Crash
+
+    with pytest.raises(Crash):
+        run(make_model, blobs, tmp_path / "run", [Meanwhile()])
+    assert run(make_model, blobs, tmp_path / "run").sparsity == 0.75
