@@ -24,11 +24,8 @@ def get_config() -> Study:
         ),
         arms={
             "aimp": Arm(),
-            # Rewinding.
+            # Rewinding of the last training.
             "last_weights": Arm(pruning={"final_rewind": "weights"}),
-            "rounds_weights": Arm(pruning={"rewind": "weights", "final_rewind": "learning_rate"}),
-            "weights_epoch_1": Arm(pruning={"rewind": "weights", "rewind_epoch": 1}),
-            "reinitialize": Arm(pruning={"rewind": "reinitialize"}),
             # The learning rate.
             "head": Arm(pruning={"round_schedule": "head"}),
             "tail": Arm(pruning={"round_schedule": "tail"}),
@@ -37,8 +34,7 @@ def get_config() -> Study:
             # How the same epochs are shared out: rounds of 2 and the last of 32, or about half as many rounds, of 5.
             "short_rounds": Arm(pruning={"round_epochs": 2}, epochs_of="aimp"),
             "big_steps": Arm(pruning={"rate": 0.36, "round_epochs": 5}, epochs_of="aimp"),
-            # What is ranked.
-            "lamp": Arm(pruning={"criterion": "lamp"}),
+            # The same sparsity in each layer.
             "layer": Arm(pruning={"scope": "layer"}),
             # Rounds of at most 15 epochs, which end when the masks settle.
             "settled_0_05": Arm(pruning={"round_epochs": 15, "stop_mask_distance": 0.05}),
