@@ -10,6 +10,7 @@ from aimp_tf import PruningConfig
 from aimp_tf.experiments import datasets, models
 from aimp_tf.experiments.experiment import CHOICES, Experiment
 from aimp_tf.experiments.run import Comparison, compiled_model, load_data, run, train_dense, weight_count
+from aimp_tf.masked_model.prunable import prunable_variables
 
 IDX_DIR = pathlib.Path(os.environ.get("FASHION_MNIST_IDX_DIR", "/usr/share/datasets/fashion-mnist"))
 
@@ -86,6 +87,13 @@ def test_architectures_have_their_known_sizes(K, name, shape, count):
 
 def test_every_choice_can_be_built():
     assert set(CHOICES["architecture"]) == set(models._FEATURES)
+
+
+@pytest.mark.parametrize("name", CHOICES["architecture"])
+def test_paths_do_not_depend_on_the_models_made_before(K, name):
+    """So that `include` and `exclude` mean the same in each of the models of a run, and in any process."""
+    first, second = (list(prunable_variables(models.build(name, K, (28, 28, 1), 10))) for _ in range(2))
+    assert first == second and first[-1] == "logits/kernel"
 
 
 def test_resnets_halve_the_image_twice(K):
