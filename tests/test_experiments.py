@@ -169,12 +169,36 @@ def test_prunable_weights_are_counted_without_the_data(architecture, exclude, co
         ({"train_examples": 1438}, "at most 1437, all that digits has; got 1438"),
         ({"pruning": PruningConfig(0.5, epochs=1, method="tfmot")}, "set keras='tf_keras'"),
         ({"pruning": PruningConfig(2.0, epochs=1)}, "target_sparsity must lie in"),
+        ({"pruning": {"target_sparsity": 0.5}}, "pruning must be a PruningConfig; got {"),
     ],
 )
 def test_bad_experiments_are_refused(changes, message, tmp_path):
     fields = {"dataset": "digits", "architecture": "lenet_300_100", "pruning": PruningConfig(0.5, epochs=1), **changes}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         run(Experiment(**fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def one_score(weights, masks):
+    return {path: np.ones(1) for path in weights}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_sparsity": 0.999999}, "leaves none"),
+        ({"min_layer_survivors": 30_000}, "keep at least"),
+        ({"criterion": one_score}, "got scores of shape"),
+        ({"exclude": ("dense/*",)}, "matches no prunable variable"),
+        ({"exclude": ("dense/*",), "method": "tfmot"}, "matches no prunable variable"),
+    ],
+)
+def test_what_the_model_cannot_give_is_said_before_the_dense_training(settings, message, monkeypatch, tmp_path):
+    monkeypatch.setattr("aimp_tf.experiments.run.train_dense", lambda *arguments: pytest.fail("It trains."))
+    pruning = PruningConfig(**{"target_sparsity": 0.5, "epochs": 1, **settings})
+    keras = "tf_keras" if pruning.method == "tfmot" else "keras"
+    with pytest.raises(ValueError, match=message):
+        run(Experiment("digits", "lenet_300_100", pruning, keras=keras), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

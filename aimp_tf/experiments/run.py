@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from aimp_tf.callback import GlobalMagnitudePruning
 from aimp_tf.experiments import datasets, models
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.exporting import export
 from aimp_tf.exporting.fresh_process import predict_in_fresh_process
 from aimp_tf.input_pipeline import prepare
+from aimp_tf.masked_model import mask_model, select_prunable
 from aimp_tf.masked_model.prunable import prunable_variables, select
 from aimp_tf.pruning import prune
 from aimp_tf.result import PruningResult
@@ -89,17 +91,58 @@ def run(
 
     Args:
         experiment: What to run.
-        workdir: A folder, new or empty: the run directory of `prune`, with dense/saved_model and comparison.json added.
+        workdir: As in `compare`.
         data_dir: Where tensorflow-datasets keeps its data.
         verbose: As in `fit`.
 
     Raises:
-        ValueError, TypeError: As `Experiment.validate` and `prune`; nothing is trained then.
-        RuntimeError: The data cannot be had, or as `prune`.
+        ValueError, TypeError: As `check_and_load`; nothing is trained then.
+        RuntimeError: As `check_and_load` and `compare`.
+    """
+    return compare(experiment, check_and_load(experiment, workdir, data_dir), workdir, verbose)
+
+
+def check_and_load(
+    experiment: Experiment, workdir: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None
+) -> datasets.ImageData:
+    """Checks that an experiment can be run, before hours are spent on its dense model, and gives its data.
+
+    Args:
+        experiment: The experiment.
+        workdir: As in `compare`.
+        data_dir: Where tensorflow-datasets keeps its data.
+
+    Raises:
+        ValueError, TypeError: As `Experiment.validate` and `prune`, which would say so after the dense training.
+        RuntimeError: The data cannot be had.
     """
     experiment.validate()
-    workdir = check_workdir(workdir)  # Before hours are spent on the dense model.
+    check_workdir(workdir)
     data = load_data(experiment, data_dir)
+    pruning = experiment.pruning.replace(seed=experiment.seed)
+    model = compiled_model(experiment, data)
+    if pruning.method == "tfmot":
+        select_prunable(model, pruning.include, pruning.exclude)
+    else:
+        GlobalMagnitudePruning(pruning).begin(mask_model(model, pruning.include, pruning.exclude))
+    return data
+
+
+def compare(
+    experiment: Experiment, data: datasets.ImageData, workdir: str | os.PathLike[str], verbose: str | int = "auto"
+) -> Comparison:
+    """As `run`, once `check_and_load` has given the data.
+
+    Args:
+        experiment: What to run.
+        data: Its data.
+        workdir: A folder, new or empty: the run directory of `prune`, with dense/saved_model and comparison.json added.
+        verbose: As in `fit`.
+
+    Raises:
+        RuntimeError: As `prune`, or a SavedModel cannot be used in a fresh process.
+    """
+    workdir = pathlib.Path(workdir)
     dense, dense_seconds = train_dense(experiment, data, verbose)
     result = train_pruned(experiment, data, workdir, verbose)
     dense_saved_model = export(dense, workdir / "dense", formats=("saved_model",))["saved_model"]
