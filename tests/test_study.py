@@ -436,6 +436,8 @@ def test_a_ray_address_where_nothing_answers_is_refused_at_once():
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with pytest.raises(ConnectionError, match=f"No Ray cluster answers at {address}"):
             executors.RayExecutor(address=address)
+    with pytest.raises(ConnectionError, match="'nonsense' is not the address of a Ray cluster"):
+        executors.RayExecutor(address="nonsense")
 
 
 def test_a_machine_that_does_not_see_the_workdir_says_so(tmp_path):
