@@ -79,6 +79,8 @@ class FakeExecutor:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"experiment": None}, TypeError, "must be an Experiment; got None"),
+        ({"arms": [Arm()]}, TypeError, r"must map names to Arm\(...\); got \["),
         ({"arms": {}}, ValueError, "A study needs arms"),
         ({"arms": {"a": {}}}, TypeError, "must map names to Arm"),
         ({"arms": {"a/b": Arm()}}, ValueError, "letters, digits and underscores; got 'a/b'"),
