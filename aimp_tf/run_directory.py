@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.config import PruningConfig
-from aimp_tf.exporting import export
 from aimp_tf.result import RoundResult
 
 
@@ -21,16 +20,29 @@ def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
 
     Raises:
         ValueError: The folder holds something, is a file, or cannot be written.
+        OSError: It cannot be read.
     """
     path = pathlib.Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"workdir {path} is a file; name a folder that is new or empty.")
     if path.is_dir() and any(path.iterdir()):
         raise ValueError(f"workdir {path} holds files already; name a folder that is new or empty.")
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"workdir {path} cannot be written: no permission to write in {existing}.")
+    check_writable(path, "workdir")
     return path
+
+
+def check_writable(path: str | os.PathLike[str], name: str) -> None:
+    """Checks, writing nothing, that `path` is a folder that may be written to or can be made.
+
+    Raises:
+        ValueError: It is not; the message speaks of it by `name`.
+    """
+    absolute = pathlib.Path(path).absolute()
+    existing = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{name} {path} cannot be written: {existing} is not a folder in which you may write; name another one."
+        )
 
 
 class RunDirectory:
@@ -70,6 +82,8 @@ class RunDirectory:
 
     def save_model(self, model: Any) -> None:
         """Exports the pruned model to final/saved_model. Raises RuntimeError if that fails; the model is not lost."""
+        from aimp_tf.exporting import export  # Not at the top: to check a folder, nobody need wait for TensorFlow.
+
         try:
             export(model, self.path / "final", formats=("saved_model",))
         except Exception as error:
