@@ -172,6 +172,7 @@ def test_imports_point_downwards():
         ("plan.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("ranking.py", {"tensorflow", "keras", "tf_keras"}),
         ("criteria.py", {"tensorflow", "keras", "tf_keras"}),
+        ("experiments/command_line.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("experiments/study.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("callback.py", {"tf_keras", "tensorflow_model_optimization"}),
         ("pruning.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
