@@ -1,6 +1,7 @@
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -203,4 +204,4 @@ def test_an_interruption_ends_in_a_line(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors == "Interrupted.\n"
+    assert errors == f"Interrupted. Resume with: {shlex.join(command)}\n"

@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, required=["config", "workdir"])
+    command_line.run(main, required=["config", "workdir"], resumable=True)
