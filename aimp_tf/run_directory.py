@@ -24,10 +24,8 @@ from typing import Any
 
 import h5py
 import numpy as np
-import tensorflow as tf
 
 from aimp_tf.config import PruningConfig, list_differences
-from aimp_tf.exporting import export
 from aimp_tf.result import RoundResult
 from aimp_tf.safe_files import (
     UNFINISHED,
@@ -89,6 +87,7 @@ def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
 
     Raises:
         ValueError: The folder holds something that is not of a run, is a file, or cannot be written.
+        OSError: It cannot be read.
     """
     path = pathlib.Path(path)
     if path.exists() and not path.is_dir():
@@ -102,10 +101,22 @@ def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
                 f"workdir {path} holds files already that are not of a run, such as {foreign[0]!r}; name a folder that "
                 "is new or empty, or one of a run to go on with."
             )
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"workdir {path} cannot be written: no permission to write in {existing}.")
+    check_writable(path, "workdir")
     return path
+
+
+def check_writable(path: str | os.PathLike[str], name: str) -> None:
+    """Checks, writing nothing, that `path` is a folder that may be written to or can be made.
+
+    Raises:
+        ValueError: It is not; the message speaks of it by `name`.
+    """
+    absolute = pathlib.Path(path).absolute()
+    existing = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{name} {path} cannot be written: {existing} is not a folder in which you may write; name another one."
+        )
 
 
 class RunDirectory:
@@ -313,6 +324,8 @@ class RunDirectory:
         Raises:
             RuntimeError: That fails; the model is not lost.
         """
+        from aimp_tf.exporting import export  # Not at the top: to check a folder, nobody need wait for TensorFlow.
+
         folder = self.path / "final"
         noted, exported = folder / "saved_model.json", folder / "saved_model"
         try:
@@ -442,6 +455,8 @@ def _check_hdf5(path: pathlib.Path) -> None:
 
 
 def _environment() -> dict[str, Any]:
+    import tensorflow as tf
+
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": list(sys.argv),

@@ -1,4 +1,5 @@
 import gzip
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ from aimp_tf import PruningConfig
 from aimp_tf.experiments import datasets, models
 from aimp_tf.experiments.experiment import CHOICES, Experiment
 from aimp_tf.experiments.run import Comparison, compiled_model, load_data, run, train_dense, weight_count
+from aimp_tf.masked_model.prunable import prunable_variables
 
 IDX_DIR = pathlib.Path(os.environ.get("FASHION_MNIST_IDX_DIR", "/usr/share/datasets/fashion-mnist"))
 
@@ -88,6 +90,13 @@ def test_every_choice_can_be_built():
     assert set(CHOICES["architecture"]) == set(models._FEATURES)
 
 
+@pytest.mark.parametrize("name", CHOICES["architecture"])
+def test_paths_do_not_depend_on_the_models_made_before(K, name):
+    """So that `include` and `exclude` mean the same in each of the models of a run, and in any process."""
+    first, second = (list(prunable_variables(models.build(name, K, (28, 28, 1), 10))) for _ in range(2))
+    assert first == second and first[-1] == "logits/kernel"
+
+
 def test_resnets_halve_the_image_twice(K):
     model = models.build("resnet_20", K, (28, 28, 1), 10)
     convolutions = [layer for layer in model.layers if isinstance(layer, K.layers.Conv2D)]
@@ -118,8 +127,8 @@ def test_an_experiment_compares_dense_and_pruned(K, tmp_path):
     assert comparison.gzip_bytes < comparison.dense_gzip_bytes / 2
     assert Comparison(**json.loads((tmp_path / "run" / "comparison.json").read_text())) == comparison
     assert f"{comparison.pruned_accuracy:.2%}" in comparison.table()
-    with pytest.raises(ValueError, match="holds files already"):
-        run(experiment, tmp_path / "run", verbose=0)
+    with pytest.raises(ValueError, match="holds another run: config.rate: 0.6 there, 0.5 here"):
+        run(dataclasses.replace(experiment, pruning=pruning.replace(rate=0.5)), tmp_path / "run", verbose=0)
 
 
 def test_fewer_images_and_more_steps_at_a_time(K):
@@ -161,12 +170,36 @@ def test_prunable_weights_are_counted_without_the_data(architecture, exclude, co
         ({"train_examples": 1438}, "at most 1437, all that digits has; got 1438"),
         ({"pruning": PruningConfig(0.5, epochs=1, method="tfmot")}, "set keras='tf_keras'"),
         ({"pruning": PruningConfig(2.0, epochs=1)}, "target_sparsity must lie in"),
+        ({"pruning": {"target_sparsity": 0.5}}, "pruning must be a PruningConfig; got {"),
     ],
 )
 def test_bad_experiments_are_refused(changes, message, tmp_path):
     fields = {"dataset": "digits", "architecture": "lenet_300_100", "pruning": PruningConfig(0.5, epochs=1), **changes}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         run(Experiment(**fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def one_score(weights, masks):
+    return {path: np.ones(1) for path in weights}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_sparsity": 0.999999}, "leaves none"),
+        ({"min_layer_survivors": 30_000}, "keep at least"),
+        ({"criterion": one_score}, "got scores of shape"),
+        ({"exclude": ("dense/*",)}, "matches no prunable variable"),
+        ({"exclude": ("dense/*",), "method": "tfmot"}, "matches no prunable variable"),
+    ],
+)
+def test_what_the_model_cannot_give_is_said_before_the_dense_training(settings, message, monkeypatch, tmp_path):
+    monkeypatch.setattr("aimp_tf.experiments.run.train_dense", lambda *arguments: pytest.fail("It trains."))
+    pruning = PruningConfig(**{"target_sparsity": 0.5, "epochs": 1, **settings})
+    keras = "tf_keras" if pruning.method == "tfmot" else "keras"
+    with pytest.raises(ValueError, match=message):
+        run(Experiment("digits", "lenet_300_100", pruning, keras=keras), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

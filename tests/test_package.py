@@ -174,6 +174,7 @@ def test_imports_point_downwards():
         ("safe_files.py", {"tensorflow", "keras", "tf_keras"}),
         ("ranking.py", {"tensorflow", "keras", "tf_keras"}),
         ("criteria.py", {"tensorflow", "keras", "tf_keras"}),
+        ("experiments/command_line.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("experiments/study.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("callback.py", {"tf_keras", "tensorflow_model_optimization"}),
         ("pruning.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),

@@ -5,23 +5,30 @@ Debian's package dataset-fashion-mnist holds the files:
     apt-get install dataset-fashion-mnist
     python tools/prepare_fashion_mnist.py --idx_dir=/usr/share/datasets/fashion-mnist --data_dir=runs/data
     python tools/prune.py --config=configs/fashion_mnist_lenet_300_100.py --data_dir=runs/data --workdir=runs/lenet
+
+What is prepared already stays as it is. The exit code is 0 when the data is prepared, 1 when that failed, 2 when a
+setting was wrong and nothing was written, and 130 after Ctrl-C.
 """
 
-from absl import app, flags
+from absl import flags
+
+from aimp_tf.experiments import command_line
+from aimp_tf.experiments.datasets import check_idx_files, prepare_fashion_mnist
+from aimp_tf.run_directory import check_writable
 
 _IDX_DIR = flags.DEFINE_string("idx_dir", "/usr/share/datasets/fashion-mnist", "Folder of the four .gz files.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder for tensorflow-datasets; pass the same to the other tools.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder for tensorflow-datasets; pass the same to the other tools. Required."
+)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-    from aimp_tf.experiments.datasets import prepare_fashion_mnist
-
+def main() -> None:
+    with command_line.refusing():
+        check_idx_files(_IDX_DIR.value)
+        check_writable(_DATA_DIR.value, "data_dir")
     prepare_fashion_mnist(_IDX_DIR.value, _DATA_DIR.value)
     print(f"Fashion-MNIST is prepared in {_DATA_DIR.value}.")
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("data_dir")
-    app.run(main)
+    command_line.run(main, required=["data_dir"])

@@ -85,14 +85,13 @@ def prepare_fashion_mnist(idx_dir: str | os.PathLike[str], data_dir: str | os.Pa
         data_dir: Where tensorflow-datasets is to keep the data.
 
     Raises:
-        ValueError: A file is missing or is not the IDX file of Fashion-MNIST that its name says.
+        ValueError: As `check_idx_files`.
     """
+    check_idx_files(idx_dir)
     import tensorflow_datasets as tfds
     from etils import epath
     from tensorflow_datasets.core.download import resource
 
-    for name, (magic, count) in _IDX_FILES.items():
-        _check_idx(pathlib.Path(idx_dir) / name, magic, count)
     builder = tfds.builder("fashion_mnist", data_dir=os.fspath(data_dir))
     with tempfile.TemporaryDirectory() as folder:
         # The downloader takes a file for downloaded when it lies under the name made of its address and checksum,
@@ -105,6 +104,26 @@ def prepare_fashion_mnist(idx_dir: str | os.PathLike[str], data_dir: str | os.Pa
                 url=url, path=epath.Path(cached), dataset_name=builder.name, original_fname=name, url_info=info
             )
         builder.download_and_prepare(download_dir=folder)
+
+
+def check_idx_files(folder: str | os.PathLike[str]) -> None:
+    """Checks that the four gzipped IDX files of Fashion-MNIST lie in a folder, by their names and headers.
+
+    Raises:
+        ValueError: A file is missing or is not the IDX file of Fashion-MNIST that its name says.
+    """
+    for name, header in _IDX_FILES.items():
+        path = pathlib.Path(folder) / name
+        try:
+            with gzip.open(path) as file:
+                found = tuple(np.frombuffer(file.read(8), ">u4").tolist())
+        except (OSError, EOFError) as error:
+            raise ValueError(
+                f"{path} cannot be read as a gzipped IDX file: {error}. Name the folder of the four files, such as "
+                "that of Debian's package dataset-fashion-mnist."
+            ) from error
+        if found != header:
+            raise ValueError(f"{path} is not the IDX file that its name says: it starts {found}, not {header}.")
 
 
 def _digits() -> ImageData:
@@ -139,13 +158,3 @@ def _fashion_mnist(data_dir: str | os.PathLike[str] | None) -> ImageData:
         test["label"],
         classes=10,
     )
-
-
-def _check_idx(path: pathlib.Path, magic: int, count: int) -> None:
-    try:
-        with gzip.open(path) as file:
-            header = np.frombuffer(file.read(8), ">u4").tolist()
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a gzipped IDX file: {error}.") from error
-    if header != [magic, count]:
-        raise ValueError(f"{path} is not the IDX file that its name says: it starts {header}, not {[magic, count]}.")

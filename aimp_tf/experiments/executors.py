@@ -92,7 +92,12 @@ class RayExecutor:
         options: dict[str, Any] = {"address": address}
         if address is None:
             options = {"address": "local", "num_cpus": _cores(), "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
+        except (RuntimeError, ValueError) as error:
+            if address is None:
+                raise
+            raise ConnectionError(f"{address!r} is not the address of a Ray cluster: {error}") from error
         most = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
         self.threads = max(1, min(threads, most))
 

@@ -59,6 +59,8 @@ class Experiment:
 
     def validate(self) -> None:
         """Checks every field. Raises ValueError or TypeError."""
+        if not isinstance(self.pruning, PruningConfig):
+            raise TypeError(f"pruning must be a PruningConfig; got {self.pruning!r}.")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:

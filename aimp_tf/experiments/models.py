@@ -7,7 +7,7 @@ from typing import Any
 
 
 def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> Any:
-    """A built model that gives logits and is not compiled.
+    """A built model that gives logits and is not compiled. Its prunable weights have the same paths every time.
 
     Args:
         name: "lenet_300_100" (an MLP) or "lenet_5" (both LeCun et al., 1998; with ReLU and max pooling, as pruning
@@ -35,32 +35,37 @@ def _chain(x: Any, *layers: Any) -> Any:
 
 
 def _lenet_300_100(layers: Any, x: Any) -> Any:
-    return _chain(x, layers.Flatten(), layers.Dense(300, activation="relu"), layers.Dense(100, activation="relu"))
+    return _chain(
+        x,
+        layers.Flatten(),
+        layers.Dense(300, activation="relu", name="hidden_1"),
+        layers.Dense(100, activation="relu", name="hidden_2"),
+    )
 
 
 def _lenet_5(layers: Any, x: Any) -> Any:
     return _chain(
         x,
-        layers.Conv2D(6, 5, padding="same", activation="relu"),
+        layers.Conv2D(6, 5, padding="same", activation="relu", name="conv_1"),
         layers.MaxPooling2D(),
-        layers.Conv2D(16, 5, activation="relu"),
+        layers.Conv2D(16, 5, activation="relu", name="conv_2"),
         layers.MaxPooling2D(),
         layers.Flatten(),
-        layers.Dense(120, activation="relu"),
-        layers.Dense(84, activation="relu"),
+        layers.Dense(120, activation="relu", name="hidden_1"),
+        layers.Dense(84, activation="relu", name="hidden_2"),
     )
 
 
 def _small_cnn(layers: Any, x: Any) -> Any:
-    for filters in (16, 32):
+    for block, filters in enumerate((16, 32), start=1):
         x = _chain(
             x,
-            layers.Conv2D(filters, 3, padding="same", use_bias=False),
+            layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"conv_{block}"),
             layers.BatchNormalization(),
             layers.ReLU(),
             layers.MaxPooling2D(),
         )
-    return _chain(x, layers.Flatten(), layers.Dense(64, activation="relu"))
+    return _chain(x, layers.Flatten(), layers.Dense(64, activation="relu", name="hidden"))
 
 
 def _resnet(blocks: int) -> Callable[[Any, Any], Any]:

@@ -93,19 +93,44 @@ def run(
 
     Args:
         experiment: What to run.
-        workdir: The run directory of `prune`, with dense/saved_model and comparison.json added. A pruning run that was
-            interrupted goes on there; the dense training does not, and begins anew.
+        workdir: As in `compare`.
         data_dir: Where tensorflow-datasets keeps its data.
         verbose: As in `fit`.
         overwrite: As in `prune`.
 
     Raises:
         ValueError, TypeError: As `Experiment.validate` and `prune`; nothing is trained then.
-        RuntimeError: The data cannot be had, or as `prune`.
+        RuntimeError: The data cannot be had, or as `compare`.
     """
     experiment.validate()
-    workdir = check_workdir(workdir)
-    data = load_data(experiment, data_dir)
+    check_workdir(workdir)
+    return compare(experiment, load_data(experiment, data_dir), workdir, verbose, overwrite=overwrite)
+
+
+def compare(
+    experiment: Experiment,
+    data: datasets.ImageData,
+    workdir: str | os.PathLike[str],
+    verbose: str | int = "auto",
+    *,
+    overwrite: bool = False,
+) -> Comparison:
+    """As `run`, with data that is loaded.
+
+    Args:
+        experiment: What to run.
+        data: Its data.
+        workdir: The run directory of `prune`, with dense/saved_model and comparison.json added. A pruning run that was
+            interrupted goes on there; the dense training does not, and begins anew.
+        verbose: As in `fit`.
+        overwrite: As in `prune`.
+
+    Raises:
+        ValueError, TypeError: As `prune`; nothing is trained then.
+        RuntimeError: As `prune`, or a SavedModel cannot be used in a fresh process.
+    """
+    workdir = pathlib.Path(workdir)
+    # First, for it looks at all settings before it trains, and goes on where it was interrupted.
     result = train_pruned(experiment, data, workdir, verbose, overwrite=overwrite)
     (workdir / "comparison.json").unlink(missing_ok=True)
     shutil.rmtree(workdir / "dense", ignore_errors=True)

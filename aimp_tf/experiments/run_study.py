@@ -17,6 +17,7 @@ from aimp_tf.experiments.cell import order, read_result
 from aimp_tf.experiments.executors import Executor
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.experiments.study import Cell, CellResult, Study, differences, planned_epochs
+from aimp_tf.run_directory import check_writable
 
 _COUNT_WEIGHTS = """
 import json, sys
@@ -66,9 +67,7 @@ def plan_study(
         if name not in study.arms:
             raise ValueError(f"Unknown arm {name!r}; the arms are {', '.join(study.arms)}.{nearest(name, study.arms)}")
     workdir = pathlib.Path(workdir).absolute()
-    existing = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"workdir {workdir} cannot be written: {existing} is not a folder that may be written to.")
+    check_writable(workdir, "workdir")
     cells = study.cells()
     weight_count = _weight_counts([study.merged(cell) for cell in cells])
     jobs, done = [], {}

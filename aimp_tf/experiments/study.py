@@ -78,7 +78,11 @@ class Study:
 
     def validate(self) -> None:
         """Checks every field of every arm. Raises ValueError or TypeError."""
+        if not isinstance(self.experiment, Experiment):
+            raise TypeError(f"experiment must be an Experiment; got {self.experiment!r}.")
         self.experiment.validate()
+        if not isinstance(self.arms, dict):
+            raise TypeError(f"arms must map names to Arm(...); got {self.arms!r}.")
         if not self.arms:
             raise ValueError('A study needs arms, such as {"aimp": Arm()}; got none.')
         for name, arm in self.arms.items():

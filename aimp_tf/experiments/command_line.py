@@ -1,0 +1,174 @@
+"""What the programs in tools/ have in common: how they read their flags, refuse a setting, and end.
+
+The exit code is 0 when the work is done, 1 when it failed, 2 when a setting was wrong and nothing was written, and 130
+after an interruption. Nothing here needs TensorFlow, so that help texts and refusals come at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags
+from ml_collections import config_flags
+from ml_collections.config_flags import config_path
+
+from aimp_tf.config import nearest
+
+# --help then lists what is defined here with the flags of the tool.
+flags.disclaim_key_flags()
+
+
+def define_config(kind: type) -> flags.FlagHolder[Any]:
+    """Defines --config, a Python file whose get_config() returns a `kind`, and --config.FIELD to change its fields."""
+    text = (
+        f"Python file whose get_config() returns the {kind.__name__}; --config.FIELD=VALUE changes a field. Required."
+    )
+    try:
+        holder = config_flags.DEFINE_config_file("config", None, text)
+    except flags.Error as error:  # There is a --flagfile, into which ml_collections looks, and it cannot be read.
+        _refuse(error)
+    flag = flags.FLAGS["config"]
+    flag.parser = _ConfigParser(kind)
+    flag.default_as_str = None  # --help would give 'None' as the default.
+    return holder
+
+
+def run(main: Callable[[], int | None], required: Sequence[str], resumable: bool = False) -> None:
+    """Runs a tool and ends the process.
+
+    Args:
+        main: Does the work, once the flags are parsed, and gives the exit code; None is 0. A RuntimeError that aimp_tf
+            raises in it is printed in a line, and so is a ValueError or TypeError, which it raises before it trains.
+            Other errors keep their traceback.
+        required: Names of the flags that must be given.
+        resumable: Whether the same command goes on after an interruption; the last line then says so.
+    """
+    try:
+        app.run(lambda _: main(), flags_parser=lambda arguments: _parse_flags(arguments, required))
+    except KeyboardInterrupt:
+        after_caret_c = "\n" if sys.stderr.isatty() else ""
+        resume = f" Resume with: {shlex.join(sys.orig_argv)}" if resumable else ""
+        print(f"{after_caret_c}Interrupted.{resume}", file=sys.stderr)
+        sys.exit(130)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if not _is_own(error):
+            raise
+        _end(error, 1 if isinstance(error, RuntimeError) else 2)
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Around what checks settings before anything is written: prints what is wrong with them in a line, and exits by 2.
+
+    That is what aimp_tf raises and any OSError. Other errors are no fault of the settings and keep their traceback.
+    """
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if not isinstance(error, OSError) and not _is_own(error):
+            raise
+        _refuse(error)
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Reads a config file. Says in a line what is wrong with it, or with the flags that change its fields."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+
+    def parse(self, argument: str) -> Any:
+        config = _load_config(argument)
+        if not isinstance(config, self._kind):
+            raise ValueError(f"get_config() must return the {self._kind.__name__}; got {type(config).__name__}.")
+        for other in flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False):
+            if override := re.match(r"--?(?:no)?config\.([^=]+)", other):
+                _check_field(config, override[1])
+        return config
+
+
+def _load_config(argument: str) -> Any:
+    path, *argument_of_config = argument.split(":", 1)  # As in ml_collections.
+    if not os.path.isfile(path):
+        raise ValueError("there is no such file.")
+    module = sys.modules["config_file"] = types.ModuleType("config_file")
+    module.__file__ = path
+    try:
+        exec(compile(pathlib.Path(path).read_bytes(), path, "exec"), module.__dict__)
+        if hasattr(module, "get_config"):
+            return module.get_config(*argument_of_config)
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        place = f"line {lines[-1]}: " if lines else ""
+        raise ValueError(f"{place}{type(error).__name__}: {error}") from error
+    raise ValueError("it has no function get_config().")
+
+
+def _check_field(config: Any, path: str) -> None:
+    """Raises flags.Error where a flag cannot change the field at a path such as "pruning.rate"."""
+    value, walked = config, "config"
+    for name in config_path.split(path):
+        fields = _fields(value) or {}
+        if name not in fields:
+            known = f" Its fields are {', '.join(fields)}." if fields else ""
+            raise flags.Error(f"--config.{path}: {walked} has no field {name!r}.{nearest(name, fields)}{known}")
+        value, walked = fields[name], f"{walked}.{name}"
+    parts = _fields(value)
+    if parts is not None:
+        raise flags.Error(
+            f"--config.{path}: {walked} can only be changed field by field: {', '.join(parts) or 'none'}."
+        )
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, dict):
+        return value
+    return vars(value) if dataclasses.is_dataclass(value) else None
+
+
+def _parse_flags(arguments: list[str], required: Sequence[str]) -> list[str]:
+    try:
+        program, *stray = flags.FLAGS(arguments)
+    except SystemExit:
+        sys.exit(0)  # --help, after which absl ends by 1.
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):
+            _refuse(f"--{error.flagname} changes a config, but no --config is given; see --help.")
+        _refuse(error)
+    except flags.Error as error:
+        _refuse(error)
+    if stray:
+        _refuse(f"Unexpected arguments: {' '.join(stray)}. Flags are written as --name=value; see --help.")
+    missing = [f"--{name}" for name in required if not flags.FLAGS[name].value]
+    if missing:
+        _refuse(f"{' and '.join(missing)} must be given; see --help.")
+    return [program]
+
+
+def _refuse(error: object) -> NoReturn:
+    _end(error, 2)
+
+
+def _end(error: object, code: int) -> NoReturn:
+    lines = (line.strip() for line in str(error).splitlines())
+    print(f"{_program()}: {' '.join(line for line in lines if line)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _is_own(error: BaseException) -> bool:
+    """Whether aimp_tf raised it, whose messages are for the user."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("aimp_tf.")
+
+
+def _program() -> str:
+    return os.path.basename(sys.argv[0])
