@@ -1,5 +1,5 @@
-import gzip
 import dataclasses
+import gzip
 import json
 import os
 import pathlib

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -565,3 +566,12 @@ def test_an_interruption_ends_all_cells_and_says_how_to_go_on(config, tmp_path):
                 time.sleep(0.1)
         else:
             pytest.fail("The cell goes on.")
+
+
+def test_a_cell_goes_on_with_its_run(local_study, tmp_path):
+    workdir, _ = local_study
+    shutil.copytree(workdir / "aimp/sparsity_0.8/seed_1", tmp_path / "cell")
+    before = cell_process.read_result(tmp_path / "cell")
+    (tmp_path / "cell" / "result.json").unlink()
+    # To the microsecond as long as before: nothing was trained again.
+    assert cell_process.run_cell(tmp_path / "cell", None) == before == cell_process.read_result(tmp_path / "cell")

@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -194,14 +195,18 @@ command_line.run(main, required=[])
         assert "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith(error)
 
 
-def test_an_interruption_ends_in_a_line(tmp_path):
+def test_an_interruption_ends_in_a_line_that_tells_how_to_go_on(tmp_path):
     command = [sys.executable, "tools/prune.py", "--config=configs/digits_mlp.py", f"--workdir={tmp_path / 'a run'}"]
     command += ["--config.pruning.epochs=1000", "--config.pruning.round_epochs=1000", "--config.steps_per_execution=23"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    for line in process.stderr:
-        if "Round 1" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert errors == f"Interrupted. Resume with: {shlex.join(command)}\n"
+    for said in ("Round 1 of 11: 1000 epochs", "Round 1 of 11 goes on"):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        for line in process.stderr:
+            if "Round 1" in line:
+                assert said in line
+                break
+        while not list(tmp_path.rglob("epoch_*/state.json")) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert errors == f"Interrupted. Resume with: {shlex.join(command)}\n"

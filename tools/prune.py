@@ -3,9 +3,9 @@
     python tools/prune.py --config=configs/digits_mlp.py --workdir=runs/digits_mlp
     python tools/prune.py --config=configs/digits_mlp.py --workdir=runs/digits_95 --config.pruning.target_sparsity=0.95
 
-The workdir gets the masks, weights and metrics of every round and the pruned SavedModel. The same command goes on with a
-run that was interrupted. The exit code is 0 when it is done, 1 when it failed, 2 when a setting was wrong and nothing was
-written, and 130 after Ctrl-C.
+The workdir gets the masks, weights and metrics of every round and the pruned SavedModel. The same command goes on with
+a run that was interrupted. The exit code is 0 when it is done, 1 when it failed, 2 when a setting was wrong and nothing
+was written, and 130 after Ctrl-C.
 """
 
 import logging
