@@ -43,7 +43,7 @@ class OtherCallbacks:
         return ready
 
     def state(self, callbacks: Sequence[Any]) -> list[list[Any]]:
-        """Of each of Keras' own callbacks: its class's name, and the numbers, arrays and lists of them that it holds."""
+        """Of each of Keras' own callbacks: its class's name, and the numbers and arrays, alone or in lists, in it."""
         return [
             [type(callback).__name__, {name: value for name, value in vars(callback).items() if _is_plain(value)}]
             for callback in filter(_is_stock, callbacks)

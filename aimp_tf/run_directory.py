@@ -248,7 +248,8 @@ class RunDirectory:
             for folder in (self.path, *self._rounds()):
                 self._remove(folder.glob(f"{UNFINISHED}*"))
             done = [self._folder(round_.result.index, final=round_.result.index == count - 1) for round_ in rounds]
-            self._remove(folder / "backup" for folder in done)
+            backups = [folder / "backup" for folder in self._rounds()]
+            self._remove(path for path in backups if path.parent in done or path.is_symlink())
             lines = [line for round_ in rounds for line in _metric_lines(round_.result.index, 0, round_.logs)]
             lines += _metric_lines(len(rounds), 0, epoch_logs)
             text = "".join(f"{line}\n" for line in lines)
