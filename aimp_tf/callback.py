@@ -16,7 +16,7 @@ from aimp_tf.masked_model import MaskedModel
 from aimp_tf.other_callbacks import OtherCallbacks
 from aimp_tf.plan import Round, least_survivors, make_plan, ramp_survivors
 from aimp_tf.ranking import check_finite, keep_at_least, keep_same_fraction
-from aimp_tf.result import RoundResult, plain_logs
+from aimp_tf.result import RoundResult, duration_text, plain_logs
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,14 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         assert self._plan is not None
         round_ = self.round
         if resumed:
-            logger.info("Round %d of %d goes on.", round_.index + 1, len(self._plan))
+            logger.info(
+                "Round %d of %d goes on after %d of %d epochs%s.",
+                round_.index + 1,
+                len(self._plan),
+                len(self.epoch_logs),
+                round_.epochs,
+                self._time_left(),
+            )
             return
         # A fit that was interrupted and is called again finds its masks set, and begins its round anew.
         if self.config.method == "iterative" and round_.kept < masked.kept:
@@ -222,13 +229,14 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         self.epoch_logs = []
         self._would_be_masks = None
         logger.info(
-            "Round %d of %d: %d epochs, %d of %d weights kept (sparsity %.4f).",
+            "Round %d of %d: %d epochs at sparsity %.2f%% (%d of %d weights kept)%s.",
             round_.index + 1,
             len(self._plan),
             round_.epochs,
+            100 * (1 - round_.kept / masked.weight_count),
             round_.kept,
             masked.weight_count,
-            1 - round_.kept / masked.weight_count,
+            self._time_left(),
         )
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -287,6 +295,16 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
                 "Use dataset.apply(tf.data.experimental.assert_cardinality(batches)), or steps_per_epoch."
             )
         masked.optimizer.stretch(round_.schedule_scale, round_.schedule_start * (steps or 0))
+
+    def _time_left(self) -> str:
+        """ ", about 12 min left", or nothing where no epoch tells yet how long one takes."""
+        assert self._plan is not None
+        done = sum(round_.epochs for round_ in self.rounds) + len(self.epoch_logs)
+        seconds = sum(round_.seconds for round_ in self.rounds)
+        if self.epoch_logs:
+            seconds += time.monotonic() - self._started_at
+        left = sum(round_.epochs for round_ in self._plan[len(self.rounds) :]) - len(self.epoch_logs)
+        return f", about {duration_text(seconds / done * left)} left" if done else ""
 
     def _raise_sparsity(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """on_train_batch_end of a gradual fit."""

@@ -63,11 +63,11 @@ class RunProgress(keras.callbacks.Callback):
             return
         self._directory.begin()
         pruning, masked, directory = self._pruning, self._masked, self._directory
-        rounds = directory.finished_rounds(pruning.round_count, masked.masks())
-        final = len(rounds) == pruning.round_count - 1
-        backup = None if len(rounds) == pruning.round_count else directory.backup(len(rounds), final=final)
-        directory.go_on(rounds, backup.state["pruning"]["epoch_logs"] if backup else (), pruning.round_count)
         try:
+            rounds = directory.finished_rounds(pruning.round_count, masked.masks())
+            final = len(rounds) == pruning.round_count - 1
+            backup = None if len(rounds) == pruning.round_count else directory.backup(len(rounds), final=final)
+            directory.go_on(rounds, backup.state["pruning"]["epoch_logs"] if backup else (), pruning.round_count)
             if rounds:
                 masked.original.load_weights(str(rounds[-1].weights))
                 masked.set_masks(rounds[-1].masks)

@@ -64,6 +64,13 @@ def plain_logs(logs: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: np.asarray(value).tolist() for name, value in (logs or {}).items()}
 
 
+def duration_text(seconds: float) -> str:
+    """A duration in the unit that suits it, such as "12 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 @dataclasses.dataclass(frozen=True)
 class PruningResult:
     """A pruned model and how it came about.

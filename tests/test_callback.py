@@ -1,4 +1,5 @@
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -500,3 +501,14 @@ def test_limits_on_layers_are_kept_and_reported(K, blobs):
 def test_tfmots_own_pruning_is_not_this_callbacks():
     with pytest.raises(ValueError, match="aimp_tf.prune runs it"):
         GlobalMagnitudePruning(PruningConfig(0.5, epochs=1, method="tfmot"))
+
+
+def test_a_line_a_round_tells_where_the_run_stands(make_mlp, blobs, caplog):
+    caplog.set_level("INFO", "aimp_tf")
+    aimp_tf.prune(make_mlp(), blobs, target_sparsity=0.75, rate=0.5, epochs=3, round_epochs=2, verbose=0)
+    first, second, third = (record.getMessage() for record in caplog.records)
+    assert first == "Round 1 of 3: 2 epochs at sparsity 0.00% (176 of 176 weights kept)."
+    assert re.fullmatch(
+        r"Round 2 of 3: 2 epochs at sparsity 50.00% \(88 of 176 weights kept\), about \d+ s left\.", second
+    )
+    assert third.startswith("Round 3 of 3: 3 epochs at sparsity 75.00% (44 of 176 weights kept), about ")

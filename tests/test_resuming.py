@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 
 import h5py
@@ -149,6 +150,15 @@ def test_callbacks_of_keras_go_on_within_a_round(K, make_model, blobs, tmp_path,
     with pytest.raises(Crash):
         run(make_model, blobs, tmp_path / "run", [*callbacks(), CrashAt(K, 7, 1)], **settings)
     assert_same(run(make_model, blobs, tmp_path / "run", callbacks(), **settings), whole)
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_line_tells_where_a_run_goes_on(K, make_model, blobs, tmp_path, backup_each_epoch, caplog):
+    with pytest.raises(Crash):
+        run(make_model, blobs, tmp_path, [CrashAt(K, 4, 1)])
+    caplog.set_level("INFO", "aimp_tf")
+    run(make_model, blobs, tmp_path)
+    assert re.fullmatch(r"Round 2 of 3 goes on after 1 of 3 epochs, about \d+ s left\.", caplog.records[0].getMessage())
 
 
 def test_a_run_that_is_done_is_not_trained_again(K, make_model, blobs, tmp_path):

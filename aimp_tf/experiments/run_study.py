@@ -17,6 +17,7 @@ from aimp_tf.experiments.cell import order, read_result
 from aimp_tf.experiments.executors import Executor
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.experiments.study import Cell, CellResult, Study, differences, planned_epochs
+from aimp_tf.result import duration_text
 from aimp_tf.run_directory import check_writable
 
 _COUNT_WEIGHTS = """
@@ -122,7 +123,7 @@ def run_jobs(
                 outcome = f"FAILED: {failures[job.cell]}"
             ended_epochs += job.epochs
             seconds_left = (time.monotonic() - started_at) / ended_epochs * (epochs - ended_epochs)
-            left = f"; about {_duration(seconds_left)} left" if number < len(jobs) else ""
+            left = f"; about {duration_text(seconds_left)} left" if number < len(jobs) else ""
             say(f"{number} of {len(jobs)}: {job.cell}: {outcome}{left}")
     return results, failures
 
@@ -146,9 +147,3 @@ def _model_key(experiment: Experiment) -> tuple[object, ...]:
     """What the number of prunable weights depends on."""
     pruning = experiment.pruning
     return experiment.architecture, experiment.dataset, tuple(pruning.include), tuple(pruning.exclude)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
