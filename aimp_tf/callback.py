@@ -124,13 +124,13 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         """
         return [self, *self._others.for_round(callbacks, lambda: self.round)]
 
-    def state_of_others(self, callbacks: Sequence[Any]) -> list[list[Any]]:
-        """What Keras' own callbacks among these hold, in the way of `state`."""
-        return self._others.state(callbacks)
+    def state_of_others(self) -> list[list[Any]]:
+        """What Keras' own callbacks among those of the round hold, in the way of `state`."""
+        return self._others.state()
 
-    def restore_others(self, callbacks: Sequence[Any], state: Sequence[Sequence[Any]]) -> None:
-        """Gives the callbacks what `state_of_others` gave, once `fit` has begun."""
-        self._others.restore(callbacks, state)
+    def restore_others(self, state: Sequence[Sequence[Any]]) -> None:
+        """Gives the callbacks of the round what `state_of_others` gave, once `fit` has begun."""
+        self._others.restore(state)
 
     def begin(self, masked: MaskedModel) -> None:
         """Plans the run for the masked model, if that is not done. The first `fit` calls it otherwise.

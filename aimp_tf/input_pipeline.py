@@ -24,7 +24,8 @@ class Order:
     def __init__(self, seed: int, shuffle: bool = True) -> None:
         self.seed = seed % 2**63
         self.shuffle = shuffle
-        self._position = tf.Variable([self.seed, 0, 0], dtype=tf.int64, trainable=False)
+        with tf.device("CPU:0"):  # Where tf.data reads it.
+            self._position = tf.Variable([self.seed, 0, 0], dtype=tf.int64, trainable=False)
 
     def begin(self, round_index: int, epoch: int) -> None:
         """Says where an iterator that is made from now on begins."""

@@ -20,6 +20,7 @@ class OtherCallbacks:
 
     def __init__(self) -> None:
         self._first_states: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self._stock: list[Any] = []
 
     def for_round(self, callbacks: Sequence[Any], round_: Callable[[], Round]) -> list[Any]:
         """The callbacks for the next `fit`.
@@ -31,7 +32,7 @@ class OtherCallbacks:
         Returns:
             The same callbacks, but a LearningRateScheduler as a copy that follows the round.
         """
-        ready = []
+        ready: list[Any] = []
         for callback in callbacks:
             if not _is_stock(callback):
                 ready.append(callback)
@@ -40,23 +41,23 @@ class OtherCallbacks:
             else:
                 self._make_as_first(callback)
                 ready.append(callback)
+        self._stock = list(filter(_is_stock, ready))
         return ready
 
-    def state(self, callbacks: Sequence[Any]) -> list[list[Any]]:
-        """Of each of Keras' own callbacks: its class's name, and the numbers and arrays, alone or in lists, in it."""
+    def state(self) -> list[list[Any]]:
+        """Of each of Keras' own callbacks in the round: its class's name, and the numbers and arrays that it holds."""
         return [
             [type(callback).__name__, {name: value for name, value in vars(callback).items() if _is_plain(value)}]
-            for callback in filter(_is_stock, callbacks)
+            for callback in self._stock
         ]
 
-    def restore(self, callbacks: Sequence[Any], state: Sequence[Sequence[Any]]) -> None:
+    def restore(self, state: Sequence[Sequence[Any]]) -> None:
         """Gives the same callbacks what `state` gave. Call it after their `on_train_begin`."""
-        stock = list(filter(_is_stock, callbacks))
-        here, there = [type(callback).__name__ for callback in stock], [name for name, _ in state]
+        here, there = [type(callback).__name__ for callback in self._stock], [name for name, _ in state]
         if here != there:
             logger.warning("The callbacks were %s and are %s: they start afresh within the round.", there, here)
             return
-        for callback, (_, values) in zip(stock, state, strict=True):
+        for callback, (_, values) in zip(self._stock, state, strict=True):
             # Names that it does not have, and texts such as where it writes, are nothing that training changes.
             vars(callback).update({name: value for name, value in values.items() if name in vars(callback)})
 
@@ -103,12 +104,9 @@ def _following(scheduler: Any, round_: Callable[[], Round]) -> Any:
 
     class FollowingScheduler(kind):  # type: ignore[misc, valid-type]
         def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-            self._epoch = epoch
             if epoch == 0:
                 self._called = 0
-            elif not hasattr(self, "_called"):  # A round that goes on after an interruption.
-                steps = self.params.get("steps") or 1
-                self._called = math.floor(self._position(-1 / steps) + 1e-6) + 1
+            self._epoch = epoch
             self._advance(0.0)
 
         def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -116,15 +114,14 @@ def _following(scheduler: Any, round_: Callable[[], Round]) -> Any:
             if batch and steps:
                 self._advance(batch / steps)
 
-        def _position(self, fraction: float) -> float:
-            return round_().schedule_start + (self._epoch + fraction) * round_().schedule_scale
-
         def _advance(self, fraction: float) -> None:
+            position = round_().schedule_start + (self._epoch + fraction) * round_().schedule_scale
             # One after another, for a function may compute a rate from the last one.
-            while self._called <= math.floor(self._position(fraction) + 1e-6):
+            while self._called <= math.floor(position + 1e-6):
                 kind.on_epoch_begin(self, self._called)
                 self._called += 1
 
     following = copy.copy(scheduler)
     following.__class__ = FollowingScheduler
+    following._called = 0
     return following

@@ -112,6 +112,8 @@ def prune(
             "model": model_signature(model, config.include, config.exclude),
             "data": data_signature(train_data, data.train, options),
         }
+        if validation_data is not None:
+            signature["validation_data"] = data_signature(validation_data, data.validation, {})
         directory = RunDirectory(workdir, config, signature, overwrite=overwrite)
     run = _prune_with_tfmot if config.method == "tfmot" else _prune_in_rounds
     with directory or contextlib.nullcontext():
@@ -173,7 +175,7 @@ def _prune_in_rounds(
             _check_validation_data(masked.model, data.validation)
         pruning = GlobalMagnitudePruning(config)
         pruning.begin(masked)
-        progress = RunProgress(pruning, masked, callbacks, data.order, directory)
+        progress = RunProgress(pruning, masked, data.order, directory)
         progress.begin()
         while not pruning.finished:
             try:
@@ -220,17 +222,17 @@ def _prune_with_tfmot(
     epoch_logs: list[dict[str, Any]] = []
     if data.validation is not None:
         _check_validation_data(model, data.validation)
-    weights = select_prunable(model, config.include, config.exclude)
-    weight_count = sum(weight.size for weight in weights.values())
+    weight_count = sum(weight.size for weight in _prunable(model, config).values())
     if directory is not None:
         directory.begin()
-        masks = {path: np.zeros(weight.shape, bool) for path, weight in weights.items()}
-        rounds = directory.finished_rounds(1, masks)
+        rounds = directory.finished_rounds(1)
         directory.go_on(rounds, (), 1)
         if rounds:
-            model.load_weights(str(rounds[0].weights))
-            result = rounds[0].result
-            return PruningResult(model, rounds[0].masks, [result], result.sparsity, imp_epochs(config, weight_count))
+            model.set_weights(rounds[0].state["weights"])
+            masks = {path: weight != 0 for path, weight in _prunable(model, config).items()}
+            return PruningResult(
+                model, masks, [rounds[0].result], rounds[0].result.sparsity, imp_epochs(config, weight_count)
+            )
 
     def on_epoch_end(epoch: int, logs: dict[str, Any]) -> None:
         epoch_logs.append(plain_logs(logs))
@@ -255,13 +257,19 @@ def _prune_with_tfmot(
         include=tuple(config.include),
         exclude=tuple(config.exclude),
     )
-    weights = select_prunable(model, config.include, config.exclude)
+    weights = _prunable(model, config)
     masks = {path: weight != 0 for path, weight in weights.items()}
     check_finite(weights, masks)
     result = RoundResult.of(0, epoch_logs, masks, time.monotonic() - started_at)
     if directory is not None:
-        directory.save_round(result, epoch_logs, masks, model.save_weights, final=True)
+        directory.save_round(
+            result, epoch_logs, masks, model.save_weights, {"weights": model.get_weights()}, final=True
+        )
     return PruningResult(model, masks, [result], result.sparsity, imp_epochs(config, weight_count))
+
+
+def _prunable(model: Any, config: PruningConfig) -> dict[str, np.ndarray]:
+    return select_prunable(model, config.include, config.exclude)
 
 
 def _steps_per_epoch(data: _FitData) -> int:

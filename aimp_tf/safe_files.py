@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -37,11 +38,11 @@ def write_json(path: pathlib.Path, fields: Mapping[str, Any]) -> None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """What `write_json` wrote. Raises DamagedFileError if it is anything else."""
+    """What `write_json` wrote. Raises DamagedFileError if it is anything else, OSError if it cannot be read."""
     try:
         fields = json.loads(_regular(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
     if not isinstance(fields, dict) or fields.pop(_CHECKSUM, None) != _checksum_of(fields):
         raise DamagedFileError(f"{path} is damaged: its checksum is not that of its content")
     return fields
@@ -63,6 +64,7 @@ def read_arrays(path: pathlib.Path, expected: Mapping[str, np.ndarray] | None = 
 
     Raises:
         DamagedFileError: The file is something else.
+        OSError: It cannot be read.
     """
     arrays: dict[str, np.ndarray] = {}
     try:
@@ -76,8 +78,12 @@ def read_arrays(path: pathlib.Path, expected: Mapping[str, np.ndarray] | None = 
                 arrays[name] = _read_array(archive, member, None if expected is None else expected[name])
     except DamagedFileError:
         raise
-    except (OSError, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+    except (ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # Which is what seeking to where nothing can be gives.
+            raise
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
     if missing := (expected or {}).keys() - arrays.keys():
         raise DamagedFileError(f"{path} lacks {', '.join(sorted(missing))}")
     return arrays
@@ -122,11 +128,8 @@ def unpack(packed: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 def checksum(path: pathlib.Path) -> str:
     """Of the content of a file. Raises DamagedFileError where there is none, or a link in its place."""
-    try:
-        with open(_regular(path), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+    with open(_regular(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_files(folder: pathlib.Path, checksums: Mapping[str, str]) -> None:
@@ -136,15 +139,6 @@ def check_files(folder: pathlib.Path, checksums: Mapping[str, str]) -> None:
             raise DamagedFileError(f"{name!r} is named in {folder}, but does not lie there")
         if checksum(folder / name) != expected:
             raise DamagedFileError(f"{folder / name} is damaged: its checksum is not the one that was noted")
-
-
-def checksums(folder: pathlib.Path) -> dict[str, str]:
-    """Path below `folder` -> checksum, of every file there."""
-    return {
-        path.relative_to(folder).as_posix(): checksum(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_symlink() or not path.is_dir()
-    }
 
 
 @contextlib.contextmanager
@@ -212,7 +206,7 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, expected: np.
         if expected is not None and (shape, dtype) != (expected.shape, expected.dtype):
             raise DamagedFileError(f"{where} as {dtype}{list(shape)}; expected {expected.dtype}{list(expected.shape)}")
         size = math.prod(shape) * dtype.itemsize
-        if dtype.kind not in "biuf" or not 0 <= size <= member.file_size:
+        if dtype.kind not in "biuf" or size != member.file_size - file.tell():
             raise DamagedFileError(f"{where} as {dtype}{list(shape)}, which is not an array of numbers of that size")
         # To the end, where zipfile compares its own checksum.
         content = file.read()

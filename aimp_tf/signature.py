@@ -14,37 +14,38 @@ from aimp_tf.masked_model import keras_generation, select_prunable
 
 
 def model_signature(model: Any, include: Sequence[str], exclude: Sequence[str]) -> dict[str, Any]:
-    """Of a compiled, built, unmasked model: its weights and what trains them, but for their values."""
+    """Of a compiled, built, unmasked model: its layers, its weights but for their values, and what trains them."""
     try:
-        compiled = {name: value for name, value in model.get_compile_config().items() if name in ("optimizer", "loss")}
+        settings = model.get_compile_config()
+        compiled = {name: settings.get(name) for name in ("optimizer", "loss", "loss_weights")}
     except Exception:  # A loss or a schedule that Keras cannot serialise.
         compiled = {"optimizer": type(model.optimizer).__name__}
     return _plain(
         {
             "keras": keras_generation(model),
-            "weights": [f"{np.dtype(value.dtype).name}{list(value.shape)}" for value in model.get_weights()],
-            "prunable": list(select_prunable(model, include, exclude)),
-            **_nameless(compiled),
+            # Not by name, for Keras numbers layers as they are made.
+            "layers": [_layer_signature(layer) for layer in model._flatten_layers() if not hasattr(layer, "layers")],
+            "weights": [_array_signature(value) for value in model.get_weights()],
+            "trainable": [list(variable.shape) for variable in model.trainable_variables],
+            "prunable": [_array_signature(value) for value in select_prunable(model, include, exclude).values()],
+            **compiled,
         }
     )
 
 
-def data_signature(train_data: Any, prepared: Any, fit_options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of training data: its shapes and dtypes, its length and, of arrays, what is in them.
+def data_signature(data: Any, prepared: Any, fit_options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of training or validation data: its shapes and dtypes, its length and, of arrays, what is in them.
 
     Args:
-        train_data: As `prune` takes it.
+        data: As `prune` takes it.
         prepared: What `input_pipeline.prepare` made of it.
-        fit_options: As `prune` takes them.
+        fit_options: The options of `fit` that it is read with.
     """
-    signature: dict[str, Any] = {"fit_options": dict(fit_options)}
-    if isinstance(prepared, tf.data.Dataset):
-        signature |= {"batches": int(prepared.cardinality()), "spec": spec_of(prepared)}
-    else:
-        signature |= {"batches": len(prepared), "spec": spec_of(prepared)}
-    if isinstance(train_data, tuple):
+    batches = int(prepared.cardinality()) if isinstance(prepared, tf.data.Dataset) else len(prepared)
+    signature: dict[str, Any] = {"fit_options": fit_options, "batches": batches, "spec": spec_of(prepared)}
+    if isinstance(data, tuple):
         checksum = 0
-        for array in tf.nest.flatten(train_data):
+        for array in tf.nest.flatten(data):
             if array is not None:
                 checksum = zlib.crc32(np.asarray(array).tobytes(), checksum)
         signature["crc32"] = checksum
@@ -59,15 +60,34 @@ def spec_of(data: Any) -> str:
     return str(parts).replace("'", "")
 
 
-def _nameless(value: Any) -> Any:
-    """Without the names of objects, which Keras numbers as they are made."""
-    if isinstance(value, dict):
-        return {key: _nameless(item) for key, item in value.items() if key != "name"}
-    return [_nameless(item) for item in value] if isinstance(value, (list, tuple)) else value
+def _layer_signature(layer: Any) -> dict[str, Any]:
+    try:
+        config = layer.get_config()
+    except Exception:  # A layer of the user's that says nothing of itself.
+        config = None
+    return {
+        "class": type(layer).__qualname__,
+        "compute_dtype": str(getattr(layer, "compute_dtype", None)),
+        "config": config,
+    }
+
+
+def _array_signature(array: np.ndarray) -> str:
+    return f"{np.dtype(array.dtype).name}{list(array.shape)}"
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
     """As it comes back from JSON; objects by the names of their types."""
     return json.loads(
-        json.dumps(fields, default=lambda value: value.item() if hasattr(value, "item") else type(value).__qualname__)
+        json.dumps(
+            _nameless(fields),
+            default=lambda value: value.item() if hasattr(value, "item") else type(value).__qualname__,
+        )
     )
+
+
+def _nameless(value: Any) -> Any:
+    """Keys as texts, and without the names of objects, which Keras numbers as they are made."""
+    if isinstance(value, Mapping):
+        return {str(key): _nameless(item) for key, item in value.items() if key not in ("name", "shared_object_id")}
+    return [_nameless(item) for item in value] if isinstance(value, (list, tuple)) else value

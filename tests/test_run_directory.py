@@ -16,10 +16,10 @@ def test_what_a_run_leaves(make_mlp, blobs, tmp_path):
     result = aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, workdir=tmp_path / "a" / "run", **SETTINGS)
     folder = tmp_path / "a" / "run"
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".aimp_tf_lock",
         "config.json",
         "environment.json",
         "final",
-        "lock",
         "metrics.jsonl",
         "round_000",
         "round_001",
@@ -27,7 +27,7 @@ def test_what_a_run_leaves(make_mlp, blobs, tmp_path):
     ]
     for name in ("round_000", "round_001", "final"):
         own = {"masks.npz", "result.json", "state.npz", "weights.weights.h5"}
-        exported = {"saved_model", "saved_model.json"} if name == "final" else set()
+        exported = {"saved_model"} if name == "final" else set()
         assert {path.name for path in (folder / name).iterdir()} == own | exported
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["tensorflow"] == tf.__version__ and environment["devices"] == ["CPU"]

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -11,7 +12,7 @@ from aimp_tf import safe_files
 from aimp_tf.safe_files import (
     DamagedFileError,
     check_files,
-    checksums,
+    checksum,
     folder_that_appears_whole,
     pack,
     read_arrays,
@@ -129,14 +130,20 @@ def test_hostile_arrays_are_refused(tmp_path):
     for shape in ((10**15,), (10**9, 10**9, 10**9), (-1, 3), (2.5,)):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("a.npy", header_of(shape, "<f4") + bytes(24))
-        refused("expected|cannot be read")
-        refused("not an array of numbers of that size|cannot be read", None)
+        refused("expected|is damaged")
+        refused("not an array of numbers of that size|is damaged", None)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # A bomb: 400 kB of file, 400 MB of zeros.
         archive.writestr("a.npy", header_of((10**8,), "<f4") + bytes(4 * 10**8))
     refused("larger than the file", None)
     refused("expected float32")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # The same behind a header that is right.
+        archive.writestr("a.npy", header_of((2, 3), "<f4") + bytes(4 * 10**8))
+    tracemalloc.start()
+    refused("not an array of numbers of that size")
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
     path.write_text("text")
-    refused("cannot be read")
+    refused("is damaged")
 
 
 def test_links_are_refused(tmp_path):
@@ -149,12 +156,10 @@ def test_links_are_refused(tmp_path):
             check_files(tmp_path, {name: ""})
 
 
-def test_checksums_cover_all_files_below_a_folder(tmp_path):
+def test_files_are_checked_below_their_folder_only(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "file").write_text("x")
-    (tmp_path / "a" / "file").write_text("y")
-    noted = checksums(tmp_path / "a")
-    assert list(noted) == ["b/file", "file"]
+    noted = {"b/file": checksum(tmp_path / "a" / "b" / "file")}
     check_files(tmp_path / "a", noted)
     (tmp_path / "a" / "b" / "file").write_text("z")
     with pytest.raises(DamagedFileError, match="b/file is damaged"):
@@ -163,6 +168,25 @@ def test_checksums_cover_all_files_below_a_folder(tmp_path):
     for name in ("../secret", str(tmp_path / "secret")):
         with pytest.raises(DamagedFileError, match="does not lie there"):
             check_files(tmp_path / "a", {name: ""})
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    """Such as a file on a server that is away for a moment."""
+    write_json(tmp_path / "a.json", {})
+    write_arrays(tmp_path / "a.npz", ARRAYS)
+
+    def fail(*arguments, **options):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("builtins.open", fail)
+    monkeypatch.setattr("io.open", fail)
+    for read in (
+        lambda: read_json(tmp_path / "a.json"),
+        lambda: read_arrays(tmp_path / "a.npz"),
+        lambda: checksum(tmp_path / "a.npz"),
+    ):
+        with pytest.raises(OSError, match="Stale"):
+            read()
 
 
 def test_values_with_arrays_come_back(tmp_path):

@@ -57,7 +57,9 @@ def run(main: Callable[[], int | None], required: Sequence[str], resumable: bool
         app.run(lambda _: main(), flags_parser=lambda arguments: _parse_flags(arguments, required))
     except KeyboardInterrupt:
         after_caret_c = "\n" if sys.stderr.isatty() else ""
-        resume = f" Resume with: {shlex.join(sys.orig_argv)}" if resumable else ""
+        # Not what would throw away what was trained.
+        command = [word for word in sys.orig_argv if not re.match("--?overwrite", word)]
+        resume = f" Resume with: {shlex.join(command)}" if resumable else ""
         print(f"{after_caret_c}Interrupted.{resume}", file=sys.stderr)
         sys.exit(130)
     except (RuntimeError, TypeError, ValueError) as error:

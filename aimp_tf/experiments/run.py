@@ -133,6 +133,8 @@ def compare(
     # First, for it looks at all settings before it trains, and goes on where it was interrupted.
     result = train_pruned(experiment, data, workdir, verbose, overwrite=overwrite)
     (workdir / "comparison.json").unlink(missing_ok=True)
+    if (workdir / "dense").is_symlink():
+        (workdir / "dense").unlink()
     shutil.rmtree(workdir / "dense", ignore_errors=True)
     dense, dense_seconds = train_dense(experiment, data, verbose)
     dense_saved_model = export(dense, workdir / "dense", formats=("saved_model",))["saved_model"]

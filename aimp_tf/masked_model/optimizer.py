@@ -64,8 +64,11 @@ class ResettableOptimizer:
     def state(self, *, slots: bool = True) -> list[Any]:
         """Every variable of the optimizer and of its stretched schedule, with or without those that a reset clears."""
         variables = [*_variables_of(self._outer), *_variables_of(self._inner)]
+        # What tf_keras does not list: the hyperparameters of legacy optimizers, and the loss scale.
+        holders = [vars(self._inner).get("_hyper", {}), vars(getattr(self._outer, "_loss_scale", object))]
         if self._schedule is not None:
-            variables += [value for value in vars(self._stretched).values() if isinstance(value, tf.Variable)]
+            holders.append(vars(self._stretched))
+        variables += [value for holder in holders for value in holder.values() if isinstance(value, tf.Variable)]
         cleared = {id(slot) for slot in self._slots}
         return [
             variable
@@ -94,9 +97,11 @@ class ResettableOptimizer:
             self._stretched.stretch(scale, start - self.steps * scale)
 
     def release(self) -> None:
-        """Gives the optimizer its own schedule back."""
+        """Gives the optimizer its own schedule back, or the rate that it had."""
         if self._schedule is not None:
             self._inner.learning_rate = self._schedule
+        elif self._initial_rate is not None:
+            _learning_rate(self._inner).assign(self._initial_rate)
 
     def _slots_of(self, optimizer: Any) -> list[Any]:
         variables = _variables_of(optimizer)
