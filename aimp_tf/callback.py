@@ -75,7 +75,7 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
         self._rewind_steps = 0
         self._steps_per_epoch: float | None = None
         self._guarded: tuple[str, ...] = ()
-        self._would_be_masks: dict[str, np.ndarray] | None = None
+        self._would_be_masks: list[np.ndarray] | None = None
         self._ramp_step = 0
         self._started_at = 0.0
         self._resumed = False
@@ -323,13 +323,13 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
 
     def _stop_if_settled(self, masked: MaskedModel, distance: float) -> None:
         assert self._plan is not None
-        before, self._would_be_masks = (
-            self._would_be_masks,
-            self._rank(masked, self._plan[len(self.rounds) + 1].kept)[0],
-        )
+        would_be, _ = self._rank(masked, self._plan[len(self.rounds) + 1].kept)
+        before, self._would_be_masks = self._would_be_masks, list(would_be.values())
         if before is None:
             return
-        changed = sum(int(np.count_nonzero(mask ^ before[path])) for path, mask in self._would_be_masks.items())
+        changed = sum(
+            int(np.count_nonzero(here ^ there)) for here, there in zip(self._would_be_masks, before, strict=True)
+        )
         self.epoch_logs[-1]["mask_distance"] = changed / self.round.kept
         beyond_rewind_epoch = self.round.index > 0 or len(self.epoch_logs) >= self.config.rewind_epoch
         if changed <= distance * self.round.kept and beyond_rewind_epoch:
