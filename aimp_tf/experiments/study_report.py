@@ -146,6 +146,7 @@ def _draw(
         for arm, groups in points.items()
     }
     bottom = _bottom([mean for summary in summaries.values() for _, mean, _ in summary])
+    height = 0.03
     for number, arm in enumerate(study.arms):
         if not summaries.get(arm):
             continue
@@ -163,16 +164,17 @@ def _draw(
         )
         for x, mean, _ in summaries[arm]:
             if mean < bottom:
-                axes.plot(x, 0.03, marker, color=colour, transform=axes.get_xaxis_transform())
+                axes.plot(x, height, marker, color=colour, transform=axes.get_xaxis_transform())
                 axes.annotate(
                     f"↓ {mean:.1f}",
-                    (x, 0.03),
+                    (x, height),
                     xycoords=axes.get_xaxis_transform(),
-                    xytext=(0, 6),
+                    xytext=(7, 0),
                     textcoords="offset points",
-                    ha="center",
+                    va="center",
                     fontsize="small",
                 )
+                height += 0.06  # The next one above it, that no label hides another.
     low, _ = axes.get_ylim()
     axes.set_ylim(bottom=max(low, bottom))
 
