@@ -1,9 +1,8 @@
-"""What each choice in AIMP's defaults is worth: LeNet-300-100 on Fashion-MNIST at 97.7% sparsity, three seeds. The last
-table in docs/results.md.
+"""What each choice in AIMP's defaults is worth: LeNet-300-100 on Fashion-MNIST at 97.7% sparsity, three seeds.
 
     python tools/study.py --config=configs/study_choices.py --data_dir=runs/data --workdir=runs/study_choices
 
-About an hour on two cores. Without a network, tools/prepare_fashion_mnist.py fills --data_dir first.
+About half an hour on two cores. Without a network, tools/prepare_fashion_mnist.py fills --data_dir first.
 """
 
 from aimp_tf import PruningConfig

@@ -198,7 +198,7 @@ command_line.run(main, required=[])
 def test_an_interruption_ends_in_a_line_that_tells_how_to_go_on(tmp_path):
     command = [sys.executable, "tools/prune.py", "--config=configs/digits_mlp.py", f"--workdir={tmp_path / 'a run'}"]
     command += ["--config.pruning.epochs=1000", "--config.pruning.round_epochs=1000", "--config.steps_per_execution=23"]
-    for said in ("Round 1 of 11: 1000 epochs", "Round 1 of 11 goes on"):
+    for said in ("Round 1 of 12: 1000 epochs", "Round 1 of 12 goes on"):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         for line in process.stderr:
             if "Round 1" in line:
