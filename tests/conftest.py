@@ -19,7 +19,7 @@ tf.config.set_logical_device_configuration(
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=3, help="How often test_fault_injection.py kills each run.")
+    parser.addoption("--kills", type=int, default=2, help="How often test_fault_injection.py kills each run.")
 
 
 ROOT = pathlib.Path(__file__).parent.parent

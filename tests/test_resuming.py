@@ -113,15 +113,23 @@ def crash_and_go_on(K, make_model, blobs, workdir, batch, **settings):
     return run(make_model, blobs, workdir, **settings), crashes
 
 
+WEIGHTS = {"rewind": "weights", "rewind_epoch": 2}
+REINITIALIZE = {"rewind": "reinitialize", "criterion": "random", "final_rewind": "weights", "seed": None}
+GRADUAL = {"method": "gradual", "epochs": 7}
+SETTLED = {"stop_mask_distance": 0.9, "fit_options": {"steps_per_epoch": 3}}
+
+
 @pytest.mark.parametrize(
-    ("settings", "batch"),
+    ("K", "settings", "batch"),
     [
-        ({}, 2),
-        ({"rewind": "weights", "rewind_epoch": 2}, None),
-        ({"rewind": "reinitialize", "criterion": "random", "final_rewind": "weights", "seed": None}, 2),
-        ({"method": "gradual", "epochs": 7}, 2),
-        ({"stop_mask_distance": 0.9, "fit_options": {"steps_per_epoch": 3}}, None),
+        ("keras", {}, 2),
+        ("tf_keras", {}, 2),
+        ("tf_keras", WEIGHTS, None),
+        ("keras", REINITIALIZE, 2),
+        ("keras", GRADUAL, 2),
+        ("tf_keras", SETTLED, None),
     ],
+    indirect=["K"],
 )
 def test_a_run_goes_on_bit_for_bit(K, make_model, blobs, tmp_path, backup_each_epoch, settings, batch):
     """From crashes between and within epochs, at the end of a round and in the final training."""

@@ -77,26 +77,29 @@ def test_json_is_checked_at_every_byte(tmp_path):
         read_json(path)
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_arrays_come_back(tmp_path, compressed):
-    write_arrays(tmp_path / "a.npz", ARRAYS, compressed=compressed)
-    assert_equal(read_arrays(tmp_path / "a.npz", ARRAYS), ARRAYS)
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as loaded:
-        assert_equal(dict(loaded), ARRAYS)
+def test_arrays_come_back(tmp_path):
+    write_arrays(tmp_path / "a.npz", ARRAYS)
+    assert_equal(read_arrays(tmp_path / "a.npz"), ARRAYS)
+    for compressed in (False, True):
+        write_arrays(tmp_path / "a.npz", ARRAYS, compressed=compressed)
+        with np.load(tmp_path / "a.npz", allow_pickle=False) as loaded:
+            assert_equal(dict(loaded), ARRAYS)
 
 
-def test_damaged_arrays_are_found_or_unchanged(tmp_path):
-    """Also without their checksum: zip has its own, of the content, and shapes and dtypes are known."""
+def test_damaged_arrays_are_found_or_whole(tmp_path):
+    """Also without their checksum: zip has its own of the content, and what says how large an array is must agree."""
     path = tmp_path / "a.npz"
     write_arrays(path, ARRAYS)
+    found = 0
     for _ in changed_at_each_byte(path):
-        for expected in (ARRAYS, None):
-            try:
-                arrays = read_arrays(path, expected)
-            except DamagedFileError:
-                continue
-            if expected is not None:
-                assert_equal(arrays, ARRAYS)
+        try:
+            arrays = read_arrays(path)
+        except DamagedFileError:
+            found += 1
+            continue
+        for name, array in arrays.items():
+            assert name not in ARRAYS or sorted(array.ravel().tolist()) == sorted(ARRAYS[name].ravel().tolist())
+    assert found > 0.3 * path.stat().st_size
 
 
 def header_of(shape, dtype):
@@ -106,40 +109,22 @@ def header_of(shape, dtype):
 
 def test_hostile_arrays_are_refused(tmp_path):
     path = tmp_path / "a.npz"
-    expected = {"a": np.zeros((2, 3), np.float32)}
 
-    def refused(message, expected=expected):
+    def refused(message):
         with pytest.raises(DamagedFileError, match=message):
-            read_arrays(path, expected)
+            read_arrays(path)
 
-    np.savez(path, a=np.array([print], dtype=object))
-    refused("as object")
-    refused("not an array of numbers", None)
-    np.savez(path, a=np.array(["text"]))
-    refused("not an array of numbers", None)
-    np.savez(path, a=np.zeros((2, 4), np.float32))
-    refused(r"float32\[2, 4\]; expected float32\[2, 3\]")
-    np.savez(path, a=np.zeros((2, 3), np.float64))
-    refused("float64")
-    np.savez(path, **expected, b=np.zeros(3))
-    refused("'b', which does not belong there")
-    np.savez(path, b=np.zeros(3))
-    refused("'b'")
-    np.savez(path)
-    refused("lacks a")
-    for shape in ((10**15,), (10**9, 10**9, 10**9), (-1, 3), (2.5,)):
+    for array in (np.array([print], dtype=object), np.array(["text"])):
+        np.savez(path, a=array)
+        refused("not an array of numbers")
+    for shape in ((10**15,), (10**9, 10**9, 10**9), (-1, 3), (2.5,), (5,), (7,)):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("a.npy", header_of(shape, "<f4") + bytes(24))
-        refused("expected|is damaged")
-        refused("not an array of numbers of that size|is damaged", None)
+        refused("not an array of numbers of that size|is damaged")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # A bomb: 400 kB of file, 400 MB of zeros.
         archive.writestr("a.npy", header_of((10**8,), "<f4") + bytes(4 * 10**8))
-    refused("larger than the file", None)
-    refused("expected float32")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # The same behind a header that is right.
-        archive.writestr("a.npy", header_of((2, 3), "<f4") + bytes(4 * 10**8))
     tracemalloc.start()
-    refused("not an array of numbers of that size")
+    refused("larger than the file")
     assert tracemalloc.get_traced_memory()[1] < 10**7
     tracemalloc.stop()
     path.write_text("text")
