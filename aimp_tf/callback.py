@@ -23,7 +23,24 @@ logger = logging.getLogger(__name__)
 _RAMP_STEPS = 100
 
 
-class GlobalMagnitudePruning(keras.callbacks.Callback):
+class EpochCallback(keras.callbacks.Callback):
+    """A callback for both generations of Keras that hears of no batches, unless a subclass says so."""
+
+    # tf_keras asks a callback which batches it wants to hear of; Keras 3 finds out by itself.
+    _supports_tf_logs = True
+    _chief_worker_only = False
+
+    def _implements_train_batch_hooks(self) -> bool:
+        return False
+
+    def _implements_test_batch_hooks(self) -> bool:
+        return False
+
+    def _implements_predict_batch_hooks(self) -> bool:
+        return False
+
+
+class GlobalMagnitudePruning(EpochCallback):
     """Runs Accelerated Iterative Magnitude Pruning over consecutive `fit` calls, in Keras 3 and in tf_keras.
 
     Each `fit` is one round. The first one starts with a snapshot of the weights. Each later one starts by ranking the
@@ -368,14 +385,5 @@ class GlobalMagnitudePruning(keras.callbacks.Callback):
             )
         return masked
 
-    # tf_keras asks a callback which batches it wants to hear of; Keras 3 finds out by itself.
-    _supports_tf_logs = True
-    _chief_worker_only = False
-
     def _implements_train_batch_hooks(self) -> bool:
         return self.config.method == "gradual"
-
-    def _implements_test_batch_hooks(self) -> bool:
-        return False
-
-    _implements_predict_batch_hooks = _implements_test_batch_hooks

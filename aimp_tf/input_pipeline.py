@@ -115,6 +115,19 @@ def without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.with_options(options)
 
 
+def batch_count(data: Any) -> int:
+    """Batches of what `prepare` gave; negative where a Dataset does not tell or has no end."""
+    return int(data.cardinality()) if isinstance(data, tf.data.Dataset) else len(data)
+
+
+def spec_of(data: Any) -> str:
+    """The dtypes and shapes of a dataset's batches, or the type of another kind of data."""
+    if not isinstance(data, tf.data.Dataset):
+        return f"batches of a {type(data).__name__}"
+    parts = tf.nest.map_structure(lambda spec: f"{spec.dtype.name}{list(spec.shape)}", data.element_spec)
+    return str(parts).replace("'", "")
+
+
 def _as_tensors(arrays: tuple, name: str, floatx: str) -> tuple:
     """The same structure of tensors, checked."""
     if len(arrays) == 3 and arrays[2] is None:

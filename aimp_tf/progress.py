@@ -7,11 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.callback import GlobalMagnitudePruning
+from aimp_tf.callback import EpochCallback, GlobalMagnitudePruning
 from aimp_tf.input_pipeline import Order
 from aimp_tf.masked_model import MaskedModel
 from aimp_tf.run_directory import RunDirectory
@@ -20,7 +19,7 @@ from aimp_tf.run_directory import RunDirectory
 _SECONDS_PER_BACKUP_SECOND = 50
 
 
-class RunProgress(keras.callbacks.Callback):
+class RunProgress(EpochCallback):
     """Tells the order of the examples where the run stands and, where there is a run directory, saves it there.
 
     It must be the last of the callbacks, so that what it saves holds what the others did.
@@ -58,14 +57,13 @@ class RunProgress(keras.callbacks.Callback):
         if self._directory is None:
             return
         pruning, directory = self._pruning, self._directory
-        directory.begin()
-        rounds = directory.finished_rounds(pruning.round_count)
-        final = len(rounds) == pruning.round_count - 1
-        backup = None if len(rounds) == pruning.round_count else directory.backup(len(rounds), final=final)
+        directory.begin(pruning.round_count)
+        rounds = directory.finished_rounds()
+        backup = directory.backup(len(rounds)) if len(rounds) < pruning.round_count else None
         try:
-            epoch_logs = backup.state["pruning"]["epoch_logs"] if backup else ()
+            epoch_logs = backup["pruning"]["epoch_logs"] if backup else ()
             if backup or rounds:
-                state = backup.state if backup else rounds[-1].state
+                state = backup or rounds[-1].state
                 snapshots = rounds[0].state["snapshots"] if rounds else state["snapshots"]
                 self._restore(state, snapshots, [round_.result for round_ in rounds], in_round=backup is not None)
         except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, tf.errors.OpError) as error:
@@ -73,7 +71,7 @@ class RunProgress(keras.callbacks.Callback):
                 f"workdir {directory.path} holds a run that does not fit this model: {error}. Name another folder, or "
                 "pass overwrite=True to begin anew in this one."
             ) from error
-        directory.go_on(rounds, epoch_logs, pruning.round_count)
+        directory.go_on(rounds, epoch_logs)
 
     def save_round(self) -> None:
         """Saves the round that has just ended. Without a run directory, nothing happens."""
@@ -86,8 +84,7 @@ class RunProgress(keras.callbacks.Callback):
             self._pruning.epoch_logs,
             self._masked.masks(),
             self._masked.original.save_weights,
-            self._state(slots=False),
-            final=self._pruning.finished,
+            self._state(result.index, slots=False),
         )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -105,8 +102,8 @@ class RunProgress(keras.callbacks.Callback):
         self._directory.add_metrics(index, epoch, self._pruning.epoch_logs[-1])
         begun_at = time.monotonic()
         if epoch + 1 < self._pruning.round.epochs and not self.model.stop_training and begun_at >= self._next_backup_at:
-            state = {**self._state(slots=True), "callbacks": self._pruning.state_of_others()}
-            self._directory.save_backup(index, epoch + 1, state, final=index == self._pruning.round_count - 1)
+            state = {**self._state(index, slots=True), "callbacks": self._pruning.state_of_others()}
+            self._directory.save_backup(index, epoch + 1, state)
             ended_at = time.monotonic()
             self._next_backup_at = ended_at + _SECONDS_PER_BACKUP_SECOND * (ended_at - begun_at)
 
@@ -114,14 +111,13 @@ class RunProgress(keras.callbacks.Callback):
         if self._order is not None:
             self._order.begin(self._pruning.round.index, epoch)
 
-    def _state(self, slots: bool) -> dict[str, Any]:
+    def _state(self, index: int, slots: bool) -> dict[str, Any]:
         version, key, cached = random.getstate()
-        # Rounds that are done are not yet appended to those that train.
-        first_round = (len(self._pruning.rounds) - (0 if slots else 1)) == 0
         return {
             "weights": self._masked.snapshot(),
             "masks": list(self._masked.masks().values()),
-            "snapshots": self._pruning.snapshots() if first_round else None,
+            # The first round settles them, and its state is kept.
+            "snapshots": self._pruning.snapshots() if index == 0 else None,
             "pruning": self._pruning.state(),
             "variables": {name: np.asarray(value.numpy()) for name, value in self._masked.state(slots=slots).items()},
             "order": None if self._order is None else self._order.seed,
@@ -160,15 +156,6 @@ class RunProgress(keras.callbacks.Callback):
         if in_round:
             self.initial_epoch = len(self._pruning.epoch_logs)
             self._resumed_callbacks = state["callbacks"]
-
-    # tf_keras asks a callback which batches it wants to hear of; Keras 3 finds out by itself.
-    _supports_tf_logs = True
-    _chief_worker_only = False
-
-    def _no(self) -> bool:
-        return False
-
-    _implements_train_batch_hooks = _implements_test_batch_hooks = _implements_predict_batch_hooks = _no
 
 
 def _like(expected: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> list[np.ndarray]:

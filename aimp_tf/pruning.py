@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf import input_pipeline
 from aimp_tf.callback import GlobalMagnitudePruning
 from aimp_tf.config import PruningConfig, nearest
+from aimp_tf.input_pipeline import Order, batch_count, prepare, spec_of
 from aimp_tf.masked_model import check_model, fit_with_tfmot, is_built, mask_model, select_prunable, sparsity
 from aimp_tf.plan import imp_epochs
 from aimp_tf.progress import RunProgress
 from aimp_tf.ranking import check_finite
 from aimp_tf.result import PruningResult, RoundResult, plain_logs
 from aimp_tf.run_directory import RunDirectory, check_workdir
-from aimp_tf.signature import data_signature, model_signature, spec_of
+from aimp_tf.signature import data_signature, model_signature
 
 _OWN_OPTIONS = {
     "x": "give it as train_data",
@@ -104,45 +104,55 @@ def prune(
     _check_fit_options(model, options)
     if workdir is not None:
         check_workdir(workdir)
-    data = _FitData(train_data, validation_data, options, config.seed, floatx)
-    _build(model, data.train)
+    fitting = _Fitting(train_data, validation_data, callbacks, options, verbose, config.seed, floatx)
+    _build(model, fitting.train)
     directory = None
     if workdir is not None:
         signature = {
             "model": model_signature(model, config.include, config.exclude),
-            "data": data_signature(train_data, data.train, options),
+            "data": data_signature(train_data, fitting.train, options),
         }
         if validation_data is not None:
-            signature["validation_data"] = data_signature(validation_data, data.validation, {})
+            signature["validation_data"] = data_signature(validation_data, fitting.validation, {})
         directory = RunDirectory(workdir, config, signature, overwrite=overwrite)
     run = _prune_with_tfmot if config.method == "tfmot" else _prune_in_rounds
     with directory or contextlib.nullcontext():
-        result = run(model, config, data, callbacks, directory, verbose)
+        result = run(model, config, fitting, directory)
         if directory is not None:
             directory.save_model(result.model)
     return result
 
 
-class _FitData:
-    """What `fit` reads.
+class _Fitting:
+    """What every `fit` of a run is called with.
 
     Attributes:
         train: The training data.
         validation: The validation data, or None.
         order: The order in which arrays are read; None for other data, which has its own.
+        callbacks: The user's callbacks.
         options: The other arguments of `fit`.
     """
 
     def __init__(
-        self, train_data: Any, validation_data: Any, options: Mapping[str, Any], seed: int | None, floatx: str
+        self,
+        train_data: Any,
+        validation_data: Any,
+        callbacks: Sequence[Any],
+        options: Mapping[str, Any],
+        verbose: str | int,
+        seed: int | None,
+        floatx: str,
     ) -> None:
+        self.callbacks = callbacks
         self.options = {name: value for name, value in options.items() if name not in _BATCH_SIZES}
+        self.options["verbose"] = verbose
         batch_size, validation_batch_size = map(options.get, _BATCH_SIZES)
         self.order = None
         if isinstance(train_data, tuple):
             seed = int(np.random.randint(2**31)) if seed is None else seed
-            self.order = input_pipeline.Order(seed, shuffle=bool(options.get("shuffle", True)))
-        self.train = input_pipeline.prepare(
+            self.order = Order(seed, shuffle=bool(options.get("shuffle", True)))
+        self.train = prepare(
             train_data,
             "train_data",
             batch_size=batch_size,
@@ -156,44 +166,47 @@ class _FitData:
         if validation_data is not None:
             if validation_batch_size is None and isinstance(validation_data, tuple):
                 validation_batch_size = batch_size
-            self.validation = input_pipeline.prepare(
+            self.validation = prepare(
                 validation_data, "validation_data", batch_size=validation_batch_size, floatx=floatx
             )
 
+    def fit(self, model: Any, callbacks: Sequence[Any], *, epochs: int, initial_epoch: int = 0) -> None:
+        """Calls `fit` of a model, with these callbacks and no others."""
+        model.fit(
+            self.train,
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            validation_data=self.validation,
+            callbacks=callbacks,
+            **self.options,
+        )
+
 
 def _prune_in_rounds(
-    model: Any,
-    config: PruningConfig,
-    data: _FitData,
-    callbacks: Sequence[Any],
-    directory: RunDirectory | None,
-    verbose: str | int,
+    model: Any, config: PruningConfig, fitting: _Fitting, directory: RunDirectory | None
 ) -> PruningResult:
     masked = mask_model(model, config.include, config.exclude)
     try:
-        if data.validation is not None:
-            _check_validation_data(masked.model, data.validation)
+        if fitting.validation is not None:
+            _check_validation_data(masked.model, fitting.validation)
         pruning = GlobalMagnitudePruning(config)
         pruning.begin(masked)
-        progress = RunProgress(pruning, masked, data.order, directory)
+        progress = RunProgress(pruning, masked, fitting.order, directory)
         progress.begin()
         while not pruning.finished:
             try:
-                masked.model.fit(
-                    data.train,
+                fitting.fit(
+                    masked.model,
+                    [*pruning.among(fitting.callbacks), progress],
                     epochs=pruning.next_epochs,
                     initial_epoch=progress.initial_epoch,
-                    validation_data=data.validation,
-                    callbacks=[*pruning.among(callbacks), progress],
-                    verbose=verbose,
-                    **data.options,
                 )
             except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
                 if masked.optimizer.steps > 0 or pruning.rounds:
                     raise
                 raise ValueError(
                     f"fit failed before its first step, and nothing was trained. train_data gives "
-                    f"{spec_of(data.train)}; the model {model.name!r} takes {_inputs(model)}. The error was: {error}"
+                    f"{spec_of(fitting.train)}; the model {model.name!r} takes {_inputs(model)}. The error was: {error}"
                 ) from error
             progress.save_round()
         masks = masked.masks()
@@ -210,72 +223,69 @@ def _prune_in_rounds(
 
 
 def _prune_with_tfmot(
-    model: Any,
-    config: PruningConfig,
-    data: _FitData,
-    callbacks: Sequence[Any],
-    directory: RunDirectory | None,
-    verbose: str | int,
+    model: Any, config: PruningConfig, fitting: _Fitting, directory: RunDirectory | None
 ) -> PruningResult:
     """The baseline `method="tfmot"`: one fit, in which tfmot's own wrappers and callback prune. It does not go on."""
+    if fitting.validation is not None:
+        _check_validation_data(model, fitting.validation)
+    weight_count = sum(weight.size for weight in _prunable(model, config).values())
+    rounds = []
+    if directory is not None:
+        directory.begin(round_count=1)
+        rounds = directory.finished_rounds()
+        directory.go_on(rounds, ())
+    if rounds:
+        model.set_weights(rounds[0].state["weights"])
+        result, masks = rounds[0].result, _zero_masks(_prunable(model, config))
+    else:
+        result, masks = _train_with_tfmot(model, config, fitting, directory)
+    return PruningResult(model, masks, [result], result.sparsity, imp_epochs(config, weight_count))
+
+
+def _train_with_tfmot(
+    model: Any, config: PruningConfig, fitting: _Fitting, directory: RunDirectory | None
+) -> tuple[RoundResult, dict[str, np.ndarray]]:
     started_at = time.monotonic()
     epoch_logs: list[dict[str, Any]] = []
-    if data.validation is not None:
-        _check_validation_data(model, data.validation)
-    weight_count = sum(weight.size for weight in _prunable(model, config).values())
-    if directory is not None:
-        directory.begin()
-        rounds = directory.finished_rounds(1)
-        directory.go_on(rounds, (), 1)
-        if rounds:
-            model.set_weights(rounds[0].state["weights"])
-            masks = {path: weight != 0 for path, weight in _prunable(model, config).items()}
-            return PruningResult(
-                model, masks, [rounds[0].result], rounds[0].result.sparsity, imp_epochs(config, weight_count)
-            )
 
     def on_epoch_end(epoch: int, logs: dict[str, Any]) -> None:
         epoch_logs.append(plain_logs(logs))
         if directory is not None:
             directory.add_metrics(0, epoch, epoch_logs[-1])
-        if data.order is not None:
-            data.order.begin(0, epoch + 1)
+        if fitting.order is not None:
+            fitting.order.begin(0, epoch + 1)
 
     fit_with_tfmot(
         model,
-        lambda wrapped, own_callbacks: wrapped.fit(
-            data.train,
-            epochs=config.epochs,
-            validation_data=data.validation,
-            callbacks=[*own_callbacks, *callbacks],
-            verbose=verbose,
-            **data.options,
-        ),
+        lambda wrapped, own: fitting.fit(wrapped, [*own, *fitting.callbacks], epochs=config.epochs),
         on_epoch_end,
         target_sparsity=config.target_sparsity,
-        ramp_steps=max(1, round(config.ramp * config.epochs * _steps_per_epoch(data))),
+        ramp_steps=max(1, round(config.ramp * config.epochs * _steps_per_epoch(fitting))),
         include=tuple(config.include),
         exclude=tuple(config.exclude),
     )
     weights = _prunable(model, config)
-    masks = {path: weight != 0 for path, weight in weights.items()}
+    masks = _zero_masks(weights)
     check_finite(weights, masks)
     result = RoundResult.of(0, epoch_logs, masks, time.monotonic() - started_at)
     if directory is not None:
-        directory.save_round(
-            result, epoch_logs, masks, model.save_weights, {"weights": model.get_weights()}, final=True
-        )
-    return PruningResult(model, masks, [result], result.sparsity, imp_epochs(config, weight_count))
+        directory.save_round(result, epoch_logs, masks, model.save_weights, {"weights": model.get_weights()})
+    return result, masks
+
+
+def _zero_masks(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The masks of weights whose pruned entries are zero."""
+    return {path: weight != 0 for path, weight in weights.items()}
 
 
 def _prunable(model: Any, config: PruningConfig) -> dict[str, np.ndarray]:
     return select_prunable(model, config.include, config.exclude)
 
 
-def _steps_per_epoch(data: _FitData) -> int:
-    steps = data.options.get("steps_per_epoch")
+def _steps_per_epoch(fitting: _Fitting) -> int:
+    steps = fitting.options.get("steps_per_epoch")
     if steps is None:
-        steps = int(data.train.cardinality()) if isinstance(data.train, tf.data.Dataset) else len(data.train)
+        steps = batch_count(fitting.train)
     if steps < 1:
         raise ValueError(
             "method='tfmot' must know how many batches an epoch has, and train_data does not tell. Use "

@@ -49,6 +49,9 @@ _LOCK = ".aimp_tf_lock"
 _OVERWRITTEN = f"{UNFINISHED}overwritten"
 _ROUND_NAMES = re.compile(r"round_\d{3,}|final")
 _OWN_NAMES = re.compile(rf"(config|environment|signature)\.json|metrics\.jsonl|{_ROUND_NAMES.pattern}")
+_SIGNED_FILES = ("config.json", "environment.json")
+_ROUND_FILES = ("masks.npz", "state.npz", "weights.weights.h5")
+_BACKUP_FILES = ("state.npz",)
 _PACKAGES = ("aimp_tf", "tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "numpy")
 
 
@@ -64,19 +67,6 @@ class FinishedRound:
 
     result: RoundResult
     logs: list[dict[str, Any]]
-    state: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Backup:
-    """The state within a round.
-
-    Attributes:
-        epoch: Epochs of the round that were done.
-        state: What `save_backup` was given.
-    """
-
-    epoch: int
     state: dict[str, Any]
 
 
@@ -143,6 +133,7 @@ class RunDirectory:
         self._overwrite = overwrite
         self._lock: int | None = None
         self._made: list[pathlib.Path] = []
+        self._round_count = 0
         self._begun = False
         self._saved = False
 
@@ -152,7 +143,7 @@ class RunDirectory:
         Raises:
             RuntimeError: Another process uses the folder, or it cannot be written.
         """
-        with _told_apart(self.path):
+        with _naming_the_folder(self.path):
             self._made = [folder for folder in (self.path, *self.path.absolute().parents) if not folder.exists()]
             while self._lock is None:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -182,14 +173,18 @@ class RunDirectory:
         os.close(self._lock)
         self._lock = None
 
-    def begin(self) -> None:
+    def begin(self, round_count: int) -> None:
         """Begins a run here, or makes sure that the one that is here is the same.
+
+        Args:
+            round_count: Rounds of the whole run, the final one included.
 
         Raises:
             ValueError: It has another config, model or data, or does not say which, for its files are damaged.
             RuntimeError: The folder cannot be written.
         """
-        with _told_apart(self.path):
+        self._round_count = round_count
+        with _naming_the_folder(self.path):
             if self._put_aside:  # By a process that was killed before it said what became of it.
                 if self._rounds() or (self.path / "metrics.jsonl").exists():
                     shutil.rmtree(self.path / _OVERWRITTEN)
@@ -206,24 +201,20 @@ class RunDirectory:
             self._begun = True
             write_atomically(self.path / "config.json", self._config.to_json())
             write_atomically(self.path / "environment.json", json.dumps(_environment(), indent=2))
-            files = {name: checksum(self.path / name) for name in ("config.json", "environment.json")}
             # Last: without it, the run has not begun.
-            write_json(self.path / "signature.json", {**self._signature, "files": files})
+            write_json(self.path / "signature.json", {**self._signature, "files": _checksums(self.path, _SIGNED_FILES)})
 
-    def finished_rounds(self, count: int) -> list[FinishedRound]:
+    def finished_rounds(self) -> list[FinishedRound]:
         """The rounds that are done, from the first one on.
-
-        Args:
-            count: Rounds of the whole run, the final one included.
 
         Raises:
             ValueError: A file of one is damaged.
             RuntimeError: One cannot be read.
         """
         rounds: list[FinishedRound] = []
-        with _told_apart(self.path):
-            for index in range(count):
-                folder = self._folder(index, final=index == count - 1)
+        with _naming_the_folder(self.path):
+            for index in range(self._round_count):
+                folder = self._folder(index)
                 if not os.path.lexists(folder / "result.json"):
                     break
                 try:
@@ -235,32 +226,31 @@ class RunDirectory:
                     ) from error
         return rounds
 
-    def backup(self, index: int, *, final: bool) -> Backup | None:
-        """The newest state within a round, if there is one. What is damaged is named in the log and removed."""
-        folder = self._folder(index, final) / "backup"
-        with _told_apart(self.path):
+    def backup(self, index: int) -> dict[str, Any] | None:
+        """The newest state within a round, as `save_backup` got it, if there is one.
+
+        What is damaged is named in the log and removed.
+        """
+        folder = self._folder(index) / "backup"
+        with _naming_the_folder(self.path):
             for path in sorted(folder.glob("epoch_*"), reverse=True):
                 try:
                     _check_folders(path, folder, folder.parent)
-                    fields = read_json(path / "state.json")
-                    check_files(path, {"state.npz": str(fields.get("state.npz"))})
-                    return Backup(int(fields["epoch"]), unpack(fields["state"], read_arrays(path / "state.npz")))
+                    return _read_state(path, _read_noted(path / "state.json", _BACKUP_FILES)["state"])
                 except (KeyError, TypeError, ValueError) as error:
                     logger.warning("%s. The round goes on from an earlier epoch.", error)
                     self._remove([path])
         return None
 
-    def go_on(self, rounds: Sequence[FinishedRound], epoch_logs: Sequence[Mapping[str, Any]], count: int) -> None:
+    def go_on(self, rounds: Sequence[FinishedRound], epoch_logs: Sequence[Mapping[str, Any]]) -> None:
         """Removes what is beyond these rounds and the epochs of the one that follows, and what writing left half-done.
 
         Args:
             rounds: What `finished_rounds` gave.
             epoch_logs: The logs of the epochs of the next round that a backup holds.
-            count: As in `finished_rounds`.
         """
-        with _told_apart(self.path):
-            next_folder = self._folder(len(rounds), final=len(rounds) == count - 1)
-            done = [self._folder(round_.result.index, final=round_.result.index == count - 1) for round_ in rounds]
+        with _naming_the_folder(self.path):
+            *done, next_folder = map(self._folder, range(len(rounds) + 1))
             # Links first, lest what they lead to be taken for the run's.
             links = [
                 path for folder in (*done, next_folder) for path in (folder, folder / "backup") if path.is_symlink()
@@ -270,40 +260,36 @@ class RunDirectory:
             self._remove(folder / "backup" for folder in done)
             for folder in (self.path, *done, next_folder):
                 self._remove(path for path in folder.glob(f"{UNFINISHED}*") if path.name != _OVERWRITTEN)
-            lines = [line for round_ in rounds for line in _metric_lines(round_.result.index, 0, round_.logs)]
-            lines += _metric_lines(len(rounds), 0, epoch_logs)
-            text = "".join(f"{line}\n" for line in lines)
+            logs = [*(round_.logs for round_ in rounds), epoch_logs]
+            lines = [line for index, of_round in enumerate(logs) for line in _metric_lines(index, of_round)]
             path = self.path / "metrics.jsonl"
             # Also in place of a link.
-            if text:
-                write_atomically(path, text.removesuffix("\n"))
+            if lines:
+                write_atomically(path, "\n".join(lines))
             else:
                 path.unlink(missing_ok=True)
 
     def add_metrics(self, index: int, epoch: int, logs: Mapping[str, Any]) -> None:
         """Adds the logs of an epoch to metrics.jsonl, a line for training and, where it was validated, another."""
-        with _told_apart(self.path):
+        with _naming_the_folder(self.path):
             with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in _metric_lines(index, epoch, [logs]))
+                file.writelines(f"{line}\n" for line in _metric_lines(index, [logs], epoch))
             self._note_saved()
 
-    def save_backup(self, index: int, epoch: int, state: Mapping[str, Any], *, final: bool) -> None:
+    def save_backup(self, index: int, epoch: int, state: Mapping[str, Any]) -> None:
         """Saves the state of a round after `epoch` of its epochs, in place of an earlier one.
 
         Args:
             index: The round's.
             epoch: Number of epochs done.
             state: As `safe_files.pack` takes it.
-            final: Whether this is the final training.
         """
-        folder = self._folder(index, final) / "backup"
-        with _told_apart(self.path):
+        folder = self._folder(index) / "backup"
+        with _naming_the_folder(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             with folder_that_appears_whole(folder / f"epoch_{epoch:06d}") as path:
-                arrays: dict[str, np.ndarray] = {}
-                fields = {"epoch": epoch, "state": pack(state, arrays)}
-                write_arrays(path / "state.npz", arrays)
-                write_json(path / "state.json", {**fields, "state.npz": checksum(path / "state.npz")})
+                packed = _write_state(path, state)
+                write_json(path / "state.json", {"state": packed, "files": _checksums(path, _BACKUP_FILES)})
             self._remove(sorted(folder.glob("epoch_*"))[:-1])
 
     def save_round(
@@ -313,8 +299,6 @@ class RunDirectory:
         masks: Mapping[str, np.ndarray],
         save_weights: Callable[[str], object],
         state: Mapping[str, Any],
-        *,
-        final: bool,
     ) -> None:
         """Saves a finished round: its masks, weights and state and, last of all, its result.json.
 
@@ -324,21 +308,16 @@ class RunDirectory:
             masks: Path -> bool array.
             save_weights: Writes the weights of the model to a file whose name it is given.
             state: As `safe_files.pack` takes it.
-            final: Whether this was the final training.
         """
-        folder = self._folder(result.index, final)
-        with _told_apart(self.path):
+        folder = self._folder(result.index)
+        with _naming_the_folder(self.path):
             folder.mkdir(exist_ok=True)
-            arrays: dict[str, np.ndarray] = {}
-            packed = pack(state, arrays)
-            write_arrays(folder / "state.npz", arrays)
+            packed = _write_state(folder, state)
             write_arrays(folder / "masks.npz", masks, compressed=True)
             with replacing(folder / "weights.weights.h5") as path:
                 save_weights(str(path))
-            names = ("masks.npz", "state.npz", "weights.weights.h5")
-            files = {name: checksum(folder / name) for name in names}
-            fields = {**dataclasses.asdict(result), "logs": list(epoch_logs), "state": packed, "files": files}
-            write_json(folder / "result.json", fields)
+            fields = {**dataclasses.asdict(result), "logs": list(epoch_logs), "state": packed}
+            write_json(folder / "result.json", {**fields, "files": _checksums(folder, _ROUND_FILES)})
             self._remove([folder / "backup"])
             self._note_saved()
 
@@ -364,14 +343,10 @@ class RunDirectory:
     def _check_same(self) -> None:
         elsewhere = "Name another folder, or pass overwrite=True to begin anew in this one."
         try:
-            there = read_json(self.path / "signature.json")
-            files = there.pop("files")
-            if set(files) != {"config.json", "environment.json"}:
-                raise DamagedFileError(f"{self.path / 'signature.json'} names other files than those of a run")
-            check_files(self.path, files)
+            there = _read_noted(self.path / "signature.json", _SIGNED_FILES)
             there["config"] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
             environment = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"workdir {self.path} holds a run that cannot be trusted: {error}. {elsewhere}") from error
         here = {"config": json.loads(self._config.to_json()), **self._signature}
         if differing := list_differences(there, here):
@@ -387,8 +362,8 @@ class RunDirectory:
                     now[name],
                 )
 
-    def _folder(self, index: int, final: bool) -> pathlib.Path:
-        return self.path / ("final" if final else f"round_{index:03d}")
+    def _folder(self, index: int) -> pathlib.Path:
+        return self.path / ("final" if index == self._round_count - 1 else f"round_{index:03d}")
 
     def _rounds(self) -> list[pathlib.Path]:
         return [path for path in self._own_entries() if _ROUND_NAMES.fullmatch(path.name) and not path.is_symlink()]
@@ -429,8 +404,8 @@ class RunDirectory:
 
 
 @contextlib.contextmanager
-def _told_apart(path: pathlib.Path) -> Iterator[None]:
-    """Says which folder could not be written, and that nothing that was done is lost."""
+def _naming_the_folder(path: pathlib.Path) -> Iterator[None]:
+    """Says of an error of the file system which folder it was, and that nothing that was done is lost."""
     try:
         yield
     except OSError as error:
@@ -449,19 +424,45 @@ def _is_open_at(descriptor: int, path: pathlib.Path) -> bool:
 
 def _read_round(folder: pathlib.Path, index: int) -> FinishedRound:
     _check_folders(folder)
-    fields = read_json(folder / "result.json")
+    fields = _read_noted(folder / "result.json", _ROUND_FILES)
     try:
-        files = fields.pop("files")
-        if set(files) != {"masks.npz", "state.npz", "weights.weights.h5"}:
-            raise DamagedFileError(f"{folder / 'result.json'} names other files than those of a round")
-        check_files(folder, files)
-        logs, state = fields.pop("logs"), unpack(fields.pop("state"), read_arrays(folder / "state.npz"))
+        logs, state = fields.pop("logs"), _read_state(folder, fields.pop("state"))
         result = RoundResult(**{**fields, "emptied": tuple(fields["emptied"]), "guarded": tuple(fields["guarded"])})
-        if result.index != index:
-            raise DamagedFileError(f"{folder} holds round {result.index + 1}")
-        return FinishedRound(result, logs, state)
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{folder / 'result.json'} is not the result of a round: {error}") from error
+    if result.index != index:
+        raise DamagedFileError(f"{folder} holds round {result.index + 1}")
+    return FinishedRound(result, logs, state)
+
+
+def _write_state(folder: pathlib.Path, state: Mapping[str, Any]) -> Any:
+    """Writes the arrays of a state to state.npz, and gives what is left of it for the JSON file beside it."""
+    arrays: dict[str, np.ndarray] = {}
+    packed = pack(state, arrays)
+    write_arrays(folder / "state.npz", arrays)
+    return packed
+
+
+def _read_state(folder: pathlib.Path, packed: Any) -> dict[str, Any]:
+    return unpack(packed, read_arrays(folder / "state.npz"))
+
+
+def _checksums(folder: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
+    return {name: checksum(folder / name) for name in names}
+
+
+def _read_noted(path: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
+    """The fields of a JSON file, but for "files": the `_checksums` of the files beside it, which are compared.
+
+    Raises:
+        DamagedFileError: One of them, or the file itself, is damaged, or it names others than `names`.
+    """
+    fields = read_json(path)
+    files = fields.pop("files", None)
+    if not isinstance(files, dict) or set(files) != set(names):
+        raise DamagedFileError(f"{path} names other files than {', '.join(names)}")
+    check_files(path.parent, files)
+    return fields
 
 
 def _check_folders(*folders: pathlib.Path) -> None:
@@ -486,7 +487,7 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _metric_lines(index: int, first_epoch: int, epoch_logs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _metric_lines(index: int, epoch_logs: Sequence[Mapping[str, Any]], first_epoch: int = 0) -> list[str]:
     """A line for the training of each epoch and, where it was validated, one for validation."""
     lines = []
     for epoch, logs in enumerate(epoch_logs, start=first_epoch):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.input_pipeline import batch_count, spec_of
 from aimp_tf.masked_model import keras_generation, select_prunable
 
 
@@ -41,8 +42,7 @@ def data_signature(data: Any, prepared: Any, fit_options: Mapping[str, Any]) -> 
         prepared: What `input_pipeline.prepare` made of it.
         fit_options: The options of `fit` that it is read with.
     """
-    batches = int(prepared.cardinality()) if isinstance(prepared, tf.data.Dataset) else len(prepared)
-    signature: dict[str, Any] = {"fit_options": fit_options, "batches": batches, "spec": spec_of(prepared)}
+    signature = {"fit_options": fit_options, "batches": batch_count(prepared), "spec": spec_of(prepared)}
     if isinstance(data, tuple):
         checksum = 0
         for array in tf.nest.flatten(data):
@@ -50,14 +50,6 @@ def data_signature(data: Any, prepared: Any, fit_options: Mapping[str, Any]) -> 
                 checksum = zlib.crc32(np.asarray(array).tobytes(), checksum)
         signature["crc32"] = checksum
     return _plain(signature)
-
-
-def spec_of(data: Any) -> str:
-    """The dtypes and shapes of a dataset's batches, or the type of another kind of data."""
-    if not isinstance(data, tf.data.Dataset):
-        return f"batches of a {type(data).__name__}"
-    parts = tf.nest.map_structure(lambda spec: f"{spec.dtype.name}{list(spec.shape)}", data.element_spec)
-    return str(parts).replace("'", "")
 
 
 def _layer_signature(layer: Any) -> dict[str, Any]:
