@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from aimp_tf.exporting import export
     from aimp_tf.masked_model import sparsity, strip, wrap
     from aimp_tf.pruning import prune
-    from aimp_tf.result import PruningResult, RoundResult
+    from aimp_tf.result import PruningResult
+    from aimp_tf.rounds import RoundResult
 
 __all__ = [
     "GlobalMagnitudePruning",
@@ -30,7 +31,7 @@ __all__ = [
 _HOMES = {
     "GlobalMagnitudePruning": "callback",
     "PruningResult": "result",
-    "RoundResult": "result",
+    "RoundResult": "rounds",
     "export": "exporting",
     "prune": "pruning",
     "sparsity": "masked_model",

@@ -16,7 +16,7 @@ from aimp_tf.masked_model import MaskedModel
 from aimp_tf.other_callbacks import OtherCallbacks
 from aimp_tf.plan import Round, least_survivors, make_plan, ramp_survivors
 from aimp_tf.ranking import check_finite, keep_at_least, keep_same_fraction
-from aimp_tf.result import RoundResult, duration_text, plain_logs
+from aimp_tf.rounds import RoundResult, duration_text, plain_logs
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ class GlobalMagnitudePruning(EpochCallback):
         self._rewind_steps = 0
         self._steps_per_epoch: float | None = None
         self._guarded: tuple[str, ...] = ()
+        self._thresholds: dict[str, float] = {}
         self._would_be_masks: list[np.ndarray] | None = None
         self._ramp_step = 0
         self._started_at = 0.0
@@ -161,7 +162,7 @@ class GlobalMagnitudePruning(EpochCallback):
         plan = make_plan(self.config, masked.weight_count)
         if self.config.method != "dense":
             self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
-            self._rank(masked, plan[-1].kept)
+            self._rank(masked.weights(), masked.masks(), plan[-1].kept)
         if {"weights", "reinitialize"} & {round_.rewind for round_ in plan}:
             self._first = self._snapshot = masked.snapshot()
         self._plan = plan
@@ -177,6 +178,7 @@ class GlobalMagnitudePruning(EpochCallback):
             "rewind_steps": self._rewind_steps,
             "steps_per_epoch": self._steps_per_epoch,
             "guarded": list(self._guarded),
+            "thresholds": self._thresholds,
             "ramp_step": self._ramp_step,
             "would_be_masks": self._would_be_masks,
         }
@@ -211,6 +213,7 @@ class GlobalMagnitudePruning(EpochCallback):
             self.epoch_logs = list(state["epoch_logs"])
             self._started_at = time.monotonic() - state["seconds"]
             self._guarded = tuple(state["guarded"])
+            self._thresholds = dict(state["thresholds"])
             self._ramp_step = state["ramp_step"]
             self._would_be_masks = state["would_be_masks"]
 
@@ -275,7 +278,8 @@ class GlobalMagnitudePruning(EpochCallback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
-        check_finite(masked.weights(), masked.masks())
+        weights = masked.weights()
+        check_finite(weights, masked.masks())
         masked.check_sparse()
         kept, round_ = masked.kept, self.round
         if kept != round_.kept:
@@ -290,7 +294,13 @@ class GlobalMagnitudePruning(EpochCallback):
             self._steps_per_epoch = masked.optimizer.steps / len(self.epoch_logs)
         self.rounds.append(
             RoundResult.of(
-                round_.index, self.epoch_logs, masked.masks(), time.monotonic() - self._started_at, self._guarded
+                round_.index,
+                self.epoch_logs,
+                weights,
+                masked.masks(),
+                time.monotonic() - self._started_at,
+                thresholds=self._thresholds,
+                guarded=self._guarded,
             )
         )
 
@@ -340,7 +350,7 @@ class GlobalMagnitudePruning(EpochCallback):
 
     def _stop_if_settled(self, masked: MaskedModel, distance: float) -> None:
         assert self._plan is not None
-        would_be, _ = self._rank(masked, self._plan[len(self.rounds) + 1].kept)
+        would_be, _ = self._rank(masked.weights(), masked.masks(), self._plan[len(self.rounds) + 1].kept)
         before, self._would_be_masks = self._would_be_masks, list(would_be.values())
         if before is None:
             return
@@ -353,8 +363,8 @@ class GlobalMagnitudePruning(EpochCallback):
             self.model.stop_training = True
 
     def _prune(self, masked: MaskedModel, keep: int) -> None:
-        before = masked.masks()
-        after, self._guarded = self._rank(masked, keep)
+        weights, before = masked.weights(), masked.masks()
+        after, self._guarded = self._rank(weights, before, keep)
         emptied = [path for path, mask in after.items() if before[path].any() and not mask.any()]
         if emptied:
             logger.warning(
@@ -362,11 +372,15 @@ class GlobalMagnitudePruning(EpochCallback):
                 "in exclude, or set max_layer_sparsity or min_layer_survivors.",
                 ", ".join(emptied),
             )
+        self._thresholds = {
+            path: float(np.abs(weights[path][mask]).min()) for path, mask in after.items() if mask.any()
+        }
         masked.set_masks(after)
 
-    def _rank(self, masked: MaskedModel, keep: int) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    def _rank(
+        self, weights: dict[str, np.ndarray], masks: dict[str, np.ndarray], keep: int
+    ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """The masks that keep the best `keep` survivors, and where the limits on single variables changed them."""
-        weights, masks = masked.weights(), masked.masks()
         check_finite(weights, masks)
         scores, signed = scores_of(self.config.criterion, weights, masks, self._generator(len(self.rounds)))
         choose = keep_at_least if self.config.scope == "global" else keep_same_fraction

@@ -20,7 +20,8 @@ from aimp_tf.masked_model import check_model, fit_with_tfmot, is_built, mask_mod
 from aimp_tf.plan import imp_epochs
 from aimp_tf.progress import RunProgress
 from aimp_tf.ranking import check_finite
-from aimp_tf.result import PruningResult, RoundResult, plain_logs
+from aimp_tf.result import PruningResult
+from aimp_tf.rounds import RoundResult, plain_logs
 from aimp_tf.run_directory import RunDirectory, check_workdir
 from aimp_tf.signature import data_signature, model_signature
 
@@ -219,6 +220,7 @@ def _prune_in_rounds(
         # On the pruned variables alone: `include` and `exclude` leave others out.
         sparsity=sparsity(pruned, config.include, config.exclude),
         imp_epochs=imp_epochs(config, masked.weight_count),
+        config=config,
     )
 
 
@@ -239,7 +241,7 @@ def _prune_with_tfmot(
         result, masks = rounds[0].result, _zero_masks(_prunable(model, config))
     else:
         result, masks = _train_with_tfmot(model, config, fitting, directory)
-    return PruningResult(model, masks, [result], result.sparsity, imp_epochs(config, weight_count))
+    return PruningResult(model, masks, [result], result.sparsity, imp_epochs(config, weight_count), config)
 
 
 def _train_with_tfmot(
@@ -267,7 +269,7 @@ def _train_with_tfmot(
     weights = _prunable(model, config)
     masks = _zero_masks(weights)
     check_finite(weights, masks)
-    result = RoundResult.of(0, epoch_logs, masks, time.monotonic() - started_at)
+    result = RoundResult.of(0, epoch_logs, weights, masks, time.monotonic() - started_at)
     if directory is not None:
         directory.save_round(result, epoch_logs, masks, model.save_weights, {"weights": model.get_weights()})
     return result, masks

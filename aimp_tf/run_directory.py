@@ -2,7 +2,7 @@
 
 A round is done when its result.json is there, which is written last and holds the checksums of the round's other files.
 Its state.npz is all that a run goes on from; masks.npz and weights.weights.h5 are for people. Within a round, backup/
-holds the state at the end of an epoch.
+holds the state at the end of an epoch. metrics.jsonl and tensorboard/ follow from the rounds: they are made anew from them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import fcntl
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -21,12 +22,12 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aimp_tf.config import PruningConfig, list_differences
-from aimp_tf.result import RoundResult
+from aimp_tf.rounds import RoundResult, by_split
 from aimp_tf.safe_files import (
     UNFINISHED,
     DamagedFileError,
@@ -43,12 +44,15 @@ from aimp_tf.safe_files import (
     write_json,
 )
 
+if TYPE_CHECKING:
+    from aimp_tf.tensorboard import TensorBoardLog
+
 logger = logging.getLogger(__name__)
 
 _LOCK = ".aimp_tf_lock"
 _OVERWRITTEN = f"{UNFINISHED}overwritten"
 _ROUND_NAMES = re.compile(r"round_\d{3,}|final")
-_OWN_NAMES = re.compile(rf"(config|environment|signature)\.json|metrics\.jsonl|{_ROUND_NAMES.pattern}")
+_OWN_NAMES = re.compile(rf"(config|environment|signature)\.json|metrics\.jsonl|tensorboard|{_ROUND_NAMES.pattern}")
 _SIGNED_FILES = ("config.json", "environment.json")
 _ROUND_FILES = ("masks.npz", "state.npz", "weights.weights.h5")
 _BACKUP_FILES = ("state.npz",)
@@ -68,6 +72,50 @@ class FinishedRound:
     result: RoundResult
     logs: list[dict[str, Any]]
     state: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedRun:
+    """What there is to tell of a run, be it done or not.
+
+    Attributes:
+        name: What to call it.
+        config: The fields of its `PruningConfig`, as they come from JSON.
+        environment: What `describe_environment` gave when it began, and the time.
+        rounds: The rounds that are done.
+        finished: Whether the final training is among them.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    rounds: Sequence[RoundResult]
+    finished: bool
+
+
+def read_run(path: str | os.PathLike[str]) -> RecordedRun:
+    """What a run has left in its folder so far. It may still be training there: nothing is locked or written.
+
+    Raises:
+        ValueError: The folder holds no run, or one whose files are damaged.
+        RuntimeError: It cannot be read.
+    """
+    path = pathlib.Path(path)
+    if not os.path.lexists(path / "signature.json"):
+        raise ValueError(f"{path} holds no run: there is no signature.json in it. Name the workdir of a run.")
+    with _naming_the_folder(path):
+        try:
+            _read_noted(path / "signature.json", _SIGNED_FILES)
+            config, environment = (json.loads((path / name).read_text(encoding="utf-8")) for name in _SIGNED_FILES)
+            rounds: list[RoundResult] = []
+            while os.path.lexists(path / f"round_{len(rounds):03d}" / "result.json"):
+                rounds.append(_read_result(path / f"round_{len(rounds):03d}", len(rounds))[0])
+            finished = os.path.lexists(path / "final" / "result.json")
+            if finished:
+                rounds.append(_read_result(path / "final", len(rounds))[0])
+        except DamagedFileError as error:
+            raise ValueError(f"The run in {path} cannot be trusted: {error}.") from error
+    return RecordedRun(os.fspath(path), config, environment, rounds, finished)
 
 
 def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -136,6 +184,7 @@ class RunDirectory:
         self._round_count = 0
         self._begun = False
         self._saved = False
+        self._tensorboard: TensorBoardLog | None = None
 
     def __enter__(self) -> RunDirectory:
         """Makes the folder and takes its lock, which ends with this process, however that comes about.
@@ -162,6 +211,8 @@ class RunDirectory:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         """Lets other processes use the folder; if an exception came before anything was saved, all is as it was."""
         assert self._lock is not None
+        if self._tensorboard is not None:
+            self._tensorboard.close()
         if kind is not None and self._begun and not self._saved:
             with contextlib.suppress(OSError):
                 self._put_back()
@@ -200,7 +251,9 @@ class RunDirectory:
                 return
             self._begun = True
             write_atomically(self.path / "config.json", self._config.to_json())
-            write_atomically(self.path / "environment.json", json.dumps(_environment(), indent=2))
+            started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            environment = {"started": started, **describe_environment()}
+            write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
             # Last: without it, the run has not begun.
             write_json(self.path / "signature.json", {**self._signature, "files": _checksums(self.path, _SIGNED_FILES)})
 
@@ -268,12 +321,15 @@ class RunDirectory:
                 write_atomically(path, "\n".join(lines))
             else:
                 path.unlink(missing_ok=True)
+            self._begin_tensorboard(rounds, epoch_logs)
 
     def add_metrics(self, index: int, epoch: int, logs: Mapping[str, Any]) -> None:
         """Adds the logs of an epoch to metrics.jsonl, a line for training and, where it was validated, another."""
         with _naming_the_folder(self.path):
             with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in _metric_lines(index, [logs], epoch))
+            if self._tensorboard is not None:
+                self._tensorboard.add_epoch(logs)
             self._note_saved()
 
     def save_backup(self, index: int, epoch: int, state: Mapping[str, Any]) -> None:
@@ -319,6 +375,8 @@ class RunDirectory:
             fields = {**dataclasses.asdict(result), "logs": list(epoch_logs), "state": packed}
             write_json(folder / "result.json", {**fields, "files": _checksums(folder, _ROUND_FILES)})
             self._remove([folder / "backup"])
+            if self._tensorboard is not None:
+                self._tensorboard.add_round(result)
             self._note_saved()
 
     def save_model(self, model: Any) -> None:
@@ -340,6 +398,20 @@ class RunDirectory:
                 f"{self.path}."
             ) from error
 
+    def _begin_tensorboard(self, rounds: Sequence[FinishedRound], epoch_logs: Sequence[Mapping[str, Any]]) -> None:
+        self._remove([self.path / "tensorboard"])
+        if importlib.util.find_spec("tensorboard") is None:
+            return
+        from aimp_tf.tensorboard import TensorBoardLog  # As `export` above.
+
+        self._tensorboard = TensorBoardLog(self.path / "tensorboard")
+        for round_ in rounds:
+            for logs in round_.logs:
+                self._tensorboard.add_epoch(logs)
+            self._tensorboard.add_round(round_.result)
+        for logs in epoch_logs:
+            self._tensorboard.add_epoch(logs)
+
     def _check_same(self) -> None:
         elsewhere = "Name another folder, or pass overwrite=True to begin anew in this one."
         try:
@@ -351,7 +423,7 @@ class RunDirectory:
         here = {"config": json.loads(self._config.to_json()), **self._signature}
         if differing := list_differences(there, here):
             raise ValueError(f"workdir {self.path} holds another run: {'; '.join(differing)}. {elsewhere}")
-        now = _environment()
+        now = describe_environment()
         for name in ("python", "versions", "devices"):
             if environment.get(name) != now[name]:
                 logger.warning(
@@ -423,16 +495,25 @@ def _is_open_at(descriptor: int, path: pathlib.Path) -> bool:
 
 
 def _read_round(folder: pathlib.Path, index: int) -> FinishedRound:
-    _check_folders(folder)
-    fields = _read_noted(folder / "result.json", _ROUND_FILES)
+    result, fields = _read_result(folder, index)
+    _check_noted(folder / "result.json", fields, _ROUND_FILES)
     try:
-        logs, state = fields.pop("logs"), _read_state(folder, fields.pop("state"))
-        result = RoundResult(**{**fields, "emptied": tuple(fields["emptied"]), "guarded": tuple(fields["guarded"])})
-    except (KeyError, TypeError, AttributeError) as error:
+        return FinishedRound(result, fields["logs"], _read_state(folder, fields["state"]))
+    except KeyError as error:
+        raise DamagedFileError(f"{folder / 'result.json'} is not the result of a round: {error}") from error
+
+
+def _read_result(folder: pathlib.Path, index: int) -> tuple[RoundResult, dict[str, Any]]:
+    """What came of a round, and all that its result.json holds."""
+    _check_folders(folder)
+    fields = read_json(folder / "result.json")
+    try:
+        result = RoundResult.from_fields(fields)
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{folder / 'result.json'} is not the result of a round: {error}") from error
     if result.index != index:
         raise DamagedFileError(f"{folder} holds round {result.index + 1}")
-    return FinishedRound(result, logs, state)
+    return result, fields
 
 
 def _write_state(folder: pathlib.Path, state: Mapping[str, Any]) -> Any:
@@ -458,11 +539,17 @@ def _read_noted(path: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
         DamagedFileError: One of them, or the file itself, is damaged, or it names others than `names`.
     """
     fields = read_json(path)
-    files = fields.pop("files", None)
+    _check_noted(path, fields, names)
+    del fields["files"]
+    return fields
+
+
+def _check_noted(path: pathlib.Path, fields: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Compares the checksums in a JSON file with those of the files beside it. Raises as `_read_noted`."""
+    files = fields.get("files")
     if not isinstance(files, dict) or set(files) != set(names):
         raise DamagedFileError(f"{path} names other files than {', '.join(names)}")
     check_files(path.parent, files)
-    return fields
 
 
 def _check_folders(*folders: pathlib.Path) -> None:
@@ -471,11 +558,11 @@ def _check_folders(*folders: pathlib.Path) -> None:
             raise DamagedFileError(f"{folder} is a link")
 
 
-def _environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
+    """The command, versions and devices of this process."""
     import tensorflow as tf
 
     return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": list(sys.argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -491,12 +578,8 @@ def _metric_lines(index: int, epoch_logs: Sequence[Mapping[str, Any]], first_epo
     """A line for the training of each epoch and, where it was validated, one for validation."""
     lines = []
     for epoch, logs in enumerate(epoch_logs, start=first_epoch):
-        for split, prefix in (("train", ""), ("validation", "val_")):
-            metrics = {
-                name.removeprefix(prefix): value
-                for name, value in logs.items()
-                if name.startswith("val_") == bool(prefix)
-            }
-            if metrics:
-                lines.append(json.dumps({"round": index, "epoch": epoch, "split": split, **metrics}))
+        lines += [
+            json.dumps({"round": index, "epoch": epoch, "split": split, **metrics})
+            for split, metrics in by_split(logs).items()
+        ]
     return lines

@@ -132,12 +132,13 @@ def test_types_are_shipped():
 # Each module may import those before it.
 LAYERS = [
     ["config", "safe_files"],
-    ["plan", "ranking", "criteria", "result"],
-    ["learning_rate", "input_pipeline", "other_callbacks"],
+    ["plan", "ranking", "criteria", "rounds"],
+    ["learning_rate", "input_pipeline", "other_callbacks", "plots", "tensorboard"],
     ["masked_model"],
     ["callback", "exporting", "signature"],
     ["run_directory"],
-    ["progress"],
+    ["progress", "report"],
+    ["result"],
     ["pruning"],
     ["experiments"],
 ]

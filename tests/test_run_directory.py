@@ -24,6 +24,7 @@ def test_what_a_run_leaves(make_mlp, blobs, tmp_path):
         "round_000",
         "round_001",
         "signature.json",
+        "tensorboard",
     ]
     for name in ("round_000", "round_001", "final"):
         own = {"masks.npz", "result.json", "state.npz", "weights.weights.h5"}

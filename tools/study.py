@@ -20,6 +20,7 @@ from absl import flags
 
 from aimp_tf.experiments import command_line, executors, run_study, study_report
 from aimp_tf.experiments.study import Study
+from aimp_tf.plots import check_matplotlib
 
 _CONFIG = command_line.define_config(Study)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study: new, or the same study's from before. Required.")
@@ -39,7 +40,7 @@ def main() -> int:
     study, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value).absolute()
     data_dir = os.path.abspath(_DATA_DIR.value) if _DATA_DIR.value else None
     with command_line.refusing():
-        study_report.check_matplotlib()
+        check_matplotlib("study")
         jobs, results = run_study.plan_study(study, workdir, [] if _REPORT_ONLY.value else _ARMS.value)
         if _EXECUTOR.value == "ray" and jobs:
             executor = executors.RayExecutor(_WORKERS.value, _RAY_ADDRESS.value)

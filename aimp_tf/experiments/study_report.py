@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import itertools
-import math
 import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aimp_tf.experiments.study import CellResult, Study
+from aimp_tf.plots import COLOURS, MARKERS, survivor_scale, tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = ("arm", "sparsity", "seed", "accuracy", "measured_sparsity", "epochs", "seconds")
-# Colours that colour-blind readers can tell apart (Okabe and Ito, 2008). Their number and that of the markers have no
-# common factor, so that no two arms look alike.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
-
-
-def check_matplotlib() -> None:
-    """Raises ModuleNotFoundError, with what to do, where the plots could not be drawn."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError('matplotlib is not installed; install it with pip install ".[study]".')
 
 
 def write_report(study: Study, results: Sequence[CellResult], workdir: pathlib.Path) -> str:
@@ -82,7 +71,7 @@ def plot_by_sparsity(study: Study, results: Sequence[CellResult]) -> Figure:
 
     figure = Figure(figsize=(4.2 + 1.2 * len(study.sparsities), 4.5), layout="constrained")
     axes = figure.add_subplot()
-    ticks = {sparsity: -math.log10(1 - sparsity) for sparsity in sorted(study.sparsities)}
+    ticks = {sparsity: survivor_scale(sparsity) for sparsity in sorted(study.sparsities)}
     width = 0.4 * min((after - before for before, after in itertools.pairwise(ticks.values())), default=1.0)
     points = {
         arm: [(tick + shift, group(study, results, arm, sparsity)) for sparsity, tick in ticks.items()]
@@ -150,7 +139,7 @@ def _draw(
     for number, arm in enumerate(study.arms):
         if not summaries.get(arm):
             continue
-        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         axes.errorbar(
             [x for x, _, _ in summaries[arm]],
             [mean for _, mean, _ in summaries[arm]],
@@ -184,9 +173,7 @@ def _finish(figure: Figure, study: Study) -> None:
     figure.axes[0].set_ylabel("test accuracy in percent")
     handles: dict[str, Any] = {}
     for axes in figure.axes:
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     drawn = [arm for arm in study.arms if arm in handles]
     figure.legend(handles=[handles[arm] for arm in drawn], loc="outside right upper", frameon=False)

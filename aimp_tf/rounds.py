@@ -1,0 +1,213 @@
+"""What came of the rounds of a run, as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_LOWEST_OCTAVE, _HIGHEST_OCTAVE = -20, 4
+_BINS_PER_OCTAVE = 4
+
+MAGNITUDE_EDGES: tuple[float, ...] = tuple(
+    2.0 ** (step / _BINS_PER_OCTAVE)
+    for step in range(_LOWEST_OCTAVE * _BINS_PER_OCTAVE, _HIGHEST_OCTAVE * _BINS_PER_OCTAVE + 1)
+)
+"""Edges of the bins of `LayerResult.magnitudes`: four to each octave from 2**-20 to 2**4."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerResult:
+    """One prunable variable at the end of a training.
+
+    Attributes:
+        path: Its path, such as "head/dense/kernel".
+        shape: Its shape.
+        kept: Number of its weights that were not masked.
+        threshold: The smallest magnitude that the last ranking kept in it; None where nothing was ranked or kept.
+        magnitudes: How many of its surviving weights have a magnitude in each of the bins between `MAGNITUDE_EDGES`.
+            Smaller ones, zeros included, are counted in the first bin, larger ones in the last.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    kept: int
+    threshold: float | None
+    magnitudes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: str, weight: np.ndarray, mask: np.ndarray, threshold: float | None) -> LayerResult:
+        """The result of a variable from its value and its mask, arrays of one shape."""
+        return cls(
+            path=path,
+            shape=weight.shape,
+            kept=int(np.count_nonzero(mask)),
+            threshold=threshold,
+            magnitudes=_count_magnitudes(weight[mask]),
+        )
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> LayerResult:
+        """From `dataclasses.asdict`, as it comes back from JSON. Raises KeyError, TypeError, ValueError for others."""
+        threshold = fields["threshold"]
+        layer = cls(
+            path=str(fields["path"]),
+            shape=tuple(map(int, fields["shape"])),
+            kept=int(fields["kept"]),
+            threshold=None if threshold is None else float(threshold),
+            magnitudes=tuple(map(int, fields["magnitudes"])),
+        )
+        if not 0 <= layer.kept <= layer.size or len(layer.magnitudes) != len(MAGNITUDE_EDGES) - 1:
+            raise ValueError(f"{layer.path} keeps {layer.kept} of {layer.size} weights in {len(layer.magnitudes)} bins")
+        return layer
+
+    @property
+    def size(self) -> int:
+        """Number of its weights."""
+        return math.prod(self.shape)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of its weights that were masked, in [0, 1]."""
+        return 1 - self.kept / self.size if self.size else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundResult:
+    """One training of a run.
+
+    Attributes:
+        index: Position in the run, from 0; the final training is the last.
+        epochs: Epochs trained; fewer than planned where a stopping rule ended the round.
+        kept: Number of prunable weights that were not masked.
+        sparsity: Fraction of the prunable weights that were masked, in [0, 1).
+        seconds: Wall time from the beginning of its `fit`, ranking and rewinding included, to its end.
+        metrics: The logs of its last epoch, such as {"loss": 0.1, "accuracy": 0.97, "val_accuracy": 0.95}; a list of
+            numbers where a metric gives several.
+        guarded: Paths of the variables that kept more weights than their rank gave them, for `max_layer_sparsity` or
+            `min_layer_survivors`.
+        layers: Each prunable variable by itself.
+    """
+
+    index: int
+    epochs: int
+    kept: int
+    sparsity: float
+    seconds: float
+    metrics: dict[str, Any]
+    guarded: tuple[str, ...] = ()
+    layers: tuple[LayerResult, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        index: int,
+        epoch_logs: Sequence[Mapping[str, Any]],
+        weights: Mapping[str, np.ndarray],
+        masks: Mapping[str, np.ndarray],
+        seconds: float,
+        *,
+        thresholds: Mapping[str, float] | None = None,
+        guarded: tuple[str, ...] = (),
+    ) -> RoundResult:
+        """The result of a training from the logs of its epochs, its weights and its masks, by path."""
+        thresholds = thresholds or {}
+        layers = tuple(LayerResult.of(path, weights[path], mask, thresholds.get(path)) for path, mask in masks.items())
+        kept = sum(layer.kept for layer in layers)
+        return cls(
+            index=index,
+            epochs=len(epoch_logs),
+            kept=kept,
+            sparsity=1 - kept / sum(layer.size for layer in layers),
+            seconds=seconds,
+            metrics=dict(epoch_logs[-1]) if epoch_logs else {},
+            guarded=guarded,
+            layers=layers,
+        )
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> RoundResult:
+        """From `dataclasses.asdict`, as it comes back from JSON. Raises KeyError, TypeError, ValueError for others."""
+        return cls(
+            index=int(fields["index"]),
+            epochs=int(fields["epochs"]),
+            kept=int(fields["kept"]),
+            sparsity=float(fields["sparsity"]),
+            seconds=float(fields["seconds"]),
+            metrics=dict(fields["metrics"]),
+            guarded=tuple(map(str, fields["guarded"])),
+            layers=tuple(map(LayerResult.from_fields, fields["layers"])),
+        )
+
+    @property
+    def emptied(self) -> tuple[str, ...]:
+        """Paths of the variables of which nothing was left."""
+        return tuple(layer.path for layer in self.layers if not layer.kept)
+
+
+def plain_logs(logs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The logs that Keras gives at the end of an epoch, as numbers and lists of numbers."""
+    return {name: np.asarray(value).tolist() for name, value in (logs or {}).items()}
+
+
+def by_split(logs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The logs of an epoch as those of "train" and, where it was validated, of "validation", without its "val_"."""
+    splits: dict[str, dict[str, Any]] = {}
+    for name, value in logs.items():
+        split = "validation" if name.startswith("val_") else "train"
+        splits.setdefault(split, {})[name.removeprefix("val_")] = value
+    return splits
+
+
+def duration_text(seconds: float) -> str:
+    """A duration in the unit that suits it, such as "12 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def number_text(value: Any) -> str:
+    """A metric, or the numbers of one that gives several, with four digits after the point; "" for None."""
+    return "" if value is None else " ".join(f"{number:.4f}" for number in np.ravel(value))
+
+
+def round_table(rounds: Sequence[RoundResult], finished: bool = True) -> list[list[str]]:
+    """A header and a row a round, as texts. In a finished run, the last one is called "final"."""
+    names = list(rounds[-1].metrics)
+    rows = [["round", "epochs", "kept", "sparsity", "seconds", *names]]
+    for round_ in rounds:
+        label = "final" if finished and round_ is rounds[-1] else str(round_.index)
+        numbers = [str(round_.epochs), f"{round_.kept:,}", f"{round_.sparsity:.4f}", f"{round_.seconds:.1f}"]
+        rows.append([label, *numbers, *(number_text(round_.metrics.get(name)) for name in names)])
+    return rows
+
+
+def layer_table(layers: Sequence[LayerResult]) -> list[list[str]]:
+    """A header and a row a variable, as texts."""
+    rows = [["variable", "shape", "kept", "sparsity", "threshold"]]
+    for layer in layers:
+        shape = " x ".join(map(str, layer.shape))
+        threshold = "" if layer.threshold is None else f"{layer.threshold:.3g}"
+        rows.append([layer.path, shape, f"{layer.kept:,}", f"{layer.sparsity:.4f}", threshold])
+    return rows
+
+
+def layer_notes(rounds: Sequence[RoundResult]) -> list[str]:
+    """Sentences on variables of which nothing is left, or that limits kept from losing more."""
+    notes = {
+        "Nothing is left of": rounds[-1].emptied,
+        "Kept above their rank by the limits on single variables": {path for round_ in rounds for path in round_.guarded},
+    }
+    return [f"{note}: {', '.join(sorted(paths))}." for note, paths in notes.items() if paths]
+
+
+def _count_magnitudes(values: np.ndarray) -> tuple[int, ...]:
+    """How many values lie in each bin."""
+    with np.errstate(divide="ignore"):
+        octaves = np.log2(np.abs(values.astype(np.float32)))
+    bins = np.floor(octaves * _BINS_PER_OCTAVE) - _LOWEST_OCTAVE * _BINS_PER_OCTAVE
+    count = len(MAGNITUDE_EDGES) - 1
+    return tuple(np.bincount(np.clip(bins, 0, count - 1).astype(np.int64), minlength=count).tolist())

@@ -1,0 +1,70 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import aimp_tf
+from aimp_tf.rounds import MAGNITUDE_EDGES, LayerResult, RoundResult, by_split
+
+
+def test_magnitudes_of_survivors_are_counted():
+    weight = np.array([[0.5, -0.5, 0.25], [1.0, 0.0, 100.0]], "float32")
+    mask = np.array([[True, True, True], [False, True, True]])
+    layer = LayerResult.of("a/kernel", weight, mask, threshold=0.25)
+    assert (layer.kept, layer.size, layer.sparsity) == (5, 6, pytest.approx(1 / 6))
+    counted = {MAGNITUDE_EDGES[place]: count for place, count in enumerate(layer.magnitudes) if count}
+    assert counted == {2.0**-20: 1, 0.25: 1, 0.5: 2, MAGNITUDE_EDGES[-2]: 1}
+
+
+@given(st.lists(st.floats(2.0**-19, 15.0, width=32), min_size=1, max_size=50), st.sampled_from(["float32", "float64"]))
+def test_a_magnitude_lies_between_the_edges_of_its_bin(values, dtype):
+    weight = np.array(values, dtype)
+    magnitudes = np.array(LayerResult.of("a", weight, np.ones(len(values), bool), None).magnitudes)
+    # At an edge, which float32 does not hold exactly, a value may fall on either side.
+    slack = 1e-5
+    edges = np.array(MAGNITUDE_EDGES)
+    assert magnitudes.sum() == len(values)
+    for place in np.flatnonzero(magnitudes):
+        low, high = edges[place] * (1 - slack), edges[place + 1] * (1 + slack)
+        assert np.count_nonzero((weight >= low) & (weight < high)) >= magnitudes[place]
+
+
+def test_results_come_back_from_json():
+    masks = {"a": np.array([True, False]), "b": np.array([[False]])}
+    weights = {"a": np.array([0.3, 0.1], "float32"), "b": np.array([[0.2]], "float32")}
+    result = RoundResult.of(
+        3, [{"loss": 0.1, "per_class": [1.0, 2.0]}], weights, masks, 1.25, thresholds={"a": 0.3}, guarded=("a",)
+    )
+    assert result.emptied == ("b",) and (result.kept, result.epochs) == (1, 1) and result.sparsity == 1 - 1 / 3
+    fields = json.loads(json.dumps(dataclasses.asdict(result)))
+    assert RoundResult.from_fields(fields) == result
+    for change in ({"kept": 9}, {"magnitudes": [1, 2]}, {"shape": ["x"]}):
+        with pytest.raises((TypeError, ValueError)):
+            RoundResult.from_fields({**fields, "layers": [{**fields["layers"][0], **change}]})
+
+
+def test_logs_are_split():
+    assert by_split({"loss": 1, "val_loss": 2, "validity": 3}) == {
+        "train": {"loss": 1, "validity": 3},
+        "validation": {"loss": 2},
+    }
+
+
+def test_thresholds_are_the_smallest_magnitudes_that_ranking_kept(make_mlp, blobs):
+    settings = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 1, "verbose": 0, "seed": 0}
+    model = make_mlp()
+    model.optimizer.learning_rate = 0.0  # So that what is ranked is known.
+    first = {path: np.abs(value) for path, value in zip(("hidden/kernel", "logits/kernel"), kernels(model), strict=True)}
+    result = aimp_tf.prune(model, blobs, **settings)
+    assert [layer.threshold for layer in result.rounds[0].layers] == [None, None]
+    for layer in result.rounds[-1].layers:
+        assert layer.threshold == first[layer.path][result.masks[layer.path]].min()
+        assert layer.threshold > first[layer.path][~result.masks[layer.path]].max()
+        assert layer.kept == np.count_nonzero(result.masks[layer.path]) == sum(layer.magnitudes)
+
+
+def kernels(model):
+    return [np.asarray(weight) for weight in model.get_weights() if np.ndim(weight) == 2]

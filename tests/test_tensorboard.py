@@ -1,0 +1,84 @@
+import shutil
+
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import aimp_tf
+from aimp_tf import run_directory
+from aimp_tf.rounds import MAGNITUDE_EDGES
+from aimp_tf.tensorboard import TensorBoardLog
+
+SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
+
+
+def read(folder):
+    """Part of the log -> tag -> [(step, value), ...], values of histograms as lists of [left, right, count]."""
+    contents = {}
+    for path in sorted(folder.iterdir()):
+        events = EventAccumulator(str(path), size_guidance={"tensors": 0}).Reload()
+        contents[path.name] = {
+            tag: [(event.step, tf.make_ndarray(event.tensor_proto).tolist()) for event in events.Tensors(tag)]
+            for tag in events.Tags()["tensors"]
+        }
+    return contents
+
+
+def test_what_tensorboard_shows(make_mlp, blobs, tmp_path):
+    result = aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, workdir=tmp_path / "run", **SETTINGS)
+    shown = read(tmp_path / "run" / "tensorboard")
+    assert set(shown) == {"train", "validation", "rounds"}
+    for split, prefix in (("train", ""), ("validation", "val_")):
+        assert [step for step, _ in shown[split]["epoch_accuracy"]] == [1, 2, 3, 4, 5, 6, 7]
+        for round_, step in zip(result.rounds, (2, 4, 7), strict=True):
+            assert dict(shown[split]["epoch_loss"])[step] == pytest.approx(round_.metrics[f"{prefix}loss"])
+    rounds = shown["rounds"]
+    assert rounds["sparsity"] == [(2, 0.0), (4, 0.5), (7, 0.75)]
+    for layer in result.rounds[-1].layers:
+        assert rounds[f"sparsity/{layer.path}"][-1] == (7, pytest.approx(layer.sparsity))
+        assert [step for step, _ in rounds[f"threshold/{layer.path}"]] == [4, 7]
+        assert rounds[f"threshold/{layer.path}"][-1][1] == pytest.approx(layer.threshold)
+        step, bins = rounds[f"magnitudes/{layer.path}"][-1]
+        assert step == 7 and [count for _, _, count in bins] == list(layer.magnitudes)
+        assert bins[0][:2] == list(MAGNITUDE_EDGES[:2])
+    for name in ("sparsity", "threshold"):
+        low, high = (f(getattr(layer, name) for layer in result.rounds[-1].layers) for f in (min, max))
+        _, bins = rounds[f"layers/{name}"][-1]
+        assert bins[0][0] == pytest.approx(low) and bins[-1][1] == pytest.approx(high)
+
+
+def test_a_run_that_goes_on_is_shown_as_one(make_mlp, blobs, tmp_path):
+    folder = tmp_path / "run"
+    aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, workdir=folder, **SETTINGS)
+    before = read(folder / "tensorboard")
+    shutil.rmtree(folder / "final")
+    aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, workdir=folder, **SETTINGS)
+    after = read(folder / "tensorboard")
+    assert {split: {tag: [step for step, _ in events] for tag, events in tags.items()} for split, tags in after.items()} == {
+        split: {tag: [step for step, _ in events] for tag, events in tags.items()} for split, tags in before.items()
+    }
+    assert after["rounds"]["sparsity"] == before["rounds"]["sparsity"]
+
+
+def test_without_tensorboard_a_run_goes_on(make_mlp, blobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_directory.importlib.util, "find_spec", lambda name: None)
+    aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "run", **SETTINGS)
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    log = TensorBoardLog(tmp_path / "file")
+    log.add_epoch({"loss": 1.0})
+    log.add_epoch({"loss": 0.5})
+    log.close()
+    assert [record.getMessage()[:40] for record in caplog.records] == ["TensorBoard gets no more of this run, fo"]
+
+
+def test_several_numbers_of_a_metric_are_shown_one_by_one(tmp_path):
+    log = TensorBoardLog(tmp_path / "log")
+    log.add_epoch({"loss": 1.0, "per_class": [0.25, 0.5]})
+    log.close()
+    assert read(tmp_path / "log") == {
+        "train": {"epoch_loss": [(1, 1.0)], "epoch_per_class/0": [(1, 0.25)], "epoch_per_class/1": [(1, 0.5)]}
+    }

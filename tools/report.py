@@ -1,0 +1,41 @@
+"""Reports on the run in a workdir, or on several side by side, as one HTML page and as Markdown with pictures.
+
+    python tools/report.py --workdir=runs/digits_mlp
+    python tools/report.py --workdir=runs/aimp,runs/imp --output=runs/comparison.html
+    python tools/report.py --workdir=runs/aimp --workdir=runs/imp --output=runs/comparison.html --metric=val_loss
+
+A run that still trains is reported as far as it is. The exit code is 0 when the report is written, 1 when that failed,
+2 when a setting was wrong and nothing was written, and 130 after Ctrl-C.
+"""
+
+import pathlib
+
+from absl import flags
+
+from aimp_tf.experiments import command_line
+from aimp_tf.report import write_report
+from aimp_tf.run_directory import read_run
+
+_WORKDIR = flags.DEFINE_multi_string(
+    "workdir", None, "Folder of a run. Give the flag again, or put commas between, for several. Required."
+)
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "The page to write; Markdown goes beside it. Default: report.html in the workdir, or, of several, in this folder.",
+)
+_METRIC = flags.DEFINE_string("metric", None, "Metric to plot, such as val_loss. Default: that of the validation data.")
+
+
+def main() -> None:
+    with command_line.refusing():
+        workdirs = [workdir for value in _WORKDIR.value for workdir in value.split(",") if workdir]
+        runs = [read_run(workdir) for workdir in workdirs]
+        page = pathlib.Path(_OUTPUT.value or pathlib.Path(workdirs[0] if len(workdirs) == 1 else "", "report.html"))
+        for path in (page, page.with_suffix(".md")):
+            written, *_ = write_report(runs, path, _METRIC.value)
+            print(written)
+
+
+if __name__ == "__main__":
+    command_line.run(main, required=["workdir"])
