@@ -133,7 +133,8 @@ def plot_magnitudes(rounds: Sequence[RoundResult]) -> Figure:
         axes.stairs(counts, MAGNITUDE_EDGES, color=colour, linewidth=1, label=label)
     thresholds = [layer.threshold for layer in last.layers if layer.threshold]
     if thresholds:
-        axes.axvline(min(thresholds), color="0.2", linestyle="--", linewidth=1, label="lowest threshold of the last ranking")
+        label = "lowest threshold of the last ranking"
+        axes.axvline(min(thresholds), color="0.2", linestyle="--", linewidth=1, label=label)
     axes.set_xscale("log")
     if occupied:
         axes.set_xlim(MAGNITUDE_EDGES[max(0, min(occupied) - 1)], MAGNITUDE_EDGES[max(occupied) + 1])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from aimp_tf.input_pipeline import Order
 from aimp_tf.masked_model import MaskedModel
 from aimp_tf.run_directory import RunDirectory
 
-# A backup that took a second is followed by this many without one, so that backups take 2% of the time at most.
+# A second of saving is followed by this many without a backup, so that saving takes 2% of the time, or as little as the
+# ends of rounds alone take.
 _SECONDS_PER_BACKUP_SECOND = 50
 
 
@@ -79,13 +81,14 @@ class RunProgress(EpochCallback):
         if self._directory is None:
             return
         result = self._pruning.rounds[-1]
-        self._directory.save_round(
-            result,
-            self._pruning.epoch_logs,
-            self._masked.masks(),
-            self._masked.original.save_weights,
-            self._state(result.index, slots=False),
-        )
+        with self._putting_off_backups():
+            self._directory.save_round(
+                result,
+                self._pruning.epoch_logs,
+                self._masked.masks(),
+                self._masked.original.save_weights,
+                self._state(result.index, slots=False),
+            )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self._resumed_callbacks is not None:
@@ -100,12 +103,18 @@ class RunProgress(EpochCallback):
             return
         index = self._pruning.round.index
         self._directory.add_metrics(index, epoch, self._pruning.epoch_logs[-1])
+        within = epoch + 1 < self._pruning.round.epochs and not self.model.stop_training
+        if within and time.monotonic() >= self._next_backup_at:
+            with self._putting_off_backups():
+                state = {**self._state(index, slots=True), "callbacks": self._pruning.state_of_others()}
+                self._directory.save_backup(index, epoch + 1, state)
+
+    @contextlib.contextmanager
+    def _putting_off_backups(self) -> Iterator[None]:
         begun_at = time.monotonic()
-        if epoch + 1 < self._pruning.round.epochs and not self.model.stop_training and begun_at >= self._next_backup_at:
-            state = {**self._state(index, slots=True), "callbacks": self._pruning.state_of_others()}
-            self._directory.save_backup(index, epoch + 1, state)
-            ended_at = time.monotonic()
-            self._next_backup_at = ended_at + _SECONDS_PER_BACKUP_SECOND * (ended_at - begun_at)
+        yield
+        ended_at = time.monotonic()
+        self._next_backup_at = ended_at + _SECONDS_PER_BACKUP_SECOND * (ended_at - begun_at)
 
     def _follow(self, epoch: int) -> None:
         if self._order is not None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LAST_CHOICES = ("loss", "mask_distance")
 
+
 @dataclasses.dataclass(frozen=True)
 class _Heading:
     level: int
@@ -122,17 +123,18 @@ def _blocks(runs: Sequence[RecordedRun], metric: str | None) -> list[_Block]:
     if len(shown) < len(runs):
         waiting = ", ".join(run.name for run in runs if not run.rounds)
         blocks.append(_Text(f"No round is done yet, and nothing to show, in: {waiting}."))
+    rounds = {run.name: run.rounds for run in shown}
     blocks += [
         _Heading(2, "Accuracy against sparsity" if "acc" in chosen else "Quality against sparsity"),
         _Text(
             f"The {label} at the end of each round, before the ranking that follows it. The larger marker is the last "
             "round that is done: in a finished run, the training in full."
         ),
-        _picture("metric", f"{label} against sparsity", plot_metric({run.name: run.rounds for run in shown}, chosen, label)),
+        _picture("metric", f"{label} against sparsity", plot_metric(rounds, chosen, label)),
         _Heading(2, "Cost"),
         _Text(
-            "Plain iterative magnitude pruning (IMP) trains every round in full. Its epochs are counted, and its seconds "
-            "are those of this run, scaled to its epochs: it was not run. A run that is not done is compared with the "
+            "Plain iterative magnitude pruning (IMP) trains every round in full. It was not run: its epochs are counted, "
+            "and its seconds are those of this run, scaled to its epochs. A run that is not done is compared with the "
             "rounds of plain IMP that lead as far."
         ),
         _picture("cost", "epochs and seconds beside plain IMP", plot_cost(_costs(plans))),
@@ -226,7 +228,9 @@ def _layers_section(plan: _Plan, number: int, named: bool) -> list[_Block]:
     name, rounds = plan.run.name, plan.run.rounds
     return [
         *([_Heading(3, name)] if named else []),
-        _picture(f"layers_{number}", f"sparsity and kept weights of each variable, {name}", plot_layers(rounds[-1].layers)),
+        _picture(
+            f"layers_{number}", f"sparsity and kept weights of each variable, {name}", plot_layers(rounds[-1].layers)
+        ),
         _picture(
             f"magnitudes_{number}",
             f"magnitudes of the surviving weights before and after pruning, {name}",
@@ -347,8 +351,10 @@ img { display: block; width: 100%; max-width: 46rem; height: auto; margin: 1rem 
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.6rem 0; }
 th, td { padding: 0.15rem 0.8rem 0.15rem 0; border-bottom: 1px solid #e4e4e4; vertical-align: top; }
 tr:first-child th { border-bottom: 1px solid #888; }
-th { text-align: left; font-weight: 600; } .numbers td, .numbers th:nth-child(n + 2) { text-align: right; }
-.columns table { font-size: 0.9em; } .columns th, .columns td { padding-right: 0.5rem; } .texts td { overflow-wrap: anywhere; }
+th { text-align: left; font-weight: 600; }
+.numbers td, .numbers th:nth-child(n + 2) { text-align: right; }
+.columns table { font-size: 0.9em; } .columns th, .columns td { padding-right: 0.5rem; }
+.texts td { overflow-wrap: anywhere; }
 .marked { background: #fff3d6; }
 @media print {
   body { font-size: 9pt; max-width: none; margin: 0; padding: 0; } img, tr, h2, h3 { break-inside: avoid; }

@@ -74,7 +74,8 @@ class PruningResult:
         """
         name = getattr(self.model, "name", "run")
         fields = json.loads(self.config.to_json())
-        return write_report([RecordedRun(name, fields, describe_environment(), self.rounds, finished=True)], path, metric)
+        run = RecordedRun(name, fields, describe_environment(), self.rounds, finished=True)
+        return write_report([run], path, metric)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -197,9 +197,10 @@ def layer_table(layers: Sequence[LayerResult]) -> list[list[str]]:
 
 def layer_notes(rounds: Sequence[RoundResult]) -> list[str]:
     """Sentences on variables of which nothing is left, or that limits kept from losing more."""
+    guarded = {path for round_ in rounds for path in round_.guarded}
     notes = {
         "Nothing is left of": rounds[-1].emptied,
-        "Kept above their rank by the limits on single variables": {path for round_ in rounds for path in round_.guarded},
+        "Kept above their rank by the limits on single variables": guarded,
     }
     return [f"{note}: {', '.join(sorted(paths))}." for note, paths in notes.items() if paths]
 

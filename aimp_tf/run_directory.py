@@ -2,7 +2,7 @@
 
 A round is done when its result.json is there, which is written last and holds the checksums of the round's other files.
 Its state.npz is all that a run goes on from; masks.npz and weights.weights.h5 are for people. Within a round, backup/
-holds the state at the end of an epoch. metrics.jsonl and tensorboard/ follow from the rounds: they are made anew from them.
+holds the state at the end of an epoch. metrics.jsonl and tensorboard/ are made anew from these when a run goes on.
 """
 
 from __future__ import annotations
@@ -406,8 +406,8 @@ class RunDirectory:
 
         self._tensorboard = TensorBoardLog(self.path / "tensorboard")
         for round_ in rounds:
-            for logs in round_.logs:
-                self._tensorboard.add_epoch(logs)
+            for epoch in round_.logs:
+                self._tensorboard.add_epoch(epoch)
             self._tensorboard.add_round(round_.result)
         for logs in epoch_logs:
             self._tensorboard.add_epoch(logs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import pathlib
 from collections.abc import Callable, Mapping
@@ -37,11 +38,11 @@ class TensorBoardLog:
         """Adds the logs of an epoch; a metric that gives several numbers as one for each."""
         self._epochs += 1
         for split, metrics in by_split(logs).items():
-            self._write(split, lambda metrics=metrics: self._add_metrics(metrics))
+            self._write(split, functools.partial(self._add_metrics, metrics))
 
     def add_round(self, result: RoundResult) -> None:
         """Adds what a round left, after its epochs."""
-        self._write("rounds", lambda: self._add_layers(result))
+        self._write("rounds", functools.partial(self._add_layers, result))
 
     def close(self) -> None:
         """Closes the files."""

@@ -141,6 +141,7 @@ LAYERS = [
     ["result"],
     ["pruning"],
     ["experiments"],
+    ["benchmarks"],
 ]
 LEVELS = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 

@@ -44,7 +44,9 @@ class Page(html.parser.HTMLParser):
             assert kind == "data:image/svg+xml"
             self.pictures[attributes["alt"]] = base64.b64decode(data).decode()
         assert tag in "html head meta title style body h1 h2 h3 p div section table tr th td img".split(), tag
-        self.fetched += [value for name, value in attributes.items() if name in ("src", "href") and "data:" not in value]
+        self.fetched += [
+            value for name, value in attributes.items() if name in ("src", "href") and "data:" not in value
+        ]
 
     def handle_data(self, data):
         self.texts.append(data)
@@ -80,7 +82,8 @@ def pruned(tmp_path_factory):
 
     keras.utils.set_random_seed(0)
     images, labels = load_digits(return_X_y=True)
-    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(16, "relu", name="hidden"), keras.layers.Dense(10)])
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(16, "relu", name="hidden"), layers.Dense(10)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])
     folder = tmp_path_factory.mktemp("report") / "run"

@@ -57,14 +57,11 @@ def test_thresholds_are_the_smallest_magnitudes_that_ranking_kept(make_mlp, blob
     settings = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 1, "verbose": 0, "seed": 0}
     model = make_mlp()
     model.optimizer.learning_rate = 0.0  # So that what is ranked is known.
-    first = {path: np.abs(value) for path, value in zip(("hidden/kernel", "logits/kernel"), kernels(model), strict=True)}
+    kernels = [np.abs(weight) for weight in model.get_weights() if np.ndim(weight) == 2]
+    first = dict(zip(("hidden/kernel", "logits/kernel"), kernels, strict=True))
     result = aimp_tf.prune(model, blobs, **settings)
     assert [layer.threshold for layer in result.rounds[0].layers] == [None, None]
     for layer in result.rounds[-1].layers:
         assert layer.threshold == first[layer.path][result.masks[layer.path]].min()
         assert layer.threshold > first[layer.path][~result.masks[layer.path]].max()
         assert layer.kept == np.count_nonzero(result.masks[layer.path]) == sum(layer.magnitudes)
-
-
-def kernels(model):
-    return [np.asarray(weight) for weight in model.get_weights() if np.ndim(weight) == 2]

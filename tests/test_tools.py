@@ -53,6 +53,7 @@ TOOLS = {
     "study.py": ["--config=configs/study_digits.py", "--workdir=WORKDIR"],
     "prepare_fashion_mnist.py": ["--data_dir=WORKDIR"],
     "report.py": ["--workdir=WORKDIR"],
+    "benchmark.py": ["checkpoints"],
 }
 
 
@@ -61,10 +62,22 @@ def test_help(name):
     done = tool(name, "--help")
     assert done.returncode == 0, done.stderr
     docstring, _, own_flags = done.stdout.partition("\nflags:\n")
-    assert f"    python tools/{name} --" in docstring and "The exit code is 0 when" in docstring
+    assert re.search(rf"    python tools/{name} (\w+ )?--", docstring) and "The exit code is 0 when" in docstring
     for flag in TOOLS[name]:
+        if not flag.startswith("--"):
+            assert f"    {flag} " in docstring
+            continue
         flag_help = re.search(rf"(?s)  {flag.split('=')[0]}: (.*?)(?=\n  --|\n\n)", own_flags)[1]
-        assert flag_help.endswith("Required.")
+        assert flag_help.removesuffix(";\n    repeat this option to specify a list of values").endswith("Required.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "came"),
+    [([], "got none."), (["checkpoint"], "got 'checkpoint'. Did you mean 'checkpoints'?")],
+)
+def test_a_tool_with_commands_wants_one_first(arguments, came, tmp_path):
+    done = refused("benchmark.py", arguments, tmp_path / "run", "must be a command, one of checkpoints; ")
+    assert came in done.stderr
 
 
 def refused(name, arguments, workdir, message):
@@ -118,6 +131,7 @@ def test_missing_flags_are_named(name, arguments, missing, tmp_path):
         ("prune.py", [f"--workdir={ROOT}"], "holds files already"),
         ("prepare_fashion_mnist.py", ["--idx_dir=WORKDIR"], "train-images-idx3-ubyte.gz cannot be read"),
         ("report.py", [], "holds no run: there is no signature.json in it"),
+        ("benchmark.py", [f"--output={__file__}/x.json"], "the folder of --output .* cannot be written"),
     ],
 )
 def test_bad_flags_are_refused_in_a_line(name, arguments, message, tmp_path):

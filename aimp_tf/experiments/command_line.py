@@ -43,7 +43,12 @@ def define_config(kind: type) -> flags.FlagHolder[Any]:
     return holder
 
 
-def run(main: Callable[[], int | None], required: Sequence[str], resumable: bool = False) -> None:
+def run(
+    main: Callable[..., int | None],
+    required: Sequence[str] = (),
+    resumable: bool = False,
+    commands: Sequence[str] = (),
+) -> None:
     """Runs a tool and ends the process.
 
     Args:
@@ -52,9 +57,13 @@ def run(main: Callable[[], int | None], required: Sequence[str], resumable: bool
             Other errors keep their traceback.
         required: Names of the flags that must be given.
         resumable: Whether the same command goes on after an interruption; the last line then says so.
+        commands: What the tool can do: one of them must be its first argument, and is handed to `main`.
     """
     try:
-        app.run(lambda _: main(), flags_parser=lambda arguments: _parse_flags(arguments, required))
+        app.run(
+            lambda arguments: main(*arguments[1:]),
+            flags_parser=lambda arguments: _parse_flags(arguments, required, commands),
+        )
     except KeyboardInterrupt:
         after_caret_c = "\n" if sys.stderr.isatty() else ""
         # Not what would throw away what was trained.
@@ -137,7 +146,7 @@ def _fields(value: Any) -> dict[str, Any] | None:
     return vars(value) if dataclasses.is_dataclass(value) else None
 
 
-def _parse_flags(arguments: list[str], required: Sequence[str]) -> list[str]:
+def _parse_flags(arguments: list[str], required: Sequence[str], commands: Sequence[str]) -> list[str]:
     try:
         program, *stray = flags.FLAGS(arguments)
     except SystemExit:
@@ -148,12 +157,16 @@ def _parse_flags(arguments: list[str], required: Sequence[str]) -> list[str]:
         _refuse(error)
     except flags.Error as error:
         _refuse(error)
-    if stray:
+    command = stray[:1] if commands else []
+    if commands and not (command and command[0] in commands):
+        came = f"{command[0]!r}.{nearest(command[0], commands)}" if command else "none."
+        _refuse(f"The first argument must be a command, one of {', '.join(commands)}; got {came} See --help.")
+    if stray := stray[len(command) :]:
         _refuse(f"Unexpected arguments: {' '.join(stray)}. Flags are written as --name=value; see --help.")
     missing = [f"--{name}" for name in required if not flags.FLAGS[name].value]
     if missing:
         _refuse(f"{' and '.join(missing)} must be given; see --help.")
-    return [program]
+    return [program, *command]
 
 
 def _refuse(error: object) -> NoReturn:

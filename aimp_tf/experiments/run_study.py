@@ -17,7 +17,7 @@ from aimp_tf.experiments.cell import order, read_result
 from aimp_tf.experiments.executors import Executor
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.experiments.study import Cell, CellResult, Study, differences, planned_epochs
-from aimp_tf.result import duration_text
+from aimp_tf.rounds import duration_text
 from aimp_tf.run_directory import check_writable
 
 _COUNT_WEIGHTS = """

@@ -1,0 +1,94 @@
+"""What a run directory costs: the same run with and without `workdir`."""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+import tempfile
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.benchmarks.side_by_side import spread_text, time_in_turn, timing
+from aimp_tf.experiments import models
+from aimp_tf.progress import RunProgress
+from aimp_tf.pruning import prune
+from aimp_tf.run_directory import RunDirectory
+
+_SAVING = ((RunProgress, "begin"), (RunProgress, "on_epoch_end"), (RunProgress, "save_round"))
+_EXPORTING = ((RunDirectory, "save_model"),)
+
+
+def run(repetitions: int, architecture: str = "resnet_20", steps_per_epoch: int = 20) -> dict[str, Any]:
+    """Prunes a network on made-up images of 28 x 28, in two rounds of 2 epochs and a last one of 6.
+
+    Epochs are short, so that saving costs more than it does in use.
+
+    Args:
+        repetitions: How often each side runs.
+        architecture: As `experiments.models.build` takes it.
+        steps_per_epoch: Batches of 128 in an epoch.
+
+    Returns:
+        Medians in seconds and fractions, and "table", the same as a text.
+
+    Raises:
+        RuntimeError: The two sides did not end with the same weights, bit for bit.
+    """
+    tf.config.experimental.enable_op_determinism()
+    shares: list[float] = []
+    exports: list[float] = []
+
+    def with_workdir() -> list[np.ndarray]:
+        with tempfile.TemporaryDirectory() as folder, timing(*_SAVING, *_EXPORTING) as seconds:
+            result = _prune(architecture, steps_per_epoch, pathlib.Path(folder) / "run")
+        exports.append(seconds.pop("RunDirectory.save_model"))
+        shares.append(sum(seconds.values()) / result.seconds)
+        return result.model.get_weights()
+
+    sides = {
+        "with workdir": with_workdir,
+        "without": lambda: _prune(architecture, steps_per_epoch, None).model.get_weights(),
+    }
+    seconds = time_in_turn(sides, repetitions)
+    pairs = zip(seconds["with workdir"], exports, seconds["without"], strict=True)
+    ratios = [(here - export) / there for here, export, there in pairs]
+    table = [
+        f"{architecture}, 10 epochs of {steps_per_epoch} steps, {repetitions} times each: median (lowest to highest)",
+        *(f"{name:38}{spread_text(values, ' s')}" for name, values in seconds.items()),
+        f"{'saving, share of the run':38}{spread_text([100 * share for share in shares], '%')}",
+        f"{'with workdir, but export, over without':38}{spread_text(ratios)}",
+        f"{'exporting the SavedModel at the end':38}{spread_text(exports, ' s')}",
+    ]
+    return {
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "saving_share": statistics.median(shares),
+        "ratio": statistics.median(ratios),
+        "export_seconds": statistics.median(exports),
+        "table": "\n".join(table),
+    }
+
+
+def _prune(architecture: str, steps_per_epoch: int, workdir: pathlib.Path | None) -> Any:
+    keras.utils.set_random_seed(0)
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 10, 128 * steps_per_epoch)
+    images = generator.normal(size=(len(labels), 28, 28, 1)).astype(np.float32)
+    model = models.build(architecture, keras, images.shape[1:], 10)
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    return prune(
+        model,
+        (images, labels),
+        target_sparsity=0.5,
+        rate=0.3,
+        epochs=6,
+        round_epochs=2,
+        seed=0,
+        workdir=workdir,
+        fit_options={"batch_size": 128},
+        verbose=0,
+    )
