@@ -133,9 +133,9 @@ def _blocks(runs: Sequence[RecordedRun], metric: str | None) -> list[_Block]:
         _picture("metric", f"{label} against sparsity", plot_metric(rounds, chosen, label)),
         _Heading(2, "Cost"),
         _Text(
-            "Plain iterative magnitude pruning (IMP) trains every round in full. It was not run: its epochs are counted, "
-            "and its seconds are those of this run, scaled to its epochs. A run that is not done is compared with the "
-            "rounds of plain IMP that lead as far."
+            "Plain iterative magnitude pruning (IMP) trains every round in full. It was not run: its epochs are "
+            "counted, and its seconds are those of this run, scaled to its epochs. A run that is not done is compared "
+            "with the rounds of plain IMP that lead as far."
         ),
         _picture("cost", "epochs and seconds beside plain IMP", plot_cost(_costs(plans))),
         _Heading(2, "Layers"),

@@ -65,7 +65,7 @@ def made_up_run(name="made up", kept=(100, 50, 25), finished=True, losses=(0.9, 
         rounds.append(
             RoundResult.of(
                 index,
-                [{"loss": loss, "val_accuracy": 1 - loss}] * (1 if index < 2 else 4),
+                [{"loss": loss, "val_loss": loss, "val_accuracy": 1 - loss}] * (1 if index < 2 else 4),
                 {"a/kernel": np.linspace(-1, 1, 100, dtype="float32")},
                 {"a/kernel": mask},
                 seconds=2.0 if index < 2 else 8.0,
@@ -165,10 +165,12 @@ def test_a_run_that_is_not_done_is_reported_as_far_as_it_is(tmp_path):
 
 
 def test_the_metric_can_be_chosen(tmp_path):
+    write_report([made_up_run()], tmp_path / "page.html")
+    assert Page(tmp_path / "page.html").row("accuracy (validation), last round") == ["0.3000"]
     write_report([made_up_run()], tmp_path / "page.html", metric="loss")
     page = Page(tmp_path / "page.html")
     assert page.row("loss, last round") == ["0.7000"] and page.row("loss, first round") == ["0.9000"]
-    with pytest.raises(ValueError, match="No run has.*'val_acuracy'.*loss, val_accuracy.*Did you mean 'val_accuracy'"):
+    with pytest.raises(ValueError, match="No run has.*'val_acuracy'.*loss, val_loss, val_accuracy.*Did you mean 'val_accuracy'"):
         write_report([made_up_run()], tmp_path / "other.html", metric="val_acuracy")
     assert not (tmp_path / "other.html").exists()
 

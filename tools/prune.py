@@ -33,6 +33,7 @@ def main() -> None:
     # A line a round is what a person wants to see; TensorFlow's own notes are not.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     absl.logging.set_verbosity(absl.logging.WARNING)
+    absl.logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger("aimp_tf").setLevel(logging.INFO)
     experiment, workdir = _CONFIG.value, _WORKDIR.value
     with command_line.refusing():
