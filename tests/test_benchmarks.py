@@ -21,7 +21,7 @@ def test_sides_are_timed_in_turn():
 
 @pytest.mark.parametrize("other", [[np.array([1.0, 2.0])], [np.ones(2), np.ones(2)], [np.ones(3)]])
 def test_what_does_not_compute_the_same_is_not_compared(other):
-    with pytest.raises(RuntimeError, match="'b' in repetition 1 and 'a' in the first did not compute the same"):
+    with pytest.raises(RuntimeError, match="'a' and 'b' did not compute the same result in repetition 1"):
         time_in_turn({"a": lambda: [np.ones(2)], "b": lambda: other}, repetitions=1)
 
 

@@ -170,7 +170,9 @@ def test_the_metric_can_be_chosen(tmp_path):
     write_report([made_up_run()], tmp_path / "page.html", metric="loss")
     page = Page(tmp_path / "page.html")
     assert page.row("loss, last round") == ["0.7000"] and page.row("loss, first round") == ["0.9000"]
-    with pytest.raises(ValueError, match="No run has.*'val_acuracy'.*loss, val_loss, val_accuracy.*Did you mean 'val_accuracy'"):
+    with pytest.raises(
+        ValueError, match="No run has.*'val_acuracy'.*loss, val_loss, val_accuracy.*Did you mean 'val_accuracy'"
+    ):
         write_report([made_up_run()], tmp_path / "other.html", metric="val_acuracy")
     assert not (tmp_path / "other.html").exists()
 

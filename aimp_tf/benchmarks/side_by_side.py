@@ -13,33 +13,39 @@ from unittest import mock
 import numpy as np
 
 
-def time_in_turn(sides: Mapping[str, Callable[[], Sequence[np.ndarray]]], repetitions: int) -> dict[str, list[float]]:
+def time_in_turn(
+    sides: Mapping[str, Callable[[], Sequence[np.ndarray]]],
+    repetitions: int,
+    same: Callable[[np.ndarray, np.ndarray], bool] = np.array_equal,
+) -> dict[str, list[float]]:
     """Times functions in turn, so that what else the machine does meets them alike.
 
     Args:
         sides: Name -> function that does the work and gives its result.
         repetitions: How often each is timed. The order of the sides is turned round each time.
+        same: Whether two arrays of results count as the same.
 
     Returns:
         Name -> wall time of each repetition, in seconds.
 
     Raises:
-        RuntimeError: The results are not the same, bit for bit, so that their times do not compare.
+        RuntimeError: The sides did not give the same in a repetition, so that their times do not compare.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    first: tuple[str, Sequence[np.ndarray]] | None = None
     for repetition in range(repetitions):
+        results: dict[str, Sequence[np.ndarray]] = {}
         for name in list(sides)[:: 1 if repetition % 2 == 0 else -1]:
             gc.collect()
             begun_at = time.perf_counter()
-            result = sides[name]()
+            results[name] = sides[name]()
             seconds[name].append(time.perf_counter() - begun_at)
-            if first is None:
-                first = name, result
-            elif not _same(first[1], result):
+        first, *others = sides
+        for other in others:
+            here, there = results[first], results[other]
+            if len(here) != len(there) or not all(map(same, here, there)):
                 raise RuntimeError(
-                    f"{name!r} in repetition {repetition + 1} and {first[0]!r} in the first did not compute the same "
-                    "result, so their times do not compare."
+                    f"{first!r} and {other!r} did not compute the same result in repetition {repetition + 1}, so their "
+                    "times do not compare."
                 )
     return seconds
 
@@ -68,7 +74,3 @@ def timing(*methods: tuple[type, str]) -> Iterator[dict[str, float]]:
 def spread_text(values: Sequence[float], unit: str = "") -> str:
     """The median of values, with the lowest and the highest."""
     return f"{statistics.median(values):.4g}{unit} ({min(values):.4g} to {max(values):.4g})"
-
-
-def _same(here: Sequence[np.ndarray], there: Sequence[np.ndarray]) -> bool:
-    return len(here) == len(there) and all(map(np.array_equal, here, there))
