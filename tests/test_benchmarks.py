@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from aimp_tf.benchmarks import gpu
 from aimp_tf.benchmarks.side_by_side import spread_text, time_in_turn, timing
 
 
@@ -23,6 +24,9 @@ def test_sides_are_timed_in_turn():
 def test_what_does_not_compute_the_same_is_not_compared(other):
     with pytest.raises(RuntimeError, match="'a' and 'b' did not compute the same result in repetition 1"):
         time_in_turn({"a": lambda: [np.ones(2)], "b": lambda: other}, repetitions=1)
+    nothing_the_same = {"a": lambda: [np.ones(2)], "b": lambda: [np.ones(2)]}
+    with pytest.raises(RuntimeError):
+        time_in_turn(nothing_the_same, repetitions=1, same=lambda here, there: False)
 
 
 def test_calls_of_methods_are_timed_and_left_as_they_were():
@@ -54,3 +58,18 @@ assert 0 < figures["saving_share"] < 1 and figures["ratio"] > 0 and figures["exp
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("small_cnn, 10 epochs of 1 steps, 1 times each")
     assert "saving, share of the run" in done.stdout
+
+
+def test_the_benchmark_of_gpus_on_a_cpu(K, monkeypatch):
+    """Whether it runs, on a small network: what it says of a CPU is of no use."""
+    monkeypatch.setattr(gpu, "_SHAPES", {"small_cnn": (4, (8, 8, 1), 3)})
+    monkeypatch.setattr(gpu, "resolve_policy", lambda setting: "mixed_bfloat16")
+    before = K.mixed_precision.global_policy()
+    figures = gpu.run(1, ["small_cnn"], [K.__name__], steps=2, device="CPU")
+    assert K.mixed_precision.global_policy() == before
+    lines = figures["table"].splitlines()
+    measured = figures[f"small_cnn ({K.__name__})"]
+    assert set(measured) == {"step in float32", "step in mixed_bfloat16", "run of 4 epochs"} and len(lines) == 10
+    for sides in measured.values():
+        (first, one), (second, other), (_, ratio) = sides.items()
+        assert ratio == pytest.approx(other / one)

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import tensorflow as tf
 
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.experiments.study import Study
@@ -71,12 +72,20 @@ def test_help(name):
         assert flag_help.removesuffix(";\n    repeat this option to specify a list of values").endswith("Required.")
 
 
+def test_without_a_gpu_its_benchmark_says_so(tmp_path):
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("There is a GPU.")
+    done = tool("benchmark.py", "gpu", f"--output={tmp_path / 'figures.json'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "TensorFlow finds no GPU here, so nothing was measured.\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "came"),
     [([], "got none."), (["checkpoint"], "got 'checkpoint'. Did you mean 'checkpoints'?")],
 )
 def test_a_tool_with_commands_wants_one_first(arguments, came, tmp_path):
-    done = refused("benchmark.py", arguments, tmp_path / "run", "must be a command, one of checkpoints; ")
+    done = refused("benchmark.py", arguments, tmp_path / "run", "must be a command, one of checkpoints, gpu; ")
     assert came in done.stderr
 
 

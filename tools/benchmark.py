@@ -6,6 +6,8 @@
 Commands:
 
     checkpoints    what saving to a workdir costs, on a ResNet-20; about 5 minutes on two cores
+    gpu            masked steps beside dense ones, and runs in mixed precision beside float32, on ResNet-20 and
+                   ResNet-50; without a GPU it says so and measures nothing
 
 No ratio is printed unless both sides computed the same. The exit code is 0 when it is done, 1 when it failed, 2 when a
 setting was wrong and nothing was written, and 130 after Ctrl-C.
@@ -23,7 +25,7 @@ from aimp_tf.experiments import command_line
 from aimp_tf.run_directory import check_writable
 from aimp_tf.safe_files import write_atomically
 
-_COMMANDS = ("checkpoints",)
+_COMMANDS = ("checkpoints", "gpu")
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "How often each side is timed.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to.")
