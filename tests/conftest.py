@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # Two devices, for tests of strategies.
 tf.config.set_logical_device_configuration(
@@ -36,6 +37,26 @@ def get_config():
         return module.get_config()
 
     return get
+
+
+@pytest.fixture(scope="session")
+def read_events():
+    """A function that reads what TensorBoard is to show of a folder, as part -> tag -> [(step, value), ...].
+
+    Values of histograms are lists of [left, right, count].
+    """
+
+    def read(folder):
+        contents = {}
+        for path in sorted(folder.iterdir()):
+            events = EventAccumulator(str(path), size_guidance={"tensors": 0}).Reload()
+            contents[path.name] = {
+                tag: [(event.step, tf.make_ndarray(event.tensor_proto).tolist()) for event in events.Tensors(tag)]
+                for tag in events.Tags()["tensors"]
+            }
+        return contents
+
+    return read
 
 
 @pytest.fixture(params=["keras", "tf_keras"])

@@ -15,11 +15,13 @@ import pytest
 PROGRAM = pathlib.Path(__file__).with_name("killed_run.py")
 
 
-def content_of(folder):
+def content_of(folder, read_events):
     """Everything that a run left and that must not depend on when it was killed."""
-    content = {}
+    content = {"tensorboard": read_events(folder / "tensorboard")}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
+        if name.startswith("tensorboard/"):
+            continue
         if path.suffix == ".npz":
             content[name] = {key: array.tolist() for key, array in np.load(path).items()}
         elif path.suffix == ".h5":
@@ -41,16 +43,16 @@ def content_of(folder):
 
 
 @pytest.mark.parametrize("keras_name", ["keras", "tf_keras"])
-def test_killed_runs_end_as_if_nothing_had_happened(keras_name, tmp_path, request):
+def test_killed_runs_end_as_if_nothing_had_happened(keras_name, tmp_path, request, read_events):
     kills = request.config.getoption("--kills")
     command = [sys.executable, PROGRAM, keras_name, tmp_path, str(kills), "1"]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["killed"] == kills
-    whole = content_of(tmp_path / "whole")
+    whole = content_of(tmp_path / "whole", read_events)
     assert len(whole["metrics.jsonl"]) == 2 * (5 * 3 + 6)
     for folder in tmp_path.glob("killed_*"):
-        killed = content_of(folder)
+        killed = content_of(folder, read_events)
         assert whole.keys() == killed.keys()
         for name, content in whole.items():
             assert killed[name] == content, name

@@ -1,8 +1,6 @@
 import shutil
 
 import pytest
-import tensorflow as tf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import aimp_tf
 from aimp_tf import run_directory
@@ -12,21 +10,9 @@ from aimp_tf.tensorboard import TensorBoardLog
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
 
 
-def read(folder):
-    """Part of the log -> tag -> [(step, value), ...], values of histograms as lists of [left, right, count]."""
-    contents = {}
-    for path in sorted(folder.iterdir()):
-        events = EventAccumulator(str(path), size_guidance={"tensors": 0}).Reload()
-        contents[path.name] = {
-            tag: [(event.step, tf.make_ndarray(event.tensor_proto).tolist()) for event in events.Tensors(tag)]
-            for tag in events.Tags()["tensors"]
-        }
-    return contents
-
-
-def test_what_tensorboard_shows(make_mlp, blobs, tmp_path):
+def test_what_tensorboard_shows(make_mlp, blobs, tmp_path, read_events):
     result = aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, workdir=tmp_path / "run", **SETTINGS)
-    shown = read(tmp_path / "run" / "tensorboard")
+    shown = read_events(tmp_path / "run" / "tensorboard")
     assert set(shown) == {"train", "validation", "rounds"}
     for split, prefix in (("train", ""), ("validation", "val_")):
         assert [step for step, _ in shown[split]["epoch_accuracy"]] == [1, 2, 3, 4, 5, 6, 7]
@@ -47,13 +33,13 @@ def test_what_tensorboard_shows(make_mlp, blobs, tmp_path):
         assert bins[0][0] == pytest.approx(low) and bins[-1][1] == pytest.approx(high)
 
 
-def test_a_run_that_goes_on_is_shown_as_one(make_mlp, blobs, tmp_path):
+def test_a_run_that_goes_on_is_shown_as_one(make_mlp, blobs, tmp_path, read_events):
     folder = tmp_path / "run"
     aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, workdir=folder, **SETTINGS)
-    before = read(folder / "tensorboard")
+    before = read_events(folder / "tensorboard")
     shutil.rmtree(folder / "final")
     aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, workdir=folder, **SETTINGS)
-    after = read(folder / "tensorboard")
+    after = read_events(folder / "tensorboard")
     assert steps(after) == steps(before)
     assert after["rounds"]["sparsity"] == before["rounds"]["sparsity"]
 
@@ -77,10 +63,10 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, caplog):
     assert [record.getMessage()[:40] for record in caplog.records] == ["TensorBoard gets no more of this run, fo"]
 
 
-def test_several_numbers_of_a_metric_are_shown_one_by_one(tmp_path):
+def test_several_numbers_of_a_metric_are_shown_one_by_one(tmp_path, read_events):
     log = TensorBoardLog(tmp_path / "log")
     log.add_epoch({"loss": 1.0, "per_class": [0.25, 0.5]})
     log.close()
-    assert read(tmp_path / "log") == {
+    assert read_events(tmp_path / "log") == {
         "train": {"epoch_loss": [(1, 1.0)], "epoch_per_class/0": [(1, 0.25)], "epoch_per_class/1": [(1, 0.5)]}
     }
