@@ -57,10 +57,10 @@ def run(repetitions: int, architecture: str = "resnet_20", steps_per_epoch: int 
     ratios = [(here - export) / there for here, export, there in pairs]
     table = [
         f"{architecture}, 10 epochs of {steps_per_epoch} steps, {repetitions} times each: median (lowest to highest)",
-        *(f"{name:38}{spread_text(values, ' s')}" for name, values in seconds.items()),
-        f"{'saving, share of the run':38}{spread_text([100 * share for share in shares], '%')}",
-        f"{'with workdir, but export, over without':38}{spread_text(ratios)}",
-        f"{'exporting the SavedModel at the end':38}{spread_text(exports, ' s')}",
+        *(f"{name:42}{spread_text(values, ' s')}" for name, values in seconds.items()),
+        f"{'saving, share of the run':42}{spread_text([100 * share for share in shares], '%')}",
+        f"{'with workdir, but export, over without':42}{spread_text(ratios)}",
+        f"{'exporting the SavedModel at the end':42}{spread_text(exports, ' s')}",
     ]
     return {
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
