@@ -1,0 +1,84 @@
+"""Keras 3 under tf.distribute: what its `fit` does wrong there, put right on a model for as long as it trains."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from aimp_tf.cluster import Cluster
+
+
+@contextlib.contextmanager
+def repaired(model: Any) -> Iterator[None]:
+    """Lets `fit` and `evaluate` of a Keras 3 model run right under the strategy that it was made under.
+
+    Keras 3.15 looks at a first batch of MultiWorkerMirroredStrategy, and averages the logs of the workers, in ways that
+    raise. And under every strategy each worker looks for NaN and infinity in its own gradients alone, before they are
+    summed, so that one which finds them skips a step of loss scaling for which the others wait forever.
+    """
+    strategy = model.distribute_strategy
+    cluster = Cluster(strategy)
+
+    def forget_traced() -> None:
+        model.train_function = model.test_function = None
+
+    with contextlib.ExitStack() as replaced:
+        if cluster.replicas > 1:
+            forget_traced()
+            replaced.callback(forget_traced)
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            replaced.enter_context(_replaced(model, "_maybe_symbolic_build", _building(model, strategy)))
+        if cluster.size > 1:
+            for name in ("train_step", "test_step"):
+                replaced.enter_context(_replaced(model, name, _with_logs_in_vectors(getattr(model, name))))
+        if cluster.replicas > 1 and hasattr(model.optimizer, "check_finite"):
+            optimizer = model.optimizer
+            replaced.enter_context(_replaced(optimizer, "check_finite", _finite_everywhere(optimizer.check_finite)))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Puts a function in place of a method of one object."""
+    before = vars(owner).get(name)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def _building(model: Any, strategy: tf.distribute.Strategy) -> Callable[..., None]:
+    def build(iterator: Any = None, data_batch: Any = None) -> None:
+        if iterator is not None:
+            _, _, batches = next(iter(iterator))
+            data_batch = tf.nest.map_structure(
+                lambda value: strategy.experimental_local_results(value)[0], next(batches)
+            )
+        with strategy.scope():
+            model._symbolic_build(data_batch=data_batch)
+
+    return build
+
+
+def _with_logs_in_vectors(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Keras averages the workers' logs along their first axis, which numbers do not have."""
+
+    def step_in_vectors(data: Any) -> Any:
+        return tf.nest.map_structure(lambda value: tf.convert_to_tensor(value)[tf.newaxis], step(data))
+
+    return step_in_vectors
+
+
+def _finite_everywhere(check_finite: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def check(gradients: Any) -> Any:
+        infinite = tf.cast(tf.logical_not(check_finite(gradients)), tf.float32)
+        return tf.equal(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, infinite), 0.0)
+
+    return check
