@@ -36,7 +36,9 @@ def repaired(model: Any) -> Iterator[None]:
                 replaced.enter_context(_replaced(model, name, _with_logs_in_vectors(getattr(model, name))))
         if cluster.replicas > 1 and hasattr(model.optimizer, "check_finite"):
             optimizer = model.optimizer
-            replaced.enter_context(_replaced(optimizer, "check_finite", _finite_everywhere(optimizer.check_finite)))
+            replaced.enter_context(
+                _replaced(optimizer, "check_finite", _finite_everywhere(optimizer.check_finite, cluster.size))
+            )
         yield
 
 
@@ -76,9 +78,19 @@ def _with_logs_in_vectors(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return step_in_vectors
 
 
-def _finite_everywhere(check_finite: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _finite_everywhere(check_finite: Callable[[Any], Any], workers: int) -> Callable[[Any], Any]:
     def check(gradients: Any) -> Any:
         infinite = tf.cast(tf.logical_not(check_finite(gradients)), tf.float32)
-        return tf.equal(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, infinite), 0.0)
+        context = tf.distribute.get_replica_context()
+        if tf.__internal__.distribute.strategy_supports_no_merge_call():  # Compiled by XLA.
+            infinite = context.all_reduce(tf.distribute.ReduceOp.SUM, infinite)
+        else:
+            # Not all_reduce, which replicas of one process may begin in another order than that of the gradients.
+            infinite = context.merge_call(sum_of_replicas, args=(infinite,))
+        return tf.equal(infinite, 0.0)
+
+    def sum_of_replicas(strategy: tf.distribute.Strategy, infinite: Any) -> Any:
+        total = tf.add_n(strategy.experimental_local_results(infinite))
+        return strategy.reduce("SUM", total, axis=None) if workers > 1 else total
 
     return check
