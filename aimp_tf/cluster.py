@@ -48,8 +48,8 @@ class Cluster:
         # Without a strategy there is a default one, whose class has no public name.
         if not isinstance(strategy, _STRATEGIES) and type(strategy).__name__ != "_DefaultDistributionStrategy":
             raise ValueError(
-                f"The model was made under {type(strategy).__name__}; aimp_tf prunes models made under "
-                f"{', '.join(kind.__name__.removesuffix('V1') for kind in _STRATEGIES)}, or under none."
+                f"The model was made under {type(strategy).__name__}; aimp_tf prunes models made under OneDeviceStrategy, "
+                "MirroredStrategy or MultiWorkerMirroredStrategy, or under none."
             )
         self._strategy = strategy
         self.replicas: int = strategy.num_replicas_in_sync
@@ -137,13 +137,12 @@ class Cluster:
         """Says what to do when TensorFlow reports that another worker is gone. Raises RuntimeError then."""
         try:
             yield
-        except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
             if self.size == 1:
                 raise
             raise RuntimeError(
-                f"Worker {self.index} of {self.size} stops, for another one has ended or cannot be reached; look at "
-                "what that one said. Then start all of them again: with the same workdir, they go on from what was "
-                f"saved there. TensorFlow said: {str(error).splitlines()[0]}"
+                f"Worker {self.index} of {self.size} stops, for another one has ended or cannot be reached; look at what "
+                "that one said. Then start all of them again: with the same workdir, they go on from what was saved there."
             ) from error
 
     def _sum_of_bytes(self, own: bytes) -> bytes:

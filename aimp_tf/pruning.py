@@ -142,7 +142,9 @@ def prune(
             if workdir is not None:
                 directory = stack.enter_context(RunDirectory(workdir, config, signature, overwrite=overwrite))
         if cluster.size > 1:
-            cluster.check_same(config=config.to_json(), **signature)
+            # Shards that workers read on their own may differ in length.
+            parts = {name: {**part, "batches": None} for name, part in signature.items()}
+            cluster.check_same(config=config.to_json(), **parts)
         run = _prune_with_tfmot if config.method == "tfmot" else _prune_in_rounds
         result = run(model, config, fitting, directory)
         saved = cluster.from_chief(directory is not None)

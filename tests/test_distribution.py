@@ -115,11 +115,22 @@ def test_batches_too_small_for_keras_3(strategy):
         aimp_tf.prune(model, distributed_run.points(), validation_data=data, **distributed_run.SETTINGS)
 
 
+def test_several_steps_an_execution(K, strategy):
+    model = distributed_run.make_model(K, strategy)
+    with strategy.scope():
+        model.compile("sgd", "sparse_categorical_crossentropy", steps_per_execution=2)
+    if K is keras:
+        with pytest.raises(ValueError, match="Keras 3 cannot take several steps an execution on 2 replicas"):
+            prune(model)
+    else:
+        assert prune(model).sparsity == 0.75
+
+
 def test_what_cannot_be_distributed_is_refused(strategy):
     model = distributed_run.make_model(tf_keras, strategy)
     with pytest.raises(ValueError, match="method='tfmot' trains on one device; this model was made for 2"):
         aimp_tf.prune(model, distributed_run.points(), method="tfmot", target_sparsity=0.5, epochs=1)
-    with pytest.raises(ValueError, match="made under CentralStorageStrategy.*OneDeviceStrategy, MirroredStrategy"):
+    with pytest.raises(ValueError, match="made under CentralStorageStrategy.*OneDeviceStrategy, MirroredStrategy or Multi"):
         Cluster(tf.distribute.experimental.CentralStorageStrategy(["CPU:0"]))
 
 

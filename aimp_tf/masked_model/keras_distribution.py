@@ -18,9 +18,17 @@ def repaired(model: Any) -> Iterator[None]:
     Keras 3.15 looks at a first batch of MultiWorkerMirroredStrategy, and averages the logs of the workers, in ways that
     raise. And under every strategy each worker looks for NaN and infinity in its own gradients alone, before they are
     summed, so that one which finds them skips a step of loss scaling for which the others wait forever.
+
+    Raises:
+        ValueError: The model was compiled to take several steps an execution, which fails there.
     """
     strategy = model.distribute_strategy
     cluster = Cluster(strategy)
+    if cluster.replicas > 1 and model.steps_per_execution > 1:
+        raise ValueError(
+            f"Keras 3 cannot take several steps an execution on {cluster.replicas} replicas; the model was compiled with "
+            f"steps_per_execution={model.steps_per_execution}. Compile it with 1, or make it with tf_keras."
+        )
 
     def forget_traced() -> None:
         model.train_function = model.test_function = None
