@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from aimp_tf.cluster import Cluster
 from aimp_tf.config import PruningConfig
 from aimp_tf.criteria import scores_of
 from aimp_tf.masked_model import MaskedModel
@@ -85,6 +86,7 @@ class GlobalMagnitudePruning(EpochCallback):
         self.rounds: list[RoundResult] = []
         self.epoch_logs: list[dict[str, Any]] = []
         self._plan: tuple[Round, ...] | None = None
+        self._cluster: Cluster | None = None
         self._others = OtherCallbacks()
         self._least: dict[str, int] = {}
         self._first: list[np.ndarray] | None = None
@@ -159,6 +161,7 @@ class GlobalMagnitudePruning(EpochCallback):
         """
         if self._plan is not None:
             return
+        self._cluster = masked.cluster
         plan = make_plan(self.config, masked.weight_count)
         if self.config.method != "dense":
             self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
@@ -219,6 +222,10 @@ class GlobalMagnitudePruning(EpochCallback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
+        self._begin_round(masked)
+        masked.check_agreement()
+
+    def _begin_round(self, masked: MaskedModel) -> None:
         resumed, self._resumed = self._resumed, False
         if not resumed:
             self._started_at = time.monotonic()
@@ -269,6 +276,7 @@ class GlobalMagnitudePruning(EpochCallback):
                 "optimizer), or look for NaN in the data."
             )
         masked = self._masked()
+        masked.synchronize()
         if self.config.method == "gradual":
             self._raise_sparsity_to(masked, (epoch + 1) / self.round.epochs)
         if self.round.index == 0 and epoch + 1 == self.config.rewind_epoch:
@@ -389,7 +397,10 @@ class GlobalMagnitudePruning(EpochCallback):
     def _generator(self, index: int) -> np.random.Generator:
         """Of a round of its own, so that what is drawn does not depend on what was drawn before."""
         seed = self.config.seed
-        return np.random.default_rng([np.random.randint(2**31) if seed is None else seed % 2**63, index])
+        if seed is None:
+            assert self._cluster is not None
+            seed = self._cluster.from_chief(int(np.random.randint(2**31)))
+        return np.random.default_rng([seed % 2**63, index])
 
     def _masked(self) -> MaskedModel:
         masked = MaskedModel.of(self.model)

@@ -71,6 +71,7 @@ def prepare(
     order: Order | None = None,
     steps_per_epoch: int | None = None,
     floatx: str = "float32",
+    least_batch: int = 1,
 ) -> Any:
     """What `fit` is to read in place of `data`.
 
@@ -86,13 +87,23 @@ def prepare(
         order: The order in which arrays are read; None is their own.
         steps_per_epoch: As in `fit`; arrays then go on without end, which needs an `order`.
         floatx: Keras' float type, to which arrays of other float types are cast, as `fit` does.
+        least_batch: How many examples every batch made of arrays must have.
 
     Raises:
         TypeError: `data` is something that cannot be read again for each round, such as a generator.
-        ValueError: Arrays are empty or differ in their first dimension, or `batch_size` is given for batched data.
+        ValueError: Arrays are empty or differ in their first dimension, `batch_size` is given for batched data, or a
+            batch would have fewer examples than `least_batch`.
     """
     if isinstance(data, tuple):
-        return _from_arrays(_as_tensors(data, name, floatx), batch_size or DEFAULT_BATCH_SIZE, order, steps_per_epoch)
+        tensors, batch_size = _as_tensors(data, name, floatx), batch_size or DEFAULT_BATCH_SIZE
+        length = int(tf.nest.flatten(tensors)[0].shape[0])
+        smallest = batch_size if steps_per_epoch else length % batch_size or batch_size
+        if smallest < least_batch:
+            raise ValueError(
+                f"{name} has {length} examples, which leaves {smallest} in the last batch of {batch_size}: too few for "
+                f"{least_batch} replicas to have one each. Take another batch_size, or leave some examples out."
+            )
+        return _from_arrays(tensors, length, batch_size, order, steps_per_epoch)
     if isinstance(data, Iterator) or not hasattr(data, "__len__") and not isinstance(data, tf.data.Dataset):
         raise TypeError(
             f"{name} must be a tf.data.Dataset, a tuple (x, y) or (x, y, sample_weight) of arrays, or a PyDataset; got "
@@ -156,8 +167,9 @@ def _as_tensors(arrays: tuple, name: str, floatx: str) -> tuple:
     return tensors
 
 
-def _from_arrays(tensors: tuple, batch_size: int, order: Order | None, steps_per_epoch: int | None) -> tf.data.Dataset:
-    length = int(tf.nest.flatten(tensors)[0].shape[0])
+def _from_arrays(
+    tensors: tuple, length: int, batch_size: int, order: Order | None, steps_per_epoch: int | None
+) -> tf.data.Dataset:
     if order is None:
         positions = tf.data.Dataset.range(length)
     else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,8 +15,9 @@ import tensorflow as tf
 
 from aimp_tf.callback import EpochCallback, GlobalMagnitudePruning
 from aimp_tf.input_pipeline import Order
-from aimp_tf.masked_model import MaskedModel
-from aimp_tf.run_directory import RunDirectory
+from aimp_tf.masked_model import MaskedModel, local_value
+from aimp_tf.rounds import RoundResult
+from aimp_tf.run_directory import FinishedRound, RunDirectory
 
 # A second of saving is followed by this many without a backup, so that saving takes 2% of the time, or as little as the
 # ends of rounds alone take.
@@ -30,7 +33,7 @@ class RunProgress(EpochCallback):
         pruning: The run. It must have begun.
         masked: The model.
         order: The order of the examples; None where the data has one of its own.
-        directory: Where to save; None saves nothing.
+        directory: Where to save; None saves nothing, or is what the chief of a cluster does.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class RunProgress(EpochCallback):
         self._directory = directory
         self._resumed_callbacks: list[list[Any]] | None = None
         self._next_backup_at = 0.0
+        # Settled by the chief, which alone has the run directory.
+        self._saving: bool = masked.cluster.from_chief(directory is not None)
         self.initial_epoch = 0
 
     def begin(self) -> None:
@@ -56,29 +61,56 @@ class RunProgress(EpochCallback):
             ValueError: The run directory is that of another run.
             RuntimeError: What it holds does not fit the model, though its checksums are right, or it cannot be written.
         """
-        if self._directory is None:
-            return
-        pruning, directory = self._pruning, self._directory
-        directory.begin(pruning.round_count)
-        rounds = directory.finished_rounds()
-        backup = directory.backup(len(rounds)) if len(rounds) < pruning.round_count else None
+        cluster, directory = self._masked.cluster, self._directory
+        rounds: list[FinishedRound] = []
+        state: dict[str, Any] = {}
+        with cluster.as_one():
+            if directory is not None:
+                directory.begin(self._pruning.round_count)
+                rounds = directory.finished_rounds()
+                state = self._last_state(directory, rounds)
+        # Only the chief reads, so that no worker can take the run to stand elsewhere.
+        state = cluster.from_chief(state)
+        with cluster.as_one(), self._naming_the_run(directory):
+            if state:
+                self._restore(state)
+        with cluster.as_one():
+            if directory is not None:
+                directory.go_on(rounds, self._pruning.epoch_logs)
+
+    def _last_state(self, directory: RunDirectory, rounds: Sequence[FinishedRound]) -> dict[str, Any]:
+        """What `_restore` needs: the state of the last backup, or of the last round; nothing where neither is there."""
+        backup = directory.backup(len(rounds)) if len(rounds) < self._pruning.round_count else None
+        if backup is None and not rounds:
+            return {}
+        with self._naming_the_run(directory):
+            state = backup or rounds[-1].state
+            return {
+                **state,
+                "snapshots": (rounds[0].state if rounds else state)["snapshots"],
+                "rounds": [dataclasses.asdict(round_.result) for round_ in rounds],
+                "in_round": backup is not None,
+            }
+
+    @contextlib.contextmanager
+    def _naming_the_run(self, directory: RunDirectory | None) -> Iterator[None]:
         try:
-            epoch_logs = backup["pruning"]["epoch_logs"] if backup else ()
-            if backup or rounds:
-                state = backup or rounds[-1].state
-                snapshots = rounds[0].state["snapshots"] if rounds else state["snapshots"]
-                self._restore(state, snapshots, [round_.result for round_ in rounds], in_round=backup is not None)
+            yield
         except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, tf.errors.OpError) as error:
             raise RuntimeError(
-                f"workdir {directory.path} holds a run that does not fit this model: {error}. Name another folder, or "
-                "pass overwrite=True to begin anew in this one."
+                f"workdir {directory.path if directory else 'of the chief'} holds a run that does not fit this model: "
+                f"{error}. Name another folder, or pass overwrite=True to begin anew in this one."
             ) from error
-        directory.go_on(rounds, epoch_logs)
 
     def save_round(self) -> None:
         """Saves the round that has just ended. Without a run directory, nothing happens."""
         self.initial_epoch = 0
+        if not self._saving:
+            return
         if self._directory is None:
+            # Saving reads what all replicas hold, for which the chief needs the others.
+            with tempfile.TemporaryDirectory() as folder:
+                self._masked.original.save_weights(f"{folder}/own.weights.h5")
             return
         result = self._pruning.rounds[-1]
         with self._putting_off_backups():
@@ -128,21 +160,14 @@ class RunProgress(EpochCallback):
             # The first round settles them, and its state is kept.
             "snapshots": self._pruning.snapshots() if index == 0 else None,
             "pruning": self._pruning.state(),
-            "variables": {name: np.asarray(value.numpy()) for name, value in self._masked.state(slots=slots).items()},
+            "variables": {name: local_value(value) for name, value in self._masked.state(slots=slots).items()},
             "order": None if self._order is None else self._order.seed,
             "random": [version, np.array(key, np.uint64), cached],
             "numpy": list(np.random.get_state()),
         }
 
-    def _restore(
-        self,
-        state: Mapping[str, Any],
-        snapshots: Mapping[str, list[np.ndarray] | None],
-        rounds: list[Any],
-        *,
-        in_round: bool,
-    ) -> None:
-        masked = self._masked
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        masked, in_round = self._masked, state["in_round"]
         weights, masks = masked.snapshot(), masked.masks()
         variables = masked.state(slots=in_round)
         if state["variables"].keys() != variables.keys():
@@ -150,8 +175,9 @@ class RunProgress(EpochCallback):
         # All of it is looked at before any of it is used.
         new_masks = _like(list(masks.values()), state["masks"])
         new_weights = _like(weights, state["weights"])
-        values = _like([np.asarray(value.numpy()) for value in variables.values()], list(state["variables"].values()))
-        snapshots = {name: value and _like(weights, value) for name, value in snapshots.items()}
+        values = _like([local_value(value) for value in variables.values()], list(state["variables"].values()))
+        snapshots = {name: value and _like(weights, value) for name, value in state["snapshots"].items()}
+        rounds = [RoundResult.from_fields(fields) for fields in state["rounds"]]
         masked.set_masks(dict(zip(masks, new_masks, strict=True)))
         masked.restore(new_weights)
         for variable, value in zip(variables.values(), values, strict=True):

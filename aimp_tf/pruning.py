@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +15,19 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.callback import GlobalMagnitudePruning
+from aimp_tf.cluster import Cluster
 from aimp_tf.config import PruningConfig, nearest
+from aimp_tf.exporting import export
 from aimp_tf.input_pipeline import Order, batch_count, prepare, spec_of
-from aimp_tf.masked_model import check_model, fit_with_tfmot, is_built, mask_model, select_prunable, sparsity
+from aimp_tf.masked_model import (
+    check_model,
+    fit_with_tfmot,
+    is_built,
+    keras_generation,
+    mask_model,
+    select_prunable,
+    sparsity,
+)
 from aimp_tf.plan import imp_epochs
 from aimp_tf.progress import RunProgress
 from aimp_tf.ranking import check_finite
@@ -60,7 +71,8 @@ def prune(
 
     Args:
         model: A compiled Keras 3 or tf_keras model, built or buildable from the data. A model made under a
-            tf.distribute strategy stays under it.
+            tf.distribute strategy stays under it: OneDeviceStrategy, MirroredStrategy or MultiWorkerMirroredStrategy.
+            With several workers, each calls this with the same arguments and gets the same result.
         train_data: What `model.fit` takes and can read more than once: a tf.data.Dataset of batches, a tuple (x, y) or
             (x, y, sample_weight) of arrays, a PyDataset or Sequence.
         config: What to do. None makes one of `overrides`.
@@ -69,7 +81,8 @@ def prune(
             round afresh, and a LearningRateScheduler follows it, says `GlobalMagnitudePruning.among`.
         workdir: A folder that gets the config, the metrics of every epoch, the masks and weights of every round and the
             pruned SavedModel. It is new or empty, or that of a run with the same config, model and data, which then
-            goes on where it stopped: at the end of an epoch, or with what it ended with.
+            goes on where it stopped: at the end of an epoch, or with what it ended with. Of several workers, the chief
+            alone reads and writes it.
         fit_options: Further arguments of `fit`: batch_size (arrays only; default 32), shuffle, class_weight,
             steps_per_epoch, validation_batch_size, validation_steps, validation_freq.
         verbose: As in `fit`.
@@ -85,7 +98,7 @@ def prune(
             weights, the data does not fit the model, or `workdir` holds something else than this run. Raised before
             any training.
         RuntimeError: The loss or the weights became NaN or infinite, something undoes the pruning, or `workdir` is in
-            use or cannot be written.
+            use or cannot be written; or another worker of the cluster is gone.
 
     Example:
         ```python
@@ -98,29 +111,49 @@ def prune(
         Zullich, Medvet, Pellegrino and Ansuini, "Speeding-up pruning for Artificial Neural Networks: Introducing
         Accelerated Iterative Magnitude Pruning", ICPR 2020.
     """
-    config = config.replace(**overrides) if config is not None else PruningConfig.from_fields(overrides)
-    config.validate()
-    floatx = importlib.import_module(check_model(model)).backend.floatx()
-    options = dict(fit_options or {})
-    _check_fit_options(model, options)
-    if workdir is not None:
-        check_workdir(workdir)
-    fitting = _Fitting(train_data, validation_data, callbacks, options, verbose, config.seed, floatx)
-    _build(model, fitting.train)
-    directory = None
-    if workdir is not None:
-        signature = {
-            "model": model_signature(model, config.include, config.exclude),
-            "data": data_signature(train_data, fitting.train, options),
-        }
-        if validation_data is not None:
-            signature["validation_data"] = data_signature(validation_data, fitting.validation, {})
-        directory = RunDirectory(workdir, config, signature, overwrite=overwrite)
-    run = _prune_with_tfmot if config.method == "tfmot" else _prune_in_rounds
-    with directory or contextlib.nullcontext():
+    keras_generation(model)
+    cluster = Cluster(model.distribute_strategy)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cluster.explaining_losses())
+        with cluster.as_one():
+            config = config.replace(**overrides) if config is not None else PruningConfig.from_fields(overrides)
+            config.validate()
+            generation = check_model(model)
+            options = dict(fit_options or {})
+            _check_fit_options(model, options)
+            if not cluster.chief:
+                workdir = None
+            if workdir is not None:
+                check_workdir(workdir)
+            fitting = _Fitting(
+                train_data, validation_data, callbacks, options, verbose, config.seed, generation, cluster
+            )
+        fitting.settle_order(cluster)
+        _build(model, fitting.train)
+        directory = None
+        with cluster.as_one():
+            if workdir is not None or cluster.size > 1:
+                signature = {
+                    "model": model_signature(model, config.include, config.exclude),
+                    "data": data_signature(train_data, fitting.train, options),
+                }
+                if validation_data is not None:
+                    signature["validation_data"] = data_signature(validation_data, fitting.validation, {})
+            if workdir is not None:
+                directory = stack.enter_context(RunDirectory(workdir, config, signature, overwrite=overwrite))
+        if cluster.size > 1:
+            # Shards that workers read on their own may differ in length.
+            parts = {name: {**part, "batches": None} for name, part in signature.items()}
+            cluster.check_same(config=config.to_json(), **parts)
+        run = _prune_with_tfmot if config.method == "tfmot" else _prune_in_rounds
         result = run(model, config, fitting, directory)
+        saved = cluster.from_chief(directory is not None)
         if directory is not None:
             directory.save_model(result.model)
+        elif saved:
+            # Saving reads what all replicas hold, for which the chief needs the others.
+            with tempfile.TemporaryDirectory() as folder:
+                export(result.model, folder, formats=("saved_model",))
     return result
 
 
@@ -143,8 +176,12 @@ class _Fitting:
         options: Mapping[str, Any],
         verbose: str | int,
         seed: int | None,
-        floatx: str,
+        generation: str,
+        cluster: Cluster,
     ) -> None:
+        floatx = importlib.import_module(generation).backend.floatx()
+        # Keras 3 makes NaN of a replica's share of a batch where there is nothing in it.
+        least_batch = cluster.replicas if generation == "keras" else 1
         self.callbacks = callbacks
         self.options = {name: value for name, value in options.items() if name not in _BATCH_SIZES}
         self.options["verbose"] = verbose
@@ -160,7 +197,13 @@ class _Fitting:
             order=self.order,
             steps_per_epoch=options.get("steps_per_epoch"),
             floatx=floatx,
+            least_batch=least_batch,
         )
+        if cluster.size > 1 and not isinstance(self.train, tf.data.Dataset):
+            raise ValueError(
+                f"train_data is a {type(train_data).__name__}, which every worker would read in an order of its own. "
+                "With several workers, it must be a tf.data.Dataset or a tuple (x, y) of arrays."
+            )
         if isinstance(self.train, tf.data.Dataset):
             self.options["shuffle"] = False  # Keras 3 warns of its own default, which does not apply to a Dataset.
         self.validation = None
@@ -168,8 +211,19 @@ class _Fitting:
             if validation_batch_size is None and isinstance(validation_data, tuple):
                 validation_batch_size = batch_size
             self.validation = prepare(
-                validation_data, "validation_data", batch_size=validation_batch_size, floatx=floatx
+                validation_data,
+                "validation_data",
+                batch_size=validation_batch_size,
+                floatx=floatx,
+                least_batch=least_batch,
             )
+
+    def settle_order(self, cluster: Cluster) -> None:
+        """Lets all workers read arrays in the order of the chief, whose seed may be drawn."""
+        seed = cluster.from_chief(None if self.order is None else self.order.seed)
+        if self.order is not None:
+            self.order.seed = seed
+            self.order.begin(0, 0)
 
     def fit(self, model: Any, callbacks: Sequence[Any], *, epochs: int, initial_epoch: int = 0) -> None:
         """Calls `fit` of a model, with these callbacks and no others."""
@@ -228,6 +282,11 @@ def _prune_with_tfmot(
     model: Any, config: PruningConfig, fitting: _Fitting, directory: RunDirectory | None
 ) -> PruningResult:
     """The baseline `method="tfmot"`: one fit, in which tfmot's own wrappers and callback prune. It does not go on."""
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        raise ValueError(
+            "method='tfmot' trains on one device; this model was made for "
+            f"{model.distribute_strategy.num_replicas_in_sync}. method='gradual' does much the same on all of them."
+        )
     if fitting.validation is not None:
         _check_validation_data(model, fitting.validation)
     weight_count = sum(weight.size for weight in _prunable(model, config).values())

@@ -26,7 +26,8 @@ def model_signature(model: Any, include: Sequence[str], exclude: Sequence[str]) 
             "keras": keras_generation(model),
             # Not by name, for Keras numbers layers as they are made.
             "layers": [_layer_signature(layer) for layer in model._flatten_layers() if not hasattr(layer, "layers")],
-            "weights": [_array_signature(value) for value in model.get_weights()],
+            # Not their values, for which tf_keras would ask all workers.
+            "weights": [_array_signature(variable) for variable in model.weights if hasattr(variable, "assign")],
             "trainable": [list(variable.shape) for variable in model.trainable_variables],
             "prunable": [_array_signature(value) for value in select_prunable(model, include, exclude).values()],
             **compiled,
@@ -64,8 +65,9 @@ def _layer_signature(layer: Any) -> dict[str, Any]:
     }
 
 
-def _array_signature(array: np.ndarray) -> str:
-    return f"{np.dtype(array.dtype).name}{list(array.shape)}"
+def _array_signature(array: Any) -> str:
+    """Of an array or a variable of either generation of Keras."""
+    return f"{getattr(array.dtype, 'name', array.dtype)}{list(array.shape)}"
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

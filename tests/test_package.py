@@ -133,7 +133,7 @@ def test_types_are_shipped():
 LAYERS = [
     ["config", "safe_files"],
     ["plan", "ranking", "criteria", "rounds"],
-    ["learning_rate", "input_pipeline", "other_callbacks", "plots", "tensorboard"],
+    ["learning_rate", "input_pipeline", "other_callbacks", "plots", "tensorboard", "cluster"],
     ["masked_model"],
     ["callback", "exporting", "signature"],
     ["run_directory"],

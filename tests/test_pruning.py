@@ -215,19 +215,6 @@ def test_a_diverging_run_says_what_to_do(make_mlp, blobs):
         aimp_tf.prune(make_mlp(), data, **SETTINGS)
 
 
-def test_a_mirrored_model_stays_under_its_strategy(K, blobs):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
-        model = K.Sequential([K.Input((8,)), K.layers.Dense(16, activation="relu"), K.layers.Dense(3)])
-        model.compile(K.optimizers.Adam(), K.losses.SparseCategoricalCrossentropy(from_logits=True))
-    result = aimp_tf.prune(model, blobs, fit_options={"batch_size": 16}, **SETTINGS)
-    assert result.model.distribute_strategy is strategy and strategy.num_replicas_in_sync == 2
-    assert result.sparsity == pytest.approx(0.75, abs=0.01)
-    for variable in model.trainable_variables:
-        first, second = strategy.experimental_local_results(variable.value if K is keras else variable)
-        np.testing.assert_array_equal(first.numpy(), second.numpy())
-
-
 def test_several_inputs_and_outputs(K):
     inputs = [K.Input((3,), name="a"), K.Input((5,), name="b")]
     hidden = K.layers.Concatenate()(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -12,16 +13,20 @@ import os
 import pathlib
 import shutil
 import tarfile
+import tempfile
 import time
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
+from aimp_tf.cluster import Cluster
 from aimp_tf.experiments import datasets, models
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.exporting import export
 from aimp_tf.exporting.fresh_process import predict_in_fresh_process
 from aimp_tf.input_pipeline import Order, prepare
+from aimp_tf.masked_model import fit_ready
 from aimp_tf.masked_model.prunable import prunable_variables, select
 from aimp_tf.pruning import prune
 from aimp_tf.result import PruningResult
@@ -104,7 +109,9 @@ def run(
     """
     experiment.validate()
     check_workdir(workdir)
-    return compare(experiment, load_data(experiment, data_dir), workdir, verbose, overwrite=overwrite)
+    comparison = compare(experiment, load_data(experiment, data_dir), workdir, verbose, overwrite=overwrite)
+    assert comparison is not None
+    return comparison
 
 
 def compare(
@@ -114,7 +121,8 @@ def compare(
     verbose: str | int = "auto",
     *,
     overwrite: bool = False,
-) -> Comparison:
+    strategy: tf.distribute.Strategy | None = None,
+) -> Comparison | None:
     """As `run`, with data that is loaded.
 
     Args:
@@ -124,20 +132,48 @@ def compare(
             interrupted goes on there; the dense training does not, and begins anew.
         verbose: As in `fit`.
         overwrite: As in `prune`.
+        strategy: What both models are trained under. With several workers, each calls this with the same arguments.
+
+    Returns:
+        The comparison; None on a worker that is not the chief, which alone writes and measures.
 
     Raises:
         ValueError, TypeError: As `prune`; nothing is trained then.
         RuntimeError: As `prune`, or a SavedModel cannot be used in a fresh process.
     """
     workdir = pathlib.Path(workdir)
+    cluster = Cluster(strategy or tf.distribute.get_strategy())
     # First, for it looks at all settings before it trains, and goes on where it was interrupted.
-    result = train_pruned(experiment, data, workdir, verbose, overwrite=overwrite)
-    (workdir / "comparison.json").unlink(missing_ok=True)
-    if (workdir / "dense").is_symlink():
-        (workdir / "dense").unlink()
-    shutil.rmtree(workdir / "dense", ignore_errors=True)
-    dense, dense_seconds = train_dense(experiment, data, verbose)
-    dense_saved_model = export(dense, workdir / "dense", formats=("saved_model",))["saved_model"]
+    result = train_pruned(experiment, data, workdir, verbose, overwrite=overwrite, strategy=strategy)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cluster.explaining_losses())
+        folder = workdir / "dense"
+        if not cluster.chief:
+            folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / "dense"
+        with cluster.as_one():
+            if cluster.chief:
+                (workdir / "comparison.json").unlink(missing_ok=True)
+                if folder.is_symlink():
+                    folder.unlink()
+                shutil.rmtree(folder, ignore_errors=True)
+        dense, dense_seconds = train_dense(experiment, data, verbose, strategy)
+        # On all workers, for what it reads may be spread over them.
+        dense_saved_model = export(dense, folder, formats=("saved_model",))["saved_model"]
+        # The others wait, for TensorFlow takes a worker that ends for one that crashed.
+        with cluster.as_one():
+            if not cluster.chief:
+                return None
+            return _compare(experiment, data, workdir, result, dense_saved_model, dense_seconds)
+
+
+def _compare(
+    experiment: Experiment,
+    data: datasets.ImageData,
+    workdir: pathlib.Path,
+    result: PruningResult,
+    dense_saved_model: pathlib.Path,
+    dense_seconds: float,
+) -> Comparison:
     saved_model = workdir / "final" / "saved_model"
     comparison = Comparison(
         dense_accuracy=_accuracy(dense_saved_model, data),
@@ -176,6 +212,19 @@ def load_data(experiment: Experiment, data_dir: str | os.PathLike[str] | None) -
     return dataclasses.replace(data, train_images=data.train_images[:count], train_labels=data.train_labels[:count])
 
 
+def load_on_all(
+    experiment: Experiment, data_dir: str | os.PathLike[str] | None, strategy: tf.distribute.Strategy
+) -> datasets.ImageData:
+    """As `load_data`, on the chief first, which may have to make files that the other workers then read."""
+    cluster = Cluster(strategy)
+    data = None
+    with cluster.as_one():
+        if cluster.chief:
+            data = load_data(experiment, data_dir)
+    with cluster.as_one():
+        return data or load_data(experiment, data_dir)
+
+
 def train_pruned(
     experiment: Experiment,
     data: datasets.ImageData,
@@ -183,10 +232,11 @@ def train_pruned(
     verbose: str | int,
     *,
     overwrite: bool = False,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> PruningResult:
     """The pruning run of an experiment, validated on the test images, in a run directory of its own."""
     return prune(
-        compiled_model(experiment, data),
+        compiled_model(experiment, data, strategy),
         (data.train_images, data.train_labels),
         experiment.pruning,
         validation_data=(data.test_images, data.test_labels),
@@ -202,36 +252,45 @@ def train_pruned(
     )
 
 
-def train_dense(experiment: Experiment, data: datasets.ImageData, verbose: str | int) -> tuple[Any, float]:
+def train_dense(
+    experiment: Experiment,
+    data: datasets.ImageData,
+    verbose: str | int,
+    strategy: tf.distribute.Strategy | None = None,
+) -> tuple[Any, float]:
     """The model of an experiment, trained in full and not pruned, and the wall time in seconds that it took."""
-    model = compiled_model(experiment, data)
+    model = compiled_model(experiment, data, strategy)
     order = Order(experiment.seed)
     keras = importlib.import_module(experiment.keras)
     started_at = time.monotonic()
-    model.fit(
-        prepare((data.train_images, data.train_labels), "train_data", batch_size=experiment.batch_size, order=order),
-        validation_data=prepare((data.test_images, data.test_labels), "validation_data", batch_size=_TEST_BATCH_SIZE),
-        validation_freq=experiment.validation_freq,
-        epochs=experiment.pruning.epochs,
-        shuffle=False,
-        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: order.begin(0, epoch + 1))],
-        verbose=verbose,
-    )
+    with fit_ready(model):
+        model.fit(
+            prepare((data.train_images, data.train_labels), "train_data", batch_size=experiment.batch_size, order=order),
+            validation_data=prepare((data.test_images, data.test_labels), "validation_data", batch_size=_TEST_BATCH_SIZE),
+            validation_freq=experiment.validation_freq,
+            epochs=experiment.pruning.epochs,
+            shuffle=False,
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: order.begin(0, epoch + 1))],
+            verbose=verbose,
+        )
     return model, time.monotonic() - started_at
 
 
-def compiled_model(experiment: Experiment, data: datasets.ImageData) -> Any:
+def compiled_model(
+    experiment: Experiment, data: datasets.ImageData, strategy: tf.distribute.Strategy | None = None
+) -> Any:
     """The untrained model of an experiment, with the same initial weights at every call."""
     keras = importlib.import_module(experiment.keras)
     keras.utils.set_random_seed(experiment.seed)
-    model = models.build(experiment.architecture, keras, data.train_images.shape[1:], data.classes)
     steps = -(-len(data.train_labels) // experiment.batch_size) * experiment.pruning.epochs
-    model.compile(
-        optimizer=keras.optimizers.SGD(_schedule(experiment, keras, steps), momentum=experiment.momentum),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        steps_per_execution=experiment.steps_per_execution,
-    )
+    with (strategy or tf.distribute.get_strategy()).scope():
+        model = models.build(experiment.architecture, keras, data.train_images.shape[1:], data.classes)
+        model.compile(
+            optimizer=keras.optimizers.SGD(_schedule(experiment, keras, steps), momentum=experiment.momentum),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+            steps_per_execution=experiment.steps_per_execution,
+        )
     return model
 
 

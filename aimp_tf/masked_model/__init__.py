@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -12,15 +13,18 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.masked_model.constraints import ConstrainedModel, MaskConstraint
-from aimp_tf.masked_model.interface import MaskedModel
+from aimp_tf.masked_model.interface import MaskedModel, local_value
+from aimp_tf.masked_model.keras_distribution import repaired
 from aimp_tf.masked_model.prunable import prunable_variables, select
 
 __all__ = [
     "MaskedModel",
     "check_model",
     "fit_with_tfmot",
+    "fit_ready",
     "is_built",
     "keras_generation",
+    "local_value",
     "mask_model",
     "select_prunable",
     "sparsity",
@@ -171,6 +175,11 @@ def keras_generation(model: Any) -> str:
         f"Expected a Keras model (keras.Model or tf_keras.Model); got {model!r:.80} of type "
         f"{kind.__module__}.{kind.__qualname__}."
     )
+
+
+def fit_ready(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Within it, `fit` of a model that is not masked runs under the strategy that the model was made under."""
+    return repaired(model) if keras_generation(model) == "keras" else contextlib.nullcontext()
 
 
 def fit_with_tfmot(model: Any, *arguments: Any, **settings: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.masked_model.interface import MaskedModel
+from aimp_tf.masked_model.interface import MaskedModel, local_value
+from aimp_tf.masked_model.keras_distribution import repaired
 
 
 class MaskConstraint:
@@ -35,6 +37,7 @@ class ConstrainedModel(MaskedModel):
     """A Keras 3 model whose prunable variables carry a `MaskConstraint`. The model is changed in place."""
 
     def _attach(self) -> None:
+        self._repairs = contextlib.ExitStack()
         for path, variable in self._variables.items():
             # The mask lives outside the layers: a built layer takes no new variables, and nothing of it is exported.
             mask = tf.Variable(tf.ones(variable.shape, tf.bool), trainable=False, name=f"{path}/mask")
@@ -42,9 +45,19 @@ class ConstrainedModel(MaskedModel):
             variable.constraint = MaskConstraint(mask, variable.constraint)
         # A train function traced earlier does not know the constraints and would never call them.
         self.model.train_function = None
+        self._repairs.enter_context(repaired(self.model))
 
     def _detach(self) -> None:
         for variable in self._variables.values():
             if isinstance(variable.constraint, MaskConstraint):
                 variable.constraint = variable.constraint.previous
         self.model.train_function = None
+        self._repairs.close()
+
+    def synchronize(self) -> None:
+        """Keras 3 averages nothing, and saves the first replica's moving statistics."""
+        if self.cluster.replicas > 1:
+            variables = self.original.non_trainable_weights
+            values = self.cluster.from_chief([local_value(variable) for variable in variables])
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)

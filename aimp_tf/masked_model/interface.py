@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.cluster import Cluster
 from aimp_tf.masked_model.optimizer import ResettableOptimizer
 
 _ATTRIBUTE = "_aimp_tf_masked_model"
@@ -24,6 +26,7 @@ class MaskedModel(abc.ABC):
         model: The model to call `fit` on.
         original: The user's model, which `strip` hands back; in Keras 3 the same object.
         optimizer: Its optimizer's resets and schedule.
+        cluster: The workers that train it, all of which must call the same methods in the same order.
     """
 
     def __init__(self, model: Any, variables: Mapping[str, Any]) -> None:
@@ -37,6 +40,7 @@ class MaskedModel(abc.ABC):
         self.original = model
         self._variables = dict(variables)
         self._masks: dict[str, Any] = {}
+        self.cluster = Cluster(model.distribute_strategy)
         with model.distribute_strategy.scope():
             self.optimizer = ResettableOptimizer(model.optimizer, model.trainable_variables)
             try:
@@ -47,6 +51,7 @@ class MaskedModel(abc.ABC):
                 raise
         setattr(self.model, _ATTRIBUTE, self)
         setattr(self.original, _ATTRIBUTE, self)
+        self.synchronize()
 
     @staticmethod
     def of(model: Any) -> MaskedModel | None:
@@ -78,14 +83,31 @@ class MaskedModel(abc.ABC):
         self._zero_pruned()
 
     def snapshot(self) -> list[np.ndarray]:
-        """Copies of all weights of the model, moving statistics included, in the order of `model.weights`."""
-        return [np.array(variable.numpy()) for variable in self._all_variables()]
+        """Copies of all weights of the model, moving statistics included, in the order of `model.weights`.
+
+        It is the same on every replica after `synchronize`, and asks no other worker.
+        """
+        return [local_value(variable) for variable in self._all_variables()]
 
     def restore(self, snapshot: list[np.ndarray]) -> None:
         """Returns every weight to `snapshot`, the pruned ones to zero."""
         for variable, value in zip(self._all_variables(), snapshot, strict=True):
             variable.assign(value)
         self._zero_pruned()
+
+    def check_agreement(self) -> None:
+        """Raises RuntimeError, on every worker, where weights or masks are not the same on all of them."""
+        if self.cluster.size == 1:
+            return
+        own = 0
+        for value in (*self.snapshot(), *self.masks().values()):
+            own = zlib.crc32(value.tobytes(), own)
+        sums = self.cluster.gather(str(own))
+        if others := [str(index) for index, sum_ in enumerate(sums) if sum_ != sums[0]]:
+            raise RuntimeError(
+                f"Worker {', '.join(others)} has other weights or masks than worker 0, the chief. Load weights on all "
+                "workers alike; and let no callback, and no criterion of your own, do other things on one of them."
+            )
 
     def state(self, *, slots: bool = True) -> dict[str, Any]:
         """Name -> variable, of what training changes beside `model.weights` and the masks.
@@ -139,9 +161,25 @@ class MaskedModel(abc.ABC):
         return [variable for variable in self.original.weights if hasattr(variable, "assign")]
 
     @abc.abstractmethod
+    def synchronize(self) -> None:
+        """Makes what replicas keep each for itself, moving statistics, the same on all: what saving the model gives.
+
+        Training goes on as if nothing had happened.
+        """
+
+    @abc.abstractmethod
     def _attach(self) -> None:
         """Fills `_masks` with variables and makes every optimizer step honour them. May replace `self.model`."""
 
     @abc.abstractmethod
     def _detach(self) -> None:
         """Undoes `_attach`, also one that failed half-way."""
+
+
+def local_value(variable: Any) -> np.ndarray:
+    """A copy of what the first replica of this process holds. Reading a variable may ask all other processes."""
+    # Inside an AutoCastVariable of tf_keras. Not getattr, at which a distributed variable may ask, too.
+    variable = vars(variable).get("_variable", variable)
+    inner = getattr(variable, "value", None)  # Of a variable of Keras 3; a method of others.
+    components = inner if isinstance(inner, tf.Variable) else variable
+    return np.array(getattr(components, "values", (components,))[0].numpy())

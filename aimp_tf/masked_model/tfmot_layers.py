@@ -111,6 +111,13 @@ class WrappedModel(MaskedModel):
         for layer, inbound, outbound in self._nodes:
             layer._inbound_nodes, layer._outbound_nodes = inbound, outbound
 
+    def synchronize(self) -> None:
+        """tf_keras gives the mean of all replicas whenever a moving statistic is read."""
+        if self.cluster.replicas > 1:
+            for variable in self.original.non_trainable_weights:
+                if getattr(variable, "synchronization", None) == tf.VariableSynchronization.ON_READ:
+                    variable.assign(variable.numpy())
+
     def _rebuild(self, model: Any) -> Any:
         rebuilt = tf_keras.models.clone_model(model, clone_function=self._wrap)
         if not rebuilt.built:  # A Sequential that learnt its input shape from data.
