@@ -94,7 +94,7 @@ class GlobalMagnitudePruning(EpochCallback):
         self._rewind_steps = 0
         self._steps_per_epoch: float | None = None
         self._guarded: tuple[str, ...] = ()
-        self._thresholds: dict[str, float] = {}
+        self._thresholds: list[float | None] = []
         self._would_be_masks: list[np.ndarray] | None = None
         self._ramp_step = 0
         self._started_at = 0.0
@@ -216,7 +216,7 @@ class GlobalMagnitudePruning(EpochCallback):
             self.epoch_logs = list(state["epoch_logs"])
             self._started_at = time.monotonic() - state["seconds"]
             self._guarded = tuple(state["guarded"])
-            self._thresholds = dict(state["thresholds"])
+            self._thresholds = list(state["thresholds"])
             self._ramp_step = state["ramp_step"]
             self._would_be_masks = state["would_be_masks"]
 
@@ -380,9 +380,9 @@ class GlobalMagnitudePruning(EpochCallback):
                 "in exclude, or set max_layer_sparsity or min_layer_survivors.",
                 ", ".join(emptied),
             )
-        self._thresholds = {
-            path: float(np.abs(weights[path][mask]).min()) for path, mask in after.items() if mask.any()
-        }
+        self._thresholds = [
+            float(np.abs(weights[path][mask]).min()) if mask.any() else None for path, mask in after.items()
+        ]
         masked.set_masks(after)
 
     def _rank(

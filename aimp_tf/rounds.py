@@ -110,12 +110,24 @@ class RoundResult:
         masks: Mapping[str, np.ndarray],
         seconds: float,
         *,
-        thresholds: Mapping[str, float] | None = None,
+        thresholds: Sequence[float | None] = (),
         guarded: tuple[str, ...] = (),
     ) -> RoundResult:
-        """The result of a training from the logs of its epochs, its weights and its masks, by path."""
-        thresholds = thresholds or {}
-        layers = tuple(LayerResult.of(path, weights[path], mask, thresholds.get(path)) for path, mask in masks.items())
+        """The result of a training.
+
+        Args:
+            index: Position in the run.
+            epoch_logs: The logs of its epochs.
+            weights: Path -> value.
+            masks: Path -> mask.
+            seconds: Wall time.
+            thresholds: Of each variable, in the order of `masks`; empty where nothing was ranked.
+            guarded: As the attribute.
+        """
+        layers = tuple(
+            LayerResult.of(path, weights[path], mask, threshold)
+            for (path, mask), threshold in zip(masks.items(), thresholds or [None] * len(masks), strict=True)
+        )
         kept = sum(layer.kept for layer in layers)
         return cls(
             index=index,

@@ -130,7 +130,9 @@ def test_what_cannot_be_distributed_is_refused(strategy):
     model = distributed_run.make_model(tf_keras, strategy)
     with pytest.raises(ValueError, match="method='tfmot' trains on one device; this model was made for 2"):
         aimp_tf.prune(model, distributed_run.points(), method="tfmot", target_sparsity=0.5, epochs=1)
-    with pytest.raises(ValueError, match="made under CentralStorageStrategy.*OneDeviceStrategy, MirroredStrategy or Multi"):
+    with pytest.raises(
+        ValueError, match="made under CentralStorageStrategy.*OneDeviceStrategy, MirroredStrategy or Multi"
+    ):
         Cluster(tf.distribute.experimental.CentralStorageStrategy(["CPU:0"]))
 
 

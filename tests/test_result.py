@@ -15,7 +15,7 @@ def test_summary_shows_rounds_layers_and_cost():
             weights,
             masks,
             2.5,
-            thresholds={"a/kernel": 0.125},
+            thresholds=[0.125, None],
             guarded=("a/kernel",),
         ),
     ]

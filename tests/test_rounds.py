@@ -36,7 +36,7 @@ def test_results_come_back_from_json():
     masks = {"a": np.array([True, False]), "b": np.array([[False]])}
     weights = {"a": np.array([0.3, 0.1], "float32"), "b": np.array([[0.2]], "float32")}
     result = RoundResult.of(
-        3, [{"loss": 0.1, "per_class": [1.0, 2.0]}], weights, masks, 1.25, thresholds={"a": 0.3}, guarded=("a",)
+        3, [{"loss": 0.1, "per_class": [1.0, 2.0]}], weights, masks, 1.25, thresholds=[0.3, None], guarded=("a",)
     )
     assert result.emptied == ("b",) and (result.kept, result.epochs) == (1, 1) and result.sparsity == 1 - 1 / 3
     fields = json.loads(json.dumps(dataclasses.asdict(result)))
