@@ -50,7 +50,8 @@ class GlobalMagnitudePruning(EpochCallback):
     the ranking goes on while it trains; with `method="dense"`, nothing is pruned.
 
     Args:
-        config: What to do. `include` and `exclude` are for `aimp_tf.wrap`, which has chosen the variables already.
+        config: What to do. `include` and `exclude` are for `aimp_tf.wrap`, which has chosen the variables already, and
+            so is `mixed_precision`, which must be None or what `wrap` was given.
 
     Attributes:
         rounds: The results of the rounds so far.
@@ -156,12 +157,19 @@ class GlobalMagnitudePruning(EpochCallback):
         """Plans the run for the masked model, if that is not done. The first `fit` calls it otherwise.
 
         Raises:
-            ValueError: The target or the limits cannot be met with the model's sizes, or the criterion cannot rank.
+            ValueError: The target or the limits cannot be met with the model's sizes, the criterion cannot rank, or
+                `mixed_precision` is not what the model was wrapped with.
             TypeError: The criterion gives something other than scores.
         """
         if self._plan is not None:
             return
         self._cluster = masked.cluster
+        if self.config.mixed_precision not in (None, masked.mixed_precision):
+            raise ValueError(
+                f"The config asks for mixed_precision={self.config.mixed_precision!r}, but the model was wrapped with "
+                f"mixed_precision={masked.mixed_precision!r}, which decides. Call aimp_tf.wrap(model, mixed_precision="
+                f"{self.config.mixed_precision!r})."
+            )
         plan = make_plan(self.config, masked.weight_count)
         if self.config.method != "dense":
             self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
@@ -269,13 +277,15 @@ class GlobalMagnitudePruning(EpochCallback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.epoch_logs.append(plain_logs(logs))
         loss = self.epoch_logs[-1].get("loss", 0.0)
+        masked = self._masked()
         if not np.all(np.isfinite(loss)):
+            in_float16 = masked.mixed_precision == "mixed_float16"
+            hint = ", or train in mixed_bfloat16, which has the range of float32" if in_float16 else ""
             raise RuntimeError(
                 f"The loss became {loss} in epoch {epoch + 1} of round {len(self.rounds) + 1}. Pruning stops here, for "
                 "diverged weights cannot be ranked. Lower the learning rate, clip the gradients (clipnorm=1.0 in the "
-                "optimizer), or look for NaN in the data."
+                f"optimizer), or look for NaN in the data{hint}."
             )
-        masked = self._masked()
         masked.synchronize()
         if self.config.method == "gradual":
             self._raise_sparsity_to(masked, (epoch + 1) / self.round.epochs)

@@ -48,8 +48,8 @@ class Cluster:
         # Without a strategy there is a default one, whose class has no public name.
         if not isinstance(strategy, _STRATEGIES) and type(strategy).__name__ != "_DefaultDistributionStrategy":
             raise ValueError(
-                f"The model was made under {type(strategy).__name__}; aimp_tf prunes models made under OneDeviceStrategy, "
-                "MirroredStrategy or MultiWorkerMirroredStrategy, or under none."
+                f"The model was made under {type(strategy).__name__}; aimp_tf prunes models made under "
+                "OneDeviceStrategy, MirroredStrategy or MultiWorkerMirroredStrategy, or under none."
             )
         self._strategy = strategy
         self.replicas: int = strategy.num_replicas_in_sync
@@ -141,8 +141,9 @@ class Cluster:
             if self.size == 1:
                 raise
             raise RuntimeError(
-                f"Worker {self.index} of {self.size} stops, for another one has ended or cannot be reached; look at what "
-                "that one said. Then start all of them again: with the same workdir, they go on from what was saved there."
+                f"Worker {self.index} of {self.size} stops, for another one has ended or cannot be reached; look at "
+                "what that one said. Then start all of them again: with the same workdir, they go on from what was "
+                "saved there."
             ) from error
 
     def _sum_of_bytes(self, own: bytes) -> bytes:

@@ -17,6 +17,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "round_schedule": ("compress", "head", "tail"),
     "scope": ("global", "layer"),
     "criterion": ("magnitude", "lamp", "random"),
+    "mixed_precision": ("auto", "mixed_float16", "mixed_bfloat16"),
 }
 
 
@@ -63,7 +64,10 @@ class PruningConfig:
         include: fnmatch patterns on variable paths such as "head/dense/kernel"; only prunable variables that match one
             are pruned. Empty means all of them.
         exclude: fnmatch patterns on variable paths; variables that match one are not pruned.
-        mixed_precision: None trains in the dtype policy that the model was made with.
+        mixed_precision: None trains in the dtype policies that the model was made with. "mixed_float16" and
+            "mixed_bfloat16" train a float32 model in half precision: its variables, outputs and loss stay float32, and
+            so does what `prune` returns. "auto" is "mixed_float16" on NVIDIA GPUs of compute capability 7.0 to 7.x,
+            "mixed_bfloat16" from 8.0 on and on CPUs that have it in hardware, else None.
         seed: Seeds the shuffling of array data and what is drawn at random. None takes it from the global seed.
 
     Example:
@@ -141,16 +145,8 @@ class PruningConfig:
             )
         if self.min_layer_survivors < 0:
             raise ValueError(f"min_layer_survivors must be at least 0; got {self.min_layer_survivors}.")
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if name == "criterion" and callable(value):
-                continue
-            if value not in choices:
-                function = ", or a function (weights, masks) -> scores" if name == "criterion" else ""
-                raise ValueError(
-                    f"{name} must be one of {', '.join(map(repr, choices))}{function}; got {value!r}."
-                    f"{nearest(value, choices)}"
-                )
+        for name in CHOICES:
+            check_choice(name, getattr(self, name))
         if self.final_rewind is not None and self.final_rewind not in CHOICES["rewind"]:
             raise ValueError(
                 f"final_rewind must be None or one of {', '.join(map(repr, CHOICES['rewind']))}; got "
@@ -166,11 +162,6 @@ class PruningConfig:
             value = getattr(self, name)
             if isinstance(value, str) or not all(isinstance(pattern, str) for pattern in value):
                 raise TypeError(f"{name} must be a tuple of patterns such as ('head/*',); got {value!r}.")
-        if self.mixed_precision is not None:
-            raise ValueError(
-                f"mixed_precision must be None, the only value supported so far; got {self.mixed_precision!r}. "
-                "Make the model under a mixed dtype policy instead: its policy is kept."
-            )
 
     def _check_method(self) -> None:
         """Refuses what the method cannot do."""
@@ -181,6 +172,11 @@ class PruningConfig:
             )
         if self.method != "tfmot":
             return
+        if self.mixed_precision is not None:
+            raise ValueError(
+                "method='tfmot' trains in the dtype policies that the model has, so mixed_precision must be None; got "
+                f"{self.mixed_precision!r}. method='gradual' does much the same and takes it."
+            )
         for name, default in (("criterion", "magnitude"), ("max_layer_sparsity", None), ("min_layer_survivors", 0)):
             if getattr(self, name) != default:
                 raise ValueError(
@@ -229,6 +225,19 @@ class PruningConfig:
         return cls(**fields)
 
 
+def check_choice(name: str, value: object) -> None:
+    """Raises ValueError, naming the nearest, unless `value` is one of `CHOICES[name]` or else right for that field."""
+    choices = CHOICES[name]
+    if value in choices or value is None and name in _OPTIONAL or callable(value) and name == "criterion":
+        return
+    none = "None or " if name in _OPTIONAL else ""
+    function = ", or a function (weights, masks) -> scores" if name == "criterion" else ""
+    raise ValueError(
+        f"{name} must be {none}one of {', '.join(map(repr, choices))}{function}; got {value!r}."
+        f"{nearest(value, choices)}"
+    )
+
+
 def nearest(name: object, names: Iterable[str]) -> str:
     """ " Did you mean 'x'?" for the nearest of `names`, or nothing where none is near."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
@@ -262,7 +271,7 @@ _FRACTIONS = (
     ("stop_mask_distance", 0, 1, "[)"),
     ("max_layer_sparsity", 0, 1, "()"),
 )
-_OPTIONAL = ("round_epochs", "seed", "stop_mask_distance", "max_layer_sparsity")
+_OPTIONAL = ("round_epochs", "seed", "stop_mask_distance", "max_layer_sparsity", "mixed_precision")
 
 
 def _as_json(value: Any) -> Any:

@@ -29,6 +29,7 @@ from aimp_tf.masked_model import (
     sparsity,
 )
 from aimp_tf.plan import imp_epochs
+from aimp_tf.precision import resolve_policy
 from aimp_tf.progress import RunProgress
 from aimp_tf.ranking import check_finite
 from aimp_tf.result import PruningResult
@@ -128,6 +129,8 @@ def prune(
             fitting = _Fitting(
                 train_data, validation_data, callbacks, options, verbose, config.seed, generation, cluster
             )
+        # Here, so that what "auto" chose is what a run directory holds, and the same on all workers.
+        config = config.replace(mixed_precision=cluster.from_chief(resolve_policy(config.mixed_precision)))
         fitting.settle_order(cluster)
         _build(model, fitting.train)
         directory = None
@@ -240,10 +243,10 @@ class _Fitting:
 def _prune_in_rounds(
     model: Any, config: PruningConfig, fitting: _Fitting, directory: RunDirectory | None
 ) -> PruningResult:
-    masked = mask_model(model, config.include, config.exclude)
+    masked = mask_model(model, config.include, config.exclude, config.mixed_precision)
     try:
         if fitting.validation is not None:
-            _check_validation_data(masked.model, fitting.validation)
+            _check_validation_data(masked.model, fitting.validation, config)
         pruning = GlobalMagnitudePruning(config)
         pruning.begin(masked)
         progress = RunProgress(pruning, masked, fitting.order, directory)
@@ -261,7 +264,8 @@ def _prune_in_rounds(
                     raise
                 raise ValueError(
                     f"fit failed before its first step, and nothing was trained. train_data gives "
-                    f"{spec_of(fitting.train)}; the model {model.name!r} takes {_inputs(model)}. The error was: {error}"
+                    f"{spec_of(fitting.train)}; the model {model.name!r} takes {_inputs(model, config)}. The error "
+                    f"was: {error}"
                 ) from error
             progress.save_round()
         masks = masked.masks()
@@ -288,7 +292,7 @@ def _prune_with_tfmot(
             f"{model.distribute_strategy.num_replicas_in_sync}. method='gradual' does much the same on all of them."
         )
     if fitting.validation is not None:
-        _check_validation_data(model, fitting.validation)
+        _check_validation_data(model, fitting.validation, config)
     weight_count = sum(weight.size for weight in _prunable(model, config).values())
     rounds = []
     if directory is not None:
@@ -379,19 +383,25 @@ def _build(model: Any, train: Any) -> None:
         ) from error
 
 
-def _check_validation_data(model: Any, validation: Any) -> None:
+def _check_validation_data(model: Any, validation: Any, config: PruningConfig) -> None:
     """Evaluates one batch, for `fit` would only do so after an epoch. What it traces, `fit` uses."""
     try:
         model.evaluate(validation, steps=1, verbose=0)
     except Exception as error:
         raise ValueError(
             f"The model {model.name!r} cannot be evaluated on validation_data, which gives {spec_of(validation)}; it "
-            f"takes {_inputs(model)}. The error was: {error}"
+            f"takes {_inputs(model, config)}. The error was: {error}"
         ) from error
 
 
-def _inputs(model: Any) -> str:
+def _inputs(model: Any, config: PruningConfig) -> str:
     try:
-        return f"inputs of shape {model.input_shape}"
+        inputs = f"inputs of shape {model.input_shape}"
     except (AttributeError, RuntimeError):
-        return "what its call() accepts"
+        inputs = "what its call() accepts"
+    if config.mixed_precision is None:
+        return inputs
+    return (
+        f"{inputs}, and computes in {config.mixed_precision}, where layers and a train_step of your own must not mix "
+        "dtypes (have them cast to self.compute_dtype, or leave mixed_precision at None)"
+    )

@@ -99,8 +99,8 @@ def refusals(K, strategy, index):
         def __getitem__(self, position):
             return points()
 
-    def prune(data=points(), **settings):
-        return error_of(lambda: aimp_tf.prune(model, data, **{**SETTINGS, **settings}))
+    def prune(data=None, **settings):
+        return error_of(lambda: aimp_tf.prune(model, data or points(), **{**SETTINGS, **settings}))
 
     refused = {
         "another config": prune(seed=index),
@@ -143,15 +143,15 @@ def main(folder, cells):
             same = all(np.array_equal(before[name], after[name]) for name in before)
             path.with_suffix(".json").write_text(json.dumps(same))
         else:
-            policy = "float32" if what in ("killed", "again") else what
-            model = make_model(K, strategy, policy)
-            # Once with all that is drawn where no seed is given.
             settings = {"seed": 1}
+            if what.startswith("mixed_"):
+                settings["mixed_precision"] = what
+            # Once with all that is drawn where no seed is given.
             if what == "mixed_bfloat16":
                 np.random.seed(index)
-                settings = {"criterion": "random", "final_rewind": "reinitialize"}
+                settings |= {"seed": None, "criterion": "random", "final_rewind": "reinitialize"}
             result = aimp_tf.prune(
-                model,
+                make_model(K, strategy),
                 points(),
                 validation_data=points(32),
                 callbacks=[Kill()] if what == "killed" else [],

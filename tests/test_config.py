@@ -54,7 +54,9 @@ def test_defaults_are_valid_and_rounds_take_a_fifth():
         ({"criterion": "magnitud"}, ValueError, "or a function.*Did you mean 'magnitude'"),
         ({"include": "head/*"}, TypeError, "tuple of patterns"),
         ({"exclude": (1,)}, TypeError, "tuple of patterns"),
-        ({"mixed_precision": "mixed_float16"}, ValueError, "mixed_precision must be None"),
+        ({"mixed_precision": "float16"}, ValueError, "mixed_precision must be None or one of 'auto', .*'mixed_fl"),
+        ({"mixed_precision": True}, ValueError, "mixed_precision must be None or one of"),
+        ({"method": "tfmot", "mixed_precision": "auto"}, ValueError, "mixed_precision must be None; got 'auto'"),
         ({"seed": "a"}, TypeError, "seed must be a whole number"),
     ],
 )

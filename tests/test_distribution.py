@@ -49,9 +49,10 @@ def check_mirrored(model, result, strategy):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_mirrored_replicas_stay_the_same(K, strategy, policy):
-    model = distributed_run.make_model(K, strategy, policy)
-    check_mirrored(model, prune(model), strategy)
+@pytest.mark.parametrize("made_under_it", [True, False])
+def test_mirrored_replicas_stay_the_same(K, strategy, policy, made_under_it):
+    model = distributed_run.make_model(K, strategy, policy if made_under_it else "float32")
+    check_mirrored(model, prune(model, mixed_precision=None if made_under_it else policy), strategy)
 
 
 def test_one_device(K):

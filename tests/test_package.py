@@ -102,7 +102,7 @@ def test_public_names():
         _ = aimp_tf.prun
 
 
-@pytest.mark.parametrize("module", ["config", "plan", "ranking"])
+@pytest.mark.parametrize("module", ["config", "plan", "precision", "ranking"])
 def test_examples_in_docstrings(module):
     tested = doctest.testmod(importlib.import_module(f"aimp_tf.{module}"))
     assert tested.attempted > 0 and tested.failed == 0
@@ -132,7 +132,7 @@ def test_types_are_shipped():
 # Each module may import those before it.
 LAYERS = [
     ["config", "safe_files"],
-    ["plan", "ranking", "criteria", "rounds"],
+    ["plan", "precision", "ranking", "criteria", "rounds"],
     ["learning_rate", "input_pipeline", "other_callbacks", "plots", "tensorboard", "cluster"],
     ["masked_model"],
     ["callback", "exporting", "signature"],
@@ -173,6 +173,7 @@ def test_imports_point_downwards():
     [
         ("config.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("plan.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
+        ("precision.py", {"keras", "tf_keras"}),
         ("safe_files.py", {"tensorflow", "keras", "tf_keras"}),
         ("ranking.py", {"tensorflow", "keras", "tf_keras"}),
         ("criteria.py", {"tensorflow", "keras", "tf_keras"}),
@@ -181,6 +182,7 @@ def test_imports_point_downwards():
         ("callback.py", {"tf_keras", "tensorflow_model_optimization"}),
         ("pruning.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
         ("masked_model/interface.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
+        ("masked_model/mixed_precision.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
     ],
 )
 def test_modules_do_without(module, forbidden):

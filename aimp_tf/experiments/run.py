@@ -265,8 +265,12 @@ def train_dense(
     started_at = time.monotonic()
     with fit_ready(model):
         model.fit(
-            prepare((data.train_images, data.train_labels), "train_data", batch_size=experiment.batch_size, order=order),
-            validation_data=prepare((data.test_images, data.test_labels), "validation_data", batch_size=_TEST_BATCH_SIZE),
+            prepare(
+                (data.train_images, data.train_labels), "train_data", batch_size=experiment.batch_size, order=order
+            ),
+            validation_data=prepare(
+                (data.test_images, data.test_labels), "validation_data", batch_size=_TEST_BATCH_SIZE
+            ),
             validation_freq=experiment.validation_freq,
             epochs=experiment.pruning.epochs,
             shuffle=False,

@@ -15,7 +15,9 @@ import tensorflow as tf
 from aimp_tf.masked_model.constraints import ConstrainedModel, MaskConstraint
 from aimp_tf.masked_model.interface import MaskedModel, local_value
 from aimp_tf.masked_model.keras_distribution import repaired
+from aimp_tf.masked_model.mixed_precision import MixedPrecision
 from aimp_tf.masked_model.prunable import prunable_variables, select
+from aimp_tf.precision import resolve_policy
 
 __all__ = [
     "MaskedModel",
@@ -53,13 +55,16 @@ def check_model(model: Any) -> str:
     return generation
 
 
-def mask_model(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> MaskedModel:
+def mask_model(
+    model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), mixed_precision: str | None = None
+) -> MaskedModel:
     """Puts an all-True mask on each prunable weight of a compiled, built model of either generation of Keras.
 
     Args:
         model: A Keras 3 or tf_keras model.
         include: fnmatch patterns on variable paths; empty means every prunable variable.
         exclude: fnmatch patterns on variable paths.
+        mixed_precision: As in `PruningConfig`, until `strip`.
 
     Returns:
         The masked model; its `strip()` undoes this.
@@ -67,9 +72,11 @@ def mask_model(model: Any, include: Sequence[str] = (), exclude: Sequence[str] =
     Raises:
         TypeError: `model` is not a Keras model.
         ValueError: It is not compiled or not built, is masked already, has nothing to prune, has an optimizer that
-            averages weights, is a subclassed tf_keras model, or a pattern matches nothing.
+            averages weights, is a subclassed tf_keras model, has no float32 layers to train in mixed precision, or a
+            pattern matches nothing.
     """
     generation = check_model(model)
+    policy = resolve_policy(mixed_precision)
     if MaskedModel.of(model) is not None:
         raise ValueError("The model is masked already; call aimp_tf.strip(model) before masking it again.")
     if not is_built(model):
@@ -77,16 +84,34 @@ def mask_model(model: Any, include: Sequence[str] = (), exclude: Sequence[str] =
             f"The model {model.name!r} has no weights yet. Call model.build(input_shape), or call it on a batch of "
             "data, before aimp_tf.wrap(model)."
         )
-    variables = select(prunable_variables(model), include, exclude)
-    for path, variable in variables.items():
-        if isinstance(variable.constraint, MaskConstraint):
-            raise ValueError(f"{path} is masked already, in another model that shares it; strip that model first.")
-    if generation == "keras":
-        return ConstrainedModel(model, variables)
-    return _import_with_tfmot("tfmot_layers").WrappedModel(model, variables)
+    with contextlib.ExitStack() as undo, model.distribute_strategy.scope():
+        if policy is not None:
+            undo.callback(MixedPrecision(model, generation, policy).undo)
+        variables = select(prunable_variables(model), include, exclude)
+        for path, variable in variables.items():
+            if isinstance(variable.constraint, MaskConstraint):
+                raise ValueError(f"{path} is masked already, in another model that shares it; strip that model first.")
+        kind = ConstrainedModel if generation == "keras" else _import_with_tfmot("tfmot_layers").WrappedModel
+        try:
+            masked = kind(model, variables)
+        except (TypeError, tf.errors.InvalidArgumentError) as error:
+            if policy is None:
+                raise
+            raise ValueError(
+                f"The model {model.name!r} cannot compute in {policy}. A layer of your own must not mix dtypes: have "
+                f"it cast to self.compute_dtype, or leave mixed_precision at None. The error was: {error}"
+            ) from error
+        masked.mixed_precision = mixed_precision
+        masked.on_strip = undo.pop_all().close
+        return masked
 
 
-def wrap(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
+def wrap(
+    model: Any,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    mixed_precision: str | None = None,
+) -> Any:
     """Prepares a model for pruning in your own training loop, as tfmot's `prune_low_magnitude` does.
 
     Train what it returns with `fit` and a `GlobalMagnitudePruning` callback, then take the masks off with `strip`.
@@ -96,6 +121,7 @@ def wrap(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -
         model: A compiled, built Keras 3 or tf_keras model.
         include: fnmatch patterns on variable paths such as "head/dense/kernel"; empty means every prunable variable.
         exclude: fnmatch patterns on variable paths that are not pruned.
+        mixed_precision: As in `PruningConfig`. Until `strip`, the layers of `model` compute in half precision.
 
     Returns:
         The compiled model to call `fit` on. In Keras 3 it is `model` itself; in tf_keras it is a copy that shares all
@@ -105,7 +131,7 @@ def wrap(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -
         TypeError: `model` is not a Keras model.
         ValueError: As `mask_model`.
     """
-    return mask_model(model, include, exclude).model
+    return mask_model(model, include, exclude, mixed_precision).model
 
 
 def strip(model: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class MaskedModel(abc.ABC):
         original: The user's model, which `strip` hands back; in Keras 3 the same object.
         optimizer: Its optimizer's resets and schedule.
         cluster: The workers that train it, all of which must call the same methods in the same order.
+        mixed_precision: The setting that the model is trained with.
     """
 
     def __init__(self, model: Any, variables: Mapping[str, Any]) -> None:
@@ -41,6 +42,8 @@ class MaskedModel(abc.ABC):
         self._variables = dict(variables)
         self._masks: dict[str, Any] = {}
         self.cluster = Cluster(model.distribute_strategy)
+        self.mixed_precision: str | None = None
+        self.on_strip: Callable[[], object] = lambda: None
         with model.distribute_strategy.scope():
             self.optimizer = ResettableOptimizer(model.optimizer, model.trainable_variables)
             try:
@@ -142,13 +145,17 @@ class MaskedModel(abc.ABC):
             )
 
     def strip(self) -> Any:
-        """Takes the masks away and returns the user's own model, its pruned weights zero, its optimizer as it was."""
+        """Takes the masks away and returns the user's own model, its pruned weights zero, its optimizer as it was.
+
+        `on_strip` is called then, which undoes what was done to the model before it was masked.
+        """
         self._zero_pruned()
         delattr(self.original, _ATTRIBUTE)
         if self.model is not self.original:
             delattr(self.model, _ATTRIBUTE)
         self.optimizer.release()
         self._detach()
+        self.on_strip()
         return self.original
 
     def _zero_pruned(self) -> None:

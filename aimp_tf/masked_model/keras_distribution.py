@@ -26,8 +26,8 @@ def repaired(model: Any) -> Iterator[None]:
     cluster = Cluster(strategy)
     if cluster.replicas > 1 and model.steps_per_execution > 1:
         raise ValueError(
-            f"Keras 3 cannot take several steps an execution on {cluster.replicas} replicas; the model was compiled with "
-            f"steps_per_execution={model.steps_per_execution}. Compile it with 1, or make it with tf_keras."
+            f"Keras 3 cannot take several steps an execution on {cluster.replicas} replicas; the model was compiled "
+            f"with steps_per_execution={model.steps_per_execution}. Compile it with 1, or make it with tf_keras."
         )
 
     def forget_traced() -> None:

@@ -1,0 +1,138 @@
+"""Time of a masked step beside a dense one, and of a whole run in mixed precision beside float32, on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.benchmarks.side_by_side import spread_text, time_in_turn
+from aimp_tf.config import PruningConfig
+from aimp_tf.experiments import models
+from aimp_tf.input_pipeline import without_autotuning
+from aimp_tf.masked_model import wrap
+from aimp_tf.precision import resolve_policy
+from aimp_tf.pruning import prune
+
+# The batch, and the images and classes of the data sets that these networks were made for: CIFAR-10 and ImageNet.
+_SHAPES = {"resnet_20": (128, (32, 32, 3), 10), "resnet_50": (64, (224, 224, 3), 1000)}
+
+
+def run(
+    repetitions: int,
+    architectures: Sequence[str] = tuple(_SHAPES),
+    generations: Sequence[str] = ("keras", "tf_keras"),
+    steps: int = 50,
+    device: str = "GPU",
+) -> dict[str, Any]:
+    """Trains networks of both generations of Keras on made-up images, in float32 and in mixed precision.
+
+    Args:
+        repetitions: How often each side is timed.
+        architectures: Of "resnet_20" and "resnet_50".
+        generations: Of "keras" and "tf_keras".
+        steps: Batches in an epoch.
+        device: Kind of device to measure on. Where there is none, nothing is measured.
+
+    Returns:
+        Medians of seconds and ratios by network and generation, and "table", the same as a text.
+
+    Raises:
+        RuntimeError: Dense and masked steps did not end with the same weights, or runs not with the same sparsity.
+    """
+    if not tf.config.list_physical_devices(device):
+        return {"table": f"TensorFlow finds no {device} here, so nothing was measured."}
+    policies = ["float32", *filter(None, [resolve_policy("auto")])]
+    figures: dict[str, Any] = {}
+    lines = [f"{repetitions} times each: median (lowest to highest)"]
+
+    def add(network: str, name: str, seconds: Mapping[str, Sequence[float]], per: int = 1) -> None:
+        (first, one), (second, other) = seconds.items()
+        ratios = [there / here for here, there in zip(one, other, strict=True)]
+        figures.setdefault(network, {})[name] = {
+            **{f"{side}_seconds": statistics.median(times) / per for side, times in seconds.items()},
+            "ratio": statistics.median(ratios),
+        }
+        for side, times in seconds.items():
+            lines.append(f"{network}, {name}, {side}: {spread_text([1000 * value / per for value in times], ' ms')}")
+        lines.append(f"{network}, {name}, {second} over {first}: {spread_text(ratios)}")
+
+    for architecture in architectures:
+        for generation in generations:
+            keras, network = importlib.import_module(generation), f"{architecture} ({generation})"
+            for policy in policies:
+                add(network, f"step in {policy}", _time_steps(architecture, keras, policy, steps, repetitions), steps)
+            if len(policies) > 1:
+                add(network, "run of 4 epochs", _time_runs(architecture, keras, steps, repetitions))
+    return {**figures, "table": "\n".join(lines)}
+
+
+def _time_steps(architecture: str, keras: Any, policy: str, steps: int, repetitions: int) -> dict[str, list[float]]:
+    data = _batches(architecture, steps)
+    with _global_policy(keras, policy):
+        dense, plain = _compiled(architecture, keras), _compiled(architecture, keras)
+    masked = wrap(plain)
+
+    def train(model: Any) -> list[np.ndarray]:
+        model.fit(data, verbose=0)
+        return [np.asarray(variable.numpy()) for variable in model.trainable_variables]
+
+    train(dense), train(masked)  # Traced, and the GPU's algorithms chosen.
+    # Masks of ones change no weight, but XLA may round their graph in another way.
+    return time_in_turn(
+        {"dense": lambda: train(dense), "masked": lambda: train(masked)},
+        repetitions,
+        same=lambda here, there: np.allclose(here, there, rtol=1e-2, atol=1e-3),
+    )
+
+
+def _time_runs(architecture: str, keras: Any, steps: int, repetitions: int) -> dict[str, list[float]]:
+    data = _batches(architecture, steps)
+
+    def train(mixed_precision: str | None) -> list[np.ndarray]:
+        model = _compiled(architecture, keras)
+        config = PruningConfig(target_sparsity=0.5, rate=0.3, epochs=2, round_epochs=1, mixed_precision=mixed_precision)
+        result = prune(model, data, config, verbose=0)
+        # Half precision finds other weights; what must be the same is how many are left.
+        return [np.array([round_.kept for round_ in result.rounds])]
+
+    return time_in_turn({"float32": lambda: train(None), "mixed precision": lambda: train("auto")}, repetitions)
+
+
+def _batches(architecture: str, steps: int) -> tf.data.Dataset:
+    batch_size, shape, classes = _SHAPES[architecture]
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(batch_size, *shape)).astype(np.float32)
+    labels = generator.integers(0, classes, batch_size)
+    return without_autotuning(tf.data.Dataset.from_tensors((images, labels)).repeat(steps).prefetch(2))
+
+
+def _compiled(architecture: str, keras: Any) -> Any:
+    """A model with the same first weights every time, and a rate so low that rounding does not add up."""
+    _, shape, classes = _SHAPES[architecture]
+    keras.utils.set_random_seed(0)
+    if architecture == "resnet_50":
+        model = keras.applications.ResNet50(
+            weights=None, input_shape=shape, classes=classes, classifier_activation=None
+        )
+    else:
+        model = models.build(architecture, keras, shape, classes)
+    model.compile(
+        keras.optimizers.SGD(1e-4, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    return model
+
+
+@contextlib.contextmanager
+def _global_policy(keras: Any, policy: str) -> Iterator[None]:
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(before)
