@@ -16,6 +16,7 @@ import time
 import pytest
 
 from aimp_tf import PruningConfig
+from aimp_tf import plots
 from aimp_tf.experiments import cell as cell_process
 from aimp_tf.experiments import executors, run_study, study_report
 from aimp_tf.experiments.experiment import Experiment, from_fields
@@ -427,9 +428,9 @@ def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "\.\[study\]"'):
         executors.RayExecutor()
-    monkeypatch.setattr(study_report.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "\.\[study\]"'):
-        study_report.check_matplotlib()
+        plots.check_matplotlib("study")
 
 
 def test_a_ray_address_where_nothing_answers_is_refused_at_once():
