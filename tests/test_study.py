@@ -15,8 +15,7 @@ import time
 
 import pytest
 
-from aimp_tf import PruningConfig
-from aimp_tf import plots
+from aimp_tf import PruningConfig, plots
 from aimp_tf.experiments import cell as cell_process
 from aimp_tf.experiments import executors, run_study, study_report
 from aimp_tf.experiments.experiment import Experiment, from_fields
