@@ -10,6 +10,7 @@ from aimp_tf.config import PruningConfig
 
 if TYPE_CHECKING:
     from aimp_tf.callback import GlobalMagnitudePruning
+    from aimp_tf.compaction import compact
     from aimp_tf.exporting import export
     from aimp_tf.masked_model import sparsity, strip, wrap
     from aimp_tf.pruning import prune
@@ -21,6 +22,7 @@ __all__ = [
     "PruningConfig",
     "PruningResult",
     "RoundResult",
+    "compact",
     "export",
     "prune",
     "sparsity",
@@ -32,6 +34,7 @@ _HOMES = {
     "GlobalMagnitudePruning": "callback",
     "PruningResult": "result",
     "RoundResult": "rounds",
+    "compact": "compaction",
     "export": "exporting",
     "prune": "pruning",
     "sparsity": "masked_model",

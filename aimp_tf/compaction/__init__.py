@@ -1,0 +1,179 @@
+"""Smaller models that compute the same: without the units and channels that pruning left dead."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.compaction.liveness import Liveness
+from aimp_tf.compaction.rules import Opaque, Sum
+from aimp_tf.model_graph import Call, Copies, ModelGraph, compile_alike
+
+__all__ = ["CompactionReport", "compact", "compact_and_report"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompactionReport:
+    """What a compaction came to.
+
+    Attributes:
+        parameters: Number of weights, moving statistics included, before and after.
+        multiply_adds: Multiplications with the weights of Dense and convolution layers for one example, before and
+            after. Axes of open size count as 1.
+        channels: Layer -> units or filters before and after, for each Dense and convolution layer; 0 where it is gone.
+        left_alone: Layers that are not seen through -> their class. All that goes into or comes out of them stays.
+    """
+
+    parameters: tuple[int, int]
+    multiply_adds: tuple[int, int]
+    channels: dict[str, tuple[int, int]]
+    left_alone: dict[str, str]
+
+    def summary(self) -> str:
+        """All of it as a text of several lines."""
+        lines = [
+            f"parameters     {self.parameters[0]:,} -> {self.parameters[1]:,}",
+            f"multiply-adds  {self.multiply_adds[0]:,} -> {self.multiply_adds[1]:,}",
+            *(f"{name}: {before} -> {after}" for name, (before, after) in self.channels.items() if before != after),
+        ]
+        if self.left_alone:
+            names = ", ".join(f"{name} ({kind})" for name, kind in self.left_alone.items())
+            lines.append(f"Left alone, for what they do is not known here: {names}.")
+        return "\n".join(lines)
+
+
+def compact(model: Any) -> Any:
+    """A smaller model that computes the same as a pruned one.
+
+    Removed are units and channels that nothing depends on, for all their outgoing weights are zero, and those that are
+    constant, for all their incoming weights are zero: what they add, through activations and normalisation, goes into
+    the biases of the layers that read them. Where zero padding makes that impossible, one constant channel stays for
+    all. Branches of an Add that are constant altogether go as well. The inputs of the model stay as they are.
+
+    It sees through Dense, Conv*, DepthwiseConv*, BatchNormalization, activations that work value by value, pooling,
+    Flatten, Reshape, Dropout, Concatenate, Add and the other merging layers, and nested models, all channels-last.
+    What goes into any other layer, or comes out of it, stays as it is.
+
+    Args:
+        model: A built functional or Sequential model of either generation of Keras, without masks, such as
+            `PruningResult.model`. It is not changed.
+
+    Returns:
+        A functional model for inference with the inputs and outputs of `model`. Nested models are opened: it has their
+        layers in their place. It is compiled with the same loss and metrics if `model` is compiled and these can be
+        made from their configs.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: It carries masks, is not built, is a subclassed one, or holds a layer that cannot be copied.
+
+    Example:
+        small = aimp_tf.compact(result.model)
+    """
+    return compact_and_report(model)[0]
+
+
+def compact_and_report(model: Any) -> tuple[Any, CompactionReport]:
+    """As `compact`, and what it came to."""
+    first = _Compaction(model)
+    last = first
+    smaller = first.model()
+    # A branch that is gone may leave others with nothing to do.
+    while (following := _Compaction(smaller)).parameters < last.parameters:
+        last, smaller = following, following.model()
+    compile_alike(smaller, model)
+    before, after = first.channels(), following.channels()
+    report = CompactionReport(
+        parameters=(first.parameters, following.parameters),
+        multiply_adds=(first.multiply_adds, following.multiply_adds),
+        channels={name: (count, after.get(name, 0)) for name, count in before.items()},
+        left_alone=first.left_alone(),
+    )
+    logger.info(
+        "Compacted %s from %d to %d parameters.%s",
+        model.name,
+        *report.parameters,
+        f" Not seen through: {', '.join(report.left_alone)}." if report.left_alone else "",
+    )
+    return smaller, report
+
+
+class _Compaction:
+    """One pass over a model."""
+
+    def __init__(self, model: Any) -> None:
+        self._graph = ModelGraph.of(model)
+        self._liveness = Liveness(self._graph)
+        self.parameters = sum(int(np.prod(weight.shape)) for weight in model.weights)
+
+    @property
+    def multiply_adds(self) -> int:
+        return sum(self._liveness.rules[call].multiply_adds(call) for call in self._graph.calls)
+
+    def channels(self) -> dict[str, int]:
+        """Layer -> units or filters, of the layers that multiply."""
+        return {
+            call.name: call.outputs[0].channels
+            for call in self._graph.calls
+            if self._liveness.rules[call].multiply_adds(call)
+        }
+
+    def left_alone(self) -> dict[str, str]:
+        """Layer -> class of those that are not seen through."""
+        return {
+            call.name: type(call.layer).__name__
+            for call in self._graph.calls
+            if isinstance(self._liveness.rules[call], Opaque)
+        }
+
+    def model(self) -> Any:
+        """The model with what stays."""
+        copies = Copies(self._graph)
+
+        def layer_for(call: Call) -> Any:
+            weights, changes = self._liveness.rules[call].rewritten(self._liveness.kept(call))
+            return copies.of(call, weights, **changes)
+
+        smaller = self._graph.build(layer_for, self._sums())
+        copies.set_weights()
+        return smaller
+
+    def _sums(self) -> dict[Call, Any]:
+        """Of each Add that loses branches, what takes its place."""
+        layers = self._graph.keras.layers
+        names = {call.name for call in self._graph.calls}
+
+        def unused(name: str) -> str:
+            while name in names:
+                name += "_"
+            names.add(name)
+            return name
+
+        def replace(call: Call, rule: Sum) -> Any:
+            staying = rule.sources(call, self._liveness.flows)
+            offset = rule.offset(call, self._liveness.flows)[self._liveness.kept(call).outputs]
+            settings = {"dtype": call.layer.dtype_policy}
+
+            def make(get: Any) -> Any:
+                tensors = [get(tensor) for tensor in staying]
+                total = tensors[0]
+                if len(tensors) > 1:
+                    total = layers.Add(name=unused(f"{call.name}_rest"), **settings)(tensors)
+                if offset.any():
+                    total = layers.Rescaling(1.0, offset.tolist(), name=unused(f"{call.name}_offset"), **settings)(
+                        total
+                    )
+                return total
+
+            return make
+
+        return {
+            call: replace(call, rule)
+            for call, rule in self._liveness.rules.items()
+            if isinstance(rule, Sum) and len(rule.sources(call, self._liveness.flows)) < len(call.inputs)
+        }

@@ -1,0 +1,216 @@
+"""Which channels of a model anything depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.compaction.channels import ChannelClasses, Flow
+from aimp_tf.compaction.rules import Kept, Linear, Rule, as_it_is, rule_for
+from aimp_tf.model_graph import Call, ModelGraph, Tensor
+
+
+class Liveness:
+    """The channels of a model that must stay. Channels that are constant are needed only where no bias can hold them.
+
+    Attributes:
+        rules: Of each call.
+        flows: Of each tensor.
+    """
+
+    def __init__(self, graph: ModelGraph) -> None:
+        """Finds out all there is to know of a graph."""
+        self._graph = graph
+        self.rules: dict[Call, Rule] = {}
+        self.flows: dict[Tensor, Flow] = {}
+        classes = ChannelClasses()
+        self._follow(classes)
+        self._needed = classes.pinned()
+        self._reachable = self._reach()
+        self._readers = [_Reader.of(calls[0], rule, calls, self.flows) for rule, calls in self._linear_layers()]
+        self._merged: dict[int, int] = {}
+        self._settle()
+
+    def kept(self, call: Call) -> Kept:
+        """What stays of the layer of a call."""
+        inputs, outputs = (self._kept_of(tensors[0]) for tensors in (call.inputs, call.outputs))
+        reader = next((reader for reader in self._readers if reader.layer is call.layer), None)
+        if reader is None:
+            return Kept(inputs, outputs, np.full(call.inputs[0].channels, np.nan))
+        position = {class_: index for index, class_ in enumerate(reader.sources.tolist())}
+        merged = [
+            (channel, position[self._merged[class_]])
+            for channel, class_ in enumerate(reader.sources.tolist())
+            if reader.mergeable[channel] and class_ in self._merged and not self._needed[class_]
+        ]
+        return Kept(inputs, outputs, reader.constants, merged)
+
+    def _kept_of(self, tensor: Tensor) -> np.ndarray:
+        """Indices of the channels of a tensor that stay."""
+        return np.flatnonzero(self._needed[self.flows[tensor].classes])
+
+    def _follow(self, classes: ChannelClasses) -> None:
+        """Follows the channels through the graph, and what is known of their values."""
+        calls_of = defaultdict(list)
+        for call in self._graph.calls:
+            calls_of[id(call.layer)].append(call)
+        rules = {layer: rule_for(calls, self._graph.keras) for layer, calls in calls_of.items()}
+        for tensor in tf.nest.flatten(self._graph.inputs):
+            self.flows[tensor] = as_it_is(tensor, classes)
+        for call in self._graph.calls:
+            rule = self.rules[call] = rules[id(call.layer)]
+            self.flows.update(zip(call.outputs, rule.follow(call, self.flows, classes), strict=True))
+        for tensor in tf.nest.flatten(self._graph.outputs):
+            classes.pin(self.flows[tensor].classes)
+        for tensor, flow in self.flows.items():
+            self.flows[tensor] = Flow(classes.settled(flow.classes), flow.constants)
+
+    def _reach(self) -> set[Tensor]:
+        """The tensors that the outputs depend on, as far as layers go."""
+        origin = {output: call for call in self._graph.calls for output in call.outputs}
+        reached: set[Tensor] = set()
+        pending = tf.nest.flatten(self._graph.outputs)
+        while pending:
+            tensor = pending.pop()
+            if tensor not in reached:
+                reached.add(tensor)
+                if tensor in origin:
+                    pending += self.rules[origin[tensor]].sources(origin[tensor], self.flows)
+        return reached
+
+    def _linear_layers(self) -> list[tuple[Linear, list[Call]]]:
+        """The layers that read channels by weights, with those of their calls that anything depends on."""
+        calls_of: dict[int, list[Call]] = defaultdict(list)
+        for call in self._graph.calls:
+            if isinstance(self.rules[call], Linear) and call.outputs[0] in self._reachable:
+                calls_of[id(call.layer)].append(call)
+        layers = []
+        for calls in calls_of.values():
+            rule = self.rules[calls[0]]
+            assert isinstance(rule, Linear)
+            layers.append((rule, calls))
+        return layers
+
+    def _settle(self) -> None:
+        """Marks classes as needed until nothing that stays depends on any that does not."""
+        while True:
+            self._spread()
+            if self._merge():
+                continue
+            # A tensor without channels cannot be, so one stays: best one that takes nothing to compute.
+            empty = (
+                flow
+                for tensor, flow in self.flows.items()
+                if tensor in self._reachable and tensor.channels and not self._needed[flow.classes].any()
+            )
+            flow = next(empty, None)
+            if flow is None:
+                return
+            self._needed[flow.classes[np.argmin(np.isnan(flow.constants))]] = True
+
+    def _spread(self) -> None:
+        """From the outputs of linear layers to the inputs that lead there."""
+        changed = True
+        while changed:
+            changed = False
+            for reader in reversed(self._readers):
+                if reader.look(self._needed):
+                    wanted = reader.sources[reader.read & ~reader.foldable & ~reader.mergeable]
+                    changed = changed or not bool(self._needed[wanted].all())
+                    self._needed[wanted] = True
+
+    def _merge(self) -> bool:
+        """Lets one constant channel stand in for all others that the same bordered layers read.
+
+        Returns:
+            Whether there was anything to decide.
+        """
+        places: dict[int, dict[int, int]] = defaultdict(dict)  # Class -> reader -> channel.
+        several: set[int] = set()
+        for index, reader in enumerate(self._readers):
+            if reader.mergeable.any():
+                for channel, class_ in enumerate(reader.sources.tolist()):
+                    if index in places[class_]:
+                        several.add(class_)
+                    places[class_][index] = channel
+        open_ = {
+            class_
+            for reader in self._readers
+            for class_ in reader.sources[reader.read & reader.mergeable].tolist()
+            if not self._needed[class_] and class_ not in self._merged
+        }
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for class_, readers in places.items():
+            values = [self._readers[index].constants[channel] for index, channel in readers.items()]
+            if class_ not in several and np.all(np.nan_to_num(values)):
+                groups[tuple(readers)].append(class_)
+        for class_ in sorted(open_):
+            group = groups[tuple(places[class_])] if class_ not in several else []
+            if class_ in group:
+                # Preferred are channels that stay anyway, then large ones.
+                self._merged[class_] = max(
+                    (member for member in group if self._needed[member] or member in open_),
+                    key=lambda member: (self._needed[member], self._size(member, places), -member),
+                )
+                self._needed[self._merged[class_]] = True
+            else:
+                self._needed[class_] = True
+        return bool(open_)
+
+    def _size(self, class_: int, places: dict[int, dict[int, int]]) -> float:
+        return min(abs(self._readers[index].constants[channel]) for index, channel in places[class_].items())
+
+
+@dataclasses.dataclass
+class _Reader:
+    """A linear layer, and which input channels it reads.
+
+    Attributes:
+        layer: The layer.
+        connected: As in `Linear`.
+        sources: Classes of its input channels.
+        outputs: Classes of its output channels.
+        constants: Value of each input channel that has the same one in all calls; NaN for the others.
+        foldable: Whether a bias can hold what the channel does.
+        mergeable: Whether it is constant all the same.
+        read: Whether any output that stays is connected with it.
+    """
+
+    layer: object
+    connected: np.ndarray
+    sources: np.ndarray
+    outputs: np.ndarray
+    constants: np.ndarray
+    foldable: np.ndarray
+    mergeable: np.ndarray
+    read: np.ndarray
+    _outputs_seen: int = 0
+
+    @classmethod
+    def of(cls, call: Call, rule: Linear, calls: list[Call], flows: dict[Tensor, Flow]) -> _Reader:
+        first, *others = (flows[call.inputs[0]].constants for call in calls)
+        constants = np.where(np.all([other == first for other in others], axis=0), first, np.nan)
+        foldable = rule.foldable(constants)
+        return cls(
+            call.layer,
+            rule.connected,
+            flows[call.inputs[0]].classes,
+            flows[call.outputs[0]].classes,
+            constants,
+            foldable,
+            ~np.isnan(constants) & ~foldable,
+            np.zeros(len(constants), bool),
+        )
+
+    def look(self, needed: np.ndarray) -> bool:
+        """Brings `read` up to date. Returns whether there was anything to do."""
+        outputs = needed[self.outputs]
+        count = int(np.count_nonzero(outputs))
+        if count == self._outputs_seen:
+            return False
+        self._outputs_seen = count
+        self.read = np.asarray(self.connected[:, outputs].any(axis=1))
+        return True

@@ -1,0 +1,377 @@
+"""The property-based tests are of mechanics: made-up networks, weights and inputs."""
+
+import importlib
+import logging
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import aimp_tf
+from aimp_tf.compaction import compact_and_report
+from aimp_tf.experiments import models
+from aimp_tf.masked_model.prunable import prunable_variables
+
+GENERATIONS = ("keras", "tf_keras")
+
+
+def outputs_of(model, inputs):
+    return [np.asarray(output) for output in tf.nest.flatten(model(inputs, training=False))]
+
+
+def check_same(model, inputs, slack=1e-5):
+    """Compacts a model, and checks that the smaller one computes the same and is no larger. Gives it and its report."""
+    before = [weight.copy() for weight in model.get_weights()]
+    small, report = compact_and_report(model)
+    for old, new in zip(outputs_of(model, inputs), outputs_of(small, inputs), strict=True):
+        assert old.shape == new.shape
+        np.testing.assert_allclose(new, old, rtol=0, atol=slack * max(np.abs(old).max(), 1e-3))
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert report.parameters == (model.count_params(), small.count_params())
+    for old, new in (report.parameters, report.multiply_adds, *report.channels.values()):
+        assert new <= old
+    return small, report
+
+
+def randomize(model, generator):
+    """New biases and normalisation, such that dead channels are not zero."""
+    for layer in model._flatten_layers():
+        if type(layer).__name__ == "BatchNormalization":
+            size = layer.moving_mean.shape
+            layer.moving_mean.assign(generator.normal(0, 0.3, size))
+            layer.moving_variance.assign(generator.uniform(0.5, 2, size))
+            for weight in (layer.gamma, layer.beta):
+                weight.assign(np.where(generator.random(size) < 0.2, 0, generator.normal(0.5, 1, size)))
+        elif getattr(layer, "use_bias", False) and getattr(layer, "bias", None) is not None:
+            layer.bias.assign(generator.normal(0, 0.3, layer.bias.shape))
+
+
+def prune_by_magnitude(model, sparsity):
+    variables = prunable_variables(model).values()
+    threshold = np.quantile(np.concatenate([np.abs(variable.numpy()).ravel() for variable in variables]), sparsity)
+    for variable in variables:
+        variable.assign(np.where(np.abs(variable.numpy()) > threshold, variable.numpy(), 0))
+
+
+@pytest.mark.parametrize("architecture", ["lenet_300_100", "lenet_5", "resnet_20"])
+def test_known_networks(architecture, K):
+    generator = np.random.default_rng(0)
+    model = models.build(architecture, K, (28, 28, 1), 10)
+    randomize(model, generator)
+    # Heavy tails, as trained weights have them: some weights of every unit are large.
+    for variable in prunable_variables(model).values():
+        variable.assign(variable.numpy() * np.exp(generator.normal(0, 1, variable.shape)))
+    images = generator.random((5, 28, 28, 1), np.float32)
+    sizes = []
+    for sparsity in (0.9, 0.98, 0.995):
+        prune_by_magnitude(model, sparsity)
+        small, report = check_same(model, images)
+        assert type(small).__module__.split(".")[0] == K.__name__ and not report.left_alone
+        sizes.append(report.parameters[1])
+    assert model.count_params() >= sizes[0] >= sizes[1] > sizes[2] > 0
+
+
+class Network:
+    """Draws a network, its weights and what is dead in it."""
+
+    def __init__(self, draw, keras):
+        self.draw, self.K, self.L = draw, keras, keras.layers
+
+    def one_of(self, *options):
+        return self.draw(st.sampled_from(options))
+
+    def conv(self, x, filters=None):
+        return self.L.Conv2D(
+            filters or self.one_of(2, 3, 4),
+            self.one_of(1, 3),
+            padding=self.one_of("same", "valid") if filters is None and x.shape[1] > 2 else "same",
+            use_bias=self.one_of(True, False),
+            activation=self.one_of(None, "relu", "sigmoid"),
+        )(x)
+
+    def normalized(self, x):
+        return self.L.BatchNormalization(scale=True, center=True)(x)
+
+    def activated(self, x):
+        return self.one_of(
+            lambda: self.L.ReLU(6.0),
+            lambda: self.L.ReLU(),
+            lambda: self.L.LeakyReLU(),
+            lambda: self.L.Activation("sigmoid"),
+            lambda: self.L.Activation("softmax"),
+            lambda: self.L.Softmax(),
+            lambda: self.L.Activation("tanh"),
+        )()(x)
+
+    def depthwise(self, x):
+        layer = self.L.DepthwiseConv2D(
+            3, padding="same", depth_multiplier=self.one_of(1, 2), use_bias=self.one_of(True, False)
+        )
+        return layer(x)
+
+    def residual(self, x):
+        branch = self.activated(self.normalized(self.conv(x, 4)))
+        branch = self.normalized(self.conv(branch, x.shape[-1]))
+        return self.one_of(self.L.Add, self.L.Maximum, self.L.Average)()([x, branch])
+
+    def shared(self, x):
+        layer = self.L.Conv2D(x.shape[-1], 3, padding="same", activation="relu")
+        return self.L.Add()([layer(layer(x)), x])
+
+    def concatenated(self, x):
+        return self.L.Concatenate()([self.conv(x, 3), x, self.normalized(x)])
+
+    def excited(self, x):
+        gate = self.L.Dense(x.shape[-1], activation="sigmoid")(self.L.GlobalAveragePooling2D()(x))
+        return self.L.Multiply()([x, self.L.Reshape((1, 1, x.shape[-1]))(gate)])
+
+    def nested(self, x):
+        return self.K.Sequential(
+            [self.K.Input(x.shape[1:]), self.L.Conv2D(3, 3, padding="same"), self.L.BatchNormalization()]
+        )(x)
+
+    def resized(self, x):
+        return self.one_of(
+            lambda: self.L.ZeroPadding2D(1),
+            lambda: self.L.UpSampling2D(2),
+            lambda: self.L.AveragePooling2D(2, strides=1, padding="same"),
+            lambda: self.L.MaxPooling2D(2, strides=1, padding="same"),
+            lambda: self.L.Dropout(0.5),
+            lambda: self.L.Conv2DTranspose(3, 3, padding="same", strides=1, activation="relu"),
+        )()(x)
+
+    def model(self):
+        image = x = self.K.Input((5, 5, 2))
+        outputs = []
+        for _ in range(self.draw(st.integers(1, 5))):
+            block = self.one_of(
+                self.conv,
+                self.normalized,
+                self.activated,
+                self.depthwise,
+                self.residual,
+                self.shared,
+                self.concatenated,
+                self.excited,
+                self.nested,
+                self.resized,
+            )
+            x = block(x)
+            if self.draw(st.integers(0, 9)) == 0:
+                outputs.append(x)
+        x = self.one_of(self.L.GlobalMaxPooling2D, self.L.GlobalAveragePooling2D, self.L.Flatten)()(x)
+        for _ in range(self.draw(st.integers(0, 2))):
+            x = self.L.Dense(4, activation=self.one_of("relu", "softplus", "softmax", None))(x)
+        return self.K.Model(image, [*outputs, self.L.Dense(3)(x)])
+
+    def kill(self, model):
+        """Draws which weights of the model are zero: single ones, inputs, outputs, nearly all or all."""
+        generator = np.random.default_rng(self.draw(st.integers(0, 2**32 - 1)))
+        randomize(model, generator)
+        for layer in model._flatten_layers():
+            for variable in layer.weights if hasattr(layer, "kernel_initializer") and layer is not model else ():
+                if len(variable.shape) < 2:
+                    continue
+                value = generator.normal(0, 1, variable.shape)
+                how = self.one_of("random", "inputs", "outputs", "nearly", "all")
+                if how == "random":
+                    value *= generator.random(value.shape) < 0.3
+                elif how == "inputs":
+                    value *= (generator.random(value.shape[-2]) < 0.4)[:, np.newaxis]
+                elif how == "outputs":
+                    value *= generator.random(value.shape[-1]) < 0.4
+                elif how == "nearly":
+                    value *= generator.permutation(value.size).reshape(value.shape) == 0
+                else:
+                    value *= 0
+                variable.assign(value)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@given(data=st.data(), generation=st.sampled_from(GENERATIONS))
+def test_any_network_computes_the_same(data, generation):
+    keras = importlib.import_module(generation)
+    network = Network(data.draw, keras)
+    model = network.model()
+    network.kill(model)
+    check_same(model, np.random.default_rng(0).normal(size=(3, 5, 5, 2)).astype(np.float32))
+
+
+def dense(keras, *sizes, **settings):
+    """An MLP of these sizes without weights that are zero."""
+    model = keras.Sequential([keras.Input(sizes[:1]), *(keras.layers.Dense(size, **settings) for size in sizes[1:])])
+    for weight in model.weights:
+        weight.assign(tf.random.uniform(weight.shape, 0.5, 1.0))
+    return model
+
+
+def test_dead_units_become_biases(K):
+    model = dense(K, 2, 3, 1, activation="relu")
+    # The first unit is constant, the second is never read.
+    model.layers[0].set_weights([np.array([[0.0, 1, 2], [0, 3, 4]]), np.array([5.0, 6, 7])])
+    model.layers[1].set_weights([np.array([[2.0], [0], [1]]), np.array([0.5])])
+    small, report = check_same(model, np.array([[1.0, 2], [-3, 4]]))
+    first, second = small.layers[1:]
+    np.testing.assert_array_equal(first.get_weights()[0], [[2], [4]])
+    np.testing.assert_array_equal(first.get_weights()[1], [7])
+    np.testing.assert_array_equal(second.get_weights()[0], [[1]])
+    np.testing.assert_array_equal(second.get_weights()[1], [0.5 + 2 * 5])
+    assert report.parameters == (13, 5) and report.multiply_adds == (9, 3)
+    assert report.channels == {layer.name: sizes for layer, sizes in zip(model.layers, [(3, 1), (1, 1)], strict=True)}
+    assert report.summary().splitlines()[2:] == [f"{model.layers[0].name}: 3 -> 1"]
+
+
+def test_inputs_that_are_never_read_stay(K):
+    model = dense(K, 4, 2)
+    model.layers[0].kernel.assign(np.array([[0.0, 0], [0, 0], [1, 2], [0, 0]]))
+    small, _ = check_same(model, np.eye(4, dtype=np.float32))
+    assert small.input_shape == (None, 4) and small.count_params() == model.count_params()
+
+
+def test_one_constant_channel_stands_in_for_all_where_there_is_padding(K):
+    """With zeros around it, what a constant channel adds differs at the borders, so that no bias can hold it."""
+    layers = K.layers
+    model = K.Sequential(
+        [
+            K.Input((6, 6, 1)),
+            layers.Conv2D(8, 3, padding="same"),
+            layers.BatchNormalization(),
+            layers.ReLU(6.0),
+            layers.Conv2D(2, 3, padding="same"),
+        ]
+    )
+    randomize(model, np.random.default_rng(0))
+    conv, normalization, *_ = model.layers
+    conv.kernel.assign(np.where(np.arange(8) < 2, conv.kernel.numpy(), 0))
+    normalization.beta.assign(np.arange(1, 9) / 2)
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(2, 6, 6, 1)))
+    assert report.channels[conv.name] == (8, 3)
+
+
+def branched(keras, beta):
+    """A residual block whose branch ends in a normalisation that forgets what came before."""
+    layers = keras.layers
+    image = keras.Input((6, 6, 2))
+    trunk = layers.Conv2D(4, 3, padding="same", name="trunk")(image)
+    branch = layers.Conv2D(16, 3, padding="same", name="branch")(trunk)
+    normalization = layers.BatchNormalization()
+    branch = normalization(layers.Conv2D(4, 3, padding="same", name="branch_end")(branch))
+    normalization.gamma.assign(np.zeros(4))
+    normalization.beta.assign(beta)
+    total = layers.Add(name="total")([trunk, branch])
+    return keras.Model(image, layers.GlobalMaxPooling2D()(layers.ReLU()(total)))
+
+
+@pytest.mark.parametrize("beta", [(0.0, 0.0, 0.0, 0.0), (0.0, 1.0, -2.0, 0.5)])
+def test_dead_branches_go(beta, K):
+    small, report = check_same(branched(K, beta), np.random.default_rng(0).normal(size=(2, 6, 6, 2)))
+    assert report.channels == {"trunk": (4, 4), "branch": (16, 0), "branch_end": (4, 0)}
+    assert ("total_offset" in [layer.name for layer in small.layers]) == any(beta)
+
+
+def test_a_model_that_is_all_dead_keeps_one_channel(K):
+    model = dense(K, 5, 7, 6, 2, activation="sigmoid")
+    for layer in model.layers:
+        layer.kernel.assign(np.zeros(layer.kernel.shape))
+    small, report = check_same(model, np.ones((2, 5)))
+    assert [sizes[1] for sizes in report.channels.values()] == [1, 1, 2]
+
+
+def doubled(keras):
+    class Doubled(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs[..., ::-1] * 2
+
+    return Doubled(name="doubled")
+
+
+def test_what_is_not_known_is_left_alone_and_reported(K, caplog):
+    layers = K.layers
+    model = K.Sequential(
+        [
+            K.Input((6,)),
+            layers.Dense(8, activation="relu", name="first"),
+            layers.Dense(8, name="second"),
+            layers.LayerNormalization(name="normalization"),
+            doubled(K),
+            layers.Dense(2, name="third"),
+        ]
+    )
+    model.get_layer("second").kernel.assign(np.where(np.arange(64).reshape(8, 8) < 16, 1.0, 0.0))
+    model.get_layer("third").kernel.assign(np.eye(8, 2))
+    with caplog.at_level(logging.INFO, "aimp_tf.compaction"):
+        _, report = check_same(model, np.random.default_rng(0).normal(size=(3, 6)))
+    assert report.channels == {"first": (8, 2), "second": (8, 8), "third": (2, 2)}
+    assert report.left_alone == {"normalization": "LayerNormalization", "doubled": "Doubled"}
+    assert "Not seen through: normalization, doubled." in caplog.text
+    assert report.summary().endswith("not known here: normalization (LayerNormalization), doubled (Doubled).")
+
+
+def test_nested_models_several_inputs_and_named_outputs(K):
+    layers = K.layers
+    tower = K.Sequential([K.Input((4,)), layers.Dense(5, activation="relu"), layers.Dense(3)], name="tower")
+    left, right = K.Input((4,), name="left"), K.Input((4,), name="right")
+    head = K.Sequential([K.Input((6,)), layers.Dense(2, name="inner")], name="head")
+    joined = layers.Concatenate()([tower(left), tower(right)])
+    model = K.Model([left, right], {"scores": head(joined), "features": joined})
+    first = tower.layers[0]
+    first.kernel.assign(np.where(np.arange(5) < 2, first.kernel.numpy(), 0))
+    model.compile("sgd", {"scores": "mse", "features": None}, metrics={"scores": ["mae"]})
+    inputs = [np.random.default_rng(seed).normal(size=(3, 4)).astype(np.float32) for seed in (0, 1)]
+    small, report = check_same(model, inputs)
+    assert list(small.output_names) == list(model.output_names)
+    assert report.channels[first.name] == (5, 2)
+    targets = {"scores": np.ones((3, 2)), "features": np.ones((3, 6))}
+    before, after = (some.evaluate(inputs, targets, verbose=0, return_dict=True) for some in (model, small))
+    assert before.keys() == after.keys()
+    np.testing.assert_allclose(list(after.values()), list(before.values()), rtol=1e-5)
+
+
+def test_a_pruned_model_is_as_accurate_as_before_and_smaller(digits, K):
+    images, labels = digits
+    model = models.build("lenet_300_100", K, (64,), 10)
+    model.compile(
+        K.optimizers.Adam(0.01), K.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
+    result = aimp_tf.prune(model, (images, labels), target_sparsity=0.97, rate=0.6, epochs=3, round_epochs=1, verbose=0)
+    small = aimp_tf.compact(result.model)
+    before, after = (
+        some.evaluate(images, labels, verbose=0, return_dict=True)["accuracy"] for some in (result.model, small)
+    )
+    assert after == before > 0.4
+    assert small.count_params() < result.model.count_params() / 2
+
+
+def test_bad_models_are_refused(K, make_mlp):
+    with pytest.raises(TypeError, match="Expected a Keras model"):
+        aimp_tf.compact([])
+    with pytest.raises(ValueError, match="carries masks"):
+        aimp_tf.compact(aimp_tf.wrap(make_mlp()))
+    with pytest.raises(ValueError, match="has no weights yet. Call model.build"):
+        aimp_tf.compact(K.Sequential([K.layers.Dense(2)]))
+
+    class Own(K.Model):
+        def call(self, inputs):
+            return inputs
+
+    own = Own()
+    own(np.ones((1, 2)))
+    own.built = True
+    with pytest.raises(ValueError, match="of the class Own, whose own call cannot be seen through"):
+        aimp_tf.compact(own)
+
+    class Stubborn(K.layers.Layer):
+        def __init__(self, size):
+            super().__init__(name="stubborn")
+
+        def call(self, inputs):
+            return inputs
+
+        def get_config(self):
+            return {}
+
+    with pytest.raises(ValueError, match="'stubborn' of the class Stubborn cannot be copied"):
+        aimp_tf.compact(K.Sequential([K.Input((2,)), Stubborn(3), K.layers.Dense(2)]))
