@@ -128,6 +128,11 @@ class Network:
         gate = self.L.Dense(x.shape[-1], activation="sigmoid")(self.L.GlobalAveragePooling2D()(x))
         return self.L.Multiply()([x, self.L.Reshape((1, 1, x.shape[-1]))(gate)])
 
+    def functions(self, x):
+        ops = self.K.ops if self.K.__name__ == "keras" else tf.nn
+        y = self.one_of(ops.relu, ops.relu6, ops.tanh, ops.softmax)(self.conv(x, x.shape[-1]))
+        return self.one_of(lambda: x + y, lambda: x * y, lambda: x - y, lambda: y + 1.0, lambda: x * 0.5 + y)()
+
     def nested(self, x):
         return self.K.Sequential(
             [self.K.Input(x.shape[1:]), self.L.Conv2D(3, 3, padding="same"), self.L.BatchNormalization()]
@@ -156,6 +161,7 @@ class Network:
                 self.shared,
                 self.concatenated,
                 self.excited,
+                self.functions,
                 self.nested,
                 self.resized,
             )
@@ -270,6 +276,18 @@ def test_dead_branches_go(beta, K):
     small, report = check_same(branched(K, beta), np.random.default_rng(0).normal(size=(2, 6, 6, 2)))
     assert report.channels == {"trunk": (4, 4), "branch": (16, 0), "branch_end": (4, 0)}
     assert ("total_offset" in [layer.name for layer in small.layers]) == any(beta)
+
+
+def test_functions_in_place_of_layers(K):
+    ops = K.ops if K.__name__ == "keras" else tf.nn
+    image = K.Input((4,))
+    first, second = (K.layers.Dense(6, name=name) for name in ("first", "second"))
+    both = ops.relu(first(image) + ops.relu(second(image)))
+    model = K.Model(image, K.layers.Dense(2, name="last")(both))
+    for layer in (first, second):
+        layer.kernel.assign(np.where(np.arange(6) < 2, 1.0, 0.0) * np.ones((4, 1)))
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(3, 4)))
+    assert report.channels == {"first": (6, 2), "second": (6, 2), "last": (2, 2)} and not report.left_alone
 
 
 def test_a_model_that_is_all_dead_keeps_one_channel(K):

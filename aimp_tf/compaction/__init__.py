@@ -56,8 +56,8 @@ def compact(model: Any) -> Any:
     all. Branches of an Add that are constant altogether go as well. The inputs of the model stay as they are.
 
     It sees through Dense, Conv*, DepthwiseConv*, BatchNormalization, activations that work value by value, pooling,
-    Flatten, Reshape, Dropout, Concatenate, Add and the other merging layers, and nested models, all channels-last.
-    What goes into any other layer, or comes out of it, stays as it is.
+    Flatten, Reshape, Dropout, Concatenate, Add and the other merging layers, and nested models, all channels-last, and
+    through `x + y`, `tf.nn.relu(x)` and the like. What goes into any other layer, or comes out of it, stays as it is.
 
     Args:
         model: A built functional or Sequential model of either generation of Keras, without masks, such as
@@ -157,7 +157,7 @@ class _Compaction:
         def replace(call: Call, rule: Sum) -> Any:
             staying = rule.sources(call, self._liveness.flows)
             offset = rule.offset(call, self._liveness.flows)[self._liveness.kept(call).outputs]
-            settings = {"dtype": call.layer.dtype_policy}
+            settings = {"dtype": getattr(call.layer, "dtype_policy", None)}
 
             def make(get: Any) -> Any:
                 tensors = [get(tensor) for tensor in staying]

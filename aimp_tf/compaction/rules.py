@@ -90,7 +90,7 @@ class PassThrough(Rule):
         self._deaf = deaf
 
     def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
-        return [weight[..., kept.inputs] for weight in self.layer.get_weights()], {}
+        return [weight[..., kept.inputs] for weight in self.layer.get_weights()] if self.is_tied else None, {}
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         (source,) = inputs
@@ -98,7 +98,7 @@ class PassThrough(Rule):
 
     @property
     def is_tied(self) -> bool:
-        return bool(self.layer.weights)
+        return bool(getattr(self.layer, "weights", ()))
 
 
 class Repeat(Rule):
@@ -288,14 +288,27 @@ def as_it_is(tensor: Tensor, classes: ChannelClasses) -> Flow:
 def rule_for(calls: Sequence[Call], keras: Any) -> Rule:
     """The rule of the layer that has these calls. Only Keras' own layers are known, not subclasses of them."""
     layer = calls[0].layer
-    name = type(layer).__name__
-    factory = _FACTORIES.get(name) if type(layer) is getattr(keras.layers, name, None) else None
-    if factory is None or not all(_is_plain(call, several=name in _MERGING) for call in calls):
+    kind = _kind(layer, keras)
+    factory = _FACTORIES.get(kind)
+    if factory is None or not all(_is_plain(call, several=kind in _MERGING) for call in calls):
         return Opaque(layer)
     rules = [rule for call in calls if (rule := factory(call, keras))]
     shapes = {(call.inputs[0].channels, call.outputs[0].channels) for call in calls}
     known = len(rules) == len(calls) and not (len(shapes) > 1 and rules[0].is_tied)
     return rules[0] if known else Opaque(layer)
+
+
+def _kind(layer: Any, keras: Any) -> str:
+    """The name in `_FACTORIES` for a layer, or for a function such as `tf.nn.relu` or `+` in its place."""
+    name = type(layer).__name__
+    if type(layer) is getattr(keras.layers, name, None):
+        return name
+    module = type(layer).__module__
+    if module in ("keras.src.ops.numpy", "keras.src.ops.nn"):
+        return _FUNCTIONS.get(name.lower(), "")
+    if module == "tf_keras.src.layers.core.tf_op_layer":
+        return _FUNCTIONS.get((getattr(layer, "symbol", None) or "").split(".")[-1], "")
+    return ""
 
 
 def _is_plain(call: Call, several: bool) -> bool:
@@ -357,7 +370,7 @@ def _activation_layer(call: Call, keras: Any) -> Rule | None:
 
 def _value_by_value(call: Call, keras: Any) -> Rule | None:
     layer = call.layer
-    if layer.weights or any(np.ndim(getattr(layer, name, 0)) for name in ("scale", "offset")):
+    if getattr(layer, "weights", ()) or any(np.ndim(getattr(layer, name, 0)) for name in ("scale", "offset")):
         return None
     return PassThrough(layer, lambda values: np.asarray(layer(tf.constant(values[np.newaxis], tf.float32)))[0])
 
@@ -396,7 +409,7 @@ def _concatenation(call: Call, keras: Any) -> Rule | None:
 
 def _elementwise(combine: Function | None) -> Callable[[Call, Any], Rule | None]:
     def make(call: Call, keras: Any) -> Rule | None:
-        if len({tensor.channels for tensor in (*call.inputs, *call.outputs)}) > 1:
+        if len(call.inputs) < 2 or len({tensor.channels for tensor in (*call.inputs, *call.outputs)}) > 1:
             return None
         return Sum(call.layer) if combine is None else Elementwise(call.layer, combine)
 
@@ -423,6 +436,12 @@ _MERGING: dict[str, Callable[[Call, Any], Rule | None]] = {
     "Minimum": _elementwise(lambda values: np.min(values, axis=0)),
     "Concatenate": _concatenation,
 }
+
+_FUNCTIONS = {
+    **{name.lower(): name for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum")},
+    **{name: "ReLU" for name in "relu relu6 sigmoid tanh silu softplus elu selu".split()},
+}
+"""Function of `keras.ops` or TensorFlow -> a layer that is treated alike."""
 
 _DIMENSIONS = ("1D", "2D", "3D")
 
