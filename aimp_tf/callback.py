@@ -16,7 +16,7 @@ from aimp_tf.criteria import scores_of
 from aimp_tf.masked_model import MaskedModel
 from aimp_tf.other_callbacks import OtherCallbacks
 from aimp_tf.plan import Round, least_survivors, make_plan, ramp_survivors
-from aimp_tf.ranking import check_finite, keep_at_least, keep_same_fraction
+from aimp_tf.ranking import check_finite, check_fours, keep_best
 from aimp_tf.rounds import RoundResult, duration_text, plain_logs
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ class GlobalMagnitudePruning(EpochCallback):
     the ranking goes on while it trains; with `method="dense"`, nothing is pruned.
 
     Args:
-        config: What to do. `include` and `exclude` are for `aimp_tf.wrap`, which has chosen the variables already, and
-            so is `mixed_precision`, which must be None or what `wrap` was given.
+        config: What to do. `include` and `exclude` are for `aimp_tf.wrap`, which has chosen the variables already. So
+            are `granularity`, which must be what `wrap` was given, and `mixed_precision`, which must be that or None.
 
     Attributes:
         rounds: The results of the rounds so far.
@@ -90,6 +90,7 @@ class GlobalMagnitudePruning(EpochCallback):
         self._cluster: Cluster | None = None
         self._others = OtherCallbacks()
         self._least: dict[str, int] = {}
+        self._input_axes: dict[str, int] = {}
         self._first: list[np.ndarray] | None = None
         self._snapshot: list[np.ndarray] | None = None
         self._rewind_steps = 0
@@ -158,7 +159,7 @@ class GlobalMagnitudePruning(EpochCallback):
 
         Raises:
             ValueError: The target or the limits cannot be met with the model's sizes, the criterion cannot rank, or
-                `mixed_precision` is not what the model was wrapped with.
+                `mixed_precision` or `granularity` is not what the model was wrapped with.
             TypeError: The criterion gives something other than scores.
         """
         if self._plan is not None:
@@ -170,6 +171,13 @@ class GlobalMagnitudePruning(EpochCallback):
                 f"mixed_precision={masked.mixed_precision!r}, which decides. Call aimp_tf.wrap(model, mixed_precision="
                 f"{self.config.mixed_precision!r})."
             )
+        if self.config.granularity != masked.granularity:
+            raise ValueError(
+                f"The config asks for granularity={self.config.granularity!r}, but the model was wrapped with "
+                f"granularity={masked.granularity!r}. Call aimp_tf.wrap(model, granularity="
+                f"{self.config.granularity!r})."
+            )
+        self._input_axes = {path: axis for path, axis in masked.input_axes.items() if axis is not None}
         plan = make_plan(self.config, masked.weight_count)
         if self.config.method != "dense":
             self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
@@ -299,6 +307,7 @@ class GlobalMagnitudePruning(EpochCallback):
         weights = masked.weights()
         check_finite(weights, masked.masks())
         masked.check_sparse()
+        check_fours(masked.masks(), self.config.granularity, self._input_axes)
         kept, round_ = masked.kept, self.round
         if kept != round_.kept:
             early = f": fit ended after {len(self.epoch_logs)} of {round_.epochs} epochs" if kept > round_.kept else ""
@@ -319,6 +328,7 @@ class GlobalMagnitudePruning(EpochCallback):
                 time.monotonic() - self._started_at,
                 thresholds=self._thresholds,
                 guarded=self._guarded,
+                left_dense=masked.left_dense,
             )
         )
 
@@ -362,7 +372,8 @@ class GlobalMagnitudePruning(EpochCallback):
         ramp_step = int(min(1.0, progress / self.config.ramp) * _RAMP_STEPS)
         if ramp_step > self._ramp_step:
             self._ramp_step = ramp_step
-            keep = ramp_survivors(masked.weight_count, self.config.target_sparsity, ramp_step / _RAMP_STEPS)
+            progress, target = ramp_step / _RAMP_STEPS, self.config.target_sparsity
+            keep = ramp_survivors(masked.weight_count, target, progress, self.config.block_size)
             if keep < masked.kept:
                 self._prune(masked, keep)
 
@@ -401,8 +412,16 @@ class GlobalMagnitudePruning(EpochCallback):
         """The masks that keep the best `keep` survivors, and where the limits on single variables changed them."""
         check_finite(weights, masks)
         scores, signed = scores_of(self.config.criterion, weights, masks, self._generator(len(self.rounds)))
-        choose = keep_at_least if self.config.scope == "global" else keep_same_fraction
-        return choose(scores, masks, keep, self._least, signed=signed)
+        return keep_best(
+            scores,
+            masks,
+            keep,
+            self._least,
+            scope=self.config.scope,
+            granularity=self.config.granularity,
+            input_axes=self._input_axes,
+            signed=signed,
+        )
 
     def _generator(self, index: int) -> np.random.Generator:
         """Of a round of its own, so that what is drawn does not depend on what was drawn before."""

@@ -17,6 +17,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "round_schedule": ("compress", "head", "tail"),
     "scope": ("global", "layer"),
     "criterion": ("magnitude", "lamp", "random"),
+    "granularity": ("unstructured", "1x4", "2:4"),
     "mixed_precision": ("auto", "mixed_float16", "mixed_bfloat16"),
 }
 
@@ -58,6 +59,11 @@ class PruningConfig:
             sum of the squares of the survivors of its variable that are not smaller (Lee et al., ICLR 2021, equation
             2). "random" draws lots. A function `(weights, masks) -> scores` of dicts from path to array gives scores of
             the weights' shapes; the largest are kept.
+        granularity: What is kept or removed together. "unstructured" is single weights. "1x4" is blocks of four
+            consecutive inputs of one output unit, such as kernel[0:4, 7] of a Dense layer, ranked by the mean of their
+            scores. "2:4" ends with exactly two of each such four, the best two; on the way, these are kept in any case,
+            and the others are ranked together. Its target_sparsity is 0.5. A variable whose inputs are no multiple of
+            four is left dense, as if it were excluded, and named in a warning and in the result.
         max_layer_sparsity: No variable gets sparser than this, in [target_sparsity, 1); others then give more. None
             sets no limit.
         min_layer_survivors: No variable keeps fewer weights than this, or than it has.
@@ -91,6 +97,7 @@ class PruningConfig:
     stop_mask_distance: float | None = dataclasses.field(default=None, kw_only=True)
     scope: str = dataclasses.field(default="global", kw_only=True)
     criterion: object = dataclasses.field(default="magnitude", kw_only=True)
+    granularity: str = dataclasses.field(default="unstructured", kw_only=True)
     max_layer_sparsity: float | None = dataclasses.field(default=None, kw_only=True)
     min_layer_survivors: int = dataclasses.field(default=0, kw_only=True)
     include: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
@@ -104,6 +111,11 @@ class PruningConfig:
         if self.round_epochs is None:
             return max(1, math.ceil(self.epochs / 5))
         return self.round_epochs
+
+    @property
+    def block_size(self) -> int:
+        """Number of weights that are kept or removed together."""
+        return 4 if self.granularity == "1x4" else 1
 
     def validate(self) -> None:
         """Checks every field.
@@ -157,6 +169,11 @@ class PruningConfig:
                 f"max_layer_sparsity={self.max_layer_sparsity} is below target_sparsity={self.target_sparsity}, which "
                 "the variables together could not reach then; raise it."
             )
+        if self.granularity == "2:4" and self.target_sparsity != 0.5:
+            raise ValueError(
+                "granularity='2:4' keeps exactly two of each four weights, so target_sparsity must be 0.5; got "
+                f"{self.target_sparsity}. granularity='1x4' takes any."
+            )
         self._check_method()
         for name in ("include", "exclude"):
             value = getattr(self, name)
@@ -177,11 +194,16 @@ class PruningConfig:
                 "method='tfmot' trains in the dtype policies that the model has, so mixed_precision must be None; got "
                 f"{self.mixed_precision!r}. method='gradual' does much the same and takes it."
             )
-        for name, default in (("criterion", "magnitude"), ("max_layer_sparsity", None), ("min_layer_survivors", 0)):
+        for name, default in (
+            ("criterion", "magnitude"),
+            ("granularity", "unstructured"),
+            ("max_layer_sparsity", None),
+            ("min_layer_survivors", 0),
+        ):
             if getattr(self, name) != default:
                 raise ValueError(
-                    f"method='tfmot' ranks by magnitude in each layer, so {name} must be {default!r}; got "
-                    f"{getattr(self, name)!r}."
+                    f"method='tfmot' ranks single weights by magnitude in each layer, so {name} must be {default!r}; "
+                    f"got {getattr(self, name)!r}."
                 )
 
     def replace(self, **overrides: Any) -> "PruningConfig":
@@ -223,6 +245,13 @@ class PruningConfig:
                 "weights to remove and the length of the final training."
             )
         return cls(**fields)
+
+
+def default_fields() -> dict[str, Any]:
+    """The fields of a `PruningConfig` that have a default, with it, as they come from JSON."""
+    fields = dataclasses.fields(PruningConfig)
+    known = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    return json.loads(json.dumps(known))
 
 
 def check_choice(name: str, value: object) -> None:

@@ -32,16 +32,18 @@ class Round:
     schedule_scale: float
 
 
-def survivor_counts(weight_count: int, target_sparsity: float, rate: float) -> list[int]:
+def survivor_counts(weight_count: int, target_sparsity: float, rate: float, block_size: int = 1) -> list[int]:
     """Number of weights kept while each round trains, the final training last.
 
     `kept[0] = n` and `kept[i] = max(round(n * (1 - rate)**i), n - round(target_sparsity * n))`, up to the first i that
-    reaches the second term.
+    reaches the second term. Where weights are kept or removed in blocks, n is the number of blocks, and all this is
+    multiplied by the block's size.
 
     Args:
-        weight_count: n, the number of prunable weights, at least 1.
+        weight_count: Number of prunable weights, at least 1; a multiple of `block_size`.
         target_sparsity: Fraction of n to remove, in (0, 1).
         rate: Fraction of the survivors to remove a round, in (0, 1).
+        block_size: Number of weights that are kept or removed together.
 
     Returns:
         `[kept[0], ..., kept[N]]` for N rounds.
@@ -52,24 +54,24 @@ def survivor_counts(weight_count: int, target_sparsity: float, rate: float) -> l
     Example:
         >>> survivor_counts(1000, target_sparsity=0.5, rate=0.2)
         [1000, 800, 640, 512, 500]
+        >>> survivor_counts(1000, target_sparsity=0.9, rate=0.6, block_size=4)
+        [1000, 400, 160, 100]
     """
-    goal = weight_count - round(target_sparsity * weight_count)
-    if goal == weight_count:
-        raise ValueError(
-            f"target_sparsity={target_sparsity} removes none of the {weight_count} prunable weights; raise it."
-        )
+    count = weight_count // block_size
+    goal = count - round(target_sparsity * count)
+    unit = "weights" if block_size == 1 else f"blocks of {block_size} weights"
+    if goal == count:
+        raise ValueError(f"target_sparsity={target_sparsity} removes none of the {count} prunable {unit}; raise it.")
     if goal == 0:
-        raise ValueError(
-            f"target_sparsity={target_sparsity} leaves none of the {weight_count} prunable weights; lower it."
-        )
-    kept = [weight_count]
+        raise ValueError(f"target_sparsity={target_sparsity} leaves none of the {count} prunable {unit}; lower it.")
+    kept = [count]
     while kept[-1] != goal:
         if len(kept) > MAX_ROUNDS:
             raise ValueError(
                 f"rate={rate} needs more than {MAX_ROUNDS} rounds to reach target_sparsity={target_sparsity}; raise it."
             )
-        kept.append(max(round(weight_count * (1 - rate) ** len(kept)), goal))
-    return kept
+        kept.append(max(round(count * (1 - rate) ** len(kept)), goal))
+    return [block_size * blocks for blocks in kept]
 
 
 def make_plan(config: PruningConfig, weight_count: int) -> tuple[Round, ...]:
@@ -77,7 +79,7 @@ def make_plan(config: PruningConfig, weight_count: int) -> tuple[Round, ...]:
 
     Args:
         config: A valid config.
-        weight_count: Number of prunable weights, at least 1.
+        weight_count: Number of prunable weights, at least 1; a multiple of `config.block_size`.
 
     Returns:
         The rounds, whose epochs sum to `N * round_epochs + epochs`; N is 0 where the method is not iterative.
@@ -85,7 +87,7 @@ def make_plan(config: PruningConfig, weight_count: int) -> tuple[Round, ...]:
     Raises:
         ValueError: As `survivor_counts`.
     """
-    counts = survivor_counts(weight_count, config.target_sparsity, config.rate)
+    counts = survivor_counts(weight_count, config.target_sparsity, config.rate, config.block_size)
     if config.method != "iterative":
         kept = counts[0] if config.method == "dense" else counts[-1]
         return (Round(0, config.epochs, kept, rewind=None, schedule_start=0.0, schedule_scale=1.0),)
@@ -107,16 +109,27 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
         config: A valid config.
         sizes: Path -> number of weights.
 
+    Returns:
+        Path -> number of weights, a multiple of `config.block_size`.
+
     Raises:
-        ValueError: These are more than `target_sparsity` keeps in all.
+        ValueError: These are more than `target_sparsity` keeps in all, or than "2:4" keeps of a variable.
     """
     least = {path: min(config.min_layer_survivors, size) for path, size in sizes.items()}
     if config.max_layer_sparsity is not None:
         for path, size in sizes.items():
             # Rounded first, for 0.29 * 100 is less than 29 in floating point.
             least[path] = max(least[path], size - math.floor(round(config.max_layer_sparsity * size, 6)))
+    least = {path: math.ceil(count / config.block_size) * config.block_size for path, count in least.items()}
+    if config.granularity == "2:4":
+        for path, size in sizes.items():
+            if least[path] > size // 2:
+                raise ValueError(
+                    f"min_layer_survivors={config.min_layer_survivors} keeps at least {least[path]} weights of {path}, "
+                    f"but granularity='2:4' keeps {size // 2} of its {size}. Lower it."
+                )
     total = sum(sizes.values())
-    kept = survivor_counts(total, config.target_sparsity, config.rate)[-1]
+    kept = survivor_counts(total, config.target_sparsity, config.rate, config.block_size)[-1]
     if sum(least.values()) > kept:
         raise ValueError(
             f"max_layer_sparsity={config.max_layer_sparsity} and min_layer_survivors={config.min_layer_survivors} keep "
@@ -126,21 +139,22 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
     return least
 
 
-def ramp_survivors(weight_count: int, target_sparsity: float, progress: float) -> int:
+def ramp_survivors(weight_count: int, target_sparsity: float, progress: float, block_size: int = 1) -> int:
     """Number of weights kept after the fraction `progress`, in [0, 1], of a gradual rise of the sparsity.
 
-    The sparsity is `target_sparsity * (1 - (1 - progress)**3)` (Zhu and Gupta, 2017, equation 1).
+    The sparsity is `target_sparsity * (1 - (1 - progress)**3)` (Zhu and Gupta, 2017, equation 1), of whole blocks.
 
     Example:
         >>> [ramp_survivors(1000, 0.9, progress) for progress in (0.0, 0.5, 1.0)]
         [1000, 212, 100]
     """
-    return weight_count - round(target_sparsity * weight_count * (1 - (1 - progress) ** 3))
+    blocks = weight_count // block_size
+    return block_size * (blocks - round(target_sparsity * blocks * (1 - (1 - progress) ** 3)))
 
 
 def imp_epochs(config: PruningConfig, weight_count: int) -> int:
     """Epochs of plain iterative magnitude pruning to the same sparsity at the same rate: every round in full."""
-    return len(survivor_counts(weight_count, config.target_sparsity, config.rate)) * config.epochs
+    return len(survivor_counts(weight_count, config.target_sparsity, config.rate, config.block_size)) * config.epochs
 
 
 def _schedule(config: PruningConfig, epochs: int, rewind_epoch: int) -> tuple[float, float]:

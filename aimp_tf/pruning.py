@@ -243,7 +243,7 @@ class _Fitting:
 def _prune_in_rounds(
     model: Any, config: PruningConfig, fitting: _Fitting, directory: RunDirectory | None
 ) -> PruningResult:
-    masked = mask_model(model, config.include, config.exclude, config.mixed_precision)
+    masked = mask_model(model, config.include, config.exclude, config.mixed_precision, config.granularity)
     try:
         if fitting.validation is not None:
             _check_validation_data(masked.model, fitting.validation, config)
@@ -275,8 +275,8 @@ def _prune_in_rounds(
         model=pruned,
         masks=masks,
         rounds=pruning.rounds,
-        # On the pruned variables alone: `include` and `exclude` leave others out.
-        sparsity=sparsity(pruned, config.include, config.exclude),
+        # On the pruned variables alone: these settings leave others out.
+        sparsity=sparsity(pruned, config.include, config.exclude, config.granularity),
         imp_epochs=imp_epochs(config, masked.weight_count),
         config=config,
     )

@@ -1,4 +1,7 @@
-"""Ranking: the k best survivors of many tensors, together or in each, in bounded memory. NumPy only."""
+"""Ranking: the k best survivors of many tensors, together or in each, alone or in fours, in bounded memory. NumPy only.
+
+A four is four consecutive inputs of one output unit: entries 4 i to 4 i + 3 of a tensor along its axis of inputs.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+FOUR = 4
 _CHUNK = 1 << 20
 _BINS = 1 << 16
 _SIGN = np.uint32(0x80000000)
@@ -128,6 +132,94 @@ def keep_at_least(
     return {path: assured[path] | rest[path] for path in scores}, guarded
 
 
+def keep_best(
+    scores: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+    keep: int,
+    least: Mapping[str, int],
+    *,
+    scope: str = "global",
+    granularity: str = "unstructured",
+    input_axes: Mapping[str, int] | None = None,
+    signed: bool = False,
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """`keep_at_least`, or `keep_same_fraction` where `scope` is "layer", of single weights or with structure in fours.
+
+    With "1x4", fours are ranked by the mean of their scores, or of their magnitudes unless `signed`, and kept or
+    removed as one. With "2:4", the best two survivors of each four are kept, and the rest of `keep` goes to the others
+    by rank. Ties are broken by position, of fours among fours and of weights in a four, too.
+
+    Args:
+        scores: As in `keep_largest`.
+        masks: As in `keep_largest`; what this function gave for a larger `keep`, or all True.
+        keep: As in `keep_at_least`; a multiple of four for "1x4", at least half of the weights for "2:4".
+        least: As in `keep_at_least`; multiples of four for "1x4", at most half of a tensor for "2:4".
+        scope: "global" or "layer".
+        granularity: "unstructured", "1x4" or "2:4".
+        input_axes: Path -> axis of the inputs, whose length is a multiple of four. Needed for "1x4" and "2:4".
+        signed: As in `keep_largest`.
+
+    Returns:
+        As `keep_at_least`.
+
+    Raises:
+        ValueError: As `keep_largest`, or `keep` is not possible with the structure.
+
+    Example:
+        >>> weights = {"a": np.array([[3.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 2.0]])}
+        >>> masks = {"a": np.ones((4, 2), bool)}
+        >>> keep_best(weights, masks, 4, {"a": 0}, granularity="1x4", input_axes={"a": 0})[0]["a"].T.astype(int)
+        array([[0, 0, 0, 0],
+               [1, 1, 1, 1]])
+        >>> keep_best(weights, masks, 5, {"a": 0}, granularity="2:4", input_axes={"a": 0})[0]["a"].T.astype(int)
+        array([[1, 1, 0, 0],
+               [1, 1, 0, 1]])
+    """
+    choose = keep_at_least if scope == "global" else keep_same_fraction
+    axes = input_axes or {}
+    if granularity == "1x4":
+        if keep % FOUR:
+            raise ValueError(f"keep must be a multiple of {FOUR} with granularity='1x4'; got {keep}.")
+        blocks, guarded = choose(
+            {path: _means(score, axes[path], signed) for path, score in scores.items()},
+            {path: np.logical_and.reduce(_in_fours(masks[path], axes[path])) for path in scores},
+            keep // FOUR,
+            {path: count // FOUR for path, count in least.items()},
+            signed=signed,
+        )
+        return {path: np.repeat(block, FOUR, axes[path]) for path, block in blocks.items()}, guarded
+    if granularity == "2:4":
+        best = {path: _best_two(score, masks[path], axes[path], signed) for path, score in scores.items()}
+        assured = sum(int(np.count_nonzero(mask)) for mask in best.values())
+        if keep < assured:
+            raise ValueError(f"keep must be at least {assured}, two of each four, with granularity='2:4'; got {keep}.")
+        others = {path: masks[path] & ~best[path] for path in scores}
+        rest, _ = choose(scores, others, keep - assured, dict.fromkeys(scores, 0), signed=signed)
+        return {path: best[path] | rest[path] for path in scores}, ()
+    return choose(scores, masks, keep, least, signed=signed)
+
+
+def check_fours(masks: Mapping[str, np.ndarray], granularity: str, input_axes: Mapping[str, int]) -> None:
+    """Raises RuntimeError, naming the variables, if masks do not have the structure of a granularity.
+
+    With "1x4", each four is kept or removed as one; with "2:4", at least two of each are kept, and so exactly two where
+    half of all weights are kept.
+    """
+    if granularity == "unstructured":
+        return
+    possible = (0, FOUR) if granularity == "1x4" else (2, 3, 4)
+    wrong = [
+        path
+        for path, mask in masks.items()
+        if not np.isin(np.add.reduce(_in_fours(mask, input_axes[path]), dtype=np.int8), possible).all()
+    ]
+    if wrong:
+        raise RuntimeError(
+            f"The masks of {', '.join(wrong)} do not have the structure of granularity={granularity!r}: something "
+            "other than the ranking has set them."
+        )
+
+
 def check_finite(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> None:
     """Raises RuntimeError, naming the variables, if a surviving weight is NaN or infinite."""
     infinity = np.uint32(0x7F800000)
@@ -203,3 +295,34 @@ def _rounded(shares: Mapping[str, float], total: int) -> dict[str, int]:
     for path in by_remainder[: total - sum(counts.values())]:
         counts[path] += 1
     return counts
+
+
+def _in_fours(array: np.ndarray, axis: int) -> np.ndarray:
+    """A view of a contiguous array with a new first axis of length four; `axis` counts fours then, and is one later."""
+    shape = array.shape
+    parted = array.reshape(*shape[:axis], shape[axis] // FOUR, FOUR, *shape[axis + 1 :])
+    return np.moveaxis(parted, axis + 1, 0)
+
+
+def _means(score: np.ndarray, axis: int, signed: bool) -> np.ndarray:
+    """The mean of each four, or of its magnitudes unless `signed`, added up one by one: the same on every platform."""
+    first, *others = (part if signed else np.abs(part) for part in _in_fours(score, axis))
+    total = first.astype(np.float64)
+    for other in others:
+        total += other
+    return total / FOUR
+
+
+def _best_two(score: np.ndarray, mask: np.ndarray, axis: int, signed: bool) -> np.ndarray:
+    """A mask of the two best survivors of each four, or of as many as there are."""
+    bits, survives = _in_fours(_ordered_bits(score, signed), axis), _in_fours(mask, axis)
+    best = np.empty(mask.shape, bool)
+    view = _in_fours(best, axis)
+    for here in range(FOUR):
+        better = np.zeros(view.shape[1:], np.int8)
+        for there in range(FOUR):
+            if there != here:
+                before = np.greater_equal if there < here else np.greater
+                better += survives[there] & before(bits[there], bits[here])
+        view[here] = survives[here] & (better < 2)
+    return best

@@ -90,6 +90,8 @@ class RoundResult:
         guarded: Paths of the variables that kept more weights than their rank gave them, for `max_layer_sparsity` or
             `min_layer_survivors`.
         layers: Each prunable variable by itself.
+        left_dense: Paths of prunable variables that are not pruned and not counted, for their inputs are no multiple of
+            four, which `granularity` needs.
     """
 
     index: int
@@ -100,6 +102,7 @@ class RoundResult:
     metrics: dict[str, Any]
     guarded: tuple[str, ...] = ()
     layers: tuple[LayerResult, ...] = ()
+    left_dense: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -112,6 +115,7 @@ class RoundResult:
         *,
         thresholds: Sequence[float | None] = (),
         guarded: tuple[str, ...] = (),
+        left_dense: tuple[str, ...] = (),
     ) -> RoundResult:
         """The result of a training.
 
@@ -123,6 +127,7 @@ class RoundResult:
             seconds: Wall time.
             thresholds: Of each variable, in the order of `masks`; empty where nothing was ranked.
             guarded: As the attribute.
+            left_dense: As the attribute.
         """
         layers = tuple(
             LayerResult.of(path, weights[path], mask, threshold)
@@ -138,6 +143,7 @@ class RoundResult:
             metrics=dict(epoch_logs[-1]) if epoch_logs else {},
             guarded=guarded,
             layers=layers,
+            left_dense=left_dense,
         )
 
     @classmethod
@@ -152,6 +158,7 @@ class RoundResult:
             metrics=dict(fields["metrics"]),
             guarded=tuple(map(str, fields["guarded"])),
             layers=tuple(map(LayerResult.from_fields, fields["layers"])),
+            left_dense=tuple(map(str, fields.get("left_dense", ()))),  # Older runs have none.
         )
 
     @property
@@ -208,11 +215,12 @@ def layer_table(layers: Sequence[LayerResult]) -> list[list[str]]:
 
 
 def layer_notes(rounds: Sequence[RoundResult]) -> list[str]:
-    """Sentences on variables of which nothing is left, or that limits kept from losing more."""
+    """Sentences on variables of which nothing is left, that limits kept from losing more, or that are not pruned."""
     guarded = {path for round_ in rounds for path in round_.guarded}
     notes = {
         "Nothing is left of": rounds[-1].emptied,
         "Kept above their rank by the limits on single variables": guarded,
+        "Left dense, for their inputs are no multiple of four": rounds[-1].left_dense,
     }
     return [f"{note}: {', '.join(sorted(paths))}." for note, paths in notes.items() if paths]
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aimp_tf.config import PruningConfig, list_differences
+from aimp_tf.config import PruningConfig, default_fields, list_differences
 from aimp_tf.rounds import RoundResult, by_split
 from aimp_tf.safe_files import (
     UNFINISHED,
@@ -416,7 +416,9 @@ class RunDirectory:
         elsewhere = "Name another folder, or pass overwrite=True to begin anew in this one."
         try:
             there = _read_noted(self.path / "signature.json", _SIGNED_FILES)
-            there["config"] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            # A field that a run is older than was at its default.
+            config = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            there["config"] = {**default_fields(), **config}
             environment = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"workdir {self.path} holds a run that cannot be trusted: {error}. {elsewhere}") from error

@@ -147,11 +147,16 @@ def test_fewer_images_and_more_steps_at_a_time(K):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "exclude", "count"),
-    [("lenet_300_100", (), 64 * 300 + 300 * 100 + 1000), ("lenet_300_100", ("logits/*",), 64 * 300 + 300 * 100)],
+    ("architecture", "settings", "count"),
+    [
+        ("lenet_300_100", {}, 64 * 300 + 300 * 100 + 1000),
+        ("lenet_300_100", {"exclude": ("logits/*",)}, 64 * 300 + 300 * 100),
+        ("small_cnn", {}, 13_584),
+        ("small_cnn", {"granularity": "1x4"}, 13_584 - 3 * 3 * 1 * 16),
+    ],
 )
-def test_prunable_weights_are_counted_without_the_data(architecture, exclude, count):
-    pruning = PruningConfig(target_sparsity=0.5, epochs=1, exclude=exclude)
+def test_prunable_weights_are_counted_without_the_data(architecture, settings, count):
+    pruning = PruningConfig(target_sparsity=0.5, epochs=1, **settings)
     assert weight_count(Experiment("digits", architecture, pruning)) == count
 
 

@@ -12,6 +12,16 @@ def test_counts_are_those_of_the_formula():
     assert survivor_counts(10, 0.5, 0.5) == [10, 5]
 
 
+def test_counts_of_blocks_are_those_of_the_formula_times_four():
+    assert survivor_counts(400, 0.9, 0.2, 4) == [4 * count for count in survivor_counts(100, 0.9, 0.2)]
+    config = PruningConfig(0.9, epochs=10, granularity="1x4")
+    # 10 blocks are left of 102, for 0.1 * 102 is 10.2; without blocks it would be 41 weights of 408.
+    assert make_plan(config, 408)[-1].kept == 40
+    assert make_plan(config.replace(method="gradual"), 408)[-1].kept == 40 == ramp_survivors(408, 0.9, 1, 4)
+    assert imp_epochs(config, 40) == 10 * len(survivor_counts(10, 0.9, 0.2))
+    assert [ramp_survivors(400, 0.9, progress, 4) for progress in (0, 0.25, 0.5)] == [400, 192, 84]
+
+
 @given(
     n=st.integers(1, 10**9),
     sparsity=st.floats(0.01, 0.999),
@@ -104,6 +114,15 @@ def test_limits_on_single_variables():
     }
     with pytest.raises(ValueError, match="keep at least 120 weights, but target_sparsity=0.9 keeps 100 of 1000"):
         least_survivors(PruningConfig(0.9, epochs=1, min_layer_survivors=60), sizes)
+
+
+def test_limits_in_fours():
+    config = PruningConfig(0.5, epochs=1, min_layer_survivors=18, max_layer_sparsity=0.75)
+    sizes = {"large": 80, "small": 40}
+    assert least_survivors(config.replace(granularity="1x4"), sizes) == {"large": 20, "small": 20}
+    assert least_survivors(config.replace(granularity="2:4"), sizes) == {"large": 20, "small": 18}
+    with pytest.raises(ValueError, match="at least 21 weights of small, but granularity='2:4' keeps 20 of its 40"):
+        least_survivors(config.replace(granularity="2:4", min_layer_survivors=21), sizes)
 
 
 def test_the_ramp_is_cubic():

@@ -120,6 +120,7 @@ def crash_and_go_on(K, make_model, blobs, workdir, batch, **settings):
 
 WEIGHTS = {"rewind": "weights", "rewind_epoch": 2}
 REINITIALIZE = {"rewind": "reinitialize", "criterion": "random", "final_rewind": "weights", "seed": None}
+BLOCKS = {"granularity": "1x4", "criterion": "lamp"}
 GRADUAL = {"method": "gradual", "epochs": 7}
 HALF = {"mixed_precision": "mixed_float16"}
 SETTLED = {"stop_mask_distance": 0.9, "fit_options": {"steps_per_epoch": 3}}
@@ -133,6 +134,7 @@ SETTLED = {"stop_mask_distance": 0.9, "fit_options": {"steps_per_epoch": 3}}
         ("tf_keras", WEIGHTS, None),
         ("keras", REINITIALIZE, 2),
         ("keras", GRADUAL, 2),
+        ("tf_keras", BLOCKS, 2),
         ("tf_keras", SETTLED, None),
         ("keras", HALF, 2),
         ("tf_keras", HALF, None),

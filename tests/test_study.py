@@ -180,12 +180,15 @@ from aimp_tf.experiments.experiment import Experiment
 experiments = [
     Experiment("digits", "lenet_300_100", PruningConfig(0.5, epochs=1)),
     Experiment("fashion_mnist", "resnet_8", PruningConfig(0.5, epochs=1, exclude=("logits/*",))),
+    Experiment("fashion_mnist", "resnet_8", PruningConfig(0.5, epochs=1, exclude=("logits/*",), granularity="2:4")),
 ]
 count = run_study._weight_counts(experiments)
 print(*map(count, experiments), {"tensorflow", "keras", "ray", "matplotlib"} & sys.modules.keys())
 """
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == f"{64 * 300 + 300 * 100 + 1000} {77_072 - 640} set()", done.stderr
+    assert done.stdout.strip() == f"{64 * 300 + 300 * 100 + 1000} {77_072 - 640} {77_072 - 640 - 3 * 3 * 16} set()", (
+        done.stderr
+    )
 
 
 def test_a_model_that_cannot_be_built_is_refused(monkeypatch, tmp_path):

@@ -27,7 +27,7 @@ from aimp_tf.exporting import export
 from aimp_tf.exporting.fresh_process import predict_in_fresh_process
 from aimp_tf.input_pipeline import Order, prepare
 from aimp_tf.masked_model import fit_ready
-from aimp_tf.masked_model.prunable import prunable_variables, select
+from aimp_tf.masked_model.prunable import select_for
 from aimp_tf.pruning import prune
 from aimp_tf.result import PruningResult
 from aimp_tf.run_directory import check_workdir
@@ -202,6 +202,7 @@ def weight_count(experiment: Experiment) -> int:
         experiment.dataset,
         tuple(experiment.pruning.include),
         tuple(experiment.pruning.exclude),
+        experiment.pruning.granularity,
     )
 
 
@@ -317,11 +318,14 @@ def _schedule(experiment: Experiment, keras: Any, steps: int) -> Any:
 
 
 @functools.cache
-def _weight_count(architecture: str, dataset: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> int:
+def _weight_count(
+    architecture: str, dataset: str, include: tuple[str, ...], exclude: tuple[str, ...], granularity: str
+) -> int:
     known = datasets.IMAGE_SETS[dataset]
     # Both generations of Keras have the same prunable weights.
     model = models.build(architecture, importlib.import_module("keras"), known.image_shape, known.classes)
-    return sum(math.prod(variable.shape) for variable in select(prunable_variables(model), include, exclude).values())
+    selection = select_for(granularity, model, include, exclude)
+    return sum(math.prod(variable.shape) for variable in selection.variables.values())
 
 
 def _accuracy(saved_model: pathlib.Path, data: datasets.ImageData) -> float:

@@ -146,4 +146,5 @@ def _weight_counts(experiments: Sequence[Experiment]) -> Callable[[Experiment], 
 def _model_key(experiment: Experiment) -> tuple[object, ...]:
     """What the number of prunable weights depends on."""
     pruning = experiment.pruning
-    return experiment.architecture, experiment.dataset, tuple(pruning.include), tuple(pruning.exclude)
+    selected = tuple(pruning.include), tuple(pruning.exclude), pruning.granularity
+    return experiment.architecture, experiment.dataset, *selected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from aimp_tf.masked_model.constraints import ConstrainedModel, MaskConstraint
 from aimp_tf.masked_model.interface import MaskedModel, local_value
 from aimp_tf.masked_model.keras_distribution import repaired
 from aimp_tf.masked_model.mixed_precision import MixedPrecision
-from aimp_tf.masked_model.prunable import prunable_variables, select
+from aimp_tf.masked_model.prunable import select_for
 from aimp_tf.precision import resolve_policy
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "strip",
     "wrap",
 ]
+
+logger = logging.getLogger(__name__)
 
 _LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 
@@ -56,7 +59,11 @@ def check_model(model: Any) -> str:
 
 
 def mask_model(
-    model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), mixed_precision: str | None = None
+    model: Any,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    mixed_precision: str | None = None,
+    granularity: str = "unstructured",
 ) -> MaskedModel:
     """Puts an all-True mask on each prunable weight of a compiled, built model of either generation of Keras.
 
@@ -65,6 +72,7 @@ def mask_model(
         include: fnmatch patterns on variable paths; empty means every prunable variable.
         exclude: fnmatch patterns on variable paths.
         mixed_precision: As in `PruningConfig`, until `strip`.
+        granularity: As in `PruningConfig`. What cannot hold its structure gets no mask.
 
     Returns:
         The masked model; its `strip()` undoes this.
@@ -73,7 +81,7 @@ def mask_model(
         TypeError: `model` is not a Keras model.
         ValueError: It is not compiled or not built, is masked already, has nothing to prune, has an optimizer that
             averages weights, is a subclassed tf_keras model, has no float32 layers to train in mixed precision, or a
-            pattern matches nothing.
+            pattern matches nothing, or nothing that can hold the structure of `granularity`.
     """
     generation = check_model(model)
     policy = resolve_policy(mixed_precision)
@@ -87,13 +95,13 @@ def mask_model(
     with contextlib.ExitStack() as undo, model.distribute_strategy.scope():
         if policy is not None:
             undo.callback(MixedPrecision(model, generation, policy).undo)
-        variables = select(prunable_variables(model), include, exclude)
-        for path, variable in variables.items():
+        selection = select_for(granularity, model, include, exclude)
+        for path, variable in selection.variables.items():
             if isinstance(variable.constraint, MaskConstraint):
                 raise ValueError(f"{path} is masked already, in another model that shares it; strip that model first.")
         kind = ConstrainedModel if generation == "keras" else _import_with_tfmot("tfmot_layers").WrappedModel
         try:
-            masked = kind(model, variables)
+            masked = kind(model, selection.variables)
         except (TypeError, tf.errors.InvalidArgumentError) as error:
             if policy is None:
                 raise
@@ -101,7 +109,15 @@ def mask_model(
                 f"The model {model.name!r} cannot compute in {policy}. A layer of your own must not mix dtypes: have "
                 f"it cast to self.compute_dtype, or leave mixed_precision at None. The error was: {error}"
             ) from error
-        masked.mixed_precision = mixed_precision
+        masked.mixed_precision, masked.granularity = mixed_precision, granularity
+        masked.input_axes, masked.left_dense = selection.input_axes, selection.left_dense
+        if masked.left_dense:
+            logger.warning(
+                "Left dense, for their inputs are no multiple of four, which granularity=%r needs: %s. "
+                "target_sparsity is that of the other variables.",
+                granularity,
+                ", ".join(masked.left_dense),
+            )
         masked.on_strip = undo.pop_all().close
         return masked
 
@@ -111,6 +127,7 @@ def wrap(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     mixed_precision: str | None = None,
+    granularity: str = "unstructured",
 ) -> Any:
     """Prepares a model for pruning in your own training loop, as tfmot's `prune_low_magnitude` does.
 
@@ -122,6 +139,7 @@ def wrap(
         include: fnmatch patterns on variable paths such as "head/dense/kernel"; empty means every prunable variable.
         exclude: fnmatch patterns on variable paths that are not pruned.
         mixed_precision: As in `PruningConfig`. Until `strip`, the layers of `model` compute in half precision.
+        granularity: As in `PruningConfig`.
 
     Returns:
         The compiled model to call `fit` on. In Keras 3 it is `model` itself; in tf_keras it is a copy that shares all
@@ -131,7 +149,7 @@ def wrap(
         TypeError: `model` is not a Keras model.
         ValueError: As `mask_model`.
     """
-    return mask_model(model, include, exclude, mixed_precision).model
+    return mask_model(model, include, exclude, mixed_precision, granularity).model
 
 
 def strip(model: Any) -> Any:
@@ -154,13 +172,16 @@ def strip(model: Any) -> Any:
     return masked.strip()
 
 
-def sparsity(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> float:
+def sparsity(
+    model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), granularity: str = "unstructured"
+) -> float:
     """Fraction of the prunable weights of a built Keras model that are exactly zero, in [0, 1].
 
     Args:
         model: A Keras 3 or tf_keras model, pruned by whatever means or not at all.
         include: fnmatch patterns on variable paths; empty means every prunable variable.
         exclude: fnmatch patterns on variable paths.
+        granularity: As in `PruningConfig`: variables that it leaves dense do not count.
 
     Raises:
         TypeError: `model` is not a Keras model.
@@ -168,14 +189,16 @@ def sparsity(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (
     """
     keras_generation(model)
     masked = MaskedModel.of(model)
-    values = select_prunable(masked.original if masked else model, include, exclude).values()
+    values = select_prunable(masked.original if masked else model, include, exclude, granularity).values()
     zeros = sum(value.size - int(np.count_nonzero(value)) for value in values)
     return zeros / sum(value.size for value in values)
 
 
-def select_prunable(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, np.ndarray]:
+def select_prunable(
+    model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), granularity: str = "unstructured"
+) -> dict[str, np.ndarray]:
     """Path -> value of the prunable variables of a built, unmasked model. Raises as `sparsity`."""
-    variables = select(prunable_variables(model), include, exclude)
+    variables = select_for(granularity, model, include, exclude).variables
     return {path: np.asarray(variable.numpy()) for path, variable in variables.items()}
 
 

@@ -28,6 +28,9 @@ class MaskedModel(abc.ABC):
         optimizer: Its optimizer's resets and schedule.
         cluster: The workers that train it, all of which must call the same methods in the same order.
         mixed_precision: The setting that the model is trained with.
+        granularity: The setting that the variables were chosen for.
+        input_axes: Path -> axis of the variable that counts the inputs of an output unit, for blocks.
+        left_dense: Paths of variables that have no masks, for they cannot hold the structure of the granularity.
     """
 
     def __init__(self, model: Any, variables: Mapping[str, Any]) -> None:
@@ -43,6 +46,9 @@ class MaskedModel(abc.ABC):
         self._masks: dict[str, Any] = {}
         self.cluster = Cluster(model.distribute_strategy)
         self.mixed_precision: str | None = None
+        self.granularity = "unstructured"
+        self.input_axes: dict[str, int | None] = {}
+        self.left_dense: tuple[str, ...] = ()
         self.on_strip: Callable[[], object] = lambda: None
         with model.distribute_strategy.scope():
             self.optimizer = ResettableOptimizer(model.optimizer, model.trainable_variables)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from aimp_tf.config import check_choice
+from aimp_tf.ranking import FOUR
 
 _CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
 _CELLS = ("SimpleRNNCell", "LSTMCell", "GRUCell", "ConvLSTMCell")
@@ -22,6 +26,21 @@ PRUNABLE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
 EinsumDense or Dense layers, and recurrent layers hold cells, so both are found through their parts."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The variables of a model that are to be pruned.
+
+    Attributes:
+        variables: Path -> variable.
+        input_axes: Path -> the axis of the variable that counts the inputs of an output unit; None where there is none.
+        left_dense: Paths of those that the patterns select, but that cannot hold the structure of the granularity.
+    """
+
+    variables: dict[str, Any]
+    input_axes: dict[str, int | None]
+    left_dense: tuple[str, ...]
+
+
 def children(layer: Any) -> list[Any]:
     """The layers that `layer` is directly made of, in the order in which Keras lists them."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
@@ -33,13 +52,45 @@ def prunable_variables(root: Any) -> dict[str, Any]:
     A path is made of the layers' names from below `root` down to the variable: "head/dense/kernel". A variable that is
     reached twice counts once, under its first path. A layer with `get_prunable_weights()` decides for itself.
     """
-    found: dict[str, Any] = {}
-    seen: set[int] = set()
-    for path, variable in _walk(root, ()):
-        if id(variable) not in seen:
-            seen.add(id(variable))
-            found[_unused(path, found)] = variable
-    return found
+    return {path: variable for path, (variable, _) in _find(root).items()}
+
+
+def select_for(granularity: str, root: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Selection:
+    """What there is to prune in a built Keras layer or model with a granularity of `PruningConfig`.
+
+    Blocks lie along the inputs of an output unit. That is the last axis but one of a kernel; the last one in a
+    transposed convolution, and in an EinsumDense layer the last of those that are summed over, in the order of the
+    input. A variable of a layer of the user's own counts as a kernel.
+
+    Raises:
+        ValueError: As `select`; or no variable, or none that a pattern of `include` matches, has a multiple of four
+            inputs where the granularity needs that.
+    """
+    check_choice("granularity", granularity)
+    found = _find(root)
+    selected = select({path: variable for path, (variable, _) in found.items()}, include, exclude)
+    axes = {path: found[path][1] for path in selected}
+    if granularity == "unstructured":
+        return Selection(selected, axes, ())
+    fitting = {
+        path: variable
+        for path, variable in selected.items()
+        if (axis := axes[path]) is not None and variable.shape[axis] % FOUR == 0
+    }
+    left_dense = tuple(path for path in selected if path not in fitting)
+    for pattern in include if fitting else ():
+        if fnmatch.filter(selected, pattern) and not fnmatch.filter(fitting, pattern):
+            raise ValueError(
+                f"The pattern {pattern!r} in include names variables that cannot be pruned with granularity="
+                f"{granularity!r}, for their inputs are no multiple of {FOUR}: "
+                f"{', '.join(fnmatch.filter(selected, pattern))}. Leave it out."
+            )
+    if not fitting:
+        raise ValueError(
+            f"No variable can be pruned with granularity={granularity!r}, for the inputs of each are no multiple of "
+            f"{FOUR}: {', '.join(left_dense)}."
+        )
+    return Selection(fitting, {path: axes[path] for path in fitting}, left_dense)
 
 
 def select(variables: dict[str, Any], include: Sequence[str], exclude: Sequence[str]) -> dict[str, Any]:
@@ -76,24 +127,55 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def _walk(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def _find(root: Any) -> dict[str, tuple[Any, int | None]]:
+    """Path -> variable and axis of its inputs."""
+    found: dict[str, tuple[Any, int | None]] = {}
+    seen: set[int] = set()
+    for path, variable, axis in _walk(root, ()):
+        if id(variable) not in seen:
+            seen.add(id(variable))
+            found[_unused(path, found)] = variable, axis
+    return found
+
+
+def _walk(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any, int | None]]:
     if hasattr(layer, "get_prunable_weights"):
+        known = {id(variable): axis for _, variable, axis in _walk_parts(layer, names)}
         for variable in layer.get_prunable_weights():
-            yield "/".join((*names, _own_name(variable))), variable
+            rank = len(variable.shape)
+            axis = known.get(id(variable), rank - 2 if rank > 1 else None)
+            yield "/".join((*names, _own_name(variable))), variable, axis
         return
-    for attribute in _attributes(layer):
+    yield from _walk_parts(layer, names)
+
+
+def _walk_parts(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any, int | None]]:
+    kind = _kind(layer)
+    for attribute in PRUNABLE_ATTRIBUTES.get(kind, ()):
         variable = _as_variable(getattr(layer, attribute, None))
         if variable is not None:
-            yield "/".join((*names, attribute)), variable
+            yield "/".join((*names, attribute)), variable, _input_axis(layer, kind, len(variable.shape))
     for child in children(layer):
         yield from _walk(child, (*names, child.name))
 
 
-def _attributes(layer: Any) -> tuple[str, ...]:
+def _kind(layer: Any) -> str:
+    """The name of the layer's class, or of the base of it, that `PRUNABLE_ATTRIBUTES` lists; else ""."""
     for base in type(layer).__mro__:
         if base.__module__.split(".")[0] in ("keras", "tf_keras") and base.__name__ in PRUNABLE_ATTRIBUTES:
-            return PRUNABLE_ATTRIBUTES[base.__name__]
-    return ()
+            return base.__name__
+    return ""
+
+
+def _input_axis(layer: Any, kind: str, rank: int) -> int | None:
+    if kind.endswith("Transpose"):
+        return rank - 1
+    if kind != "EinsumDense":
+        return rank - 2
+    operands, output = layer.equation.replace(" ", "").split("->")
+    inputs, kernel = operands.split(",")
+    summed = [letter for letter in inputs if letter in kernel and letter not in output]
+    return kernel.index(summed[-1]) if summed else None
 
 
 def _as_variable(value: Any) -> Any | None:
