@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import pathlib
+import os
 from typing import Any
 
-from aimp_tf.masked_model import keras_generation
+import tensorflow as tf
+
+from aimp_tf.exporting.serving import ServingModule
 
 
-def write_saved_model(model: Any, path: pathlib.Path) -> None:
-    """Writes a SavedModel with the endpoint `serve`, as Keras' `export` does, without its printed report."""
-    if keras_generation(model) == "keras":
-        model.export(str(path), verbose=False)
-    else:
-        with contextlib.redirect_stdout(io.StringIO()):
-            model.export(str(path))
+def write_saved_model(model: Any, path: str | os.PathLike[str]) -> None:
+    """Writes a SavedModel with the endpoint `serve` and the signature `serving_default`.
+
+    Raises:
+        ValueError: As `serving.ServingModule`.
+    """
+    module = ServingModule(model)
+    tf.saved_model.save(module, os.fspath(path), signatures={"serving_default": module.serving_default})
 
 
-def write_keras(model: Any, path: pathlib.Path) -> None:
+def write_keras(model: Any, path: str | os.PathLike[str]) -> None:
     """Writes a `.keras` file of the model's own generation."""
-    model.save(str(path))
+    model.save(os.fspath(path))

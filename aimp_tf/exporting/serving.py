@@ -1,0 +1,73 @@
+"""A built Keras model of either generation as TensorFlow functions, with nothing of Keras around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from aimp_tf.exporting.inputs import input_specs, plain, widened, with_paths
+
+
+class ServingModule(tf.Module):
+    """The inference of a built model, for `tf.saved_model.save`, which stores each of its variables once.
+
+    Half precision goes in and comes out as float32.
+
+    Args:
+        model: A built Keras 3 or tf_keras model.
+
+    Attributes:
+        serve: A tf.function of the model's inputs, a batch of any size, that gives its outputs in their structure.
+        serving_default: The same, giving the outputs by the names of `output_names`.
+        variables: Those that these read.
+        trainable_variables: Of these, the trainable ones.
+        non_trainable_variables: The others.
+        tables: The lookup tables of the model.
+
+    Raises:
+        ValueError: As `input_specs`.
+    """
+
+    # In tf.Module they are properties, which find nothing behind a function.
+    variables: Any = ()
+    trainable_variables: Any = ()
+    non_trainable_variables: Any = ()
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        declared = input_specs(model)
+        dtypes = tf.nest.map_structure(lambda spec: spec.dtype, declared)
+        specs = tf.nest.map_structure(lambda spec: tf.TensorSpec(spec.shape, widened(spec.dtype), spec.name), declared)
+
+        def serve(inputs: Any) -> Any:
+            outputs = model(tf.nest.map_structure(_cast, inputs, dtypes), training=False)
+            return tf.nest.map_structure(lambda output: _cast(output, widened(output.dtype)), plain(outputs))
+
+        def serving_default(inputs: Any) -> dict[str, tf.Tensor]:
+            outputs = serve(inputs)
+            return dict(zip(output_names(outputs), tf.nest.flatten(outputs), strict=True))
+
+        self.serve = tf.function(serve, input_signature=[specs], autograph=False)
+        self.serving_default = tf.function(serving_default, input_signature=[specs], autograph=False)
+        concrete = self.serve.get_concrete_function()
+        self.variables = list(concrete.variables)
+        self.trainable_variables = list(concrete.trainable_variables)
+        trainable = {id(variable) for variable in self.trainable_variables}
+        self.non_trainable_variables = [variable for variable in self.variables if id(variable) not in trainable]
+        self.tables = _tables(model)
+
+
+def output_names(outputs: Any) -> list[str]:
+    """The names of a model's outputs in its signature, as Keras gives them, in the order of `tf.nest.flatten`."""
+    prefix = [] if isinstance(outputs, dict) else ["output"]
+    return ["_".join(map(str, (*prefix, *(path or (0,))))) for path, _ in with_paths(outputs)]
+
+
+def _tables(model: Any) -> list[Any]:
+    kind = tf.saved_model.experimental.TrackableResource
+    return [value for layer in model._flatten_layers() for value in vars(layer).values() if isinstance(value, kind)]
+
+
+def _cast(tensor: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    return tensor if tensor.dtype == dtype else tf.cast(tensor, dtype)
