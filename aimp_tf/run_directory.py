@@ -32,6 +32,7 @@ from aimp_tf.safe_files import (
     UNFINISHED,
     DamagedFileError,
     check_files,
+    check_writable,
     checksum,
     folder_that_appears_whole,
     pack,
@@ -137,20 +138,6 @@ def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
         )
     check_writable(path, "workdir")
     return path
-
-
-def check_writable(path: str | os.PathLike[str], name: str) -> None:
-    """Checks, writing nothing, that `path` is a folder that may be written to or can be made.
-
-    Raises:
-        ValueError: It is not; the message speaks of it by `name`.
-    """
-    absolute = pathlib.Path(path).absolute()
-    existing = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"{name} {path} cannot be written: {existing} is not a folder in which you may write; name another one."
-        )
 
 
 class RunDirectory:
@@ -390,7 +377,7 @@ class RunDirectory:
         try:
             # What an earlier process left there may be anything, and a SavedModel is a program.
             self._remove([self.path / "final" / "saved_model"])
-            export(model, self.path / "final", formats=("saved_model",))
+            export(model, self.path / "final", formats=("saved_model",), verify=False)
         except Exception as error:
             raise RuntimeError(
                 f"The run is complete, but no SavedModel could be written to {self.path / 'final'}: {error}. The model "

@@ -69,7 +69,10 @@ def arrange(inputs: Any, model: Any) -> Any:
         try:
             array = np.asarray(leaf)
             fits = spec.shape.is_compatible_with(array.shape)
-            array = array.astype(widened(spec.dtype).as_numpy_dtype) if fits else array
+            if spec.dtype == tf.string:  # As bytes, for npz knows no texts of any length.
+                array = np.char.encode(array.astype(str), "utf-8")
+            elif fits:
+                array = array.astype(widened(spec.dtype).as_numpy_dtype)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{expected}; got {type(leaf).__name__} as inputs.") from error
         if not fits or not len(array) or len(array) != len(arrays[0] if arrays else array):

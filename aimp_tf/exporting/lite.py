@@ -8,14 +8,14 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from aimp_tf.exporting.inputs import arrange, input_specs
-from aimp_tf.exporting.saved_model import write_saved_model
+from aimp_tf.exporting.saved_model import explaining, write_saved_model
 from aimp_tf.masked_model import computing_in_float32
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,8 @@ def to_tflite(model: Any, *, sparse: bool = False, representative_inputs: Any = 
     """The inference of a built model as the content of a TFLite file, which computes in float32 or int8.
 
     Inputs and outputs are those of the model's SavedModel, by the same names in the signature `serving_default`, in
-    float32 also where int8 is what lies between. The batch is of any size: `resize_tensor_input` sets it.
+    float32 also where int8 is what lies between. The batch is of any size, which `resize_tensor_input` sets, but for
+    models that can be converted for a batch of one alone, such as those with recurrent layers; these not in int8.
 
     Args:
         model: A built Keras 3 or tf_keras model. One that computes in half precision is converted as if in float32.
@@ -42,28 +43,44 @@ def to_tflite(model: Any, *, sparse: bool = False, representative_inputs: Any = 
     """
     if sparse and representative_inputs is not None:
         raise ValueError("sparse=True gives float32; leave representative_inputs out, or sparse.")
-    specs = tf.nest.flatten(input_specs(model))
-    with tempfile.TemporaryDirectory() as folder, computing_in_float32(model):
-        write_saved_model(model, folder)
+    calibrate = None
+    if representative_inputs is not None:
+        calibrate = _calibration(model, arrange(representative_inputs, model))
+    with computing_in_float32(model):
+        try:
+            return _convert(model, None, sparse, calibrate)
+        except ValueError:
+            if calibrate is not None:  # TensorFlow's calibration of a recurrent layer ends the process.
+                raise
+            return _convert(model, 1, sparse, None)
+
+
+def _convert(model: Any, batch_size: int | None, sparse: bool, calibrate: Callable[[], Any] | None) -> bytes:
+    kind = "TFLite" if calibrate is None else "int8 TFLite"
+    with tempfile.TemporaryDirectory() as folder:
+        write_saved_model(model, folder, batch_size)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         if sparse:
             # With Optimize.DEFAULT as well, the interpreter refuses the file.
             converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
-        if representative_inputs is not None:
-            arrays = tf.nest.flatten(arrange(representative_inputs, model))
-            chosen = np.unique(np.linspace(0, len(arrays[0]) - 1, _CALIBRATION_EXAMPLES).astype(int))
+        if calibrate is not None:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            converter.representative_dataset = lambda: (
-                {spec.name: array[index : index + 1] for spec, array in zip(specs, arrays, strict=True)}
-                for index in chosen
-            )
-        try:
-            with _quiet():
-                return converter.convert()
-        except Exception as error:
-            kind = "int8 TFLite" if representative_inputs is not None else "TFLite"
-            raise ValueError(f"The model {model.name!r} cannot be converted to {kind}: {error}") from error
+            converter.representative_dataset = calibrate
+        with explaining(f"The model {model.name!r} cannot be converted to {kind}", "Export another format."), _quiet():
+            return converter.convert()
+
+
+def _calibration(model: Any, inputs: Any) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+    """What the converter calls for examples, one at a time."""
+    specs, arrays = tf.nest.flatten(input_specs(model)), tf.nest.flatten(inputs)
+    chosen = np.unique(np.linspace(0, len(arrays[0]) - 1, _CALIBRATION_EXAMPLES).astype(int))
+
+    def examples() -> Iterator[dict[str, np.ndarray]]:
+        for index in chosen:
+            yield {spec.name: array[index : index + 1] for spec, array in zip(specs, arrays, strict=True)}
+
+    return examples
 
 
 @contextlib.contextmanager

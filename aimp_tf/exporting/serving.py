@@ -16,9 +16,10 @@ class ServingModule(tf.Module):
 
     Args:
         model: A built Keras 3 or tf_keras model.
+        batch_size: The one batch that it takes. None is any.
 
     Attributes:
-        serve: A tf.function of the model's inputs, a batch of any size, that gives its outputs in their structure.
+        serve: A tf.function of the model's inputs that gives its outputs, both in their structures.
         serving_default: The same, giving the outputs by the names of `output_names`.
         variables: Those that these read.
         trainable_variables: Of these, the trainable ones.
@@ -34,18 +35,18 @@ class ServingModule(tf.Module):
     trainable_variables: Any = ()
     non_trainable_variables: Any = ()
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, batch_size: int | None = None) -> None:
         super().__init__()
-        declared = input_specs(model)
-        dtypes = tf.nest.map_structure(lambda spec: spec.dtype, declared)
-        specs = tf.nest.map_structure(lambda spec: tf.TensorSpec(spec.shape, widened(spec.dtype), spec.name), declared)
+        specs = tf.nest.map_structure(
+            lambda spec: tf.TensorSpec([batch_size, *spec.shape[1:]], widened(spec.dtype), spec.name),
+            input_specs(model),
+        )
 
         def serve(inputs: Any) -> Any:
-            outputs = model(tf.nest.map_structure(_cast, inputs, dtypes), training=False)
-            return tf.nest.map_structure(lambda output: _cast(output, widened(output.dtype)), plain(outputs))
+            return infer(model, inputs)
 
         def serving_default(inputs: Any) -> dict[str, tf.Tensor]:
-            outputs = serve(inputs)
+            outputs = infer(model, inputs)
             return dict(zip(output_names(outputs), tf.nest.flatten(outputs), strict=True))
 
         self.serve = tf.function(serve, input_signature=[specs], autograph=False)
@@ -58,6 +59,13 @@ class ServingModule(tf.Module):
         self.tables = _tables(model)
 
 
+def infer(model: Any, inputs: Any) -> Any:
+    """The outputs of a model, in their structure, for inputs in theirs; half precision comes out as float32."""
+    dtypes = tf.nest.map_structure(lambda spec: spec.dtype, input_specs(model))
+    outputs = model(tf.nest.map_structure(tf.cast, inputs, dtypes), training=False)
+    return tf.nest.map_structure(lambda output: tf.cast(output, widened(output.dtype)), plain(outputs))
+
+
 def output_names(outputs: Any) -> list[str]:
     """The names of a model's outputs in its signature, as Keras gives them, in the order of `tf.nest.flatten`."""
     prefix = [] if isinstance(outputs, dict) else ["output"]
@@ -67,7 +75,3 @@ def output_names(outputs: Any) -> list[str]:
 def _tables(model: Any) -> list[Any]:
     kind = tf.saved_model.experimental.TrackableResource
     return [value for layer in model._flatten_layers() for value in vars(layer).values() if isinstance(value, kind)]
-
-
-def _cast(tensor: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    return tensor if tensor.dtype == dtype else tf.cast(tensor, dtype)
