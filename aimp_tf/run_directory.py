@@ -119,6 +119,25 @@ def read_run(path: str | os.PathLike[str]) -> RecordedRun:
     return RecordedRun(os.fspath(path), config, environment, rounds, finished)
 
 
+def final_weights(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The file with the pruned weights of a finished run, for `model.load_weights`.
+
+    Raises:
+        ValueError: As `read_run`, or the run is not finished.
+        RuntimeError: It cannot be read.
+    """
+    run = read_run(path)
+    if not run.finished:
+        raise ValueError(f"The run in {path} is not finished; the call that began it goes on with it.")
+    folder = pathlib.Path(path) / "final"
+    with _naming_the_folder(folder.parent):
+        try:
+            _check_noted(folder / "result.json", read_json(folder / "result.json"), _ROUND_FILES)
+        except DamagedFileError as error:
+            raise ValueError(f"The run in {path} cannot be trusted: {error}.") from error
+    return folder / "weights.weights.h5"
+
+
 def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
     """Checks, writing nothing, that a run can be written to `path`, or goes on there.
 

@@ -25,7 +25,7 @@ from aimp_tf.exporting.weights import write_weights
 from aimp_tf.masked_model import MaskedModel, is_built, keras_generation
 from aimp_tf.safe_files import UNFINISHED, check_writable
 
-__all__ = ["FORMATS", "Artefact", "HasModel", "export"]
+__all__ = ["FORMATS", "Artefact", "HasModel", "choose_formats", "export"]
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def export(
             f"The model {model.name!r} has no weights yet. Call it on a batch of data, or train it, before it is "
             "exported."
         )
-    chosen = _chosen(formats)
+    chosen = choose_formats(formats)
     if inputs is not None:
         inputs = arrange(inputs, model)
     elif "tflite_int8" in chosen:
@@ -217,7 +217,8 @@ def _model_of(model: Any | HasModel) -> Any:
     return model
 
 
-def _chosen(formats: Sequence[str]) -> dict[str, _Format]:
+def choose_formats(formats: Sequence[str]) -> dict[str, _Format]:
+    """The formats of these names. Raises ValueError where there is none, or one is unknown."""
     formats = (formats,) if isinstance(formats, str) else formats
     for name in formats:
         if name not in FORMATS:
@@ -265,7 +266,7 @@ def _unfinished_in(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     made = [folder for folder in (directory, *directory.absolute().parents) if not folder.exists()]
     with contextlib.ExitStack() as undo:
-        for folder in made:
+        for folder in reversed(made):  # The last one, the innermost, is called first.
             undo.callback(_remove_if_empty, folder)
         directory.mkdir(parents=True, exist_ok=True)
         unfinished = pathlib.Path(tempfile.mkdtemp(dir=directory, prefix=UNFINISHED))

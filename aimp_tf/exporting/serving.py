@@ -51,10 +51,11 @@ class ServingModule(tf.Module):
 
         self.serve = tf.function(serve, input_signature=[specs], autograph=False)
         self.serving_default = tf.function(serving_default, input_signature=[specs], autograph=False)
-        concrete = self.serve.get_concrete_function()
-        self.variables = list(concrete.variables)
-        self.trainable_variables = list(concrete.trainable_variables)
-        trainable = {id(variable) for variable in self.trainable_variables}
+        places = {id(_bare(variable)): place for place, variable in enumerate(model.weights)}
+        trainable = {id(_bare(variable)) for variable in model.trainable_variables}
+        read = self.serve.get_concrete_function().variables
+        self.variables = sorted(read, key=lambda variable: places.get(id(variable), len(places)))
+        self.trainable_variables = [variable for variable in self.variables if id(variable) in trainable]
         self.non_trainable_variables = [variable for variable in self.variables if id(variable) not in trainable]
         self.tables = _tables(model)
 
@@ -75,3 +76,9 @@ def output_names(outputs: Any) -> list[str]:
 def _tables(model: Any) -> list[Any]:
     kind = tf.saved_model.experimental.TrackableResource
     return [value for layer in model._flatten_layers() for value in vars(layer).values() if isinstance(value, kind)]
+
+
+def _bare(variable: Any) -> Any:
+    """The variable of TensorFlow in one of Keras 3, or in an AutoCastVariable of tf_keras."""
+    attributes = vars(variable)
+    return attributes.get("_value", attributes.get("_variable", variable))

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.exporting.fresh_process import use_in_fresh_process
-from aimp_tf.exporting.inputs import input_specs
+from aimp_tf.exporting.inputs import arrange, input_specs, make_up
 from aimp_tf.exporting.serving import infer, output_names
 from aimp_tf.exporting.weights import weight_arrays
 from aimp_tf.masked_model import computes_in_half_precision, keras_generation
@@ -61,6 +61,16 @@ def differences(
         _compare(weight_arrays(model) if kind == "weights" else expected, arrays, path)
         for (kind, path), arrays in zip(artefacts, found, strict=True)
     ]
+
+
+def largest_difference(model: Any, other: Any, inputs: Any = None) -> float:
+    """The maximum absolute difference of the outputs of two models that take the same inputs, as `export` takes them.
+
+    Without inputs it is that on made-up ones. Raises ValueError as `export`.
+    """
+    inputs = make_up(model) if inputs is None else arrange(inputs, model)
+    outputs = [tf.nest.flatten(_outputs(one, inputs)) for one in (model, other)]
+    return max(_difference(*pair) for pair in zip(*outputs, strict=True))
 
 
 def _outputs(model: Any, inputs: Any) -> Any:
