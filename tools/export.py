@@ -4,9 +4,10 @@
     python tools/export.py --model=my.keras --inputs=x.npy --formats=tflite,tflite_int8 --output=runs/lite
 
 Of a finished run of tools/prune.py it takes the pruned model and, to compare on, all test images, unless there are
---inputs; of a .keras file the model as it is and, without --inputs, made-up ones. All formats are written or none. The
-exit code is 0 when they are, 1 when that failed, 2 when a setting was wrong and nothing was written, and 130 after
-Ctrl-C.
+--inputs; of a .keras file the model as it is and, without --inputs, made-up ones.
+
+The exit code is 0 when all formats are written, 1 when that failed, 2 when a setting was wrong, and 130 after Ctrl-C;
+but after 0, nothing is written.
 """
 
 import os

@@ -17,6 +17,7 @@ from aimp_tf.experiments import datasets, models
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.exporting import choose_formats, export
 from aimp_tf.exporting.verification import largest_difference
+from aimp_tf.exporting.weights import weight_arrays
 from aimp_tf.run_directory import final_weights, read_run
 
 __all__ = ["choose_formats", "export_and_tell", "load_inputs", "load_keras_file", "load_run", "test_images"]
@@ -93,9 +94,9 @@ def export_and_tell(
 ) -> str:
     """Exports a model as `export` does, compacted first if wanted, and tells of each format in a table.
 
-    The table begins with the weights of `model` as they are in memory, in float32 for the most part.
+    The table begins with the weights of `model` as they are in memory, zeros and all.
     """
-    dense = sum(int(np.prod(variable.shape)) * np.dtype(variable.dtype).itemsize for variable in model.weights)
+    dense = sum(array.nbytes for array in weight_arrays(model).values())
     exported = compact(model) if compacted else model
     artefacts = export(exported, directory, formats, inputs=inputs, overwrite=overwrite)
     rows = [
