@@ -156,7 +156,7 @@ def prune(
         elif saved:
             # Saving reads what all replicas hold, for which the chief needs the others.
             with tempfile.TemporaryDirectory() as folder:
-                export(result.model, folder, formats=("saved_model",))
+                export(result.model, folder, formats=("saved_model",), verify=False)
     return result
 
 

@@ -18,8 +18,8 @@ from aimp_tf.config import PruningConfig, nearest
 from aimp_tf.plan import imp_epochs, make_plan
 from aimp_tf.plots import check_matplotlib, plot_cost, plot_layers, plot_magnitudes, plot_metric
 from aimp_tf.rounds import duration_text, layer_notes, layer_table, number_text, round_table
-from aimp_tf.run_directory import RecordedRun, check_writable
-from aimp_tf.safe_files import write_atomically
+from aimp_tf.run_directory import RecordedRun
+from aimp_tf.safe_files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -32,6 +32,7 @@ from aimp_tf.safe_files import (
     UNFINISHED,
     DamagedFileError,
     check_files,
+    check_writable,
     checksum,
     folder_that_appears_whole,
     pack,
@@ -118,6 +119,25 @@ def read_run(path: str | os.PathLike[str]) -> RecordedRun:
     return RecordedRun(os.fspath(path), config, environment, rounds, finished)
 
 
+def final_weights(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The file with the pruned weights of a finished run, for `model.load_weights`.
+
+    Raises:
+        ValueError: As `read_run`, or the run is not finished.
+        RuntimeError: It cannot be read.
+    """
+    run = read_run(path)
+    if not run.finished:
+        raise ValueError(f"The run in {path} is not finished; the call that began it goes on with it.")
+    folder = pathlib.Path(path) / "final"
+    with _naming_the_folder(folder.parent):
+        try:
+            _check_noted(folder / "result.json", read_json(folder / "result.json"), _ROUND_FILES)
+        except DamagedFileError as error:
+            raise ValueError(f"The run in {path} cannot be trusted: {error}.") from error
+    return folder / "weights.weights.h5"
+
+
 def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
     """Checks, writing nothing, that a run can be written to `path`, or goes on there.
 
@@ -137,20 +157,6 @@ def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
         )
     check_writable(path, "workdir")
     return path
-
-
-def check_writable(path: str | os.PathLike[str], name: str) -> None:
-    """Checks, writing nothing, that `path` is a folder that may be written to or can be made.
-
-    Raises:
-        ValueError: It is not; the message speaks of it by `name`.
-    """
-    absolute = pathlib.Path(path).absolute()
-    existing = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"{name} {path} cannot be written: {existing} is not a folder in which you may write; name another one."
-        )
 
 
 class RunDirectory:
@@ -390,7 +396,7 @@ class RunDirectory:
         try:
             # What an earlier process left there may be anything, and a SavedModel is a program.
             self._remove([self.path / "final" / "saved_model"])
-            export(model, self.path / "final", formats=("saved_model",))
+            export(model, self.path / "final", formats=("saved_model",), verify=False)
         except Exception as error:
             raise RuntimeError(
                 f"The run is complete, but no SavedModel could be written to {self.path / 'final'}: {error}. The model "

@@ -26,6 +26,20 @@ class DamagedFileError(ValueError):
     """A file is missing, was changed since it was written, or is not what this package writes."""
 
 
+def check_writable(path: str | os.PathLike[str], name: str) -> None:
+    """Checks, writing nothing, that `path` is a folder that may be written to or can be made.
+
+    Raises:
+        ValueError: It is not; the message speaks of it by `name`.
+    """
+    absolute = pathlib.Path(path).absolute()
+    existing = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{name} {path} cannot be written: {existing} is not a folder in which you may write; name another one."
+        )
+
+
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a text file so that a reader sees all of it or nothing, also after a crash."""
     with replacing(path) as unfinished:

@@ -1,6 +1,7 @@
+import dataclasses
+import gzip
+import os
 import pathlib
-import subprocess
-import sys
 import zipfile
 
 import h5py
@@ -10,7 +11,18 @@ import tensorflow as tf
 
 import aimp_tf
 from aimp_tf import exporting
-from aimp_tf.exporting.fresh_process import predict_in_fresh_process
+from aimp_tf.exporting.fresh_process import use_in_fresh_process
+from aimp_tf.exporting.lite import to_tflite
+from aimp_tf.exporting.weights import weight_arrays
+
+FILES = {
+    "saved_model": "saved_model",
+    "keras": "model.keras",
+    "tflite": "model.tflite",
+    "tflite_int8": "model_int8.tflite",
+    "tflite_sparse": "model_sparse.tflite",
+    "weights": "weights.npz",
+}
 
 
 @pytest.fixture
@@ -23,81 +35,326 @@ def pruned(result):
     return result.model
 
 
-def test_exported_weights_are_zero_where_pruned(result, tmp_path):
-    paths = aimp_tf.export(result.model, tmp_path)
-    mask = result.masks["hidden/kernel"]
-    loaded = tf.saved_model.load(str(paths["saved_model"]))
-    kernels = [np.array(variable) for variable in loaded.variables if tuple(variable.shape) == mask.shape]
-    assert len(kernels) == 1
-    np.testing.assert_array_equal(kernels[0] != 0, mask)
-    with (
-        zipfile.ZipFile(paths["keras"]) as archive,
-        archive.open("model.weights.h5") as file,
-        h5py.File(file) as weights,
-    ):
-        found = []
-        weights.visititems(lambda name, item: found.append(item) if getattr(item, "shape", 0) == mask.shape else None)
-        stored = [np.array(item) for item in found if "optimizer" not in item.name]
-    assert len(stored) == 1
-    np.testing.assert_array_equal(stored[0] != 0, mask)
+def change(monkeypatch, name, **fields):
+    """Replaces fields of a format's entry in the table."""
+    monkeypatch.setitem(exporting.FORMATS, name, dataclasses.replace(exporting.FORMATS[name], **fields))
 
 
-def test_saved_model_in_a_fresh_process(pruned, blobs, tmp_path, monkeypatch):
-    """The process imports TensorFlow alone and checks that it did."""
+def content(folder):
+    """Path -> bytes of all files below a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def run_tflite(file, x):
+    """The one output for the one input."""
+    interpreter = tf.lite.Interpreter(model_content=file)
+    [name] = interpreter.get_signature_list()["serving_default"]["inputs"]
+    [output] = interpreter.get_signature_runner()(**{name: x}).values()
+    return output
+
+
+def test_all_formats_in_a_fresh_process(result, K, blobs, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)  # A relative path must do, too.
-    paths = aimp_tf.export(pruned, "out", formats=("saved_model",))
-    assert paths == {"saved_model": pathlib.Path("out/saved_model")}
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["saved_model"]
-    expected = pruned.predict(blobs[0], verbose=0)
-    for batch_size in (64, 5):
-        served = predict_in_fresh_process(paths["saved_model"], blobs[0], batch_size)
-        np.testing.assert_allclose(served, expected, atol=1e-6)
+    optimizer, before = result.model.optimizer, result.model.get_weights()
+    capfd.readouterr()
+    artefacts = aimp_tf.export(result, "out/new", tuple(FILES), inputs=blobs[0])
+    assert capfd.readouterr() == ("", "")
+    assert {name: artefact.path for name, artefact in artefacts.items()} == {
+        name: pathlib.Path("out/new", file) for name, file in FILES.items()
+    }
+    assert sorted(os.listdir("out/new")) == sorted(FILES.values())
+    for name, artefact in artefacts.items():
+        assert (artefact.format, os.fspath(artefact)) == (name, f"out/new/{FILES[name]}")
+        if name == "tflite_int8":
+            assert 1e-4 < artefact.relative_difference < 0.2
+        else:
+            assert artefact.relative_difference <= 1e-5
+        assert (artefact.examples, artefact.made_up) == (0 if name == "weights" else 64, False)
+        files = content(artefact.path) if name == "saved_model" else {"": artefact.path.read_bytes()}
+        assert artefact.bytes == sum(map(len, files.values()))
+        assert 0.5 < artefact.gzip_bytes / len(gzip.compress(b"".join(files.values()))) < 1.3
+
+    # The model is as it was, and what is stored is pruned, and stored once.
+    assert result.model.optimizer is optimizer
+    for here, there in zip(before, result.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(here, there)
+    mask = result.masks["hidden/kernel"]
+    stored = tf.train.load_checkpoint("out/new/saved_model/variables/variables").get_variable_to_shape_map()
+    shapes = sorted(list(shape) for name, shape in stored.items() if "OBJECT_GRAPH" not in name)
+    assert shapes == sorted(list(weight.shape) for weight in before)
+    loaded = tf.saved_model.load(artefacts["saved_model"])
+    kernels = [variable.numpy() for variable in loaded.variables if tuple(variable.shape) == mask.shape]
+    assert [variable.shape for variable in loaded.trainable_variables] == [
+        variable.shape for variable in result.model.trainable_variables
+    ]
+    with zipfile.ZipFile(artefacts["keras"]) as archive, archive.open("model.weights.h5") as file:
+        found = []
+        h5py.File(file).visititems(
+            lambda name, item: found.append(item[()]) if isinstance(item, h5py.Dataset) else None
+        )
+        shapes = [item.shape for item in found if item.shape]  # But for the scalars that metrics count with.
+        assert sorted(shapes) == sorted(weight.shape for weight in before)
+        kernels += [item for item in found if item.shape == mask.shape]
+        assert b"aimp_tf" not in archive.read("config.json") and b"tfmot" not in archive.read("config.json")
+    with np.load(artefacts["weights"]) as arrays:
+        kernels.append(arrays["hidden/kernel"])
+    assert len(kernels) == 3
+    for kernel in kernels:
+        np.testing.assert_array_equal(kernel != 0, mask)
+    compiled = K.models.load_model("out/new/model.keras")
+    assert compiled.evaluate(*blobs, verbose=0) == pytest.approx(result.model.evaluate(*blobs, verbose=0), rel=1e-5)
 
 
-def test_keras_file_in_a_fresh_process(pruned, K, blobs, tmp_path):
-    path = aimp_tf.export(pruned, tmp_path, formats="keras")["keras"]
-    np.save(tmp_path / "x.npy", blobs[0])
-    program = (
-        f"import sys, numpy as np, {K.__name__} as K; model = K.models.load_model({str(path)!r});"
-        f"np.save({str(tmp_path / 'y.npy')!r}, model.predict(np.load({str(tmp_path / 'x.npy')!r}), verbose=0));"
-        "assert not {'aimp_tf', 'tensorflow_model_optimization'} & sys.modules.keys();"
-        "model.evaluate(np.zeros((2, 8)), np.zeros(2), verbose=0)"
+def test_several_inputs_and_outputs_in_their_structures(K, tmp_path):
+    a, b = K.Input((4, 4, 2), name="a"), K.Input((3,), dtype="int32", name="b")
+    h = K.layers.Flatten()(K.layers.Conv2D(3, 3)(a))
+    h = K.layers.Concatenate()([h, K.layers.Flatten()(K.layers.Embedding(9, 2)(b))])
+    heads = {name: K.layers.Dense(units, name=name)(h) for name, units in (("x", 2), ("y", 5))}
+    rng = np.random.default_rng(0)
+    inputs = {"a": rng.normal(size=(6, 4, 4, 2)), "b": rng.integers(0, 9, (6, 3))}
+    by_name = K.Model({"a": a, "b": b}, heads)
+    exported = aimp_tf.export(by_name, tmp_path, ("saved_model", "keras", "tflite"), inputs=inputs)
+    assert all(artefact.relative_difference < 1e-5 for artefact in exported.values())
+    in_order = K.Model([a, b], list(heads.values()))
+    path = aimp_tf.export(in_order, tmp_path / "list", "saved_model", inputs=list(inputs.values()), verify=False)
+    loaded = tf.saved_model.load(path["saved_model"])
+    arrays = [tf.constant(inputs["a"], tf.float32), tf.constant(inputs["b"], tf.int32)]
+    signature = loaded.signatures["serving_default"](a=arrays[0], b=arrays[1])
+    expected = [np.asarray(output) for output in in_order(arrays)]
+    for found in (loaded.serve(arrays), [signature["output_0"], signature["output_1"]]):
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+    with pytest.raises(ValueError, match=r"takes a: float32\[None, 4, 4, 2\], b: int32\[None, 3\]; got 1 arrays"):
+        aimp_tf.export(in_order, tmp_path / "c", inputs=inputs["a"])
+    for wrong in ({**inputs, "b": inputs["b"][:5]}, {**inputs, "a": inputs["a"][:, :3]}, {"a": [], "b": []}):
+        with pytest.raises(ValueError, match="as many examples of each and at least one; got "):
+            aimp_tf.export(in_order, tmp_path / "c", inputs=wrong)
+
+
+def test_subclassed_models_become_what_needs_no_code(K, tmp_path):
+    class Net(K.Model):
+        def __init__(self):
+            super().__init__()
+            self.head = K.layers.Dense(3, name="head")
+
+        def call(self, inputs):
+            return {"sum": self.head(inputs["u"]) + inputs["v"]}
+
+    model = Net()
+    with pytest.raises(ValueError, match="has no weights yet"):
+        aimp_tf.export(model, tmp_path / "out")
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.normal(size=(5, units)).astype("float32") for name, units in (("u", 4), ("v", 3))}
+    expected = model(inputs)["sum"]
+    exported = aimp_tf.export(model, tmp_path / "out", ("saved_model", "tflite", "weights"), verify=False)
+    with np.load(exported["weights"]) as arrays:
+        assert list(arrays) == ["head/kernel", "head/bias"]
+    loaded = tf.saved_model.load(exported["saved_model"])
+    interpreter = tf.lite.Interpreter(os.fspath(exported["tflite"]))
+    for outputs in (
+        loaded.serve(inputs),
+        loaded.signatures["serving_default"](**{name: tf.constant(array) for name, array in inputs.items()}),
+        interpreter.get_signature_runner()(**inputs),
+    ):
+        np.testing.assert_allclose(outputs["sum"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_goes_in_and_out_as_float32(K, policy, tmp_path):
+    inputs = K.Input((6,))
+    hidden = K.layers.Dense(8, activation="relu", dtype=policy)(inputs)
+    model = K.Model(inputs, K.layers.Dense(3, dtype=policy)(hidden))
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
+    exported = aimp_tf.export(model, tmp_path, ("saved_model", "tflite"), verify=False)
+    loaded = tf.saved_model.load(exported["saved_model"])
+    served = loaded.serve(x).numpy()
+    [lite] = (
+        tf.lite.Interpreter(os.fspath(exported["tflite"]))
+        .get_signature_runner()(
+            **{
+                tf.lite.Interpreter(os.fspath(exported["tflite"])).get_signature_list()["serving_default"]["inputs"][
+                    0
+                ]: x
+            }
+        )
+        .values()
     )
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=tmp_path)
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), pruned.predict(blobs[0], verbose=0), atol=1e-6)
+    assert served.dtype == lite.dtype == np.float32
+    own = np.asarray(tf.cast(model(x), tf.float32))
+    np.testing.assert_array_equal(served, own)
+    kernels = [np.asarray(weight) for weight in model.get_weights()]
+    exact = np.maximum(x @ kernels[0] + kernels[1], 0) @ kernels[2] + kernels[3]
+    np.testing.assert_allclose(lite, exact, atol=1e-5)
+    assert np.abs(own - exact).max() > 1e-4  # So it still computes in half precision.
+    assert model.layers[1].compute_dtype == policy.removeprefix("mixed_")
 
 
-def test_nothing_is_printed(pruned, tmp_path, capfd):
-    aimp_tf.export(pruned, tmp_path)
-    assert capfd.readouterr().out == ""
+def test_recurrent_layers(K):
+    """In Keras 3 alone: tf_keras' become an operation of TFLite that keeps its state from call to call."""
+    if K.__name__ == "tf_keras":
+        pytest.skip("not converted to the same function")
+    model = K.Sequential([K.Input((5, 2)), K.layers.LSTM(3), K.layers.Dense(1)])
+    x = np.random.default_rng(0).normal(size=(4, 5, 2)).astype("float32")
+    file = to_tflite(model)
+    found = [run_tflite(file, x[at : at + 1])[0] for at in range(4)]
+    np.testing.assert_allclose(found, model(x), atol=1e-5)
+    with pytest.raises(ValueError, match="cannot be converted to int8 TFLite"):
+        to_tflite(model, representative_inputs=x)
 
 
-def test_a_failed_export_leaves_nothing(pruned, tmp_path, monkeypatch):
-    def fail(model, path):
-        path.mkdir()
-        (path / "half").write_text("half")
+def test_sparse_files_are_smaller(K):
+    model = K.Sequential([K.Input((256,)), K.layers.Dense(256)])
+    kernel, bias = model.get_weights()
+    rng = np.random.default_rng(0)
+    model.set_weights([kernel * (rng.random(kernel.shape) < 0.05), bias])
+    dense, sparse = to_tflite(model), to_tflite(model, sparse=True)
+    assert len(sparse) < len(dense) / 5
+    x = rng.normal(size=(1, 256)).astype("float32")
+    np.testing.assert_allclose(run_tflite(sparse, x), run_tflite(dense, x), atol=1e-5)
+
+
+def test_all_weights_have_paths(make_mlp, K):
+    arrays = weight_arrays(make_mlp())
+    assert list(arrays) == [
+        *("hidden/kernel", "hidden/bias", "norm/gamma", "norm/beta", "norm/moving_mean", "norm/moving_variance"),
+        *("logits/kernel", "logits/bias"),
+    ]
+    inner = K.Sequential([K.Input((3, 4)), K.layers.Bidirectional(K.layers.LSTM(2), name="rnn")], name="inner")
+    shared = K.layers.Dense(4, name="shared")
+    inputs = K.Input((3, 4))
+    model = K.Model(inputs, inner(shared(shared(inputs))))
+    arrays = weight_arrays(model)
+    assert len(arrays) == len(model.weights) == 8
+    kernels = {path for path in arrays if path.endswith("kernel")}
+    assert kernels == set(aimp_tf.masked_model.select_prunable(model))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_failed_export_leaves_what_was_there(make_mlp, tmp_path, monkeypatch, overwrite):
+    model = make_mlp()
+    folder = tmp_path / "a" / "b"
+    if overwrite:
+        aimp_tf.export(model, folder, ("saved_model", "keras", "weights"), verify=False)
+    before = content(tmp_path)
+
+    def fail(model, path, settings):
+        path.write_text("half")
         raise OSError("no space left")
 
-    monkeypatch.setitem(exporting._WRITERS, "saved_model", ("saved_model", fail))
-    with pytest.raises(OSError, match="no space left"):
-        aimp_tf.export(pruned, tmp_path, formats=("saved_model",))
+    with monkeypatch.context() as patch:
+        change(patch, "keras", write=fail)
+        with pytest.raises(OSError, match="no space left"):
+            aimp_tf.export(model, folder, ("saved_model", "keras", "weights"), overwrite=overwrite, verify=False)
+    # Whatever happens while the new ones are moved to their places.
+    replace = os.replace
+
+    def fail_at_the_second(source, target):
+        if target == folder / "model.keras" and "overwritten" not in str(source):
+            raise OSError("no such folder")
+        replace(source, target)
+
+    model.set_weights([weight + 1 for weight in model.get_weights()])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail_at_the_second)
+        with pytest.raises(OSError, match="no such folder"):
+            aimp_tf.export(model, folder, ("saved_model", "keras", "weights"), overwrite=overwrite, verify=False)
+    assert content(tmp_path) == before
+    assert overwrite or not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob(".unfinished*"))
+    if overwrite:
+        new = aimp_tf.export(model, folder, ("saved_model", "keras", "weights"), overwrite=True, verify=False)
+        assert sorted(os.listdir(folder)) == ["model.keras", "saved_model", "weights.npz"]
+        with np.load(new["weights"]) as arrays:
+            np.testing.assert_array_equal(arrays["norm/gamma"], np.full(16, 2))
+
+
+def test_what_gives_other_outputs_is_refused(make_mlp, tmp_path, monkeypatch):
+    model = make_mlp()
+
+    def write_another(model, path, settings):
+        weights = model.get_weights()
+        model.set_weights([weight * 1.001 for weight in weights])
+        write(model, path, settings)
+        model.set_weights(weights)
+
+    write = exporting.FORMATS["saved_model"].write
+    change(monkeypatch, "saved_model", write=write_another)
+    with pytest.raises(RuntimeError, match="saved_model gives other outputs than the model .*the largest difference"):
+        aimp_tf.export(model, tmp_path / "out", ("keras", "saved_model"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_calls_are_refused(pruned, make_mlp, tmp_path):
-    with pytest.raises(ValueError, match="Unknown format 'savedmodel'.*Did you mean 'saved_model'"):
-        aimp_tf.export(pruned, tmp_path / "a", formats=("keras", "savedmodel"))
-    with pytest.raises(ValueError, match="carries masks"):
-        aimp_tf.export(aimp_tf.wrap(make_mlp()), tmp_path / "a")
+@pytest.mark.parametrize("formats", ["keras", "weights"])
+def test_made_up_inputs(make_mlp, tmp_path, monkeypatch, formats):
+    """Whether the other process is asked for what it should be asked for."""
+    asked = []
+
+    def answer(artefacts, inputs=(), *_):
+        asked.append((artefacts, inputs))
+        return [weight_arrays(model) if formats == "weights" else {"0": np.asarray(model(inputs))}]
+
+    monkeypatch.setattr(exporting.verification, "use_in_fresh_process", answer)
+    model = make_mlp()
+    artefact = aimp_tf.export(model, tmp_path, formats)[formats]
+    [([(kind, _)], inputs)] = asked
+    if formats == "weights":
+        assert (kind, inputs, artefact.examples, artefact.made_up) == ("weights", (), 0, False)
+    else:
+        assert kind == type(model).__module__.split(".")[0]
+        assert (inputs.shape, artefact.examples, artefact.made_up) == ((32, 8), 32, True)
+    assert artefact.max_difference < 1e-5
+
+
+def test_bad_calls_are_refused(make_mlp, K, tmp_path, monkeypatch):
+    model, folder = make_mlp(), tmp_path / "a"
+
+    class Odd(K.layers.Layer):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def call(self, inputs):
+            return self.function(inputs)
+
+    odd = K.Sequential([K.Input((8,)), K.layers.Dense(2), Odd(tf.strings.as_string)])
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for arguments, settings, error, message in (
+        ((model, folder, ("keras", "savedmodel")), {}, ValueError, "Unknown format 'savedmodel'.*mean 'saved_model'"),
+        ((model, folder, ()), {}, ValueError, "No format is given"),
+        ((aimp_tf.wrap(make_mlp()), folder), {}, ValueError, "carries masks"),
+        ((None, folder), {}, TypeError, "Expected a Keras model"),
+        ((K.Sequential([K.layers.Dense(2)]), folder), {}, ValueError, "has no weights yet"),
+        ((model, folder, "tflite_int8"), {}, ValueError, "pass some hundred examples as inputs"),
+        ((model, folder), {"inputs": np.zeros((2, 7))}, ValueError, r"float32\[None, 8\].*got float64\[2, 7\]"),
+        ((model, folder), {"inputs": [["a"]]}, ValueError, "takes .*float32"),
+        ((odd, folder, "keras"), {}, ValueError, r"cannot be written as a Keras file. Give .* a get_config\(\)"),
+        ((odd, folder, ("weights", "tflite")), {}, ValueError, "cannot be converted to TFLite"),
+        ((model, file / "below"), {}, ValueError, "directory .*below cannot be written: .*file is not a folder"),
+    ):
+        with pytest.raises(error, match=message):
+            aimp_tf.export(*arguments, **settings)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match="is not a folder in which you may write"):
+        aimp_tf.export(model, folder)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "model.keras").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="model.keras exists already; pass overwrite=True"):
+        aimp_tf.export(model, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model.keras"]
+
+
+def test_a_model_that_was_made_in_a_loop_of_ones_own_is_taken_too(make_mlp, tmp_path):
+    @dataclasses.dataclass
+    class Mine:
+        model: object
+
+    assert aimp_tf.export(Mine(make_mlp()), tmp_path, "weights", verify=False)["weights"].path.exists()
     with pytest.raises(TypeError, match="Expected a Keras model"):
-        aimp_tf.export(None, tmp_path / "a")
-    assert not (tmp_path / "a").exists()
-    (tmp_path / "model.keras").write_text("mine")
-    with pytest.raises(ValueError, match="model.keras exists already"):
-        aimp_tf.export(pruned, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+        aimp_tf.export(Mine("model"), tmp_path / "a")
 
 
 def test_a_broken_saved_model_is_reported(tmp_path):
-    with pytest.raises(RuntimeError, match="could not be used in a fresh process"):
-        predict_in_fresh_process(tmp_path, np.zeros((1, 2)))
+    with pytest.raises(RuntimeError, match="saved_model could not be used in a fresh process"):
+        use_in_fresh_process([("saved_model", tmp_path / "saved_model")], np.zeros((1, 2)))

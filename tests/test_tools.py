@@ -49,12 +49,38 @@ def test_prune_prints_a_table_and_the_saved_model(tmp_path):
     assert os.path.exists(os.path.join(saved_model, "saved_model.pb"))
     assert "Round 1 of 2" in done.stderr
 
+    settings = ["--config=configs/digits_mlp.py", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]
+    done = refused("export.py", settings, tmp_path / "out", "holds a run of another config: .*target_sparsity")
+    assert "pruning" not in done.stdout
+    settings += [
+        "--config.pruning.target_sparsity=0.75",
+        "--config.pruning.rate=0.75",
+        "--config.pruning.epochs=2",
+        "--config.pruning.round_epochs=1",
+        "--config.keras=tf_keras",
+    ]
+    done = tool("export.py", *settings, "--formats=saved_model,keras,tflite", "--compact")
+    assert done.returncode == 0, done.stderr
+    header, _, *rows = [line.split() for line in done.stdout.split("\n\n")[0].splitlines()]
+    assert header == ["bytes", "gzip", "bytes", "smaller", "max", "difference", "path"]
+    assert [row[0] for row in rows] == ["saved_model", "keras", "tflite"]
+    for _, size, compressed, smaller, difference, path in rows:
+        assert os.path.exists(path) and int(size.replace(",", "")) > int(compressed.replace(",", ""))
+        assert float(smaller[:-1]) > 1 and float(difference) < 1e-4
+    assert re.search(
+        r"on 360 examples.\nIt was compacted, which changed its outputs by (0|\d).\de(\+00|-0[5-9])", done.stdout
+    )
+    done = tool("export.py", f"--model={rows[1][-1]}", f"--output={tmp_path / 'lite'}", "--formats=weights")
+    assert done.returncode == 0, done.stderr
+    assert "weights.npz" in done.stdout and "examples" not in done.stdout
+
 
 TOOLS = {
     "prune.py": ["--config=configs/digits_mlp.py", "--workdir=WORKDIR"],
     "study.py": ["--config=configs/study_digits.py", "--workdir=WORKDIR"],
     "prepare_fashion_mnist.py": ["--data_dir=WORKDIR"],
     "report.py": ["--workdir=WORKDIR"],
+    "export.py": ["--output=WORKDIR"],
     "benchmark.py": ["checkpoints"],
 }
 
@@ -108,6 +134,7 @@ def refused(name, arguments, workdir, message):
         ("study.py", ["--config=configs/study_digits.py", "--workdir="], "--workdir"),
         ("prepare_fashion_mnist.py", [], "--data_dir"),
         ("report.py", ["--metric=loss"], "--workdir"),
+        ("export.py", ["--model=x.keras"], "--output"),
     ],
 )
 def test_missing_flags_are_named(name, arguments, missing, tmp_path):
@@ -145,6 +172,9 @@ def test_missing_flags_are_named(name, arguments, missing, tmp_path):
         ("prune.py", [f"--workdir={ROOT}"], "holds files already"),
         ("prepare_fashion_mnist.py", ["--idx_dir=WORKDIR"], "train-images-idx3-ubyte.gz cannot be read"),
         ("report.py", [], "holds no run: there is no signature.json in it"),
+        ("export.py", [], "Either --model, or --config and --workdir must be given"),
+        ("export.py", ["--model=x.keras", "--workdir=x"], "Either --model, or --config and --workdir must be given"),
+        ("export.py", ["--model=x.keras", f"--output={__file__}/x"], "the folder of --output .* cannot be written"),
         ("benchmark.py", [f"--output={__file__}/x.json"], "the folder of --output .* cannot be written"),
     ],
 )
@@ -186,6 +216,18 @@ def test_bad_config_files_are_refused_in_a_line(text, message, tmp_path):
 )
 def test_what_the_model_or_the_data_cannot_give_is_refused_in_a_line(arguments, message, tmp_path):
     refused("prune.py", [*TOOLS["prune.py"], *arguments], tmp_path / "run", message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=README.md"], "README.md is not a .keras file"),
+        (["--model=nothing.keras"], "No such file or directory: 'nothing.keras'"),
+        (["--model=README.md", "--formats=tflight"], "Unknown format 'tflight'.*Did you mean 'tflite'"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_in_a_line(arguments, message, tmp_path):
+    refused("export.py", [*TOOLS["export.py"], *arguments], tmp_path / "run", message)
 
 
 def test_a_training_that_fails_says_so_in_a_line(tmp_path):

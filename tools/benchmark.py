@@ -22,8 +22,7 @@ import absl.logging
 from absl import flags
 
 from aimp_tf.experiments import command_line
-from aimp_tf.run_directory import check_writable
-from aimp_tf.safe_files import write_atomically
+from aimp_tf.safe_files import check_writable, write_atomically
 
 _COMMANDS = ("checkpoints", "gpu")
 

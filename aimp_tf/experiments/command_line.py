@@ -28,11 +28,9 @@ from aimp_tf.config import nearest
 flags.disclaim_key_flags()
 
 
-def define_config(kind: type) -> flags.FlagHolder[Any]:
+def define_config(kind: type, when: str = "Required.") -> flags.FlagHolder[Any]:
     """Defines --config, a Python file whose get_config() returns a `kind`, and --config.FIELD to change its fields."""
-    text = (
-        f"Python file whose get_config() returns the {kind.__name__}; --config.FIELD=VALUE changes a field. Required."
-    )
+    text = f"Python file whose get_config() returns the {kind.__name__}; --config.FIELD=VALUE changes a field. {when}"
     try:
         holder = config_flags.DEFINE_config_file("config", None, text)
     except flags.Error as error:  # There is a --flagfile, into which ml_collections looks, and it cannot be read.
@@ -75,6 +73,14 @@ def run(
         if not _is_own(error):
             raise
         _end(error, 1 if isinstance(error, RuntimeError) else 2)
+
+
+def check_either(groups: Sequence[Sequence[str]]) -> None:
+    """Raises ValueError unless the flags of one of the groups are given, all of them, and none of another."""
+    given = [[flags.FLAGS[name].value is not None for name in group] for group in groups]
+    if [all(group) for group in given].count(True) != 1 or [any(group) for group in given].count(True) != 1:
+        ways = ", or ".join(" and ".join(f"--{name}" for name in group) for group in groups)
+        raise ValueError(f"Either {ways} must be given; see --help.")
 
 
 @contextlib.contextmanager

@@ -6,15 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import io
 import json
 import math
 import os
 import pathlib
 import shutil
-import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ import tensorflow as tf
 from aimp_tf.cluster import Cluster
 from aimp_tf.experiments import datasets, models
 from aimp_tf.experiments.experiment import Experiment
-from aimp_tf.exporting import export
-from aimp_tf.exporting.fresh_process import predict_in_fresh_process
+from aimp_tf.exporting import Artefact, export
+from aimp_tf.exporting.fresh_process import use_in_fresh_process
+from aimp_tf.exporting.sizes import gzip_bytes
 from aimp_tf.input_pipeline import Order, prepare
 from aimp_tf.masked_model import fit_ready
 from aimp_tf.masked_model.prunable import select_for
@@ -158,12 +158,12 @@ def compare(
                 shutil.rmtree(folder, ignore_errors=True)
         dense, dense_seconds = train_dense(experiment, data, verbose, strategy)
         # On all workers, for what it reads may be spread over them.
-        dense_saved_model = export(dense, folder, formats=("saved_model",))["saved_model"]
+        exported = export(dense, folder, formats=("saved_model",), verify=False)["saved_model"]
         # The others wait, for TensorFlow takes a worker that ends for one that crashed.
         with cluster.as_one():
             if not cluster.chief:
                 return None
-            return _compare(experiment, data, workdir, result, dense_saved_model, dense_seconds)
+            return _compare(experiment, data, workdir, result, exported, dense_seconds)
 
 
 def _compare(
@@ -171,13 +171,14 @@ def _compare(
     data: datasets.ImageData,
     workdir: pathlib.Path,
     result: PruningResult,
-    dense_saved_model: pathlib.Path,
+    dense: Artefact,
     dense_seconds: float,
 ) -> Comparison:
     saved_model = workdir / "final" / "saved_model"
+    dense_accuracy, pruned_accuracy = _accuracies([dense, saved_model], data)
     comparison = Comparison(
-        dense_accuracy=_accuracy(dense_saved_model, data),
-        pruned_accuracy=_accuracy(saved_model, data),
+        dense_accuracy=dense_accuracy,
+        pruned_accuracy=pruned_accuracy,
         sparsity=result.sparsity,
         survivors=sum(int(np.count_nonzero(mask)) for mask in result.masks.values()),
         weights=sum(mask.size for mask in result.masks.values()),
@@ -187,8 +188,8 @@ def _compare(
         dense_seconds=dense_seconds,
         seconds=result.seconds,
         imp_seconds=result.seconds / result.epochs * result.imp_epochs,
-        dense_gzip_bytes=_gzip_bytes(dense_saved_model),
-        gzip_bytes=_gzip_bytes(saved_model),
+        dense_gzip_bytes=dense.gzip_bytes,
+        gzip_bytes=gzip_bytes(saved_model),
         saved_model=os.fspath(saved_model),
     )
     write_atomically(workdir / "comparison.json", json.dumps(dataclasses.asdict(comparison), indent=2))
@@ -328,13 +329,10 @@ def _weight_count(
     return sum(math.prod(variable.shape) for variable in selection.variables.values())
 
 
-def _accuracy(saved_model: pathlib.Path, data: datasets.ImageData) -> float:
-    logits = predict_in_fresh_process(saved_model, data.test_images)
-    return float(np.mean(logits.argmax(axis=-1) == data.test_labels))
-
-
-def _gzip_bytes(folder: pathlib.Path) -> int:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        archive.add(folder, arcname="saved_model")
-    return buffer.tell()
+def _accuracies(saved_models: Sequence[str | os.PathLike[str]], data: datasets.ImageData) -> list[float]:
+    """Of each SavedModel, loaded in a fresh process, the fraction of the test images that it gets right."""
+    artefacts = [("saved_model", path) for path in saved_models]
+    return [
+        float(np.mean(outputs["0"].argmax(axis=-1) == data.test_labels))
+        for outputs in use_in_fresh_process(artefacts, data.test_images)
+    ]

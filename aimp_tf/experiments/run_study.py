@@ -18,7 +18,7 @@ from aimp_tf.experiments.executors import Executor
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.experiments.study import Cell, CellResult, Study, differences, planned_epochs
 from aimp_tf.rounds import duration_text
-from aimp_tf.run_directory import check_writable
+from aimp_tf.safe_files import check_writable
 
 _COUNT_WEIGHTS = """
 import json, sys

@@ -2,67 +2,295 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
+import logging
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import tensorflow as tf
 
 from aimp_tf.config import nearest
+from aimp_tf.exporting.inputs import arrange, make_up
+from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.saved_model import write_keras, write_saved_model
-from aimp_tf.masked_model import MaskedModel, keras_generation
+from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
+from aimp_tf.exporting.verification import differences, tolerance
+from aimp_tf.exporting.weights import write_weights
+from aimp_tf.masked_model import MaskedModel, is_built, keras_generation
+from aimp_tf.safe_files import UNFINISHED, check_writable
 
-__all__ = ["export"]
+__all__ = ["FORMATS", "Artefact", "HasModel", "choose_formats", "export"]
 
-_WRITERS: dict[str, tuple[str, Callable[[Any, pathlib.Path], None]]] = {
-    "saved_model": ("saved_model", write_saved_model),
-    "keras": ("model.keras", write_keras),
+logger = logging.getLogger(__name__)
+
+
+class HasModel(Protocol):
+    """A `PruningResult`, or anything else that holds a Keras model."""
+
+    @property
+    def model(self) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Artefact(os.PathLike[str]):
+    """A file or folder that `export` wrote, and which may be used as its path.
+
+    Attributes:
+        format: One of `FORMATS`.
+        path: Where it lies.
+        bytes: Its size; of a folder, that of all its files.
+        max_difference: The maximum absolute difference of its outputs, or its weights, from the model's own; None if it
+            was not verified.
+        relative_difference: The same as a fraction of the largest entry of that output.
+        examples: On how many examples the outputs were compared.
+        made_up: Whether these were made up by `export`.
+    """
+
+    format: str
+    path: pathlib.Path
+    bytes: int
+    max_difference: float | None = None
+    relative_difference: float | None = None
+    examples: int = 0
+    made_up: bool = False
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    @functools.cached_property
+    def gzip_bytes(self) -> int:
+        """Its size as gz or, of a folder, as tar.gz. Measured when it is first asked for."""
+        return gzip_bytes(self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What writers may need beside the model: inputs in its own structure, and the batch to be fast at."""
+
+    inputs: Any
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Format:
+    """How a format is written and read.
+
+    Attributes:
+        file: Its name in the folder.
+        kind: How it is used in a fresh process, as in `verification.differences`.
+        write: Writes it.
+        same: Whether it must give what the model gives.
+    """
+
+    file: str
+    kind: str
+    write: Callable[[Any, pathlib.Path, _Settings], object]
+    same: bool = True
+
+
+def _write_tflite(model: Any, path: pathlib.Path, settings: _Settings) -> None:
+    path.write_bytes(to_tflite(model))
+
+
+def _write_tflite_int8(model: Any, path: pathlib.Path, settings: _Settings) -> None:
+    path.write_bytes(to_tflite(model, representative_inputs=settings.inputs))
+
+
+def _write_tflite_sparse(model: Any, path: pathlib.Path, settings: _Settings) -> None:
+    path.write_bytes(to_tflite(model, sparse=True))
+
+
+FORMATS: dict[str, _Format] = {
+    "saved_model": _Format("saved_model", "saved_model", lambda model, path, _: write_saved_model(model, path)),
+    "keras": _Format("model.keras", "keras", lambda model, path, _: write_keras(model, path)),
+    "tflite": _Format("model.tflite", "tflite", _write_tflite),
+    "tflite_int8": _Format("model_int8.tflite", "tflite", _write_tflite_int8, same=False),
+    "tflite_sparse": _Format("model_sparse.tflite", "tflite", _write_tflite_sparse),
+    "weights": _Format("weights.npz", "weights", lambda model, path, _: write_weights(model, path)),
 }
 
 
 def export(
-    model: Any, directory: str | os.PathLike[str], formats: Sequence[str] = ("saved_model", "keras")
-) -> dict[str, pathlib.Path]:
-    """Writes a Keras model into a folder, each format whole or not at all.
+    model: Any | HasModel,
+    directory: str | os.PathLike[str],
+    formats: Sequence[str] = ("saved_model", "keras"),
+    *,
+    inputs: Any = None,
+    overwrite: bool = False,
+    batch_size: int = 1,
+    verify: bool = True,
+) -> dict[str, Artefact]:
+    """Writes a Keras model into a folder, all formats whole or nothing, and uses each in a fresh process.
+
+    That process has neither aimp_tf nor tfmot, and what it computes is compared with the model's own outputs. They must
+    be the same but for rounding: within 1e-4 of the largest entry of each output or, where layers of the model compute
+    in half precision, within 5e-2. "tflite_int8" just states its difference.
 
     Args:
-        model: A built Keras 3 or tf_keras model without masks, such as `PruningResult.model`.
+        model: A built Keras 3 or tf_keras model without masks, or a `PruningResult`.
         directory: The folder, made if it is missing.
-        formats: "saved_model" writes `saved_model/`, a TensorFlow SavedModel whose endpoint `serve` and signature
-            `serving_default` take a batch of any size; "keras" writes `model.keras`, the format of the model's own
-            generation.
+        formats: Any of
+
+            - "saved_model": `saved_model/`, a TensorFlow SavedModel whose endpoint `serve` and signature
+              `serving_default` take a batch of any size, float32 in and out;
+            - "keras": `model.keras`, the format of the model's own generation, compiled as the model is, but without
+              the optimizer's slots;
+            - "tflite", "tflite_sparse", "tflite_int8": `model.tflite`, `model_sparse.tflite`, `model_int8.tflite`, as
+              `exporting.lite.to_tflite` makes them; the last one is calibrated on `inputs`, which it needs;
+            - "weights": `weights.npz`, compressed: variable path, such as "head/dense/kernel" -> array.
+        inputs: Real inputs to compare on, arrays of (examples, ...): one array or, for a model with several inputs, a
+            list in their order or a dict by their names. Without them the comparison is on 32 made-up examples of the
+            model's input shapes.
+        overwrite: Whether to replace what is there already. It stays until all that is new is whole and compared.
+        batch_size: The batch that formats made for one are to be fast at.
+        verify: Whether to use what is written. Without it nothing is compared, and no process started.
 
     Returns:
-        Format -> path of what was written.
+        Format -> what was written.
 
     Raises:
-        TypeError: `model` is not a Keras model.
-        ValueError: It still carries masks, a format is unknown, or something of that name is in the folder already.
-            Nothing is written then.
+        TypeError: `model` is neither a Keras model nor has one.
+        ValueError: It still carries masks, is not built or cannot be written in one of the formats, a format is
+            unknown, `inputs` are missing or are not inputs of the model, the folder cannot be written, or something of
+            that name is in it already.
+        OSError: Writing failed.
+        RuntimeError: Something cannot be used in a fresh process, or gives other outputs.
+
+        Nothing is written then, and what was there is as it was.
     """
-    keras_generation(model)
+    model = _model_of(model)
     if MaskedModel.of(model) is not None:
         raise ValueError("The model carries masks; export what aimp_tf.strip(model) returns.")
-    if isinstance(formats, str):
-        formats = (formats,)
-    for name in formats:
-        if name not in _WRITERS:
-            raise ValueError(
-                f"Unknown format {name!r}; the formats are {', '.join(_WRITERS)}.{nearest(name, _WRITERS)}"
-            )
+    if not is_built(model):
+        raise ValueError(
+            f"The model {model.name!r} has no weights yet. Call it on a batch of data, or train it, before it is "
+            "exported."
+        )
+    chosen = choose_formats(formats)
+    if inputs is not None:
+        inputs = arrange(inputs, model)
+    elif "tflite_int8" in chosen:
+        raise ValueError(
+            "tflite_int8 is scaled to what the model makes of real inputs: pass some hundred examples as inputs."
+        )
     directory = pathlib.Path(directory)
-    targets = {name: directory / _WRITERS[name][0] for name in formats}
-    for path in targets.values():
-        if path.exists():
-            raise ValueError(f"{path} exists already; name another directory or remove it.")
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, path in targets.items():
-        # Beside its place, so that moving it there is one step of the file system.
-        unfinished = pathlib.Path(tempfile.mkdtemp(dir=directory, prefix=".unfinished_"))
+    for format_ in chosen.values():
+        if os.path.lexists(directory / format_.file) and not overwrite:
+            raise ValueError(
+                f"{directory / format_.file} exists already; pass overwrite=True to replace it, or name another "
+                "directory."
+            )
+    check_writable(directory, "directory")
+    given = inputs is not None
+    if verify and not given and any(format_.kind != "weights" for format_ in chosen.values()):
+        inputs = make_up(model)
+    with _unfinished_in(directory) as unfinished:
+        for format_ in chosen.values():
+            format_.write(model, unfinished / format_.file, _Settings(inputs, batch_size))
+        artefacts = [
+            Artefact(name, directory / format_.file, stored_bytes(unfinished / format_.file))
+            for name, format_ in chosen.items()
+        ]
+        if verify:
+            artefacts = _verified(model, artefacts, unfinished, inputs, made_up=not given)
+        _put_in_place([artefact.path for artefact in artefacts], unfinished)
+    for artefact in artefacts:
+        logger.info("Exported %s to %s: %d bytes.", artefact.format, artefact.path, artefact.bytes)
+    return {artefact.format: artefact for artefact in artefacts}
+
+
+def _model_of(model: Any | HasModel) -> Any:
+    try:
+        keras_generation(model)
+    except TypeError:
+        held = getattr(model, "model", None)
+        if held is None:
+            raise
+        keras_generation(held)
+        return held
+    return model
+
+
+def choose_formats(formats: Sequence[str]) -> dict[str, _Format]:
+    """The formats of these names. Raises ValueError where there is none, or one is unknown."""
+    formats = (formats,) if isinstance(formats, str) else formats
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(f"Unknown format {name!r}; the formats are {', '.join(FORMATS)}.{nearest(name, FORMATS)}")
+    if not formats:
+        raise ValueError(f"No format is given; the formats are {', '.join(FORMATS)}.")
+    return {name: FORMATS[name] for name in formats}
+
+
+def _verified(
+    model: Any, artefacts: Sequence[Artefact], folder: pathlib.Path, inputs: Any, *, made_up: bool
+) -> list[Artefact]:
+    """The artefacts, which lie in `folder` so far, with what they differ by. Raises RuntimeError as `export`."""
+    kinds = [FORMATS[artefact.format].kind for artefact in artefacts]
+    paths = [folder / artefact.path.name for artefact in artefacts]
+    found = differences(model, list(zip(kinds, paths, strict=True)), inputs)
+    verified = []
+    for artefact, (difference, fraction) in zip(artefacts, found, strict=True):
+        weights = FORMATS[artefact.format].kind == "weights"
+        allowed = 0.0 if weights else tolerance(model)
+        if FORMATS[artefact.format].same and not fraction <= allowed:
+            raise RuntimeError(
+                f"{artefact.path.name} gives other outputs than the model {model.name!r}: the largest difference is "
+                f"{difference:.2g}, {fraction:.2g} of the largest output; at most {allowed} of it is rounding. Choose "
+                "other formats, or pass verify=False if you know better."
+            )
+        examples = 0 if weights else len(tf.nest.flatten(inputs)[0])
+        verified.append(
+            dataclasses.replace(
+                artefact,
+                max_difference=difference,
+                relative_difference=fraction,
+                examples=examples,
+                made_up=made_up and examples > 0,
+            )
+        )
+    return verified
+
+
+@contextlib.contextmanager
+def _unfinished_in(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a new folder in `directory`, from where moving something there is one step of the file system.
+
+    It is removed at the end and, after an exception, so are the folders that were made for it.
+    """
+    made = [folder for folder in (directory, *directory.absolute().parents) if not folder.exists()]
+    with contextlib.ExitStack() as undo:
+        for folder in reversed(made):  # The last one, the innermost, is called first.
+            undo.callback(_remove_if_empty, folder)
+        directory.mkdir(parents=True, exist_ok=True)
+        unfinished = pathlib.Path(tempfile.mkdtemp(dir=directory, prefix=UNFINISHED))
         try:
-            _WRITERS[name][1](model, unfinished / path.name)
-            os.replace(unfinished / path.name, path)
+            yield unfinished
         finally:
             shutil.rmtree(unfinished)
-    return targets
+        undo.pop_all()
+
+
+def _remove_if_empty(folder: pathlib.Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _put_in_place(paths: Sequence[pathlib.Path], unfinished: pathlib.Path) -> None:
+    """Moves what was written to its places. What is there is put aside first, and put back should one fail."""
+    (unfinished / "overwritten").mkdir()
+    with contextlib.ExitStack() as undo:
+        for path in paths:
+            if os.path.lexists(path):
+                aside = unfinished / "overwritten" / path.name
+                os.replace(path, aside)
+                undo.callback(os.replace, aside, path)
+            os.replace(unfinished / path.name, path)
+            undo.callback(os.replace, path, unfinished / path.name)
+        undo.pop_all()

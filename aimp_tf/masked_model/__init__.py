@@ -16,19 +16,22 @@ import tensorflow as tf
 from aimp_tf.masked_model.constraints import ConstrainedModel, MaskConstraint
 from aimp_tf.masked_model.interface import MaskedModel, local_value
 from aimp_tf.masked_model.keras_distribution import repaired
-from aimp_tf.masked_model.mixed_precision import MixedPrecision
-from aimp_tf.masked_model.prunable import select_for
+from aimp_tf.masked_model.mixed_precision import MixedPrecision, computes_in_half_precision, computing_in_float32
+from aimp_tf.masked_model.prunable import named_weights, select_for
 from aimp_tf.precision import resolve_policy
 
 __all__ = [
     "MaskedModel",
     "check_model",
+    "computes_in_half_precision",
+    "computing_in_float32",
     "fit_with_tfmot",
     "fit_ready",
     "is_built",
     "keras_generation",
     "local_value",
     "mask_model",
+    "named_weights",
     "select_prunable",
     "sparsity",
     "strip",

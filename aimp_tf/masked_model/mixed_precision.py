@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
@@ -78,6 +79,25 @@ class MixedPrecision:
 
     def _forget_traces(self) -> None:
         self._model.train_function = self._model.test_function = self._model.predict_function = None
+
+
+@contextlib.contextmanager
+def computing_in_float32(model: Any) -> Iterator[None]:
+    """Within it, the layers of a model of either generation that compute in half precision do so in float32."""
+    swaps: list[_Swap] = []
+    for layer in model._flatten_layers():
+        if computes_in_half_precision(layer):
+            # A policy makes another of its own kind.
+            swaps.append(_Swap(layer, "_dtype_policy", type(layer.dtype_policy)("float32")))
+            if hasattr(layer, "_compute_dtype_object"):
+                swaps.append(_Swap(layer, "_compute_dtype_object", tf.float32))
+    for swap in swaps:
+        swap.do()
+    try:
+        yield
+    finally:
+        for swap in swaps:
+            swap.undo()
 
 
 class _Swap:
@@ -289,6 +309,13 @@ def _forget_dependencies(optimizer: Any, names: Sequence[str]) -> None:
     dependencies[:] = [dependency for dependency in dependencies if dependency.name not in names]
     for name in names:
         optimizer._self_unconditional_dependency_names.pop(name, None)
+
+
+def computes_in_half_precision(layer: Any) -> bool:
+    """Whether a layer of either generation does so by its own policy, and not for it is quantised."""
+    policy = getattr(layer, "dtype_policy", None)
+    compute_dtype, mode = getattr(policy, "compute_dtype", None), getattr(policy, "quantization_mode", None)
+    return compute_dtype in ("float16", "bfloat16") and mode is None
 
 
 def _is_bare_operation(layer: Any) -> bool:

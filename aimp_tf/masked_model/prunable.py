@@ -93,6 +93,22 @@ def select_for(granularity: str, root: Any, include: Sequence[str] = (), exclude
     return Selection(fitting, {path: axes[path] for path in fitting}, left_dense)
 
 
+def named_weights(root: Any) -> dict[str, Any]:
+    """Path -> variable for all weights of a built Keras layer or model: those of `prunable_variables`, and the others.
+
+    A path is made as there, of the variable's own name at its end: "norm/moving_mean".
+    """
+    prunable = {id(variable): path for path, variable in prunable_variables(root).items()}
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    for path, variable in _walk_weights(root, ()):
+        if id(variable) not in seen:
+            seen.add(id(variable))
+            taken = {**found, **dict.fromkeys(prunable.values())}
+            found[prunable.get(id(variable)) or _unused(path, taken)] = variable
+    return found
+
+
 def select(variables: dict[str, Any], include: Sequence[str], exclude: Sequence[str]) -> dict[str, Any]:
     """The variables whose path matches a pattern of `include`, or any if there is none, and no pattern of `exclude`.
 
@@ -157,6 +173,17 @@ def _walk_parts(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any, 
             yield "/".join((*names, attribute)), variable, _input_axis(layer, kind, len(variable.shape))
     for child in children(layer):
         yield from _walk(child, (*names, child.name))
+
+
+def _walk_weights(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    parts = children(layer)
+    of_parts = {id(variable) for part in parts for variable in part.weights}
+    for variable in layer.weights:
+        # tf_keras also lists lookup tables.
+        if id(variable) not in of_parts and hasattr(variable, "assign"):
+            yield "/".join((*names, _own_name(variable))), variable
+    for part in parts:
+        yield from _walk_weights(part, (*names, part.name))
 
 
 def _kind(layer: Any) -> str:

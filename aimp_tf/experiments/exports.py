@@ -1,0 +1,125 @@
+"""Exports pruned models from where they were saved: a Keras file, or the run directory of an experiment."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.compaction import compact
+from aimp_tf.config import list_differences
+from aimp_tf.experiments import datasets, models
+from aimp_tf.experiments.experiment import Experiment
+from aimp_tf.exporting import choose_formats, export
+from aimp_tf.exporting.verification import largest_difference
+from aimp_tf.exporting.weights import weight_arrays
+from aimp_tf.run_directory import final_weights, read_run
+
+__all__ = ["choose_formats", "export_and_tell", "load_inputs", "load_keras_file", "load_run", "test_images"]
+
+# What prune writes there is not what it was given: "auto" has become what it chose.
+_RESOLVED = "mixed_precision"
+
+
+def load_keras_file(path: str | os.PathLike[str]) -> Any:
+    """The model in a `.keras` file of either generation, not compiled.
+
+    Raises:
+        ValueError: There is none, or it needs code that is not here.
+        OSError: It cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            version = str(json.loads(archive.read("metadata.json"))["keras_version"])
+    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a .keras file: {error}.") from error
+    keras = importlib.import_module("tf_keras" if version.startswith("2.") else "keras")
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras' own are of all kinds.
+        raise ValueError(f"{path} cannot be loaded, for it may need code that is not here: {error}") from error
+
+
+def load_inputs(path: str | os.PathLike[str]) -> Any:
+    """The array in an npy file, or the dict of arrays in an npz file. Raises ValueError or OSError."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+    except (EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is neither npy nor npz with arrays of numbers: {error}") from error
+
+
+def load_run(experiment: Experiment, workdir: str | os.PathLike[str]) -> Any:
+    """The pruned model of a finished run of an experiment, not compiled.
+
+    Raises:
+        ValueError: The run is of another config, is not finished, or is damaged.
+        RuntimeError: It cannot be read.
+    """
+    here = {**json.loads(experiment.pruning.to_json()), "seed": experiment.seed}
+    there = dict(read_run(workdir).config)
+    del here[_RESOLVED], there[_RESOLVED]
+    if differing := list_differences(there, here):
+        raise ValueError(f"workdir {workdir} holds a run of another config: {'; '.join(differing)}.")
+    weights = final_weights(workdir)
+    known = datasets.IMAGE_SETS[experiment.dataset]
+    keras = importlib.import_module(experiment.keras)
+    model = models.build(experiment.architecture, keras, known.image_shape, known.classes)
+    try:
+        model.load_weights(weights)
+    except Exception as error:  # Keras' own are of all kinds.
+        raise ValueError(
+            f"{weights} does not fit the architecture {experiment.architecture} in {experiment.keras}: {error}"
+        ) from error
+    return model
+
+
+def test_images(experiment: Experiment, data_dir: str | os.PathLike[str] | None) -> np.ndarray:
+    """All of them. Raises RuntimeError as `datasets.load`."""
+    return datasets.load(experiment.dataset, data_dir).test_images
+
+
+def export_and_tell(
+    model: Any,
+    inputs: Any,
+    directory: str | os.PathLike[str],
+    formats: Sequence[str],
+    overwrite: bool = False,
+    compacted: bool = False,
+) -> str:
+    """Exports a model as `export` does, compacted first if wanted, and tells of each format in a table.
+
+    The table begins with the weights of `model` as they are in memory, zeros and all.
+    """
+    dense = sum(array.nbytes for array in weight_arrays(model).values())
+    exported = compact(model) if compacted else model
+    artefacts = export(exported, directory, formats, inputs=inputs, overwrite=overwrite)
+    rows = [
+        ("", "bytes", "gzip bytes", "smaller", "max difference", "path"),
+        ("weights in memory", f"{dense:,}", "", "1.0x", "", ""),
+    ]
+    for name, artefact in artefacts.items():
+        times = f"{dense / artefact.gzip_bytes:.1f}x"
+        rows.append(
+            (
+                name,
+                f"{artefact.bytes:,}",
+                f"{artefact.gzip_bytes:,}",
+                times,
+                f"{artefact.max_difference:.1e}",
+                os.fspath(artefact),
+            )
+        )
+    lines = [f"{name:18}{''.join(f'{cell:>16}' for cell in cells)}  {path}".rstrip() for name, *cells, path in rows]
+    compared = next((artefact for artefact in artefacts.values() if artefact.examples), None)
+    if compared is not None:
+        made_up = "made-up " if compared.made_up else ""
+        lines += ["", f"Differences from the outputs of the model on {compared.examples:,} {made_up}examples."]
+    if compacted:
+        lines += [f"It was compacted, which changed its outputs by {largest_difference(model, exported, inputs):.1e}."]
+    return "\n".join([*lines, "Smaller: the weights in memory over the bytes after gzip."])

@@ -1,0 +1,107 @@
+"""TFLite files, which LiteRT runs on phones and other small machines."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.exporting.inputs import arrange, input_specs
+from aimp_tf.exporting.saved_model import explaining, write_saved_model
+from aimp_tf.masked_model import computing_in_float32
+
+logger = logging.getLogger(__name__)
+
+_CALIBRATION_EXAMPLES = 256
+
+
+def to_tflite(model: Any, *, sparse: bool = False, representative_inputs: Any = None) -> bytes:
+    """The inference of a built model as the content of a TFLite file, which computes in float32 or int8.
+
+    Inputs and outputs are those of the model's SavedModel, by the same names in the signature `serving_default`, in
+    float32 also where int8 is what lies between. The batch is of any size, which `resize_tensor_input` sets, but for
+    models that can be converted for a batch of one alone, such as those with recurrent layers; these not in int8.
+
+    Args:
+        model: A built Keras 3 or tf_keras model. One that computes in half precision is converted as if in float32.
+        sparse: Stores the kernels that are sparse enough as their nonzero entries. LiteRT expands them as it loads the
+            file, but for 1x4 blocks in Dense layers, which it also multiplies faster.
+        representative_inputs: Inputs as `export` takes them. If given, weights and activations become int8, scaled to
+            what the model makes of up to 256 of these examples.
+
+    Raises:
+        ValueError: The model cannot be converted, `representative_inputs` are not inputs of it, or `sparse` and
+            `representative_inputs` are both given.
+    """
+    if sparse and representative_inputs is not None:
+        raise ValueError("sparse=True gives float32; leave representative_inputs out, or sparse.")
+    calibrate = None
+    if representative_inputs is not None:
+        calibrate = _calibration(model, arrange(representative_inputs, model))
+    with computing_in_float32(model):
+        try:
+            return _convert(model, None, sparse, calibrate)
+        except ValueError:
+            if calibrate is not None:  # TensorFlow's calibration of a recurrent layer ends the process.
+                raise
+            return _convert(model, 1, sparse, None)
+
+
+def _convert(model: Any, batch_size: int | None, sparse: bool, calibrate: Callable[[], Any] | None) -> bytes:
+    kind = "TFLite" if calibrate is None else "int8 TFLite"
+    with tempfile.TemporaryDirectory() as folder:
+        write_saved_model(model, folder, batch_size)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        if sparse:
+            # With Optimize.DEFAULT as well, the interpreter refuses the file.
+            converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+        if calibrate is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.representative_dataset = calibrate
+        with explaining(f"The model {model.name!r} cannot be converted to {kind}", "Export another format."), _quiet():
+            return converter.convert()
+
+
+def _calibration(model: Any, inputs: Any) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+    """What the converter calls for examples, one at a time."""
+    specs, arrays = tf.nest.flatten(input_specs(model)), tf.nest.flatten(inputs)
+    chosen = np.unique(np.linspace(0, len(arrays[0]) - 1, _CALIBRATION_EXAMPLES).astype(int))
+
+    def examples() -> Iterator[dict[str, np.ndarray]]:
+        for index in chosen:
+            yield {spec.name: array[index : index + 1] for spec, array in zip(specs, arrays, strict=True)}
+
+    return examples
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Sends what is printed within it, by C++ code too, to the log at level DEBUG."""
+    text = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        printed = stack.enter_context(tempfile.TemporaryFile())
+        stack.callback(lambda: logger.debug("%s", text.getvalue() + _content(printed)))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(contextlib.redirect_stdout(text))
+        stack.enter_context(contextlib.redirect_stderr(text))
+        for descriptor in (1, 2):
+            before = os.dup(descriptor)
+            stack.callback(os.close, before)
+            stack.callback(os.dup2, before, descriptor)
+            os.dup2(printed.fileno(), descriptor)
+        yield
+
+
+def _content(file: Any) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")

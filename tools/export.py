@@ -1,0 +1,61 @@
+"""Exports a pruned model, uses each format in a fresh process, and prints sizes and differences.
+
+    python tools/export.py --config=configs/digits_mlp.py --workdir=runs/digits_mlp --output=runs/exported
+    python tools/export.py --model=my.keras --inputs=x.npy --formats=tflite,tflite_int8 --output=runs/lite
+
+Of a finished run of tools/prune.py it takes the pruned model and, to compare on, all test images, unless there are
+--inputs; of a .keras file the model as it is and, without --inputs, made-up ones.
+
+The exit code is 0 when all formats are written, 1 when that failed, 2 when a setting was wrong, and 130 after Ctrl-C;
+but after 0, nothing is written.
+"""
+
+import os
+
+import absl.logging
+from absl import flags
+
+from aimp_tf.experiments import command_line
+from aimp_tf.experiments.experiment import Experiment
+from aimp_tf.safe_files import check_writable
+
+_CONFIG = command_line.define_config(Experiment, "That of the run in --workdir.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run of tools/prune.py.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where tensorflow-datasets keeps its data; default: ~/tensorflow_datasets."
+)
+_MODEL = flags.DEFINE_string("model", None, "A .keras file to export, in place of --config and --workdir.")
+_INPUTS = flags.DEFINE_string("inputs", None, "npy file, or npz file with an array for each input, to compare on.")
+_FORMATS = flags.DEFINE_list(
+    "formats",
+    ["saved_model", "keras"],
+    "Any of saved_model, keras, tflite, tflite_int8, tflite_sparse, weights; see help(aimp_tf.export).",
+)
+_COMPACT = flags.DEFINE_bool("compact", False, "Remove what pruning left dead first, by aimp_tf.compact.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to. Required.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is there already.")
+
+
+def main() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    with command_line.refusing():
+        command_line.check_either([["model"], ["config", "workdir"]])
+        check_writable(_OUTPUT.value, "the folder of --output")
+        if _CONFIG.value is not None:
+            _CONFIG.value.validate()
+        from aimp_tf.experiments import exports  # Only now, for TensorFlow takes seconds to import.
+
+        exports.choose_formats(_FORMATS.value)
+        if _MODEL.value is not None:
+            model, inputs = exports.load_keras_file(_MODEL.value), None
+        else:
+            model = exports.load_run(_CONFIG.value, _WORKDIR.value)
+            inputs = exports.test_images(_CONFIG.value, _DATA_DIR.value)
+        if _INPUTS.value is not None:
+            inputs = exports.load_inputs(_INPUTS.value)
+    print(exports.export_and_tell(model, inputs, _OUTPUT.value, _FORMATS.value, _OVERWRITE.value, _COMPACT.value))
+
+
+if __name__ == "__main__":
+    command_line.run(main, required=["output"])
