@@ -5,12 +5,15 @@ A four is four consecutive inputs of one output unit: entries 4 i to 4 i + 3 of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 FOUR = 4
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16  # What a core's own cache holds.
+_SAMPLE = 1 << 17
+_MOST_COLLECTED = 1 << 22
 _BINS = 1 << 16
 _SIGN = np.uint32(0x80000000)
 
@@ -21,9 +24,8 @@ def keep_largest(
     """Masks that keep the `keep` largest survivors of all tensors, ranked together.
 
     Ranked are the magnitudes in float32, or the values themselves where `signed`. Ties are broken by position: the
-    order of `scores`, then the flat index; earlier positions are kept. The bit pattern of a non-negative float32 grows
-    with its value, so the threshold is found exactly with two histograms, over the high and the low 16 bits, and
-    nothing is concatenated or sorted.
+    order of `scores`, then the flat index; earlier positions are kept. Nothing is concatenated or sorted: a sample
+    tells between which two values the smallest one to keep lies, and it is found exactly among the few between them.
 
     Args:
         scores: Path -> float array of any shape, such as the weights.
@@ -54,21 +56,16 @@ def keep_largest(
     if keep == 0:
         return {path: np.zeros(score.shape, bool) for path, score in scores.items()}
 
-    high = _histogram(scores, masks, signed, lambda bits: bits >> 16)
-    bucket, above = _bin_holding(high, keep)
-    low = _histogram(scores, masks, signed, lambda bits: bits[bits >> 16 == bucket] & 0xFFFF)
-    low_bits, above_in_bucket = _bin_holding(low, keep - above)
-    threshold = np.uint32(bucket << 16 | low_bits)
-    ties_left = keep - above - above_in_bucket
-
+    threshold, ties_left = _threshold(scores, masks, signed, keep, survivors)
     kept: dict[str, np.ndarray] = {}
     for path, score in scores.items():
         new_mask = np.empty(score.size, bool)
         for part, bits, survives in _chunks(score, masks[path], signed):
-            new_mask[part] = survives & (bits > threshold)
-            ties = np.flatnonzero(survives & (bits == threshold))[:ties_left]
-            new_mask[part][ties] = True
-            ties_left -= ties.size
+            np.greater(bits, threshold, out=new_mask[part])
+            if ties_left:
+                ties = np.flatnonzero(survives & (bits == threshold))[:ties_left]
+                new_mask[part][ties] = True
+                ties_left -= ties.size
         kept[path] = new_mask.reshape(score.shape)
     return kept
 
@@ -226,9 +223,7 @@ def check_finite(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarr
     bad = [
         path
         for path, weight in weights.items()
-        if any(
-            np.any(survives & (bits >= infinity)) for _, bits, survives in _chunks(weight, masks[path], signed=False)
-        )
+        if any(bits.max() >= infinity for _, bits, _ in _chunks(weight, masks[path], signed=False))
     ]
     if bad:
         raise RuntimeError(
@@ -247,18 +242,93 @@ def _ordered_bits(values: np.ndarray, signed: bool) -> np.ndarray:
 
 
 def _chunks(score: np.ndarray, mask: np.ndarray, signed: bool) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """(slice of the flat tensor, ordered bits, mask) piece by piece, so that extra memory does not grow with n."""
+    """(slice of the flat tensor, ordered bits, mask) piece by piece, so that extra memory does not grow with n.
+
+    The bits of what does not survive are 0.
+    """
     flat_score, flat_mask = score.reshape(-1), mask.reshape(-1)
     for start in range(0, flat_score.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        yield part, _ordered_bits(flat_score[part], signed), flat_mask[part]
+        bits, survives = _ordered_bits(flat_score[part], signed), flat_mask[part]
+        if not survives.all():
+            bits *= survives
+        yield part, bits, survives
 
 
-def _histogram(scores, masks, signed, key) -> np.ndarray:
-    counts = np.zeros(_BINS, np.int64)
+def _all_chunks(
+    scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], signed: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(ordered bits, mask) of all tensors, as `_chunks`."""
     for path, score in scores.items():
         for _, bits, survives in _chunks(score, masks[path], signed):
-            counts += np.bincount(key(bits[survives]), minlength=_BINS)
+            yield bits, survives
+
+
+def _threshold(
+    scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], signed: bool, keep: int, survivors: int
+) -> tuple[np.uint32, int]:
+    """The ordered bits of the `keep`-th largest survivor, and how many of those equal to it are among the `keep`."""
+    low, high = _bracket(scores, masks, signed, keep / survivors)
+    above, count, parts = 0, 0, []
+    for bits, _ in _all_chunks(scores, masks, signed):
+        above += int(np.count_nonzero(bits > high))
+        bits -= low  # What is smaller wraps round to more than the difference.
+        parts.append(bits[bits <= high - low])
+        count += parts[-1].size
+        if count > _MOST_COLLECTED:
+            break
+    wanted = keep - above
+    if not 0 < wanted <= count or count > _MOST_COLLECTED:  # The sample misled, or many are equal.
+        return _threshold_by_histograms(scores, masks, signed, keep)
+    between = np.concatenate(parts)
+    threshold = np.partition(between, count - wanted)[count - wanted]
+    return threshold + low, wanted - int(np.count_nonzero(between > threshold))
+
+
+def _bracket(
+    scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], signed: bool, fraction: float
+) -> tuple[np.uint32, np.uint32]:
+    """Two ordered bits between which that of the smallest of the largest `fraction` of the survivors is likely to lie.
+
+    They are four standard deviations of its rank in the sample away from it. The lower one is not 0, which is for what
+    does not survive.
+    """
+    stride = max(1, sum(score.size for score in scores.values()) // _SAMPLE)
+    sample = np.concatenate(
+        [
+            _ordered_bits(score.reshape(-1)[::stride], signed)[masks[path].reshape(-1)[::stride]]
+            for path, score in scores.items()
+        ]
+    )
+    if not sample.size:
+        return np.uint32(1), np.uint32(1)
+    sample.sort()
+    middle = (1 - fraction) * sample.size
+    margin = 4 * math.sqrt(fraction * middle) + 4
+    first, last = (int(np.clip(middle + way * margin, 0, sample.size - 1)) for way in (-1, 1))
+    return max(sample[first], np.uint32(1)), max(sample[last], np.uint32(1))
+
+
+def _threshold_by_histograms(
+    scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], signed: bool, keep: int
+) -> tuple[np.uint32, int]:
+    """As `_threshold`, whatever the values are like: by the number of survivors with the same high or low 16 bits."""
+    high = _histogram(scores, masks, signed, lambda bits: bits >> 16)
+    bucket, above = _bin_holding(high, keep)
+    low = _histogram(scores, masks, signed, lambda bits: bits[bits >> 16 == bucket] & 0xFFFF)
+    low_bits, above_in_bucket = _bin_holding(low, keep - above)
+    return np.uint32(bucket << 16 | low_bits), keep - above - above_in_bucket
+
+
+def _histogram(
+    scores: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+    signed: bool,
+    key: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    counts = np.zeros(_BINS, np.int64)
+    for bits, survives in _all_chunks(scores, masks, signed):
+        counts += np.bincount(key(bits[survives]), minlength=_BINS)
     return counts
 
 

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -36,12 +38,14 @@ def problems(draw):
     return weights, masks, draw(st.integers(0, sum(int(m.sum()) for m in masks.values())))
 
 
-@settings(max_examples=300, deadline=None)
-@given(problems(), st.booleans())
-def test_equals_a_plain_sort(problem, signed):
+@settings(max_examples=400, deadline=None)
+@given(problems(), st.booleans(), st.sampled_from([1, 4, 1000]), st.sampled_from([0, 3, 1000]))
+def test_equals_a_plain_sort(problem, signed, sample, most_collected):
+    """With samples that tell much, little or nothing, and where all that lies between two values is too much."""
     weights, masks, keep = problem
     expected = by_sorting(weights, masks, keep, signed)
-    result = keep_largest(weights, masks, keep, signed=signed)
+    with mock.patch.multiple(ranking, _SAMPLE=sample, _MOST_COLLECTED=most_collected):
+        result = keep_largest(weights, masks, keep, signed=signed)
     assert list(result) == list(weights)
     for path in weights:
         np.testing.assert_array_equal(result[path], expected[path])
@@ -54,6 +58,27 @@ def test_all_equal_weights_are_kept_by_position(keep):
     masks = {path: np.ones(w.shape, bool) for path, w in weights.items()}
     flat = np.concatenate([mask.ravel() for mask in keep_largest(weights, masks, keep).values()])
     assert flat[:keep].all() and not flat[keep:].any()
+
+
+@pytest.mark.parametrize(
+    ("weights", "sample_is_enough"),
+    [
+        (np.random.default_rng(0).normal(size=400_000), True),
+        # All that the sample sees is larger than all it does not.
+        (np.where(np.arange(400_000) % 100 == 0, 2.0, np.random.default_rng(0).random(400_000)), False),
+        (np.full(400_000, 0.5), False),
+    ],
+)
+def test_a_sample_that_misleads_does_no_harm(weights, sample_is_enough, monkeypatch):
+    monkeypatch.setattr(ranking, "_SAMPLE", 4000)
+    monkeypatch.setattr(ranking, "_MOST_COLLECTED", 100_000)
+    by_histograms = mock.Mock(wraps=ranking._threshold_by_histograms)
+    monkeypatch.setattr(ranking, "_threshold_by_histograms", by_histograms)
+    weights, masks = {"w": weights.astype(np.float32)}, {"w": np.ones(400_000, bool)}
+    for keep in (1000, 200_000, 399_000):
+        result = keep_largest(weights, masks, keep)["w"]
+        np.testing.assert_array_equal(result, by_sorting(weights, masks, keep)["w"])
+    assert (by_histograms.call_count == 0) == sample_is_enough
 
 
 def test_chunks_make_no_difference(monkeypatch):
