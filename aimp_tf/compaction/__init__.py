@@ -53,7 +53,8 @@ def compact(model: Any) -> Any:
     Removed are units and channels that nothing depends on, for all their outgoing weights are zero, and those that are
     constant, for all their incoming weights are zero: what they add, through activations and normalisation, goes into
     the biases of the layers that read them. Where zero padding makes that impossible, one constant channel stays for
-    all. Branches of an Add that are constant altogether go as well. The inputs of the model stay as they are.
+    all; before a depthwise convolution with padding, each stays. Branches of an Add that are constant altogether go as
+    well. The inputs of the model stay as they are.
 
     It sees through Dense, Conv*, DepthwiseConv*, BatchNormalization, activations that work value by value, pooling,
     Flatten, Reshape, Dropout, Concatenate, Add and the other merging layers, and nested models, all channels-last, and
