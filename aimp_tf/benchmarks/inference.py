@@ -83,7 +83,7 @@ def run(
             }
             return _work(job, folder)
 
-        figures = {name: {**_sizes(pathlib.Path(path))} for name, (_, path) in files.items()}
+        figures: dict[str, dict[str, Any]] = {name: _sizes(pathlib.Path(path)) for name, (_, path) in files.items()}
         for name in files:
             figures[name]["memory_bytes"] = work(0, [name], 0)["memory_bytes"]
         times: dict[tuple[int, int], list[dict[str, list[float]]]] = {}
@@ -147,8 +147,8 @@ def _load_inputs(model: Any, path: str | os.PathLike[str] | None) -> np.ndarray:
         raise ValueError(f"{os.fspath(path)} cannot be read as a .npy file: {error}") from error
     if data.shape[1:] != shape or len(data) < max(BATCH_SIZES):
         raise ValueError(
-            f"{os.fspath(path)} must hold at least {max(BATCH_SIZES)} examples of shape {shape}; its array has the shape "
-            f"{data.shape}."
+            f"{os.fspath(path)} must hold at least {max(BATCH_SIZES)} examples of shape {shape}; its array has the "
+            f"shape {data.shape}."
         )
     return data[:_EXAMPLES].astype(np.float32)
 
@@ -239,7 +239,7 @@ def _all_calls(repeated: Sequence[Mapping[str, Sequence[float]]], name: str) -> 
     return [seconds for by_form in repeated for seconds in by_form[name]]
 
 
-def _sizes(path: pathlib.Path) -> dict[str, int]:
+def _sizes(path: pathlib.Path) -> dict[str, Any]:
     if path.is_file():
         content = path.read_bytes()
         return {"bytes": len(content), "gzip_bytes": len(gzip.compress(content))}
@@ -261,22 +261,22 @@ def _table(about: Mapping[str, Any], figures: Mapping[str, Mapping[str, Any]]) -
     lines = [
         f"{about['model']}, {about['repetitions']} times, {about['cores']} cores of {about['processor']}",
         "",
-        f"{'':20}{'MB':>9}{'dense /':>9}{'gzip, MB':>10}{'memory, MB':>12}  difference",
+        f"{'':28}{'MB':>9}{'dense /':>9}{'gzip, MB':>10}{'memory, MB':>12}  difference",
     ]
     for name, form in figures.items():
         difference = "other weights" if form["difference"] is None else f"{form['difference']:.1g}"
         lines.append(
-            f"{name:20}{form['bytes'] / 1e6:9.3f}{dense['bytes'] / form['bytes']:9.1f}{form['gzip_bytes'] / 1e6:10.3f}"
+            f"{name:28}{form['bytes'] / 1e6:9.3f}{dense['bytes'] / form['bytes']:9.1f}{form['gzip_bytes'] / 1e6:10.3f}"
             f"{form['memory_bytes'] / 1e6:12.1f}  {difference}"
         )
     for number, setting in enumerate(dense["latency"]):
         threads = "all threads" if setting["threads"] == 0 else f"{setting['threads']} thread"
         head = f"batch {setting['batch_size']}, {threads}"
-        lines += ["", f"{head:20}{'ms':>9}{'95th':>9}  times as fast as dense"]
+        lines += ["", f"{head:28}{'ms':>9}{'95th':>9}  times as fast as dense"]
         for name, form in figures.items():
             latency = form["latency"][number]
             lines.append(
-                f"{name:20}{latency['median_seconds'] * 1e3:9.3f}{latency['p95_seconds'] * 1e3:9.3f}  "
+                f"{name:28}{latency['median_seconds'] * 1e3:9.3f}{latency['p95_seconds'] * 1e3:9.3f}  "
                 f"{spread_text(latency['times_as_fast'])}"
             )
     lines += ["", *(f"{name}: {reason}" for name, reason in about["missing"].items())]

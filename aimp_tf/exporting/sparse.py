@@ -34,7 +34,7 @@ class LayerChoice:
         name: Name of the layer in the new model.
         shape: Inputs and outputs of its kernel.
         sparsity: Fraction of the kernel that is zero.
-        seconds: Median time of a call by method, "dense" among them; empty where nothing was timed.
+        seconds: Lower quartile of the times of a call, by method, "dense" among them; empty where nothing was timed.
         chosen: "dense", "coordinates" or "rows".
         note: Why nothing was timed, or "".
     """
@@ -60,7 +60,7 @@ class SparseReport:
     layers: tuple[LayerChoice, ...]
 
     def table(self) -> str:
-        """A line for each layer, with the median times in microseconds."""
+        """A line for each layer, with the times in microseconds."""
         rows = [("layer", "kernel", "sparsity", *(f"{method}, us" for method in ("dense", *METHODS)), "chosen")]
         for layer in self.layers:
             times = (f"{layer.seconds[name] * 1e6:.0f}" if layer.seconds else "-" for name in ("dense", *METHODS))
@@ -175,7 +175,10 @@ def _why_not(layer: Any, kernel: np.ndarray, shapes: Sequence[tuple[int | None, 
 
 
 def _time(layers: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, float]:
-    """Median seconds that each layer takes for inputs of all these shapes, in turn, with about 50 ms for each."""
+    """Seconds that each layer takes for inputs of all these shapes, in turn, with about 50 ms for each.
+
+    The lower quartile, for what else the machine does only adds to it.
+    """
     generator = np.random.default_rng(0)
     inputs = [tf.constant(generator.normal(size=shape), tf.float32) for shape in shapes]
 
@@ -200,7 +203,7 @@ def _time(layers: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, float]:
             call()
             seconds[name].append(time.perf_counter() - begun_at)
             spent += seconds[name][-1]
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: statistics.quantiles(values)[0] for name, values in seconds.items()}
 
 
 @functools.cache
