@@ -15,6 +15,7 @@ import os
 import pathlib
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,9 @@ def _load(kind: str, path: str, batch: np.ndarray, threads: int) -> Function:
     if kind == "saved_model":
         model = tf.saved_model.load(path)
         return lambda x: model.serve(x).numpy()
-    interpreter = tf.lite.Interpreter(path, num_threads=threads or len(os.sched_getaffinity(0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorFlow names the package that is to replace this class some day.
+        interpreter = tf.lite.Interpreter(path, num_threads=threads or len(os.sched_getaffinity(0)))
     (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
     interpreter.resize_tensor_input(taken["index"], batch.shape)
     interpreter.allocate_tensors()

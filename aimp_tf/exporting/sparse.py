@@ -148,7 +148,7 @@ def _choose(calls: Sequence[Call], keras: Any, batch_size: int) -> tuple[LayerCh
     bias = np.asarray(layer.bias) if layer.use_bias else None
     strides = tuple(getattr(layer, "strides", ()))
     candidates = {
-        method: _sparse_layer(keras)(kernel, bias, layer.activation, strides, method, name=name) for method in METHODS
+        method: sparse_layer(keras)(kernel, bias, layer.activation, strides, method, name=name) for method in METHODS
     }
     seconds = _time({"dense": layer, **candidates}, shapes)
     best = min(METHODS, key=lambda method: seconds[method])
@@ -207,7 +207,7 @@ def _time(layers: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, float]:
 
 
 @functools.cache
-def _sparse_layer(keras: Any) -> Any:
+def sparse_layer(keras: Any) -> Any:
     """The class of sparse layers of a generation of Keras."""
 
     class SparseMatmul(keras.layers.Layer):
