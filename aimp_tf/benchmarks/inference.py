@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib
-import io
 import json
 import os
 import pathlib
@@ -12,7 +10,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -25,6 +22,7 @@ from aimp_tf.benchmarks.side_by_side import spread_text
 from aimp_tf.compaction import compact
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.saved_model import write_saved_model
+from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
 from aimp_tf.exporting.sparse import sparse_inference_and_report
 from aimp_tf.masked_model.prunable import prunable_variables
 
@@ -83,7 +81,10 @@ def run(
             }
             return _work(job, folder)
 
-        figures: dict[str, dict[str, Any]] = {name: _sizes(pathlib.Path(path)) for name, (_, path) in files.items()}
+        figures: dict[str, dict[str, Any]] = {
+            name: {"bytes": stored_bytes(pathlib.Path(path)), "gzip_bytes": gzip_bytes(pathlib.Path(path))}
+            for name, (_, path) in files.items()
+        }
         for name in files:
             figures[name]["memory_bytes"] = work(0, [name], 0)["memory_bytes"]
         times: dict[tuple[int, int], list[dict[str, list[float]]]] = {}
@@ -237,17 +238,6 @@ def _differences(outputs: Mapping[str, str]) -> dict[str, float | None]:
 
 def _all_calls(repeated: Sequence[Mapping[str, Sequence[float]]], name: str) -> list[float]:
     return [seconds for by_form in repeated for seconds in by_form[name]]
-
-
-def _sizes(path: pathlib.Path) -> dict[str, Any]:
-    if path.is_file():
-        content = path.read_bytes()
-        return {"bytes": len(content), "gzip_bytes": len(gzip.compress(content))}
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        archive.add(path, arcname=path.name)
-    files = [file for file in path.rglob("*") if file.is_file()]
-    return {"bytes": sum(file.stat().st_size for file in files), "gzip_bytes": buffer.tell()}
 
 
 def _processor() -> str:
