@@ -118,6 +118,9 @@ def test_the_benchmark_of_inference(pruned_file, monkeypatch, tmp_path):
         ]
         for latency in form["latency"]:
             assert latency["calls"] == 2 * 5 and 0 < latency["median_seconds"] <= latency["p95_seconds"]
+            assert len(latency.get("times_as_fast_as_litert", [])) == (
+                2 if name in ("LiteRT sparse", "LiteRT int8") else 0
+            )
             assert len(latency["times_as_fast"]) == 2 and (name != "dense" or latency["times_as_fast"] == [1, 1])
     dense, pruned, compacted, *_, int8 = figures["forms"].values()
     assert dense["difference"] is None and pruned["difference"] == 0 and 0 < int8["difference"] < 0.1

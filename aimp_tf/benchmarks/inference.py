@@ -31,7 +31,9 @@ _THREADS = (1, 0)
 _EXAMPLES = 256
 # Of the largest output; what float32 allows when sums are taken in another order.
 _TOLERANCE = 1e-4
+_LITE = "LiteRT"
 _INT8 = "LiteRT int8"
+_OTHER_LITE = ("LiteRT sparse", _INT8)
 
 
 def run(
@@ -57,7 +59,7 @@ def run(
         "forms", name -> bytes, gzip_bytes, memory_bytes (beside TensorFlow's own), difference (the largest from the
         pruned model's outputs, as a fraction of the largest of these) and "latency": for each batch size and number of
         threads (0: all) the median and 95th percentile of all calls in seconds, and, for each repetition, how many
-        times as fast as "dense" it was; further "table", the same as a text.
+        times as fast as "dense" it was and, of LiteRT, as "LiteRT"; further "table", the same as a text.
 
     Raises:
         RuntimeError: A float32 form did not compute what the pruned model does, so that their times do not compare.
@@ -104,9 +106,8 @@ def run(
                 "median_seconds": statistics.median(_all_calls(repeated, name)),
                 "p95_seconds": float(np.percentile(_all_calls(repeated, name), 95)),
                 "calls": len(_all_calls(repeated, name)),
-                "times_as_fast": [
-                    statistics.median(by_form["dense"]) / statistics.median(by_form[name]) for by_form in repeated
-                ],
+                "times_as_fast": _times_as_fast(repeated, name, "dense"),
+                **({"times_as_fast_as_litert": _times_as_fast(repeated, name, _LITE)} if name in _OTHER_LITE else {}),
             }
             for (size, threads), repeated in sorted(times.items(), key=lambda item: (item[0][0], item[0][1] == 0))
         ]
@@ -185,8 +186,8 @@ def _export(
             sparse, report = sparse_inference_and_report(model, size)
             add(f"{first}, for {size}", sparse)
             chosen.append(f"{first}: {report.table()}")
-    add_lite("LiteRT")
-    add_lite("LiteRT sparse", sparse=True)
+    add_lite(_LITE)
+    add_lite(_OTHER_LITE[0], sparse=True)
     add_lite(_INT8, representative_inputs=data)
     return files, missing, chosen
 
@@ -236,6 +237,13 @@ def _differences(outputs: Mapping[str, str]) -> dict[str, float | None]:
     return differences
 
 
+def _times_as_fast(repeated: Sequence[Mapping[str, Sequence[float]]], name: str, other: str) -> list[float]:
+    """How many times as fast as another form one was in each repetition, by the medians; empty without the other."""
+    return [
+        statistics.median(by_form[other]) / statistics.median(by_form[name]) for by_form in repeated if other in by_form
+    ]
+
+
 def _all_calls(repeated: Sequence[Mapping[str, Sequence[float]]], name: str) -> list[float]:
     return [seconds for by_form in repeated for seconds in by_form[name]]
 
@@ -265,9 +273,10 @@ def _table(about: Mapping[str, Any], figures: Mapping[str, Mapping[str, Any]]) -
         lines += ["", f"{head:28}{'ms':>9}{'95th':>9}  times as fast as dense"]
         for name, form in figures.items():
             latency = form["latency"][number]
+            lite = latency.get("times_as_fast_as_litert")
             lines.append(
                 f"{name:28}{latency['median_seconds'] * 1e3:9.3f}{latency['p95_seconds'] * 1e3:9.3f}  "
-                f"{spread_text(latency['times_as_fast'])}"
+                f"{spread_text(latency['times_as_fast'])}" + (f"; as LiteRT: {spread_text(lite)}" if lite else "")
             )
     lines += ["", *(f"{name}: {reason}" for name, reason in about["missing"].items())]
     return "\n".join(lines).rstrip()
