@@ -133,7 +133,7 @@ def test_the_benchmark_of_inference(pruned_file, monkeypatch, tmp_path):
 
 
 def test_the_dense_form_has_no_zeros(pruned_file):
-    pruned, dense = inference.load_keras(pruned_file), inference._filled(inference.load_keras(pruned_file))
+    pruned, dense = inference.load_keras_file(pruned_file), inference._filled(inference.load_keras_file(pruned_file))
     for before, after in zip(pruned.get_weights(), dense.get_weights(), strict=True):
         np.testing.assert_array_equal(after[before != 0], before[before != 0])
         assert before.ndim == 1 or (before == 0).any() and after.all()
@@ -175,11 +175,11 @@ def test_what_cannot_be_measured_is_refused(K, monkeypatch, tmp_path):
     np.save(tmp_path / "few.npy", np.ones((31, 4)))
     np.save(tmp_path / "other.npy", np.ones((32, 5)))
     for model, inputs, message in (
-        ("text.keras", None, "text.keras is not a .keras file that can be read"),
-        ("nothing.keras", None, "nothing.keras is not a .keras file that can be read"),
+        ("text.keras", None, "text.keras is not a .keras file"),
+        ("nothing.keras", None, "nothing.keras cannot be read: .*No such file"),
         ("two.keras", None, "must have one input and one output; it has 2 and 2"),
         ("open.keras", None, "takes examples of the open shape"),
-        ("model.keras", "text.keras", "cannot be read as a .npy file"),
+        ("model.keras", "text.keras", "is neither npy nor npz"),
         ("model.keras", "few.npy", r"at least 32 examples of shape \(4,\); its array has the shape \(31, 4\)"),
         ("model.keras", "other.npy", r"its array has the shape \(32, 5\)"),
     ):

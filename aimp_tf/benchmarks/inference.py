@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import pathlib
@@ -11,8 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ import numpy as np
 from aimp_tf.benchmarks import inference_worker
 from aimp_tf.benchmarks.side_by_side import spread_text
 from aimp_tf.compaction import compact
+from aimp_tf.experiments.exports import load_inputs, load_keras_file
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.saved_model import write_saved_model
 from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
@@ -65,12 +64,12 @@ def run(
         RuntimeError: A float32 form did not compute what the pruned model does, so that their times do not compare.
         ValueError: The model or the inputs are not such.
     """
-    pruned = load_keras(model)
+    pruned = _read(load_keras_file, model)
     data = _load_inputs(pruned, inputs)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         np.save(folder / "inputs.npy", data[: max(BATCH_SIZES)])
-        files, missing, chosen = _export(_filled(load_keras(model)), pruned, data, folder)
+        files, missing, chosen = _export(_filled(load_keras_file(model)), pruned, data, folder)
 
         def work(threads: int, names: Sequence[str], rounds: int) -> dict[str, Any]:
             job = {
@@ -122,15 +121,11 @@ def run(
     return {**about, "forms": figures, "table": "\n\n".join([_table(about, figures), *chosen])}
 
 
-def load_keras(path: str | os.PathLike[str]) -> Any:
-    """The model in a `.keras` file of either generation of Keras. Raises ValueError where it is none."""
+def _read(load: Callable[[str | os.PathLike[str]], Any], path: str | os.PathLike[str]) -> Any:
     try:
-        with zipfile.ZipFile(path) as archive:
-            version = json.loads(archive.read("metadata.json"))["keras_version"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{os.fspath(path)} is not a .keras file that can be read: {error}") from error
-    keras = importlib.import_module("tf_keras" if version.startswith("2.") else "keras")
-    return keras.models.load_model(path, compile=False)
+        return load(path)
+    except OSError as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read: {error}") from error
 
 
 def _load_inputs(model: Any, path: str | os.PathLike[str] | None) -> np.ndarray:
@@ -143,10 +138,9 @@ def _load_inputs(model: Any, path: str | os.PathLike[str] | None) -> np.ndarray:
         raise ValueError(f"The model takes examples of the open shape {shape}; it must be known but for the batch.")
     if path is None:
         return np.random.default_rng(0).random((_EXAMPLES, *shape), np.float32)
-    try:
-        data = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{os.fspath(path)} cannot be read as a .npy file: {error}") from error
+    data = _read(load_inputs, path)
+    if not isinstance(data, np.ndarray):
+        raise ValueError(f"{os.fspath(path)} must be a .npy file of one array.")
     if data.shape[1:] != shape or len(data) < max(BATCH_SIZES):
         raise ValueError(
             f"{os.fspath(path)} must hold at least {max(BATCH_SIZES)} examples of shape {shape}; its array has the "
