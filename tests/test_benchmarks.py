@@ -91,7 +91,8 @@ def pruned_file(K, tmp_path):
     return tmp_path / "model.keras"
 
 
-def test_the_benchmark_of_inference(pruned_file, monkeypatch, tmp_path):
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_the_benchmark_of_inference(pruned_file, monkeypatch):
     """On a small network, and in this process, for many would take long to start."""
     jobs = []
 
@@ -152,7 +153,7 @@ def test_forms_that_compute_something_else_are_not_compared(name, differs, tmp_p
             inference._differences(outputs)
 
 
-def test_forms_are_timed_in_a_process_of_their_own(tmp_path):
+def test_forms_are_timed_in_a_process_of_their_own(tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
     inference.write_saved_model(model, tmp_path / "model")
     np.save(tmp_path / "inputs.npy", np.array([[1, 2], [3, 4]], np.float32))
@@ -161,8 +162,9 @@ def test_forms_are_timed_in_a_process_of_their_own(tmp_path):
     result = inference._work(job, tmp_path)
     assert np.load(result["outputs"]["a"]).tolist() == [[3], [7]] and result["memory_bytes"] > 0
     assert {size: len(seconds) for size, seconds in result["seconds"]["a"].items()} == {"1": 10, "2": 10}
-    with pytest.raises(RuntimeError, match="(?s)a could not be run in a fresh process.*nothing.npy"):
-        inference._work({**job, "inputs": str(tmp_path / "nothing.npy")}, tmp_path)
+    monkeypatch.setattr(inference_worker, "__file__", str(tmp_path / "nothing.py"))
+    with pytest.raises(RuntimeError, match="(?s)a could not be run in a fresh process.*nothing.py"):
+        inference._work(job, tmp_path)
 
 
 def test_what_cannot_be_measured_is_refused(K, monkeypatch, tmp_path):
