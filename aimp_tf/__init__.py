@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from aimp_tf.callback import GlobalMagnitudePruning
     from aimp_tf.compaction import compact
     from aimp_tf.exporting import export
+    from aimp_tf.exporting.sparse import sparse_inference
     from aimp_tf.masked_model import sparsity, strip, wrap
     from aimp_tf.pruning import prune
     from aimp_tf.result import PruningResult
@@ -25,6 +26,7 @@ __all__ = [
     "compact",
     "export",
     "prune",
+    "sparse_inference",
     "sparsity",
     "strip",
     "wrap",
@@ -37,6 +39,7 @@ _HOMES = {
     "compact": "compaction",
     "export": "exporting",
     "prune": "pruning",
+    "sparse_inference": "exporting.sparse",
     "sparsity": "masked_model",
     "strip": "masked_model",
     "wrap": "masked_model",

@@ -126,8 +126,15 @@ class ModelGraph:
         layers: dict[int, Any] = {}
         rewritten = rewritten or {}
         origin = {output: call for call in self.calls for output in call.outputs}
-        for tensor, name in zip(tf.nest.flatten(self.inputs), self.input_names, strict=True):
+        functional = _functional(self.model, self.keras)
+        assert functional is not None  # Or there would be no graph.
+        for tensor, name, original in zip(
+            tf.nest.flatten(self.inputs), self.input_names, functional.inputs, strict=True
+        ):
             made[tensor] = self.keras.Input(tensor.shape[1:], tensor.shape[0], dtype=tensor.dtype, name=name)
+            if self.keras.__name__ == "keras":
+                # It may differ from that of the layer, and is the one that the signature of a SavedModel has.
+                made[tensor].name = original.name
 
         def make(tensor: Tensor) -> Any:
             pending = [tensor]

@@ -116,6 +116,34 @@ def plot_layers(layers: Sequence[LayerResult]) -> Figure:
     return figure
 
 
+def plot_latency(panels: Mapping[str, Sequence[tuple[str, float, float]]]) -> Figure:
+    """Bars of the time that a call takes, with a line from the median to the 95th percentile, in panels two by two.
+
+    Args:
+        panels: Title -> (name, median, 95th percentile in seconds) of each bar; the same names in all.
+    """
+    count = max(len(bars) for bars in panels.values())
+    rows = -(-len(panels) // 2)
+    figure = _figure(6.5, 0.4 + rows * (0.7 + 0.2 * count))
+    grid = figure.subplots(rows, 2, squeeze=False, sharey=True)
+    for axes, (title, bars) in zip(grid.flat, panels.items(), strict=False):
+        places = np.arange(len(bars))
+        medians, highs = [1e3 * bar[1] for bar in bars], [1e3 * bar[2] for bar in bars]
+        beyond = np.maximum(np.subtract(highs, medians), 0)
+        drawn = axes.barh(places, medians, 0.7, color=COLOURS[0], xerr=[np.zeros(len(bars)), beyond], ecolor="0.5")
+        axes.bar_label(drawn, [f"{median:.3g} " for median in medians], padding=2, fontsize="x-small")
+        axes.set_yticks(places, [bar[0] for bar in bars], fontsize="small")
+        axes.set_xscale("log")
+        axes.set_xlim(min(medians) / 3, max(highs) * 4)
+        axes.set_xlabel("ms a call")
+        axes.set_title(title, fontsize="medium")
+        tidy(axes, grid="x")
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    grid[0, 0].invert_yaxis()
+    return figure
+
+
 def plot_magnitudes(rounds: Sequence[RoundResult]) -> Figure:
     """Histograms of the magnitudes of the surviving weights after the first round and after the last one."""
     figure = _figure(6.5, 3.2)

@@ -10,13 +10,14 @@ import json
 import os
 import pathlib
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aimp_tf.config import PruningConfig, nearest
 from aimp_tf.plan import imp_epochs, make_plan
-from aimp_tf.plots import check_matplotlib, plot_cost, plot_layers, plot_magnitudes, plot_metric
+from aimp_tf.plots import check_matplotlib, plot_cost, plot_latency, plot_layers, plot_magnitudes, plot_metric
 from aimp_tf.rounds import duration_text, layer_notes, layer_table, number_text, round_table
 from aimp_tf.run_directory import RecordedRun
 from aimp_tf.safe_files import check_writable, write_atomically
@@ -65,7 +66,10 @@ _Block = _Heading | _Text | _Table | _Picture | _Columns
 
 
 def write_report(
-    runs: Sequence[RecordedRun], path: str | os.PathLike[str], metric: str | None = None
+    runs: Sequence[RecordedRun],
+    path: str | os.PathLike[str],
+    metric: str | None = None,
+    inference: str | os.PathLike[str] | None = None,
 ) -> list[pathlib.Path]:
     """Writes a report on runs, finished or not, side by side.
 
@@ -75,6 +79,7 @@ def write_report(
             pictures in a folder beside it, such as report_files. What is there is replaced.
         metric: The metric to plot, of those in `RoundResult.metrics`. None takes the first of the validation metrics
             but the loss, or the nearest to that which the runs have.
+        inference: The file that `tools/benchmark.py inference` wrote, to be shown too.
 
     Returns:
         The files that were written; the report is the first.
@@ -89,7 +94,7 @@ def write_report(
     if path.suffix not in (".html", ".md"):
         raise ValueError(f"The report must be a file that ends in .html or .md; got {path}.")
     check_writable(path.parent, "the folder of the report")
-    blocks = _blocks(_with_short_names(runs), metric)
+    blocks = _blocks(_with_short_names(runs), metric, inference)
     if path.suffix == ".html":
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _html_page(blocks))
@@ -111,7 +116,7 @@ def _with_short_names(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
     return [dataclasses.replace(run, name=name) for run, name in zip(runs, short, strict=True)]
 
 
-def _blocks(runs: Sequence[RecordedRun], metric: str | None) -> list[_Block]:
+def _blocks(runs: Sequence[RecordedRun], metric: str | None, inference: str | os.PathLike[str] | None) -> list[_Block]:
     shown = [run for run in runs if run.rounds]
     if not shown:
         raise ValueError(f"No round is done yet in {', '.join(run.name for run in runs)}; there is nothing to report.")
@@ -142,12 +147,49 @@ def _blocks(runs: Sequence[RecordedRun], metric: str | None) -> list[_Block]:
         _Columns([_layers_section(plan, number, len(shown) > 1) for number, plan in enumerate(plans, start=1)]),
         _Heading(2, "Rounds"),
         _Columns([_rounds_section(run, len(shown) > 1) for run in shown]),
+        *([] if inference is None else _inference_section(inference)),
         _Heading(2, "Config"),
         _fields_table({run.name: run.config for run in runs}),
         _Heading(2, "Environment"),
         _fields_table({run.name: run.environment for run in runs}),
     ]
     return blocks
+
+
+def _inference_section(path: str | os.PathLike[str]) -> list[_Block]:
+    """The sizes and latencies of the exported forms of a model, as a table and a picture of each setting."""
+    try:
+        figures = json.loads(pathlib.Path(path).read_text())
+        forms = figures["forms"]
+        settings = [
+            f"batch {setting['batch_size']}, "
+            + (f"{setting['threads']} thread" if setting["threads"] else "all threads")
+            for setting in forms["dense"]["latency"]
+        ]
+        rows = [["form", "MB", "gzip, MB", "memory, MB", *(f"{setting}: times as fast" for setting in settings)]]
+        panels: dict[str, list[tuple[str, float, float]]] = {setting: [] for setting in settings}
+        for name, form in forms.items():
+            speeds = (f"{statistics.median(latency['times_as_fast']):.2f}" for latency in form["latency"])
+            sizes = (f"{form[key] / 1e6:.3f}" for key in ("bytes", "gzip_bytes", "memory_bytes"))
+            rows.append([name, *sizes, *speeds])
+            for setting, latency in zip(settings, form["latency"], strict=True):
+                panels[setting].append((name, latency["median_seconds"], latency["p95_seconds"]))
+        about = (
+            f"The exported forms of {figures['model']}, {figures['repetitions']} times in turn on {figures['cores']} "
+            f"cores of {figures['processor']}. The dense form is the same network with numbers in place of the zeros; "
+            "the others compute what the pruned one does, int8 but nearly. Memory is what loading and running takes "
+            "beside TensorFlow itself; how often as fast is told in comparison with the dense form."
+        )
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{os.fspath(path)} is not what tools/benchmark.py inference --output writes: {error!r}"
+        ) from error
+    return [
+        _Heading(2, "Inference"),
+        _Text(about),
+        _Table(rows),
+        _picture("latency", "latency: the median and, as a line, the 95th percentile", plot_latency(panels)),
+    ]
 
 
 class _Plan:

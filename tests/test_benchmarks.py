@@ -1,13 +1,15 @@
 """That benchmarks compare what is comparable. What they measure is for tools/benchmark.py to say, not for tests."""
 
+import json
 import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
 
-from aimp_tf.benchmarks import gpu
+from aimp_tf.benchmarks import gpu, inference, inference_worker, layers
 from aimp_tf.benchmarks.side_by_side import spread_text, time_in_turn, timing
 
 
@@ -73,3 +75,131 @@ def test_the_benchmark_of_gpus_on_a_cpu(K, monkeypatch):
     for sides in measured.values():
         (first, one), (second, other), (_, ratio) = sides.items()
         assert ratio == pytest.approx(other / one)
+
+
+@pytest.fixture
+def pruned_file(K, tmp_path):
+    """A .keras file of a network with half of its weights zero, of which four units are dead."""
+    model = K.Sequential([K.Input((8,)), K.layers.Dense(16, activation="relu"), K.layers.Dense(3)])
+    for layer in model.layers[-2:]:
+        kernel, bias = layer.get_weights()
+        kernel[::2] = 0
+        if layer.units == 16:
+            kernel[:, :4] = 0
+        layer.set_weights([kernel, bias])
+    model.save(tmp_path / "model.keras")
+    return tmp_path / "model.keras"
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_the_benchmark_of_inference(pruned_file, monkeypatch):
+    """On a small network, and in this process, for many would take long to start."""
+    jobs = []
+
+    def work(job, folder):
+        jobs.append((job["threads"], list(job["files"])))
+        (folder / "job.json").write_text(json.dumps({**job, "threads": 0}))
+        inference_worker.main(str(folder / "job.json"), str(folder / "result.json"))
+        return json.loads((folder / "result.json").read_text())
+
+    monkeypatch.setattr(inference, "_work", work)
+    figures = inference.run(2, pruned_file, rounds=1, seconds=0.0)
+    names = ["dense", "pruned", "compacted", "sparse, for 1", "sparse, for 32"]
+    names += ["compacted, sparse, for 1", "compacted, sparse, for 32", "LiteRT", "LiteRT sparse", "LiteRT int8"]
+    assert list(figures["forms"]) == names and not figures["missing"]
+    # Memory in a process for each, then all in turn, the settings of threads turned round.
+    assert jobs == [*((0, [name]) for name in names), *((threads, names) for threads in (1, 0, 0, 1))]
+    for name, form in figures["forms"].items():
+        assert form["bytes"] > 0 and form["gzip_bytes"] > 0 and form["memory_bytes"] >= 0
+        assert [(latency["batch_size"], latency["threads"]) for latency in form["latency"]] == [
+            (1, 1),
+            (1, 0),
+            (32, 1),
+            (32, 0),
+        ]
+        for latency in form["latency"]:
+            assert latency["calls"] == 2 * 5 and 0 < latency["median_seconds"] <= latency["p95_seconds"]
+            assert len(latency.get("times_as_fast_as_litert", [])) == (
+                2 if name in ("LiteRT sparse", "LiteRT int8") else 0
+            )
+            assert len(latency["times_as_fast"]) == 2 and (name != "dense" or latency["times_as_fast"] == [1, 1])
+    dense, pruned, compacted, *_, int8 = figures["forms"].values()
+    assert dense["difference"] is None and pruned["difference"] == 0 and 0 < int8["difference"] < 0.1
+    assert compacted["bytes"] < pruned["bytes"]
+    table, *choices = figures["table"].split("sparse: batch size ")
+    assert (
+        all(table.count(f"\n{name:28}") == 5 for name in names)
+        and [text.split()[0] for text in choices] == ["1", "32"] * 2
+    )
+
+
+def test_the_dense_form_has_no_zeros(pruned_file):
+    pruned, dense = inference.load_keras_file(pruned_file), inference._filled(inference.load_keras_file(pruned_file))
+    for before, after in zip(pruned.get_weights(), dense.get_weights(), strict=True):
+        np.testing.assert_array_equal(after[before != 0], before[before != 0])
+        assert before.ndim == 1 or (before == 0).any() and after.all()
+
+
+@pytest.mark.parametrize(("name", "differs"), [("sparse, for 1", 1e-3), ("LiteRT", np.nan), ("LiteRT int8", 1e-3)])
+def test_forms_that_compute_something_else_are_not_compared(name, differs, tmp_path):
+    files = {"dense": "0", "pruned": "1", name: "2"}
+    for path, outputs in zip(files.values(), ([7.0, 7.0], [1.0, 2.0], [1.0, 2.0 + 2 * differs]), strict=True):
+        np.save(tmp_path / f"{path}.npy", outputs)
+    outputs = {form: str(tmp_path / f"{path}.npy") for form, path in files.items()}
+    if name == "LiteRT int8":
+        assert inference._differences(outputs) == {"dense": None, "pruned": 0.0, name: pytest.approx(differs)}
+    else:
+        with pytest.raises(RuntimeError, match=f"'{name}' did not compute what the pruned model does"):
+            inference._differences(outputs)
+
+
+def test_forms_are_timed_in_a_process_of_their_own(tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    inference.write_saved_model(model, tmp_path / "model")
+    np.save(tmp_path / "inputs.npy", np.array([[1, 2], [3, 4]], np.float32))
+    job = {"files": {"a": ("saved_model", str(tmp_path / "model"))}, "inputs": str(tmp_path / "inputs.npy")}
+    job |= {"batch_sizes": [1, 2], "threads": 1, "rounds": 2, "seconds": 0.0}
+    result = inference._work(job, tmp_path)
+    assert np.load(result["outputs"]["a"]).tolist() == [[3], [7]] and result["memory_bytes"] > 0
+    assert {size: len(seconds) for size, seconds in result["seconds"]["a"].items()} == {"1": 10, "2": 10}
+    monkeypatch.setattr(inference_worker, "__file__", str(tmp_path / "nothing.py"))
+    with pytest.raises(RuntimeError, match="(?s)a could not be run in a fresh process.*nothing.py"):
+        inference._work(job, tmp_path)
+
+
+def test_what_cannot_be_measured_is_refused(K, monkeypatch, tmp_path):
+    monkeypatch.setattr(inference, "_export", lambda *arguments: pytest.fail("It exports."))
+    (tmp_path / "text.keras").write_text("text")
+    image, number = K.Input((4, 4)), K.Input((1,))
+    K.Model([image, number], [image, number]).save(tmp_path / "two.keras")
+    K.Sequential([K.Input((None, 4)), K.layers.Dense(2)]).save(tmp_path / "open.keras")
+    K.Sequential([K.Input((4,)), K.layers.Dense(2)]).save(tmp_path / "model.keras")
+    np.save(tmp_path / "few.npy", np.ones((31, 4)))
+    np.save(tmp_path / "other.npy", np.ones((32, 5)))
+    for model, inputs, message in (
+        ("text.keras", None, "text.keras is not a .keras file"),
+        ("nothing.keras", None, "nothing.keras cannot be read: .*No such file"),
+        ("two.keras", None, "must have one input and one output; it has 2 and 2"),
+        ("open.keras", None, "takes examples of the open shape"),
+        ("model.keras", "text.keras", "is neither npy nor npz"),
+        ("model.keras", "few.npy", r"at least 32 examples of shape \(4,\); its array has the shape \(31, 4\)"),
+        ("model.keras", "other.npy", r"its array has the shape \(32, 5\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            inference.run(1, tmp_path / model, None if inputs is None else tmp_path / inputs)
+
+
+def test_the_benchmark_of_layers():
+    figures = layers.run(1, width=16, sparsities=(0.75,), batch_sizes=(1, 3), seconds=0.0)
+    assert list(figures["microseconds"]) == ["1", "3"] and list(figures["microseconds"]["3"]) == ["0.75"]
+    names = ["dense", "coordinates", "rows", "LiteRT", "LiteRT sparse", "LiteRT, blocks", "LiteRT sparse, blocks"]
+    for by_sparsity in figures["microseconds"].values():
+        for times in by_sparsity.values():
+            assert list(times) == names and all(time > 0 for time in times.values())
+    assert len(figures["table"].splitlines()) == 2 * 3
+
+
+def test_blocks_are_four_inputs_of_an_output():
+    kernel = layers._kernel(16, 0.75, block=4)
+    assert np.count_nonzero(kernel) == 64
+    assert {np.count_nonzero(block) for block in kernel.T.reshape(16, 4, 4).reshape(-1, 4)} == {0, 4}

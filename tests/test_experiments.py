@@ -63,6 +63,15 @@ def test_unknown_names_are_refused(K):
         ("small_cnn", (8, 8, 1), 144 + 64 + 4608 + 128 + 128 * 64 + 64 + 650),
         ("lenet_300_100", (28, 28, 1), 266_610),
         ("lenet_5", (28, 28, 1), 61_706),
+        ("wide_mlp", (28, 28, 1), 785 * 2048 + 2049 * 2048 + 2049 * 10),
+        # Stem, blocks of a depthwise and a pointwise convolution, logits; and four numbers of batch normalisation for
+        # each filter.
+        (
+            "tiny_mobilenet",
+            (28, 28, 1),
+            (9 * 16 + 9 * (16 + 32 + 64 + 64) + 16 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 1290)
+            + 4 * (16 + 16 + 32 + 32 + 64 + 64 + 64 + 64 + 128),
+        ),
         # Stem, three stages of two convolutions (the first of stages 2 and 3 doubles the filters), two projections, 10
         # logits; and four numbers of batch normalisation for each filter.
         (

@@ -248,3 +248,39 @@ def test_a_config_of_something_else_is_refused(tmp_path):
     run = dataclasses.replace(made_up_run(), config={"target_sparsity": "x", "epochs": 2})
     with pytest.raises(ValueError, match="config of made up is not that of a run: target_sparsity must be a number"):
         write_report([run], tmp_path / "page.html")
+
+
+def test_the_figures_of_inference_are_shown_too(tmp_path):
+    def form(size, *seconds):
+        settings = ((1, 1), (1, 0), (32, 0))
+        latency = [
+            {
+                "batch_size": batch_size,
+                "threads": threads,
+                "median_seconds": median,
+                "p95_seconds": 2 * median,
+                "times_as_fast": [1.0, 3.0, 0.002 / median],
+            }
+            for (batch_size, threads), median in zip(settings, seconds, strict=True)
+        ]
+        return {"bytes": size, "gzip_bytes": size // 2, "memory_bytes": 2 * size, "latency": latency}
+
+    forms = {"dense": form(4_000_000, 0.002, 0.001, 0.02), "sparse, for 1": form(500_000, 0.001, 0.001, 0.04)}
+    figures = {"model": "m.keras", "repetitions": 3, "cores": 2, "processor": "a processor", "forms": forms}
+    file = tmp_path / "inference.json"
+    file.write_text(json.dumps(figures))
+    write_report([made_up_run()], tmp_path / "report.html", inference=file)
+    page = Page(tmp_path / "report.html")
+    assert page.row("form")[3:] == [
+        f"{setting}: times as fast"
+        for setting in ("batch 1, 1 thread", "batch 1, all threads", "batch 32, all threads")
+    ]
+    assert page.row("sparse, for 1") == ["0.500", "0.250", "1.000", "2.00", "2.00", "1.00"]
+    (picture,) = (svg for name, svg in page.pictures.items() if name.startswith("latency"))
+    assert picture.count("batch 32, all threads") == 1 and "sparse, for 1" in picture
+    del forms["dense"]
+    file.write_text(json.dumps(figures))
+    for broken in (file, tmp_path / "report.html", tmp_path / "nothing.json"):
+        with pytest.raises(ValueError, match=f"{broken.name} is not what tools/benchmark.py inference --output writes"):
+            write_report([made_up_run()], tmp_path / "other.html", inference=broken)
+    assert not (tmp_path / "other.html").exists()

@@ -112,8 +112,16 @@ def test_without_a_gpu_its_benchmark_says_so(tmp_path):
     [([], "got none."), (["checkpoint"], "got 'checkpoint'. Did you mean 'checkpoints'?")],
 )
 def test_a_tool_with_commands_wants_one_first(arguments, came, tmp_path):
-    done = refused("benchmark.py", arguments, tmp_path / "run", "must be a command, one of checkpoints, gpu; ")
+    done = refused(
+        "benchmark.py", arguments, tmp_path / "run", "must be a command, one of checkpoints, inference, layers, gpu; "
+    )
     assert came in done.stderr
+
+
+def test_the_benchmark_of_inference_wants_a_model(tmp_path):
+    refused("benchmark.py", ["inference"], tmp_path / "run", "--model must be given for inference")
+    arguments = ["inference", f"--model={tmp_path / 'model.keras'}"]
+    refused("benchmark.py", arguments, tmp_path / "run", "model.keras cannot be read: .*No such file")
 
 
 def refused(name, arguments, workdir, message):
@@ -176,6 +184,7 @@ def test_missing_flags_are_named(name, arguments, missing, tmp_path):
         ("export.py", ["--model=x.keras", "--workdir=x"], "Either --model, or --config and --workdir must be given"),
         ("export.py", ["--model=x.keras", f"--output={__file__}/x"], "the folder of --output .* cannot be written"),
         ("benchmark.py", [f"--output={__file__}/x.json"], "the folder of --output .* cannot be written"),
+        ("benchmark.py", ["--model=model.keras"], "--model is for inference, not for checkpoints"),
     ],
 )
 def test_bad_flags_are_refused_in_a_line(name, arguments, message, tmp_path):

@@ -2,10 +2,15 @@
 
     python tools/benchmark.py checkpoints
     python tools/benchmark.py checkpoints --repetitions=5 --output=runs/checkpoints.json
+    python tools/benchmark.py inference --model=runs/wide_mlp/export/model.keras --output=runs/inference.json
 
 Commands:
 
     checkpoints    what saving to a workdir costs, on a ResNet-20; about 5 minutes on two cores
+    inference      size, memory and latency of a pruned model in all its exported forms, beside the dense one; needs
+                   --model; about 3 minutes on two cores
+    layers         from which sparsity on a Dense layer gets faster, by batch size and structure of the zeros; about 3
+                   minutes on two cores
     gpu            masked steps beside dense ones, and runs in mixed precision beside float32, on ResNet-20 and
                    ResNet-50; without a GPU it says so and measures nothing
 
@@ -21,22 +26,28 @@ import pathlib
 import absl.logging
 from absl import flags
 
+from aimp_tf.benchmarks import options_of
 from aimp_tf.experiments import command_line
 from aimp_tf.safe_files import check_writable, write_atomically
 
-_COMMANDS = ("checkpoints", "gpu")
+_COMMANDS = ("checkpoints", "inference", "layers", "gpu")
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "How often each side is timed.", lower_bound=1)
+_MODEL = flags.DEFINE_string("model", None, "The .keras file of a pruned model. For `inference`, which needs it.")
+_INPUTS = flags.DEFINE_string(
+    "inputs", None, "A .npy file of examples. For `inference`; default: numbers that are made up, in [0, 1)."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to.")
 
 
 def main(command: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     absl.logging.set_verbosity(absl.logging.WARNING)
-    if _OUTPUT.value is not None:
-        with command_line.refusing():
+    with command_line.refusing():
+        options = options_of(command, model=_MODEL.value, inputs=_INPUTS.value)
+        if _OUTPUT.value is not None:
             check_writable(pathlib.Path(_OUTPUT.value).parent, "the folder of --output")
-    figures = importlib.import_module(f"aimp_tf.benchmarks.{command}").run(_REPETITIONS.value)
+    figures = importlib.import_module(f"aimp_tf.benchmarks.{command}").run(_REPETITIONS.value, **options)
     print(figures.pop("table"))
     if _OUTPUT.value is not None:
         pathlib.Path(_OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)

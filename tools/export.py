@@ -29,9 +29,11 @@ _INPUTS = flags.DEFINE_string("inputs", None, "npy file, or npz file with an arr
 _FORMATS = flags.DEFINE_list(
     "formats",
     ["saved_model", "keras"],
-    "Any of saved_model, keras, tflite, tflite_int8, tflite_sparse, weights; see help(aimp_tf.export).",
+    "Any of saved_model, sparse_saved_model, keras, tflite, tflite_int8, tflite_sparse, weights; see "
+    "help(aimp_tf.export).",
 )
 _COMPACT = flags.DEFINE_bool("compact", False, "Remove what pruning left dead first, by aimp_tf.compact.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "What sparse_saved_model is to be fast at.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to. Required.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is there already.")
 
@@ -54,7 +56,11 @@ def main() -> None:
             inputs = exports.test_images(_CONFIG.value, _DATA_DIR.value)
         if _INPUTS.value is not None:
             inputs = exports.load_inputs(_INPUTS.value)
-    print(exports.export_and_tell(model, inputs, _OUTPUT.value, _FORMATS.value, _OVERWRITE.value, _COMPACT.value))
+    print(
+        exports.export_and_tell(
+            model, inputs, _OUTPUT.value, _FORMATS.value, _OVERWRITE.value, _COMPACT.value, _BATCH_SIZE.value
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,15 @@ from aimp_tf.experiments.datasets import IMAGE_SETS
 
 CHOICES = {
     "dataset": tuple(IMAGE_SETS),
-    "architecture": ("lenet_300_100", "lenet_5", "small_cnn", "resnet_8", "resnet_20"),
+    "architecture": (
+        "lenet_300_100",
+        "lenet_5",
+        "wide_mlp",
+        "small_cnn",
+        "tiny_mobilenet",
+        "resnet_8",
+        "resnet_20",
+    ),
     "schedule": ("steps", "cosine", "linear"),
     "keras": ("keras", "tf_keras"),
 }
@@ -27,7 +35,7 @@ class Experiment:
 
     Attributes:
         dataset: "digits" or "fashion_mnist".
-        architecture: "lenet_300_100", "lenet_5", "small_cnn", "resnet_8" or "resnet_20".
+        architecture: "lenet_300_100", "lenet_5", "wide_mlp", "small_cnn", "tiny_mobilenet", "resnet_8" or "resnet_20".
         pruning: The pruning run; the dense training takes its `epochs`. Its `seed` is that of the experiment.
         learning_rate: First learning rate, above 0.
         schedule: How the rate falls over `pruning.epochs`: "steps" is tenfold after half and again after three quarters

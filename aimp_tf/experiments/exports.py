@@ -91,6 +91,7 @@ def export_and_tell(
     formats: Sequence[str],
     overwrite: bool = False,
     compacted: bool = False,
+    batch_size: int = 1,
 ) -> str:
     """Exports a model as `export` does, compacted first if wanted, and tells of each format in a table.
 
@@ -98,7 +99,7 @@ def export_and_tell(
     """
     dense = sum(array.nbytes for array in weight_arrays(model).values())
     exported = compact(model) if compacted else model
-    artefacts = export(exported, directory, formats, inputs=inputs, overwrite=overwrite)
+    artefacts = export(exported, directory, formats, inputs=inputs, overwrite=overwrite, batch_size=batch_size)
     rows = [
         ("", "bytes", "gzip bytes", "smaller", "max difference", "path"),
         ("weights in memory", f"{dense:,}", "", "1.0x", "", ""),

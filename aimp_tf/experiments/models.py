@@ -11,9 +11,10 @@ def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> 
 
     Args:
         name: "lenet_300_100" (an MLP) or "lenet_5" (both LeCun et al., 1998; with ReLU and max pooling, as pruning
-            papers use them), "small_cnn" (two convolutions with batch normalisation), or "resnet_8" or "resnet_20" (the
-            CIFAR family of He et al., 2016, section 4.2, with n = 1 and 3; where the shape changes, the shortcut is a
-            1 x 1 convolution with batch normalisation).
+            papers use them), "wide_mlp" (two hidden layers of 2048 units), "small_cnn" (two convolutions with batch
+            normalisation), "tiny_mobilenet" (four depthwise separable blocks as in Howard et al., 2017, table 1, with
+            ReLU6), or "resnet_8" or "resnet_20" (the CIFAR family of He et al., 2016, section 4.2, with n = 1 and 3;
+            where the shape changes, the shortcut is a 1 x 1 convolution with batch normalisation).
         keras: The module `keras` or `tf_keras`.
         input_shape: Height, width and channels.
         classes: Number of logits.
@@ -34,13 +35,14 @@ def _chain(x: Any, *layers: Any) -> Any:
     return x
 
 
-def _lenet_300_100(layers: Any, x: Any) -> Any:
-    return _chain(
-        x,
-        layers.Flatten(),
-        layers.Dense(300, activation="relu", name="hidden_1"),
-        layers.Dense(100, activation="relu", name="hidden_2"),
-    )
+def _mlp(*units: int) -> Callable[[Any, Any], Any]:
+    """The features of a perceptron with hidden layers of so many units."""
+
+    def features(layers: Any, x: Any) -> Any:
+        hidden = (layers.Dense(size, activation="relu", name=f"hidden_{i}") for i, size in enumerate(units, start=1))
+        return _chain(x, layers.Flatten(), *hidden)
+
+    return features
 
 
 def _lenet_5(layers: Any, x: Any) -> Any:
@@ -66,6 +68,25 @@ def _small_cnn(layers: Any, x: Any) -> Any:
             layers.MaxPooling2D(),
         )
     return _chain(x, layers.Flatten(), layers.Dense(64, activation="relu", name="hidden"))
+
+
+def _tiny_mobilenet(layers: Any, x: Any) -> Any:
+    def normalised(x: Any, convolution: Any) -> Any:
+        return _chain(
+            x,
+            convolution,
+            layers.BatchNormalization(name=convolution.name.replace("conv", "norm")),
+            layers.ReLU(6.0, name=convolution.name.replace("conv", "relu")),
+        )
+
+    x = normalised(x, layers.Conv2D(16, 3, padding="same", use_bias=False, name="stem_conv"))
+    for block, (filters, strides) in enumerate(((32, 2), (64, 1), (64, 2), (128, 1)), start=1):
+        depthwise = layers.DepthwiseConv2D(
+            3, strides, padding="same", use_bias=False, name=f"block_{block}_depthwise_conv"
+        )
+        pointwise = layers.Conv2D(filters, 1, use_bias=False, name=f"block_{block}_pointwise_conv")
+        x = normalised(normalised(x, depthwise), pointwise)
+    return layers.GlobalAveragePooling2D()(x)
 
 
 def _resnet(blocks: int) -> Callable[[Any, Any], Any]:
@@ -101,9 +122,11 @@ def _resnet(blocks: int) -> Callable[[Any, Any], Any]:
 
 
 _FEATURES: dict[str, Callable[[Any, Any], Any]] = {
-    "lenet_300_100": _lenet_300_100,
+    "lenet_300_100": _mlp(300, 100),
     "lenet_5": _lenet_5,
+    "wide_mlp": _mlp(2048, 2048),
     "small_cnn": _small_cnn,
+    "tiny_mobilenet": _tiny_mobilenet,
     "resnet_8": _resnet(blocks=1),
     "resnet_20": _resnet(blocks=3),
 }

@@ -20,6 +20,7 @@ from aimp_tf.exporting.inputs import arrange, make_up
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.saved_model import write_keras, write_saved_model
 from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
+from aimp_tf.exporting.sparse import sparse_inference
 from aimp_tf.exporting.verification import differences, tolerance
 from aimp_tf.exporting.weights import write_weights
 from aimp_tf.masked_model import MaskedModel, is_built, keras_generation
@@ -106,8 +107,13 @@ def _write_tflite_sparse(model: Any, path: pathlib.Path, settings: _Settings) ->
     path.write_bytes(to_tflite(model, sparse=True))
 
 
+def _write_sparse_saved_model(model: Any, path: pathlib.Path, settings: _Settings) -> None:
+    write_saved_model(sparse_inference(model, settings.batch_size), path)
+
+
 FORMATS: dict[str, _Format] = {
     "saved_model": _Format("saved_model", "saved_model", lambda model, path, _: write_saved_model(model, path)),
+    "sparse_saved_model": _Format("sparse_saved_model", "saved_model", _write_sparse_saved_model),
     "keras": _Format("model.keras", "keras", lambda model, path, _: write_keras(model, path)),
     "tflite": _Format("model.tflite", "tflite", _write_tflite),
     "tflite_int8": _Format("model_int8.tflite", "tflite", _write_tflite_int8, same=False),
@@ -139,6 +145,8 @@ def export(
 
             - "saved_model": `saved_model/`, a TensorFlow SavedModel whose endpoint `serve` and signature
               `serving_default` take a batch of any size, float32 in and out;
+            - "sparse_saved_model": `sparse_saved_model/`, the same of what `sparse_inference` makes of the model for
+              `batch_size`;
             - "keras": `model.keras`, the format of the model's own generation, compiled as the model is, but without
               the optimizer's slots;
             - "tflite", "tflite_sparse", "tflite_int8": `model.tflite`, `model_sparse.tflite`, `model_int8.tflite`, as

@@ -1,0 +1,276 @@
+"""What a pruned model is worth in use: size, memory and latency of its exported forms, beside the dense model."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.benchmarks import inference_worker
+from aimp_tf.benchmarks.side_by_side import spread_text
+from aimp_tf.compaction import compact
+from aimp_tf.experiments.exports import load_inputs, load_keras_file
+from aimp_tf.exporting.lite import to_tflite
+from aimp_tf.exporting.saved_model import write_saved_model
+from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
+from aimp_tf.exporting.sparse import sparse_inference_and_report
+from aimp_tf.masked_model.prunable import prunable_variables
+
+BATCH_SIZES = (1, 32)
+_THREADS = (1, 0)
+_EXAMPLES = 256
+# Of the largest output; what float32 allows when sums are taken in another order.
+_TOLERANCE = 1e-4
+_LITE = "LiteRT"
+_INT8 = "LiteRT int8"
+_OTHER_LITE = ("LiteRT sparse", _INT8)
+
+
+def run(
+    repetitions: int,
+    model: str | os.PathLike[str],
+    inputs: str | os.PathLike[str] | None = None,
+    rounds: int = 5,
+    seconds: float = 0.05,
+) -> dict[str, Any]:
+    """Exports a pruned model in all its forms and times these in fresh processes, in turn.
+
+    "dense" is the model with random numbers in place of the zeros in its prunable weights: as large and as slow as
+    before the pruning, and of no other use. In "sparse, for 1" and such, layers were chosen for that batch size.
+
+    Args:
+        repetitions: How often each setting of threads is timed, each time in a new process.
+        model: A `.keras` file of either generation, of a pruned model with one input and one output.
+        inputs: A .npy file of at least 32 examples. None makes up numbers in [0, 1).
+        rounds: How often the forms take turns in a process.
+        seconds: How long each is timed in a turn, at each batch size.
+
+    Returns:
+        "forms", name -> bytes, gzip_bytes, memory_bytes (beside TensorFlow's own), difference (the largest from the
+        pruned model's outputs, as a fraction of the largest of these) and "latency": for each batch size and number of
+        threads (0: all) the median and 95th percentile of all calls in seconds, and, for each repetition, how many
+        times as fast as "dense" it was and, of LiteRT, as "LiteRT"; further "table", the same as a text.
+
+    Raises:
+        RuntimeError: A float32 form did not compute what the pruned model does, so that their times do not compare.
+        ValueError: The model or the inputs are not such.
+    """
+    pruned = _read(load_keras_file, model)
+    data = _load_inputs(pruned, inputs)
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        np.save(folder / "inputs.npy", data[: max(BATCH_SIZES)])
+        files, missing, chosen = _export(_filled(load_keras_file(model)), pruned, data, folder)
+
+        def work(threads: int, names: Sequence[str], rounds: int) -> dict[str, Any]:
+            job = {
+                "files": {name: files[name] for name in names},
+                "inputs": str(folder / "inputs.npy"),
+                "batch_sizes": BATCH_SIZES,
+                "threads": threads,
+                "rounds": rounds,
+                "seconds": seconds,
+            }
+            return _work(job, folder)
+
+        figures: dict[str, dict[str, Any]] = {
+            name: {"bytes": stored_bytes(pathlib.Path(path)), "gzip_bytes": gzip_bytes(pathlib.Path(path))}
+            for name, (_, path) in files.items()
+        }
+        for name in files:
+            figures[name]["memory_bytes"] = work(0, [name], 0)["memory_bytes"]
+        times: dict[tuple[int, int], list[dict[str, list[float]]]] = {}
+        for repetition in range(repetitions):
+            for threads in _THREADS[:: 1 if repetition % 2 == 0 else -1]:
+                result = work(threads, list(files), rounds)
+                for name, difference in _differences(result["outputs"]).items():
+                    figures[name]["difference"] = difference
+                for size in BATCH_SIZES:
+                    by_form = {name: result["seconds"][name][str(size)] for name in files}
+                    times.setdefault((size, threads), []).append(by_form)
+    for name in files:
+        figures[name]["latency"] = [
+            {
+                "batch_size": size,
+                "threads": threads,
+                "median_seconds": statistics.median(_all_calls(repeated, name)),
+                "p95_seconds": float(np.percentile(_all_calls(repeated, name), 95)),
+                "calls": len(_all_calls(repeated, name)),
+                "times_as_fast": _times_as_fast(repeated, name, "dense"),
+                **({"times_as_fast_as_litert": _times_as_fast(repeated, name, _LITE)} if name in _OTHER_LITE else {}),
+            }
+            for (size, threads), repeated in sorted(times.items(), key=lambda item: (item[0][0], item[0][1] == 0))
+        ]
+    about = {
+        "model": os.fspath(model),
+        "inputs": None if inputs is None else os.fspath(inputs),
+        "repetitions": repetitions,
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "missing": missing,
+    }
+    return {**about, "forms": figures, "table": "\n\n".join([_table(about, figures), *chosen])}
+
+
+def _read(load: Callable[[str | os.PathLike[str]], Any], path: str | os.PathLike[str]) -> Any:
+    try:
+        return load(path)
+    except OSError as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read: {error}") from error
+
+
+def _load_inputs(model: Any, path: str | os.PathLike[str] | None) -> np.ndarray:
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            f"The model must have one input and one output; it has {len(model.inputs)} and {len(model.outputs)}."
+        )
+    shape = tuple(model.inputs[0].shape)[1:]
+    if None in shape:
+        raise ValueError(f"The model takes examples of the open shape {shape}; it must be known but for the batch.")
+    if path is None:
+        return np.random.default_rng(0).random((_EXAMPLES, *shape), np.float32)
+    data = _read(load_inputs, path)
+    if not isinstance(data, np.ndarray):
+        raise ValueError(f"{os.fspath(path)} must be a .npy file of one array.")
+    if data.shape[1:] != shape or len(data) < max(BATCH_SIZES):
+        raise ValueError(
+            f"{os.fspath(path)} must hold at least {max(BATCH_SIZES)} examples of shape {shape}; its array has the "
+            f"shape {data.shape}."
+        )
+    return data[:_EXAMPLES].astype(np.float32)
+
+
+def _export(
+    dense: Any, pruned: Any, data: np.ndarray, folder: pathlib.Path
+) -> tuple[dict[str, tuple[str, str]], dict[str, str], list[str]]:
+    """Writes all forms, and gives name -> (kind, path), name -> why there is none, and the tables of sparse layers."""
+    files: dict[str, tuple[str, str]] = {}
+    missing: dict[str, str] = {}
+    chosen: list[str] = []
+
+    def add(name: str, model: Any) -> None:
+        path = folder / str(len(files))
+        write_saved_model(model, path)
+        files[name] = ("saved_model", str(path))
+
+    def add_lite(name: str, **options: Any) -> None:
+        path = folder / f"{len(files)}.tflite"
+        try:
+            path.write_bytes(to_tflite(pruned, **options))
+        except ValueError as error:
+            missing[name] = str(error)
+        else:
+            files[name] = ("tflite", str(path))
+
+    compacted = compact(pruned)
+    add("dense", dense)
+    add("pruned", pruned)
+    add("compacted", compacted)
+    for first, model in (("sparse", pruned), ("compacted, sparse", compacted)):
+        for size in BATCH_SIZES:
+            sparse, report = sparse_inference_and_report(model, size)
+            add(f"{first}, for {size}", sparse)
+            chosen.append(f"{first}: {report.table()}")
+    add_lite(_LITE)
+    add_lite(_OTHER_LITE[0], sparse=True)
+    add_lite(_INT8, representative_inputs=data)
+    return files, missing, chosen
+
+
+def _filled(model: Any) -> Any:
+    """The model, whose prunable weights have random numbers as large as the others where they are zero."""
+    generator = np.random.default_rng(0)
+    for variable in prunable_variables(model).values():
+        weights = np.array(variable)
+        zeros = weights == 0
+        spread = float(np.std(weights[~zeros].astype(np.float32))) if not zeros.all() else 0.01
+        weights[zeros] = generator.normal(0, spread, int(zeros.sum()))
+        variable.assign(weights)
+    return model
+
+
+def _work(job: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """What a fresh process gives for a job."""
+    job_file, result_file = folder / "job.json", folder / "result.json"
+    job_file.write_text(json.dumps(job))
+    # -P, lest modules beside the program be taken for others of their name.
+    command = [sys.executable, "-P", inference_worker.__file__, str(job_file), str(result_file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{', '.join(job['files'])} could not be run in a fresh process:\n{done.stderr[-2000:]}")
+    return json.loads(result_file.read_text())
+
+
+def _differences(outputs: Mapping[str, str]) -> dict[str, float | None]:
+    """The largest difference of each form from the pruned model, of whose largest output it is a fraction.
+
+    Raises:
+        RuntimeError: A float32 form did not compute the same.
+    """
+    pruned = np.load(outputs["pruned"])
+    differences: dict[str, float | None] = {"dense": None}  # Other weights, another function.
+    for name, path in outputs.items():
+        if name == "dense":
+            continue
+        difference = float(np.abs(np.load(path) - pruned).max() / np.abs(pruned).max())
+        if not difference <= _TOLERANCE and name != _INT8:
+            raise RuntimeError(
+                f"{name!r} did not compute what the pruned model does, so their times do not compare: its outputs "
+                f"differ by {difference:.2g} of the largest, where float32 allows for {_TOLERANCE:g}."
+            )
+        differences[name] = difference
+    return differences
+
+
+def _times_as_fast(repeated: Sequence[Mapping[str, Sequence[float]]], name: str, other: str) -> list[float]:
+    """How many times as fast as another form one was in each repetition, by the medians; empty without the other."""
+    return [
+        statistics.median(by_form[other]) / statistics.median(by_form[name]) for by_form in repeated if other in by_form
+    ]
+
+
+def _all_calls(repeated: Sequence[Mapping[str, Sequence[float]]], name: str) -> list[float]:
+    return [seconds for by_form in repeated for seconds in by_form[name]]
+
+
+def _processor() -> str:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _table(about: Mapping[str, Any], figures: Mapping[str, Mapping[str, Any]]) -> str:
+    dense = figures["dense"]
+    lines = [
+        f"{about['model']}, {about['repetitions']} times, {about['cores']} cores of {about['processor']}",
+        "",
+        f"{'':28}{'MB':>9}{'dense /':>9}{'gzip, MB':>10}{'memory, MB':>12}  difference",
+    ]
+    for name, form in figures.items():
+        difference = "other weights" if form["difference"] is None else f"{form['difference']:.1g}"
+        lines.append(
+            f"{name:28}{form['bytes'] / 1e6:9.3f}{dense['bytes'] / form['bytes']:9.1f}{form['gzip_bytes'] / 1e6:10.3f}"
+            f"{form['memory_bytes'] / 1e6:12.1f}  {difference}"
+        )
+    for number, setting in enumerate(dense["latency"]):
+        threads = "all threads" if setting["threads"] == 0 else f"{setting['threads']} thread"
+        head = f"batch {setting['batch_size']}, {threads}"
+        lines += ["", f"{head:28}{'ms':>9}{'95th':>9}  times as fast as dense"]
+        for name, form in figures.items():
+            latency = form["latency"][number]
+            lite = latency.get("times_as_fast_as_litert")
+            lines.append(
+                f"{name:28}{latency['median_seconds'] * 1e3:9.3f}{latency['p95_seconds'] * 1e3:9.3f}  "
+                f"{spread_text(latency['times_as_fast'])}" + (f"; as LiteRT: {spread_text(lite)}" if lite else "")
+            )
+    lines += ["", *(f"{name}: {reason}" for name, reason in about["missing"].items())]
+    return "\n".join(lines).rstrip()

@@ -1,0 +1,102 @@
+"""Runs exported models and times them, in a process of its own that has TensorFlow and nothing of aimp_tf.
+
+    python inference_worker.py JOB.json RESULT.json
+
+The job: "files", name -> [kind, path] with the kind "saved_model" or "tflite"; "inputs", a .npy file; "batch_sizes";
+"threads", 0 for all; "rounds" and "seconds", how often and how long each file is timed at each batch size.
+The result: "seconds", name -> batch size -> times of single calls; "outputs", name -> a .npy file beside the job; and
+"memory_bytes", what loading and running took beside TensorFlow itself, which says something of jobs of one file only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+
+Function = Callable[[np.ndarray], np.ndarray]
+
+
+def main(job_file: str, result_file: str) -> None:
+    job = json.loads(pathlib.Path(job_file).read_text())
+    if job["threads"]:
+        tf.config.threading.set_intra_op_parallelism_threads(job["threads"])
+        tf.config.threading.set_inter_op_parallelism_threads(job["threads"])
+    tf.linalg.matmul(tf.ones((8, 8)), tf.ones((8, 8))).numpy()  # Whatever TensorFlow sets up at its first operation.
+    before = _peak_bytes()
+    inputs = np.load(job["inputs"])
+    batches = {size: inputs[:size] for size in job["batch_sizes"]}
+    functions = {
+        name: {size: _load(kind, path, batch, job["threads"]) for size, batch in batches.items()}
+        for name, (kind, path) in job["files"].items()
+    }
+    largest = max(batches)
+    outputs = {}
+    for number, (name, by_size) in enumerate(functions.items()):
+        outputs[name] = str(pathlib.Path(result_file).with_name(f"outputs_{number}.npy"))
+        np.save(outputs[name], by_size[largest](batches[largest]))
+        for size, batch in batches.items():
+            by_size[size](batch)
+    memory = _peak_bytes() - before
+    seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in batches} for name in functions}
+    for round_ in range(job["rounds"]):
+        for name in list(functions)[:: 1 if round_ % 2 == 0 else -1]:
+            for size, batch in batches.items():
+                seconds[name][size] += _time(functions[name][size], batch, job["seconds"])
+    pathlib.Path(result_file).write_text(
+        json.dumps({"seconds": seconds, "outputs": outputs, "memory_bytes": max(memory, 0)})
+    )
+
+
+def _time(function: Function, batch: np.ndarray, enough: float) -> list[float]:
+    """Times of single calls, 5 at least and so many that together they take this many seconds."""
+    for _ in range(2):  # The model before this one has the caches.
+        function(batch)
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < enough:
+        begun_at = time.perf_counter()
+        function(batch)
+        times.append(time.perf_counter() - begun_at)
+    return times
+
+
+def _load(kind: str, path: str, batch: np.ndarray, threads: int) -> Function:
+    """A function from arrays to arrays for batches of this shape."""
+    if kind == "saved_model":
+        model = tf.saved_model.load(path)
+        return lambda x: model.serve(x).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorFlow names the package that is to replace this class some day.
+        interpreter = tf.lite.Interpreter(path, num_threads=threads or len(os.sched_getaffinity(0)))
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(taken["index"], batch.shape)
+    interpreter.allocate_tensors()
+
+    def run(x: np.ndarray) -> Any:
+        interpreter.set_tensor(taken["index"], x)
+        interpreter.invoke()
+        return interpreter.get_tensor(given["index"])
+
+    return run
+
+
+def _peak_bytes() -> int:
+    """The most memory that was resident. `resource` would count what the parent had, too."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM.")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,289 @@
+"""Sparse matrix products in place of dense layers, where they are faster on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import numbers
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.config import is_number
+from aimp_tf.model_graph import Call, Copies, ModelGraph, compile_alike
+
+_log = logging.getLogger(__name__)
+
+METHODS = ("coordinates", "rows")
+# Here both products take several times as long as the dense one (docs/inference.md).
+_LOWEST_SPARSITY = 0.5
+# A smaller gain may be noise.
+_MARGIN = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerChoice:
+    """What was timed for a layer, and chosen.
+
+    Attributes:
+        name: Name of the layer in the new model.
+        shape: Inputs and outputs of its kernel.
+        sparsity: Fraction of the kernel that is zero.
+        seconds: Lower quartile of the times of a call, by method, "dense" among them; empty where nothing was timed.
+        chosen: "dense", "coordinates" or "rows".
+        note: Why nothing was timed, or "".
+    """
+
+    name: str
+    shape: tuple[int, int]
+    sparsity: float
+    seconds: Mapping[str, float]
+    chosen: str
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseReport:
+    """What `sparse_inference` timed and chose, for each Dense layer and 1x1 convolution.
+
+    Attributes:
+        batch_size: Examples a call, for which it was chosen.
+        layers: The choices, in the model's order.
+    """
+
+    batch_size: int
+    layers: tuple[LayerChoice, ...]
+
+    def table(self) -> str:
+        """A line for each layer, with the times in microseconds."""
+        rows = [("layer", "kernel", "sparsity", *(f"{method}, us" for method in ("dense", *METHODS)), "chosen")]
+        for layer in self.layers:
+            times = (f"{layer.seconds[name] * 1e6:.0f}" if layer.seconds else "-" for name in ("dense", *METHODS))
+            chosen = f"{layer.chosen}: {layer.note}" if layer.note else layer.chosen
+            rows.append((layer.name, "x".join(map(str, layer.shape)), f"{layer.sparsity:.2%}", *times, chosen))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = (
+            f"{name:{widths[0]}}  "
+            + "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=False))
+            for name, *cells in rows
+        )
+        return "\n".join((f"batch size {self.batch_size}", *lines))
+
+
+def sparse_inference(model: Any, batch_size: int = 1) -> Any:
+    """A model for inference whose Dense layers and 1x1 convolutions are sparse matrix products where that is faster.
+
+    Each such layer is timed on this machine, on inputs of the shape that it has in the model, as it is and as either of
+    two sparse products of stock TensorFlow: "coordinates" (SparseTensorDenseMatMul), for single examples, and "rows"
+    (compressed sparse rows, SparseMatrixMatMul), for batches and convolutions. A layer is only changed where one of
+    them takes at least 10% less time, the call itself included. Only layers that are at least half zeros are timed.
+    What was timed and chosen is logged at level INFO, and returned by `sparse_inference_and_report`.
+
+    A changed layer stores the surviving weights alone, 12 bytes each, and no kernel. Models of it are for
+    `aimp_tf.export(model, directory, "saved_model")`, which any TensorFlow can load: a `.keras` file would need aimp_tf
+    to be read, so Keras refuses to write one.
+
+    Args:
+        model: A built functional or Sequential model of either generation without masks. It is not changed.
+        batch_size: Examples a call, to choose for. The new model takes batches of any size, and is right for all.
+
+    Returns:
+        A functional model of the same generation, not trainable, that computes the same but for float32 rounding.
+
+    Raises:
+        TypeError, ValueError: `batch_size` is not a whole number above 0; or as `model_graph.copy_with`.
+    """
+    return sparse_inference_and_report(model, batch_size)[0]
+
+
+def sparse_inference_and_report(model: Any, batch_size: int = 1) -> tuple[Any, SparseReport]:
+    """As `sparse_inference`, with what was timed and chosen."""
+    if not is_number(batch_size, numbers.Integral):
+        raise TypeError(f"batch_size must be a whole number; got {batch_size!r}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    graph = ModelGraph.of(model)
+    calls: dict[int, list[Call]] = {}
+    for call in graph.calls:
+        calls.setdefault(id(call.layer), []).append(call)
+    replacements: dict[int, Any] = {}
+    choices = []
+    for key, of_layer in calls.items():
+        layer = of_layer[0].layer
+        if _is_candidate(layer, graph.keras):
+            choice, replacements[key] = _choose(of_layer, graph.keras, batch_size)
+            choices.append(choice)
+    report = SparseReport(batch_size, tuple(choices))
+    _log.info("Sparse inference: %s", report.table())
+    copies = Copies(graph)
+    sparse = graph.build(lambda call: replacements.get(id(call.layer)) or copies.of(call))
+    copies.set_weights()
+    sparse.trainable = False
+    compile_alike(sparse, model)
+    return sparse, report
+
+
+def _is_candidate(layer: Any, keras: Any) -> bool:
+    """Whether it is a Dense layer or a 1x1 convolution. Subclasses may compute something else."""
+    kinds = keras.layers
+    if type(layer) in (kinds.Conv1D, kinds.Conv2D, kinds.Conv3D):
+        return set(layer.kernel_size) == {1}
+    return type(layer) is kinds.Dense
+
+
+def _choose(calls: Sequence[Call], keras: Any, batch_size: int) -> tuple[LayerChoice, Any | None]:
+    """The choice for a layer, of which these are all calls, and what is to stand in its place, if anything."""
+    layer, name = calls[0].layer, calls[0].name
+    kernel = np.asarray(layer.kernel).reshape(layer.kernel.shape[-2:])
+    shapes = [(call.inputs[0].shape[0] or batch_size, *call.inputs[0].shape[1:]) for call in calls]
+    size = (kernel.shape[0], kernel.shape[1])
+    choice = LayerChoice(name, size, float(np.mean(kernel == 0)), {}, "dense", _why_not(layer, kernel, shapes))
+    if choice.note:
+        return choice, None
+    bias = np.asarray(layer.bias) if layer.use_bias else None
+    strides = tuple(getattr(layer, "strides", ()))
+    candidates = {
+        method: sparse_layer(keras)(kernel, bias, layer.activation, strides, method, name=name) for method in METHODS
+    }
+    seconds = _time({"dense": layer, **candidates}, shapes)
+    best = min(METHODS, key=lambda method: seconds[method])
+    choice = dataclasses.replace(choice, seconds=seconds)
+    if seconds[best] > (1 - _MARGIN) * seconds["dense"]:
+        return choice, None
+    return dataclasses.replace(choice, chosen=best), candidates[best]
+
+
+def _why_not(layer: Any, kernel: np.ndarray, shapes: Sequence[tuple[int | None, ...]]) -> str:
+    if kernel.dtype != np.float32 or layer.compute_dtype != "float32":
+        return f"computes in {layer.compute_dtype}"
+    if getattr(layer, "lora_enabled", False):
+        return "has LoRA weights"
+    if getattr(layer, "groups", 1) != 1:
+        return "has groups of channels"
+    if getattr(layer, "data_format", None) == "channels_first":
+        return "its channels come first"
+    if np.mean(kernel == 0) < _LOWEST_SPARSITY:
+        return "too few zeros"
+    if any(None in shape for shape in shapes):
+        return "its input has an open axis beside that of the batch"
+    return ""
+
+
+def _time(layers: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, float]:
+    """Seconds that each layer takes for inputs of all these shapes, in turn, with about 50 ms for each.
+
+    The lower quartile, for what else the machine does only adds to it.
+    """
+    generator = np.random.default_rng(0)
+    inputs = [tf.constant(generator.normal(size=shape), tf.float32) for shape in shapes]
+
+    def function(layer: Any) -> Callable[[], None]:
+        traced = tf.function(lambda x: layer(x))
+        functions = [traced.get_concrete_function(x) for x in inputs]
+
+        def call() -> None:
+            for function, x in zip(functions, inputs, strict=True):
+                function(x).numpy()  # On a GPU, this waits for it.
+
+        return call
+
+    functions = {name: function(layer) for name, layer in layers.items()}
+    for call in functions.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in layers}
+    spent = 0.0
+    while len(seconds["dense"]) < 20 or (spent < 0.05 * len(layers) and len(seconds["dense"]) < 400):
+        for name, call in functions.items():
+            begun_at = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - begun_at)
+            spent += seconds[name][-1]
+    return {name: statistics.quantiles(values)[0] for name, values in seconds.items()}
+
+
+@functools.cache
+def sparse_layer(keras: Any) -> Any:
+    """The class of sparse layers of a generation of Keras."""
+
+    class SparseMatmul(keras.layers.Layer):
+        """Product of the last axis with a sparse matrix, plus bias, through an activation.
+
+        Args:
+            kernel: (inputs, outputs).
+            bias: (outputs,) or None.
+            activation: A function of a tensor.
+            strides: Of the axes between the first and the last, as a 1x1 convolution has them; () for none.
+            method: One of METHODS.
+        """
+
+        def __init__(self, kernel, bias, activation, strides, method, *, name):
+            super().__init__(name=name, trainable=False, dtype="float32")
+            self.supports_masking = True
+            self.supports_jit = False  # XLA knows no sparse products.
+            self._method, self._activation, self._strides = method, activation, strides
+            self._shape = tuple(map(int, kernel.shape))
+            # Both products are fastest with the indices in the order in which they read them: by input for single
+            # examples, by output otherwise.
+            matrix = kernel if method == "coordinates" else kernel.T
+            self._indices = self._add("indices", np.argwhere(matrix).astype(np.int32))
+            self._values = self._add("values", matrix[matrix != 0])
+            self._bias = None if bias is None else self._add("bias", bias)
+
+        def _add(self, name, value):
+            # As int32, for int64 indices would take 8 more bytes for each weight.
+            return self.add_weight(
+                name=name,
+                shape=value.shape,
+                dtype=value.dtype.name,
+                initializer=lambda *_, **__: tf.constant(value),
+                trainable=False,
+            )
+
+        def call(self, inputs):
+            x = tf.cast(inputs, tf.float32)
+            if any(stride != 1 for stride in self._strides):
+                x = x[(slice(None), *(slice(None, None, stride) for stride in self._strides))]
+            y = self._multiply(x if x.shape.rank == 2 else tf.reshape(x, (-1, self._shape[0])))
+            if x.shape.rank != 2:
+                y = tf.reshape(y, tf.concat([tf.shape(x)[:-1], self._shape[1:]], 0))
+            y = tf.ensure_shape(y, (*x.shape[:-1], self._shape[1]))
+            return self._activation(y if self._bias is None else y + self._bias)
+
+        def _multiply(self, x):
+            indices, values = tf.convert_to_tensor(self._indices), tf.convert_to_tensor(self._values)
+            if self._method == "coordinates":
+                product = tf.raw_ops.SparseTensorDenseMatMul(
+                    a_indices=indices,
+                    a_values=values,
+                    a_shape=tf.constant(self._shape, tf.int64),
+                    b=x,
+                    adjoint_a=True,
+                    adjoint_b=True,
+                )
+                return tf.transpose(product)
+            matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
+                indices=tf.cast(indices, tf.int64),
+                values=values,
+                dense_shape=tf.constant(self._shape[::-1], tf.int64),
+            )
+            return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=x, transpose_b=True, transpose_output=True)
+
+        def compute_output_shape(self, input_shape):
+            between = tuple(
+                size if size is None else -(-size // stride)
+                for size, stride in zip(input_shape[1:-1], self._strides or [1] * (len(input_shape) - 2), strict=True)
+            )
+            return (input_shape[0], *between, self._shape[1])
+
+        def get_config(self):
+            raise NotImplementedError(
+                f"The layer {self.name!r} of sparse_inference is for SavedModels only. Keep the model that it was made "
+                "from to save it as a .keras file or to make another one of it."
+            )
+
+    return SparseMatmul
