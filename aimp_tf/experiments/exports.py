@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.compaction import compact
-from aimp_tf.config import list_differences
+from aimp_tf.compaction import compact_and_report
+from aimp_tf.config import default_fields, list_differences
 from aimp_tf.experiments import datasets, models
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.exporting import choose_formats, export
@@ -62,7 +62,7 @@ def load_run(experiment: Experiment, workdir: str | os.PathLike[str]) -> Any:
         RuntimeError: It cannot be read.
     """
     here = {**json.loads(experiment.pruning.to_json()), "seed": experiment.seed}
-    there = dict(read_run(workdir).config)
+    there = {**default_fields(), **read_run(workdir).config}  # An older run may lack a field.
     del here[_RESOLVED], there[_RESOLVED]
     if differing := list_differences(there, here):
         raise ValueError(f"workdir {workdir} holds a run of another config: {'; '.join(differing)}.")
@@ -98,7 +98,7 @@ def export_and_tell(
     The table begins with the weights of `model` as they are in memory, zeros and all.
     """
     dense = sum(array.nbytes for array in weight_arrays(model).values())
-    exported = compact(model) if compacted else model
+    exported, compaction = compact_and_report(model) if compacted else (model, None)
     artefacts = export(exported, directory, formats, inputs=inputs, overwrite=overwrite, batch_size=batch_size)
     rows = [
         ("", "bytes", "gzip bytes", "smaller", "max difference", "path"),
@@ -121,6 +121,8 @@ def export_and_tell(
     if compared is not None:
         made_up = "made-up " if compared.made_up else ""
         lines += ["", f"Differences from the outputs of the model on {compared.examples:,} {made_up}examples."]
-    if compacted:
-        lines += [f"It was compacted, which changed its outputs by {largest_difference(model, exported, inputs):.1e}."]
-    return "\n".join([*lines, "Smaller: the weights in memory over the bytes after gzip."])
+    lines.append("Smaller: the weights in memory over the bytes after gzip.")
+    if compaction is not None:
+        changed = largest_difference(model, exported, inputs)
+        lines += ["", f"It was compacted, which changed its outputs by {changed:.1e}.", compaction.summary()]
+    return "\n".join(lines)

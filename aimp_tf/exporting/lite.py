@@ -32,8 +32,8 @@ def to_tflite(model: Any, *, sparse: bool = False, representative_inputs: Any = 
 
     Args:
         model: A built Keras 3 or tf_keras model. One that computes in half precision is converted as if in float32.
-        sparse: Stores the kernels that are sparse enough as their nonzero entries. LiteRT expands them as it loads the
-            file, but for 1x4 blocks in Dense layers, which it also multiplies faster.
+        sparse: Stores the kernels that are sparse enough as their nonzero entries, which makes the file small. LiteRT
+            expands most of them as it loads it, but multiplies Dense layers in 1x4 blocks, or very sparse ones, faster.
         representative_inputs: Inputs as `export` takes them. If given, weights and activations become int8, scaled to
             what the model makes of up to 256 of these examples.
 
