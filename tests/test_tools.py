@@ -50,8 +50,7 @@ def test_prune_and_export_print_tables(tmp_path):
 
     run.append(f"--output={tmp_path / 'out'}")
     refused("export.py", run, tmp_path / "out", "holds a run of another config: .*target_sparsity")
-    settings += run
-    done = tool("export.py", *settings, "--formats=saved_model,keras,tflite", "--compact")
+    done = tool("export.py", *run, *settings, "--formats=saved_model,keras,tflite", "--compact")
     assert done.returncode == 0, done.stderr
     header, _, *rows = [line.split() for line in done.stdout.split("\n\n")[0].splitlines()]
     assert header == ["bytes", "gzip", "bytes", "smaller", "max", "difference", "path"]
