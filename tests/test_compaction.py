@@ -56,7 +56,7 @@ def prune_by_magnitude(model, sparsity):
         variable.assign(np.where(np.abs(variable.numpy()) > threshold, variable.numpy(), 0))
 
 
-@pytest.mark.parametrize("architecture", ["lenet_300_100", "lenet_5", "resnet_20"])
+@pytest.mark.parametrize("architecture", ["lenet_300_100", "lenet_5", "resnet_20", "tiny_mobilenet"])
 def test_known_networks(architecture, K):
     generator = np.random.default_rng(0)
     model = models.build(architecture, K, (28, 28, 1), 10)
