@@ -196,7 +196,7 @@ class Network:
                 variable.assign(value)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(data=st.data(), generation=st.sampled_from(GENERATIONS))
 def test_any_network_computes_the_same(data, generation):
     keras = importlib.import_module(generation)
@@ -255,6 +255,96 @@ def test_one_constant_channel_stands_in_for_all_where_there_is_padding(K):
     normalization.beta.assign(np.arange(1, 9) / 2)
     _, report = check_same(model, np.random.default_rng(0).normal(size=(2, 6, 6, 1)))
     assert report.channels[conv.name] == (8, 3)
+
+
+@pytest.mark.parametrize(
+    "reader",
+    ["Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "ZeroPadding2D", "Cropping2D", "AveragePooling2D", "UpSampling2D"],
+)
+def test_constant_channels_at_borders(reader, K):
+    layers = K.layers
+    settings = {
+        "Conv2D": {"filters": 4, "kernel_size": 3, "padding": "same"},
+        "Conv2DTranspose": {"filters": 4, "kernel_size": 3},
+        "DepthwiseConv2D": {"kernel_size": 3, "padding": "same"},
+        "AveragePooling2D": {"pool_size": 2, "padding": "same"},
+    }
+    image = K.Input((5, 5, 2))
+    values = layers.Conv2D(4, 1, name="first")(image)
+    values = getattr(layers, reader)(**settings.get(reader, {}))(values)
+    model = K.Model(image, layers.Conv2D(2, 1, name="last")(values))
+    randomize(model, np.random.default_rng(0))
+    first = model.get_layer("first")
+    first.kernel.assign(np.where(np.arange(4) < 1, first.kernel.numpy(), 0))
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(2, 5, 5, 2)))
+    left = {"Conv2D": 2, "Conv2DTranspose": 2, "DepthwiseConv2D": 4, "ZeroPadding2D": 4}
+    assert report.channels["first"] == (4, left.get(reader, 1))
+
+
+def test_depthwise_channels_without_weights_are_constant(K):
+    model = K.Sequential(
+        [
+            K.Input((5, 5, 2)),
+            K.layers.Conv2D(4, 1, name="first"),
+            K.layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, name="depthwise"),
+            K.layers.Conv2D(2, 1),
+        ]
+    )
+    randomize(model, np.random.default_rng(0))
+    depthwise = model.get_layer("depthwise")
+    kernel = depthwise.get_weights()[0]
+    depthwise.set_weights([np.where(np.arange(4)[:, np.newaxis] < 2, kernel, 0), depthwise.get_weights()[1]])
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(2, 5, 5, 2)))
+    assert report.channels["first"] == (4, 2) and report.channels["depthwise"] == (8, 4)
+
+
+def test_a_shared_layer_keeps_what_any_of_its_calls_needs(K):
+    left, right = K.Input((3,)), K.Input((3,))
+    layers = {name: K.layers.Dense(4, name=name) for name in ("left", "right", "shared")}
+    ends = [K.layers.Dense(1, name=name) for name in ("left_end", "right_end")]
+    towers = [end(layers["shared"](layers[name](x))) for end, name, x in zip(ends, layers, (left, right), strict=False)]
+    model = K.Model([left, right], towers)
+    randomize(model, np.random.default_rng(0))
+    unit = np.arange(4)
+    # The first unit is constant on the left alone, the second on both sides, but with values of their own.
+    layers["left"].kernel.assign(np.where(unit < 2, 0, layers["left"].kernel.numpy()))
+    layers["right"].kernel.assign(np.where(unit == 1, 0, layers["right"].kernel.numpy()))
+    for end, wanted in zip(ends, (0, 1), strict=True):  # Each reads another unit of the shared layer.
+        end.kernel.assign((unit == wanted).astype(np.float32)[:, np.newaxis])
+    inputs = [np.random.default_rng(seed).normal(size=(5, 3)).astype(np.float32) for seed in (0, 1)]
+    _, report = check_same(model, inputs)
+    assert report.channels["shared"] == (4, 2) and report.channels["left"] == report.channels["right"] == (4, 4)
+
+
+@pytest.mark.parametrize("kind", ["Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate"])
+def test_merged_constants(kind, K):
+    vector = K.Input((3,))
+    first, second = (K.layers.Dense(4, name=name) for name in ("first", "second"))
+    merged = getattr(K.layers, kind)()([first(vector), second(vector)])
+    model = K.Model(vector, K.layers.Dense(2)(merged))
+    for layer, bias in ((first, [2.0, -3, 4, 1]), (second, [3.0, -5, -2, 0])):
+        layer.set_weights([np.where(np.arange(4) < 3, 0, layer.kernel.numpy()), np.array(bias)])
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(5, 3)))
+    assert report.channels["first"] == report.channels["second"] == (4, 1)
+
+
+def test_a_gate_of_zeros_kills_what_it_multiplies(K):
+    vector = K.Input((3,))
+    gate, gated = K.layers.Dense(4, name="gate"), K.layers.Dense(4, name="gated")
+    model = K.Model(vector, K.layers.Dense(2)(K.layers.Multiply()([gate(vector), gated(vector)])))
+    gate.set_weights([np.where(np.arange(4) < 3, 0, gate.kernel.numpy()), np.zeros(4)])
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(5, 3)))
+    assert report.channels["gate"] == report.channels["gated"] == (4, 1)
+
+
+def test_a_constant_branch_stays_where_it_alone_has_the_shape_of_the_sum(K):
+    image = K.Input((4, 4, 2))
+    layers = K.layers
+    pooled = layers.Reshape((1, 1, 3))(layers.Dense(3)(layers.GlobalAveragePooling2D()(image)))
+    dead = layers.Conv2D(3, 1, name="dead")
+    model = K.Model(image, layers.Dense(2)(layers.Flatten()(layers.Add()([pooled, dead(image)]))))
+    dead.set_weights([np.zeros((1, 1, 2, 3)), np.array([1.0, 2, 3])])
+    check_same(model, np.random.default_rng(0).normal(size=(2, 4, 4, 2)))
 
 
 def branched(keras, beta):
