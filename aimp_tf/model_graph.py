@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.masked_model import MaskedModel, is_built, keras_generation
+from aimp_tf.masked_model import check_plain, keras_generation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +64,6 @@ class ModelGraph:
         keras: The module of its generation of Keras.
         inputs: Its inputs as they are nested in it, a `Tensor` in each one's place.
         outputs: Its outputs likewise.
-        input_names: Names of the inputs.
         calls: Its calls, those of nested models in place of theirs.
     """
 
@@ -72,7 +71,6 @@ class ModelGraph:
     keras: Any
     inputs: Any
     outputs: Any
-    input_names: tuple[str, ...]
     calls: tuple[Call, ...]
 
     @classmethod
@@ -84,13 +82,7 @@ class ModelGraph:
             ValueError: It is not built, carries masks, or is a subclassed one, whose graph cannot be seen.
         """
         keras = importlib.import_module(keras_generation(model))
-        if MaskedModel.of(model) is not None:
-            raise ValueError("The model carries masks; pass what aimp_tf.strip(model) returns.")
-        if not is_built(model):
-            raise ValueError(
-                f"The model {model.name!r} has no weights yet. Call model.build(input_shape), or call it on a batch of "
-                "data, first."
-            )
+        check_plain(model)
         functional = _functional(model, keras)
         if functional is None:
             raise ValueError(
@@ -102,13 +94,12 @@ class ModelGraph:
         new_inputs = tf.nest.map_structure(lambda tensor: _register(tensor, tensors), inputs)
         steps = list(_walk(functional, keras, tensors, ()))
         new_outputs = _replaced(outputs, tensors)
-        input_names = [tensor._keras_history[0].name for tensor in functional.inputs]
         output_names = dict(zip(tf.nest.flatten(new_outputs), functional.output_names, strict=True))
-        names = _named(steps, input_names, output_names)
+        names = _named(steps, _input_names(functional), output_names)
         calls = tuple(
             Call(step.layer, names[id(step.layer)], step.args, step.kwargs, step.inputs, step.outputs) for step in steps
         )
-        return cls(model, keras, new_inputs, new_outputs, tuple(input_names), calls)
+        return cls(model, keras, new_inputs, new_outputs, calls)
 
     def build(
         self,
@@ -128,9 +119,8 @@ class ModelGraph:
         origin = {output: call for call in self.calls for output in call.outputs}
         functional = _functional(self.model, self.keras)
         assert functional is not None  # Or there would be no graph.
-        for tensor, name, original in zip(
-            tf.nest.flatten(self.inputs), self.input_names, functional.inputs, strict=True
-        ):
+        names = _input_names(functional)
+        for tensor, name, original in zip(tf.nest.flatten(self.inputs), names, functional.inputs, strict=True):
             made[tensor] = self.keras.Input(tensor.shape[1:], tensor.shape[0], dtype=tensor.dtype, name=name)
             if self.keras.__name__ == "keras":
                 # It may differ from that of the layer, and is the one that the signature of a SavedModel has.
@@ -281,6 +271,11 @@ def _structures(functional: Any) -> tuple[Any, Any]:
     if hasattr(functional, "_inputs_struct"):
         return functional._inputs_struct, functional._outputs_struct
     return functional._nested_inputs, functional._nested_outputs
+
+
+def _input_names(functional: Any) -> list[str]:
+    """The names of the layers of the inputs."""
+    return [tensor._keras_history[0].name for tensor in functional.inputs]
 
 
 def _parts(node: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any], list[Any]]:

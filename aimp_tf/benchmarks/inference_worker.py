@@ -75,11 +75,16 @@ def _load(kind: str, path: str, batch: np.ndarray, threads: int) -> Function:
     if kind == "saved_model":
         model = tf.saved_model.load(path)
         return lambda x: model.serve(x).numpy()
+    return in_litert(batch.shape, threads, model_path=path)
+
+
+def in_litert(shape: tuple[int, ...], threads: int = 0, **source: Any) -> Function:
+    """What a TFLite file computes for inputs of a shape: `source` is its `model_path` or `model_content`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorFlow names the package that is to replace this class some day.
-        interpreter = tf.lite.Interpreter(path, num_threads=threads or len(os.sched_getaffinity(0)))
+        interpreter = tf.lite.Interpreter(**source, num_threads=threads or len(os.sched_getaffinity(0)))
     (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
-    interpreter.resize_tensor_input(taken["index"], batch.shape)
+    interpreter.resize_tensor_input(taken["index"], shape)
     interpreter.allocate_tensors()
 
     def run(x: np.ndarray) -> Any:

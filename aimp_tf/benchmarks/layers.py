@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.benchmarks.inference_worker import in_litert
 from aimp_tf.benchmarks.side_by_side import time_in_turn
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.sparse import METHODS, sparse_layer
@@ -60,8 +59,8 @@ def run(
         for size in batch_sizes:
             x = generator.normal(size=(size, width)).astype(np.float32)
             sides = {name: _in_tensorflow(candidate, x) for name, candidate in in_tensorflow.items()}
-            sides |= {name: _in_litert(content, x) for name, content in anywhere.items()}
-            of_blocks = {name: _in_litert(content, x) for name, content in in_blocks.items()}
+            sides |= {name: in_litert(x.shape, model_content=content) for name, content in anywhere.items()}
+            of_blocks = {name: in_litert(x.shape, model_content=content) for name, content in in_blocks.items()}
             microseconds[str(size)][str(sparsity)] = {
                 **_time(sides, x, repetitions, seconds),
                 **_time(of_blocks, x, repetitions, seconds),
@@ -90,22 +89,6 @@ def _kernel(width: int, sparsity: float, block: int = 1) -> np.ndarray:
 def _in_tensorflow(layer: Any, x: np.ndarray) -> _Function:
     traced = tf.function(lambda x: layer(x)).get_concrete_function(tf.TensorSpec(x.shape))
     return lambda x: traced(tf.constant(x)).numpy()
-
-
-def _in_litert(content: bytes, x: np.ndarray) -> _Function:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorFlow names the package that is to replace this class some day.
-        interpreter = tf.lite.Interpreter(model_content=content, num_threads=len(os.sched_getaffinity(0)))
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
-    interpreter.resize_tensor_input(taken["index"], x.shape)
-    interpreter.allocate_tensors()
-
-    def run(x: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(taken["index"], x)
-        interpreter.invoke()
-        return interpreter.get_tensor(given["index"])
-
-    return run
 
 
 def _time(functions: dict[str, _Function], x: np.ndarray, repetitions: int, seconds: float) -> dict[str, float]:

@@ -23,7 +23,7 @@ from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
 from aimp_tf.exporting.sparse import sparse_inference
 from aimp_tf.exporting.verification import differences, tolerance
 from aimp_tf.exporting.weights import write_weights
-from aimp_tf.masked_model import MaskedModel, is_built, keras_generation
+from aimp_tf.masked_model import check_plain, keras_generation
 from aimp_tf.safe_files import UNFINISHED, check_writable
 
 __all__ = ["FORMATS", "Artefact", "HasModel", "choose_formats", "export"]
@@ -173,13 +173,7 @@ def export(
         Nothing is written then, and what was there is as it was.
     """
     model = _model_of(model)
-    if MaskedModel.of(model) is not None:
-        raise ValueError("The model carries masks; export what aimp_tf.strip(model) returns.")
-    if not is_built(model):
-        raise ValueError(
-            f"The model {model.name!r} has no weights yet. Call it on a batch of data, or train it, before it is "
-            "exported."
-        )
+    check_plain(model)
     chosen = choose_formats(formats)
     if inputs is not None:
         inputs = arrange(inputs, model)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.masked_model import is_built, keras_generation
+from aimp_tf.masked_model import check_built, keras_generation
 
 _HALF_PRECISION = (tf.float16, tf.bfloat16)
 _MADE_UP_EXAMPLES = 32
@@ -24,11 +24,7 @@ def input_specs(model: Any) -> Any:
     Raises:
         ValueError: The model is not built, was never called, or takes several arguments.
     """
-    if not is_built(model):
-        raise ValueError(
-            f"The model {model.name!r} has no weights yet. Call it on a batch of data, or train it, before it is "
-            "exported."
-        )
+    check_built(model)
     structure = plain(_declared_inputs(model))
     if isinstance(structure, list) and len(structure) == 1:
         [structure] = structure

@@ -22,7 +22,9 @@ from aimp_tf.precision import resolve_policy
 
 __all__ = [
     "MaskedModel",
+    "check_built",
     "check_model",
+    "check_plain",
     "computes_in_half_precision",
     "computing_in_float32",
     "fit_with_tfmot",
@@ -90,11 +92,7 @@ def mask_model(
     policy = resolve_policy(mixed_precision)
     if MaskedModel.of(model) is not None:
         raise ValueError("The model is masked already; call aimp_tf.strip(model) before masking it again.")
-    if not is_built(model):
-        raise ValueError(
-            f"The model {model.name!r} has no weights yet. Call model.build(input_shape), or call it on a batch of "
-            "data, before aimp_tf.wrap(model)."
-        )
+    check_built(model)
     with contextlib.ExitStack() as undo, model.distribute_strategy.scope():
         if policy is not None:
             undo.callback(MixedPrecision(model, generation, policy).undo)
@@ -203,6 +201,22 @@ def select_prunable(
     """Path -> value of the prunable variables of a built, unmasked model. Raises as `sparsity`."""
     variables = select_for(granularity, model, include, exclude).variables
     return {path: np.asarray(variable.numpy()) for path, variable in variables.items()}
+
+
+def check_plain(model: Any) -> None:
+    """Raises ValueError if a model carries masks, or as `check_built`."""
+    if MaskedModel.of(model) is not None:
+        raise ValueError("The model carries masks; pass what aimp_tf.strip(model) returns.")
+    check_built(model)
+
+
+def check_built(model: Any) -> None:
+    """Raises ValueError if a model has no weights yet."""
+    if not is_built(model):
+        raise ValueError(
+            f"The model {model.name!r} has no weights yet. Call model.build(input_shape), or call it on a batch of "
+            "data, first."
+        )
 
 
 def is_built(model: Any) -> bool:
