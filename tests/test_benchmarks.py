@@ -199,6 +199,12 @@ def test_the_benchmark_of_layers():
     assert len(figures["table"].splitlines()) == 2 * 3
 
 
+def test_layers_that_differ_are_not_compared(monkeypatch):
+    monkeypatch.setattr(layers, "in_litert", lambda shape, model_content: lambda x: x + 1)
+    with pytest.raises(RuntimeError, match="'dense' and 'LiteRT' did not compute the same result"):
+        layers.run(1, width=16, sparsities=(0.75,), batch_sizes=(1,), seconds=0.0)
+
+
 def test_blocks_are_four_inputs_of_an_output():
     kernel = layers._kernel(16, 0.75, block=4)
     assert np.count_nonzero(kernel) == 64

@@ -278,6 +278,8 @@ def test_the_figures_of_inference_are_shown_too(tmp_path):
     assert page.row("sparse, for 1") == ["0.500", "0.250", "1.000", "2.00", "2.00", "1.00"]
     (picture,) = (svg for name, svg in page.pictures.items() if name.startswith("latency"))
     assert picture.count("batch 32, all threads") == 1 and "sparse, for 1" in picture
+    # The bars are the medians in milliseconds, not the percentiles.
+    assert re.search(r"<!-- 40\s*-->", picture) and not re.search(r"<!-- 80\s*-->", picture)
     del forms["dense"]
     file.write_text(json.dumps(figures))
     for broken in (file, tmp_path / "report.html", tmp_path / "nothing.json"):
