@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aimp_tf.compaction import compact
     from aimp_tf.exporting import export
     from aimp_tf.exporting.sparse import sparse_inference
+    from aimp_tf.input_pipeline import array_dataset
     from aimp_tf.masked_model import sparsity, strip, wrap
     from aimp_tf.pruning import prune
     from aimp_tf.result import PruningResult
@@ -23,6 +24,7 @@ __all__ = [
     "PruningConfig",
     "PruningResult",
     "RoundResult",
+    "array_dataset",
     "compact",
     "export",
     "prune",
@@ -36,6 +38,7 @@ _HOMES = {
     "GlobalMagnitudePruning": "callback",
     "PruningResult": "result",
     "RoundResult": "rounds",
+    "array_dataset": "input_pipeline",
     "compact": "compaction",
     "export": "exporting",
     "prune": "pruning",

@@ -342,6 +342,8 @@ class GlobalMagnitudePruning(EpochCallback):
             masked.restore([generator.permutation(value.reshape(-1)).reshape(value.shape) for value in self._first])
         elif round_.index == 0 and self._first is not None:
             masked.restore(self._first)
+        if round_.index and all(later.rewind != "reinitialize" for later in self._plan or ()):
+            self._first = None  # Rounds after the first rewind to the other snapshot, if there is one.
         masked.optimizer.reset(self._rewind_steps if round_.index else 0)
         steps = self._steps_per_epoch or self.params.get("steps")
         if round_.schedule_start and masked.optimizer.has_schedule and not steps:
@@ -407,7 +409,7 @@ class GlobalMagnitudePruning(EpochCallback):
         masked.set_masks(after)
 
     def _rank(
-        self, weights: dict[str, np.ndarray], masks: dict[str, np.ndarray], keep: int
+        self, weights: Mapping[str, np.ndarray], masks: dict[str, np.ndarray], keep: int
     ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """The masks that keep the best `keep` survivors, and where the limits on single variables changed them."""
         check_finite(weights, masks)

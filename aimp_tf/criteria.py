@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-Scores = dict[str, np.ndarray]
+Scores = Mapping[str, np.ndarray]
 
 
 def scores_of(
@@ -30,7 +30,9 @@ def scores_of(
         ValueError: It leaves a variable out, or gives a wrong shape, or NaN or infinity for a survivor.
     """
     if callable(criterion):
-        return _checked(criterion(weights, masks), weights, masks), True
+        # Copies, into which the function may write.
+        copies = {path: np.array(weight) for path, weight in weights.items()}
+        return _checked(criterion(copies, masks), weights, masks), True
     if criterion == "lamp":
         return lamp_scores(weights, masks), True
     if criterion == "random":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -19,11 +20,13 @@ class Order:
     Args:
         seed: The seed, a whole number. Setting the attribute takes effect with the next `begin`.
         shuffle: Whether the order is drawn anew in each epoch; otherwise it is that of the arrays.
+        goes_on: Whether each iterator begins the epoch after that of the one before it, with no need to call `begin`.
     """
 
-    def __init__(self, seed: int, shuffle: bool = True) -> None:
+    def __init__(self, seed: int, shuffle: bool = True, goes_on: bool = False) -> None:
         self.seed = seed % 2**63
         self.shuffle = shuffle
+        self._goes_on = goes_on
         with tf.device("CPU:0"):  # Where tf.data reads it.
             self._position = tf.Variable([self.seed, 0, 0], dtype=tf.int64, trainable=False)
 
@@ -31,21 +34,22 @@ class Order:
         """Says where an iterator that is made from now on begins."""
         self._position.assign([self.seed, round_index, epoch])
 
-    def positions(self, length: int, examples_per_epoch: int | None) -> tf.data.Dataset:
-        """The positions 0 to `length` - 1, as int64 scalars, from the beginning of the epoch.
+    def batches(self, length: int, batch_size: int, steps_per_epoch: int | None = None) -> tf.data.Dataset:
+        """The positions 0 to `length` - 1 from the beginning of an epoch, as int64 vectors of `batch_size` or the rest.
 
         Args:
             length: Number of examples.
-            examples_per_epoch: How many an epoch takes where the positions go on without end, each `length` of them in
-                an order of their own. None ends them with the epoch.
+            batch_size: Positions a vector.
+            steps_per_epoch: How many vectors an epoch takes where the positions go on without end, each `length` of
+                them in an order of their own. None ends them with the epoch.
         """
 
         def from_epoch(_: Any) -> tf.data.Dataset:
-            seed, epoch = tf.split(self._position.read_value(), [2, 1])
+            seed, epoch = tf.split(self._next_position(), [2, 1])
             epoch = epoch[0]
-            if examples_per_epoch is None:
-                return tf.data.Dataset.from_tensor_slices(self._permutation(length, seed, epoch))
-            begin = epoch * examples_per_epoch
+            if steps_per_epoch is None:
+                return _in_rows(self._permutation(length, seed, epoch), length, batch_size)
+            begin = epoch * steps_per_epoch * batch_size
             first = begin // length
             return tf.data.Dataset.range(first, tf.int64.max).flat_map(
                 lambda pass_: tf.data.Dataset.from_tensor_slices(
@@ -53,7 +57,17 @@ class Order:
                 )
             )
 
-        return tf.data.Dataset.from_tensors(0).flat_map(from_epoch)
+        batches = tf.data.Dataset.from_tensors(0).flat_map(from_epoch)
+        if steps_per_epoch is not None:
+            return batches.batch(batch_size).apply(
+                tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+            )
+        return batches.apply(tf.data.experimental.assert_cardinality(-(-length // batch_size)))
+
+    def _next_position(self) -> tf.Tensor:
+        if not self._goes_on:
+            return self._position.read_value()
+        return self._position.assign_add([0, 0, 1]) - [0, 0, 1]
 
     def _permutation(self, length: int, seed: tf.Tensor, pass_: tf.Tensor) -> tf.Tensor:
         positions = tf.range(length, dtype=tf.int64)
@@ -119,6 +133,45 @@ def prepare(
     return without_autotuning(data) if isinstance(data, tf.data.Dataset) else data
 
 
+def array_dataset(
+    data: tuple, batch_size: int = DEFAULT_BATCH_SIZE, *, shuffle: bool = True, seed: int | None = None
+) -> tf.data.Dataset:
+    """A dataset of arrays for `fit`, at least as fast as `fit` on the arrays themselves, above all in many short fits.
+
+    `prune` makes such a one of arrays by itself; this is for a loop of your own. The arrays are held once, in memory;
+    the next batches are gathered while the model trains, and no fit waits for tf.data's tuning thread to wake up.
+
+    Args:
+        data: (x, y) or (x, y, sample_weight), of arrays or of nested dicts and tuples of arrays with the same first
+            dimension.
+        batch_size: Examples a batch; the last one has the rest.
+        shuffle: Whether each iteration, and so each epoch, reads all examples in an order of its own.
+        seed: Of the orders: with the same seed, the first iteration reads in the same order, and so does each after it.
+            None draws one.
+
+    Returns:
+        A dataset of batches that ends with the epoch. Floating-point arrays have Keras' float type, as in `fit`.
+
+    Raises:
+        TypeError: `data` is no such tuple.
+        ValueError: Arrays are empty or differ in their first dimension, or `batch_size` is below 1.
+
+    Example:
+        ```python
+        dataset = aimp_tf.array_dataset((x, y), batch_size=128)
+        while not pruning.finished:
+            masked.fit(dataset, epochs=pruning.next_epochs, callbacks=[pruning])
+        ```
+    """
+    if not isinstance(data, tuple):
+        raise TypeError(f"data must be a tuple (x, y) or (x, y, sample_weight) of arrays; got {type(data).__name__}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    seed = int(np.random.randint(2**31)) if seed is None else seed
+    order = Order(seed, shuffle, goes_on=True)
+    return prepare(data, "data", batch_size=batch_size, order=order, floatx=keras.backend.floatx())
+
+
 def without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """The same dataset, with tf.data's tuning thread switched off. Parallel calls marked AUTOTUNE stay parallel."""
     options = tf.data.Options()
@@ -170,18 +223,23 @@ def _as_tensors(arrays: tuple, name: str, floatx: str) -> tuple:
 def _from_arrays(
     tensors: tuple, length: int, batch_size: int, order: Order | None, steps_per_epoch: int | None
 ) -> tf.data.Dataset:
-    if order is None:
-        positions = tf.data.Dataset.range(length)
-    else:
-        positions = order.positions(length, steps_per_epoch and steps_per_epoch * batch_size)
-    count = tf.data.INFINITE_CARDINALITY if steps_per_epoch else length
-    positions = positions.apply(tf.data.experimental.assert_cardinality(count))
-    batches = positions.batch(batch_size).map(
-        lambda chosen: tf.nest.map_structure(lambda tensor: tf.gather(tensor, chosen), tensors)
+    order = order or Order(0, shuffle=False)
+    batches = order.batches(length, batch_size, steps_per_epoch).map(
+        lambda chosen: tf.nest.map_structure(lambda tensor: tf.gather(tensor, chosen), tensors),
+        num_parallel_calls=tf.data.AUTOTUNE,
     )
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    # Each iterator would copy the arrays to rewrite a graph in which there is nothing to better.
+    options.experimental_optimization.apply_default_optimizations = False
     return without_autotuning(batches.prefetch(2).with_options(options))
+
+
+def _in_rows(positions: tf.Tensor, length: int, batch_size: int) -> tf.data.Dataset:
+    """A vector in parts of `batch_size`, and the rest: a fraction of the time that batching its elements takes."""
+    whole = length - length % batch_size
+    rows = tf.data.Dataset.from_tensor_slices(tf.reshape(positions[:whole], [-1, batch_size]))
+    return rows.concatenate(tf.data.Dataset.from_tensors(positions[whole:])) if whole < length else rows
 
 
 def _lists_as_tuples(data: Any) -> Any:

@@ -21,7 +21,7 @@ def recorder(K):
         masked = MaskedModel.of(model)
         return {
             "variables": masked.snapshot(),
-            "weights": masked.weights(),
+            "weights": dict(masked.weights()),
             "masks": masked.masks(),
             "slots": [np.array(slot.numpy()) for slot in masked.optimizer._slots],
             "steps": masked.optimizer.steps,

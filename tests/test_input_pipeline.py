@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from aimp_tf.input_pipeline import Order, prepare, without_autotuning
+from aimp_tf.input_pipeline import Order, array_dataset, prepare, without_autotuning
 
 
 def examples(dataset):
@@ -67,6 +67,39 @@ def test_steps_per_epoch_read_arrays_without_end_from_any_epoch(shuffle):
     for epoch in range(4):
         order.begin(0, epoch)
         np.testing.assert_array_equal(examples(dataset.take(3)), whole[12 * epoch : 12 * (epoch + 1)])
+
+
+def test_an_array_dataset_draws_an_order_for_each_iteration():
+    data = (np.arange(10), np.arange(10) * 2)
+    datasets = [array_dataset(data, 4, seed=seed) for seed in (1, 1, 2)]
+    assert all(dataset.cardinality() == 3 for dataset in datasets)
+    first, same, other = ([tuple(examples(dataset)) for _ in range(3)] for dataset in datasets)
+    assert first == same and len({*first, *other}) == 6
+    assert all(sorted(order) == list(range(10)) for order in first)
+    assert examples(array_dataset(data, 5, shuffle=False)).tolist() == list(range(10))
+    assert len({tuple(examples(array_dataset(data))) for _ in range(4)}) > 1, "without a seed, one is drawn"
+    for wrong, error in (((data, 0), ValueError), ((np.arange(10),), TypeError)):
+        with pytest.raises(error, match="must be"):
+            array_dataset(*wrong)
+
+
+def test_a_fit_on_an_array_dataset_is_a_fit_on_arrays_in_its_order(K):
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(10, 3)).astype(np.float32), generator.normal(size=(10, 1)).astype(np.float32)
+    trained = []
+    for in_order in (False, True):
+        model = K.Sequential([K.Input((3,)), K.layers.Dense(1, kernel_initializer="ones")])
+        model.compile("sgd", "mse")
+        dataset = array_dataset((x, y), 4, seed=0)
+        if in_order:
+            for _ in range(2):
+                batches = [[part.numpy() for part in batch] for batch in dataset]
+                model.fit(*map(np.concatenate, zip(*batches, strict=True)), batch_size=4, shuffle=False, verbose=0)
+        else:
+            model.fit(dataset, epochs=2, verbose=0)
+        trained.append(model.get_weights())
+    for here, there in zip(*trained, strict=True):
+        np.testing.assert_array_equal(here, there)
 
 
 def test_autotuning_is_off_and_other_options_stay():

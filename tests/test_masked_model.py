@@ -119,7 +119,7 @@ def test_training_keeps_pruned_weights_zero(K, name):
     masked = mask_model(model)
     np.testing.assert_array_equal(masked.model.predict(x, verbose=0), before_wrapping)
     masks = prune_half(masked)
-    snapshot = masked.weights()
+    snapshot = dict(masked.weights())
     masked.model.fit(x, y, batch_size=4, epochs=2, verbose=0)
     assert zeros_where_pruned(masked.weights(), masks)
     masked.check_sparse()

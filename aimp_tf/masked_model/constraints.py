@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.masked_model.interface import MaskedModel, local_value
+from aimp_tf.masked_model.interface import MaskedModel, local_value, zeroed
 from aimp_tf.masked_model.keras_distribution import repaired
 
 
@@ -16,8 +16,8 @@ class MaskConstraint:
     """Zeroes the masked entries of a variable after every optimizer step, after any constraint of the user's.
 
     Args:
-        mask: Variable of the weight's shape, of any dtype; zero or False marks a pruned entry. Changing its values
-            takes effect at once, without tracing anything again.
+        mask: Variable of the weight's shape, bool; False marks a pruned entry. Changing its values takes effect at
+            once, without tracing anything again.
         previous: The constraint that the variable had, or None.
     """
 
@@ -28,9 +28,7 @@ class MaskConstraint:
     def __call__(self, weight: Any) -> tf.Tensor:
         if self.previous is not None:
             weight = self.previous(weight)
-        weight = tf.convert_to_tensor(weight)
-        # Not a product: zero times NaN is NaN, and zero times -1 is -0.
-        return tf.where(tf.cast(self.mask, tf.bool), weight, tf.zeros([], weight.dtype))
+        return zeroed(weight, self.mask)
 
 
 class ConstrainedModel(MaskedModel):

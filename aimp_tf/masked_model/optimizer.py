@@ -85,7 +85,7 @@ class ResettableOptimizer:
         The loss scale of mixed precision is left alone: it belongs to the numbers' range, not to the training.
         """
         for slot, value in zip(self._slots, self._initial_slots, strict=True):
-            slot.assign(np.full(slot.shape, value, value.dtype))
+            slot.assign(tf.fill(slot.shape, value))
         divides = any(hasattr(self._inner, name) for name in ("beta_1", "beta_2_decay"))
         self._iterations.assign(0 if divides else steps)
         if self._initial_rate is not None:

@@ -61,6 +61,12 @@ class MaskedLayer(pruning_wrapper.PruneLowMagnitude):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.layer, name)
 
+    def add_weight(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """tfmot's masks are float, which takes four times the memory and has to be compared with zero in each step."""
+        if name == "mask":  # All replicas have the same, of which there is no mean.
+            kwargs |= {"dtype": tf.bool, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+        return super().add_weight(name, *args, **kwargs)
+
     def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         return self.layer(inputs, *args, **kwargs)
 
