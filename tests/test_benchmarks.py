@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from aimp_tf.benchmarks import gpu, inference, inference_worker, layers
-from aimp_tf.benchmarks.side_by_side import spread_text, time_in_turn, timing
+from aimp_tf.benchmarks import gpu, inference, inference_worker, layers, ranking, step
+from aimp_tf.benchmarks.side_by_side import compare, spread_text, time_in_turn, timing
 
 
 def test_sides_are_timed_in_turn():
@@ -46,6 +46,37 @@ def test_calls_of_methods_are_timed_and_left_as_they_were():
 
 def test_spread():
     assert spread_text([3.0, 1.0, 2.0], " s") == "2 s (1 to 3)"
+
+
+def test_a_comparison():
+    figures, lines = compare("both", {"a": [2.0, 4.0, 1.0], "b": [3.0, 4.0, 3.0]}, "a", per=2)
+    assert figures == {
+        "a": {"seconds": 1.0},
+        "b": {"seconds": 1.5, "ratio": 1.5, "lowest": 1.0, "highest": 3.0},
+    }
+    assert lines[1].split() == "both b 1500 ms (1500 to 2000) x 1.5 (1 to 3) of a".split()
+
+
+def test_the_benchmark_of_ranking(monkeypatch):
+    figures = ranking.run(1, count=3001, tensors=4, counts=(1000, 2000))
+    assert figures["sides"]["NumPy partition"]["ratio"] > 0 and list(figures["seconds_by_count"]) == ["1000", "2000"]
+    assert "1,000,000,000" in figures["table"] and "extrapolated from 2,000" in figures["table"]
+    monkeypatch.setattr(ranking, "keep_largest", lambda weights, masks, keep: masks)
+    with pytest.raises(RuntimeError, match="'aimp_tf' and 'NumPy partition' did not compute the same result"):
+        ranking.run(1, count=3001, tensors=4, counts=(1000,))
+
+
+def test_the_memory_of_ranking_is_measured():
+    assert 60e6 < ranking._extra_memory(lambda: np.ones(8_000_000)) < 100e6
+
+
+def test_the_benchmark_of_steps(K, monkeypatch):
+    figures = step.run(1, {"lenet_300_100": 2}, [K.__name__])
+    sides = ["plain", "masked", *(["tfmot"] if K.__name__ == "tf_keras" else [])]
+    assert list(figures[f"lenet_300_100 ({K.__name__})"]) == sides and len(figures["table"].splitlines()) == len(sides)
+    monkeypatch.setattr(step, "wrap", lambda model: model.set_weights([2 * w for w in model.get_weights()]) or model)
+    with pytest.raises(RuntimeError, match="'plain' and 'masked' did not compute the same result"):
+        step.run(1, {"lenet_300_100": 1}, [K.__name__])
 
 
 def test_the_benchmark_of_checkpoints_compares_runs_with_the_same_end():

@@ -103,7 +103,10 @@ def test_without_a_gpu_its_benchmark_says_so(tmp_path):
 )
 def test_a_tool_with_commands_wants_one_first(arguments, came, tmp_path):
     done = refused(
-        "benchmark.py", arguments, tmp_path / "run", "must be a command, one of checkpoints, inference, layers, gpu; "
+        "benchmark.py",
+        arguments,
+        tmp_path / "run",
+        "must be a command, one of checkpoints, inference, layers, ranking, step, gpu; ",
     )
     assert came in done.stderr
 

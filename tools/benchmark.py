@@ -11,6 +11,9 @@ Commands:
                    --model; about 3 minutes on two cores
     layers         from which sparsity on a Dense layer gets faster, by batch size and structure of the zeros; about 3
                    minutes on two cores
+    ranking        ranking 25.5 million weights, beside a partition and, where it is installed (the extra benchmark),
+                   PyTorch's global pruning, and how its time grows up to 250 million; about a minute, 3 GB of memory
+    step           training steps of masked models beside plain ones and, in tf_keras, tfmot's; about 3 minutes
     gpu            masked steps beside dense ones, and runs in mixed precision beside float32, on ResNet-20 and
                    ResNet-50; without a GPU it says so and measures nothing
 
@@ -30,7 +33,7 @@ from aimp_tf.benchmarks import options_of
 from aimp_tf.experiments import command_line
 from aimp_tf.safe_files import check_writable, write_atomically
 
-_COMMANDS = ("checkpoints", "inference", "layers", "gpu")
+_COMMANDS = ("checkpoints", "inference", "layers", "ranking", "step", "gpu")
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "How often each side is timed.", lower_bound=1)
 _MODEL = flags.DEFINE_string("model", None, "The .keras file of a pruned model. For `inference`, which needs it.")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+_OPTIONS = {"inference": ("model", "inputs")}
+
 
 def options_of(command: str, **options: str | None) -> dict[str, str | None]:
-    """The options to hand to a command's `run`, of those for `inference`. Raises ValueError where they do not fit."""
-    if command == "inference":
-        if options["model"] is None:
-            raise ValueError("--model must be given for inference; see --help.")
-        return options
-    given = [f"--{name}" for name, value in options.items() if value is not None]
-    if given:
-        raise ValueError(f"{' and '.join(given)} is for inference, not for {command}.")
-    return {}
+    """The options to hand to a command's `run`. Raises ValueError where they do not fit."""
+    wanted = _OPTIONS.get(command, ())
+    for name, value in options.items():
+        if value is not None and name not in wanted:
+            commands = " and ".join(other for other, names in _OPTIONS.items() if name in names)
+            raise ValueError(f"--{name} is for {commands}, not for {command}.")
+    if "model" in wanted and options["model"] is None:
+        raise ValueError(f"--model must be given for {command}; see --help.")
+    return {name: options[name] for name in wanted}

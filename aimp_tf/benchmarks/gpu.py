@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.benchmarks.side_by_side import spread_text, time_in_turn
+from aimp_tf.benchmarks.step import time_fits
 from aimp_tf.config import PruningConfig
 from aimp_tf.experiments import models
 from aimp_tf.input_pipeline import without_autotuning
@@ -76,19 +77,7 @@ def _time_steps(architecture: str, keras: Any, policy: str, steps: int, repetiti
     data = _batches(architecture, steps)
     with _global_policy(keras, policy):
         dense, plain = _compiled(architecture, keras), _compiled(architecture, keras)
-    masked = wrap(plain)
-
-    def train(model: Any) -> list[np.ndarray]:
-        model.fit(data, verbose=0)
-        return [np.asarray(variable.numpy()) for variable in model.trainable_variables]
-
-    train(dense), train(masked)  # Traced, and the GPU's algorithms chosen.
-    # Masks of ones change no weight, but XLA may round their graph in another way.
-    return time_in_turn(
-        {"dense": lambda: train(dense), "masked": lambda: train(masked)},
-        repetitions,
-        same=lambda here, there: np.allclose(here, there, rtol=1e-2, atol=1e-3),
-    )
+    return time_fits({"dense": (dense, []), "masked": (wrap(plain), [])}, data, repetitions)
 
 
 def _time_runs(architecture: str, keras: Any, steps: int, repetitions: int) -> dict[str, list[float]]:

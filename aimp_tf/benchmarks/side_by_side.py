@@ -71,6 +71,33 @@ def timing(*methods: tuple[type, str]) -> Iterator[dict[str, float]]:
         yield seconds
 
 
+def compare(
+    title: str, seconds: Mapping[str, Sequence[float]], floor: str, per: int = 1
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """What came of `time_in_turn`, beside one of its sides.
+
+    Args:
+        title: What the lines begin with.
+        seconds: What `time_in_turn` gave.
+        floor: Name of the side that the others are compared with, repetition by repetition.
+        per: Parts that the times are divided into, such as steps.
+
+    Returns:
+        Side -> medians of its seconds and, but for the floor, of its ratio, with the lowest and the highest ratio; and
+        a line a side.
+    """
+    figures, lines = {}, []
+    for name, times in seconds.items():
+        figures[name] = {"seconds": statistics.median(times) / per}
+        line = f"{title:28}{name:18}{spread_text([1000 * value / per for value in times], ' ms'):34}"
+        if name != floor:
+            ratios = [here / there for here, there in zip(times, seconds[floor], strict=True)]
+            figures[name] |= {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+            line += f"x {spread_text(ratios)} of {floor}"
+        lines.append(line.rstrip())
+    return figures, lines
+
+
 def spread_text(values: Sequence[float], unit: str = "") -> str:
     """The median of values, with the lowest and the highest."""
     return f"{statistics.median(values):.4g}{unit} ({min(values):.4g} to {max(values):.4g})"

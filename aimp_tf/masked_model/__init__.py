@@ -38,6 +38,7 @@ __all__ = [
     "sparsity",
     "strip",
     "wrap",
+    "wrap_with_tfmot",
 ]
 
 logger = logging.getLogger(__name__)
@@ -256,6 +257,11 @@ def fit_with_tfmot(model: Any, *arguments: Any, **settings: Any) -> None:
             "method='gradual' does much the same in both generations, with one ranking for all layers."
         )
     _import_with_tfmot("stock_tfmot").fit_with_tfmot(model, *arguments, **settings)
+
+
+def wrap_with_tfmot(model: Any) -> tuple[Any, list[Any]]:
+    """`stock_tfmot.wrap_without_pruning`, for a tf_keras model."""
+    return _import_with_tfmot("stock_tfmot").wrap_without_pruning(model)
 
 
 def _import_with_tfmot(name: str) -> Any:

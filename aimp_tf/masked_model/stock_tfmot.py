@@ -60,22 +60,39 @@ def fit_with_tfmot(
     Raises:
         ValueError: The model is subclassed, holds a prunable layer that tfmot does not know, or has nothing to prune.
     """
+    frequency = max(1, min(_FREQUENCY, ramp_steps // 10))
+    schedule = pruning_schedule.PolynomialDecay(
+        initial_sparsity=0.0,
+        final_sparsity=target_sparsity,
+        begin_step=0,
+        # A multiple, or the last step of the ramp would be left out.
+        end_step=ramp_steps - ramp_steps % frequency,
+        frequency=frequency,
+    )
+    wrapped = _wrap(model, schedule, include, exclude)
+    fit(wrapped, [pruning_callbacks.UpdatePruningStep(), tf_keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)])
+    model.set_weights(prune.strip_pruning(wrapped).get_weights())
+
+
+def wrap_without_pruning(model: Any) -> tuple[Any, list[Any]]:
+    """A copy of a compiled, built tf_keras model as tfmot wraps it, and the callbacks that `fit` of it needs.
+
+    Its masks are all ones for the first 2**30 steps, so that it trains as the model itself does.
+    """
+    schedule = pruning_schedule.ConstantSparsity(0.5, begin_step=2**30)
+    return _wrap(model, schedule, (), ()), [pruning_callbacks.UpdatePruningStep()]
+
+
+def _wrap(
+    model: Any, schedule: pruning_schedule.PruningSchedule, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> Any:
     copied = tf_keras.models.clone_model(model)
     copied.set_weights(model.get_weights())
-    frequency = max(1, min(_FREQUENCY, ramp_steps // 10))
     wrapped = prune.prune_low_magnitude(
         copied,
-        pruning_schedule=pruning_schedule.PolynomialDecay(
-            initial_sparsity=0.0,
-            final_sparsity=target_sparsity,
-            begin_step=0,
-            # A multiple, or the last step of the ramp would be left out.
-            end_step=ramp_steps - ramp_steps % frequency,
-            frequency=frequency,
-        ),
+        pruning_schedule=schedule,
         pruning_policy=_OnlyLayersWith(select(prunable_variables(copied), include, exclude)),
     )
     optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
     wrapped.compile(**{**model._compile_config.config, "optimizer": optimizer})
-    fit(wrapped, [pruning_callbacks.UpdatePruningStep(), tf_keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)])
-    model.set_weights(prune.strip_pruning(wrapped).get_weights())
+    return wrapped

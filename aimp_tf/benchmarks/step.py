@@ -1,0 +1,104 @@
+"""Training steps of a masked model beside those of the plain one and of the same model as stock tfmot wraps it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.benchmarks.side_by_side import compare, time_in_turn
+from aimp_tf.experiments import models
+from aimp_tf.input_pipeline import without_autotuning
+from aimp_tf.masked_model import wrap, wrap_with_tfmot
+
+_BATCH_SIZE, _SHAPE, _CLASSES = 128, (28, 28, 1), 10
+_STEPS = {"lenet_300_100": 400, "lenet_5": 100, "resnet_20": 8}
+
+
+def run(
+    repetitions: int,
+    steps: Mapping[str, int] = _STEPS,
+    generations: Sequence[str] = ("keras", "tf_keras"),
+) -> dict[str, Any]:
+    """Trains each network on one batch of 128 made-up images of 28 x 28, over and over.
+
+    The masks are all ones, so that all sides train alike; what a mask costs does not depend on what it holds.
+
+    Args:
+        repetitions: How often each side is timed.
+        steps: Architecture, as `experiments.models.build` takes it -> steps in each repetition.
+        generations: Of "keras" and "tf_keras"; tfmot is compared in the latter, for it cannot wrap the former.
+
+    Returns:
+        Medians of seconds a step and ratios by network and generation, and "table", the same as a text.
+
+    Raises:
+        RuntimeError: The sides did not end with the same weights.
+    """
+    figures: dict[str, Any] = {}
+    lines = []
+    for architecture, count in steps.items():
+        for generation in generations:
+            title = f"{architecture} ({generation})"
+            seconds = _time(architecture, importlib.import_module(generation), count, repetitions)
+            figures[title], added = compare(title, seconds, "plain", per=count)
+            lines += added
+    return {**figures, "table": "\n".join(lines)}
+
+
+def _time(architecture: str, keras: Any, steps: int, repetitions: int) -> dict[str, list[float]]:
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(_BATCH_SIZE, *_SHAPE)).astype(np.float32)
+    batch = images, generator.integers(0, _CLASSES, _BATCH_SIZE)
+    fits: dict[str, tuple[Any, Sequence[Any]]] = {
+        "plain": (_model(architecture, keras), []),
+        "masked": (wrap(_model(architecture, keras)), []),
+    }
+    if keras.__name__ == "tf_keras":
+        fits["tfmot"] = wrap_with_tfmot(_model(architecture, keras))
+    return time_fits(
+        fits, without_autotuning(tf.data.Dataset.from_tensors(batch).repeat(steps).prefetch(2)), repetitions
+    )
+
+
+def time_fits(
+    fits: Mapping[str, tuple[Any, Sequence[Any]]], data: tf.data.Dataset, repetitions: int
+) -> dict[str, list[float]]:
+    """`time_in_turn` of `fit`, for models that begin with the same weights, once each of them has been traced.
+
+    Args:
+        fits: Side -> compiled model and the callbacks that its `fit` needs.
+        data: Batches of an epoch.
+        repetitions: As in `time_in_turn`.
+
+    Raises:
+        RuntimeError: The weights differ by more than what rounding in another order makes of them.
+    """
+
+    def train(name: str) -> list[np.ndarray]:
+        model, callbacks = fits[name]
+        model.fit(data, callbacks=list(callbacks), verbose=0)
+        return [np.asarray(variable.numpy()) for variable in model.trainable_variables]
+
+    for name in fits:
+        train(name)
+    # Masks of ones change no weight, but XLA may round their graph in another way.
+    return time_in_turn(
+        {name: functools.partial(train, name) for name in fits},
+        repetitions,
+        same=lambda here, there: np.allclose(here, there, rtol=1e-2, atol=1e-3),
+    )
+
+
+def _model(architecture: str, keras: Any) -> Any:
+    """With the same first weights every time, and a rate so low that rounding does not add up."""
+    keras.utils.set_random_seed(0)
+    model = models.build(architecture, keras, _SHAPE, _CLASSES)
+    model.compile(
+        keras.optimizers.SGD(1e-4, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    return model
