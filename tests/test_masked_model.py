@@ -724,3 +724,16 @@ def test_optimizers_that_cannot_be_reset_are_refused(make_mlp):
         with pytest.raises(ValueError, match=message):
             aimp_tf.wrap(model)
         assert MaskedModel.of(model) is None
+
+
+def test_weights_are_read_when_asked_for_and_keep_their_value(K):
+    model = functional(K, (4,), lambda layers, x: layers.Dense(3)(x))
+    masked = mask_model(model)
+    weights = masked.weights()
+    (path,) = weights
+    held = weights[path]
+    before = held.copy()
+    assert not held.flags.writeable
+    masked.model.fit(np.ones((8, 4), "float32"), np.ones((8, 3), "float32"), verbose=0)
+    np.testing.assert_array_equal(held, before)
+    assert (weights[path] != before).all()
