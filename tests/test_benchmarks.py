@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from aimp_tf.benchmarks import gpu, inference, inference_worker, layers, ranking, step
+from aimp_tf.benchmarks import end_to_end, gpu, inference, inference_worker, layers, ranking, rounds, step
 from aimp_tf.benchmarks.side_by_side import compare, spread_text, time_in_turn, timing
 
 
@@ -77,6 +77,25 @@ def test_the_benchmark_of_steps(K, monkeypatch):
     monkeypatch.setattr(step, "wrap", lambda model: model.set_weights([2 * w for w in model.get_weights()]) or model)
     with pytest.raises(RuntimeError, match="'plain' and 'masked' did not compute the same result"):
         step.run(1, {"lenet_300_100": 1}, [K.__name__])
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_the_benchmark_of_rounds(K, monkeypatch):
+    figures = rounds.run(1, "lenet_300_100", [K.__name__], steps_per_epoch=1)
+    (measured,) = (value for name, value in figures.items() if name != "table")
+    fits, prune = measured["gap_seconds"].values()
+    assert measured["added_seconds"] == prune - fits and "nothing traced again" in figures["table"]
+    monkeypatch.setattr(rounds, "_prune", lambda *arguments: [rounds._fit(*arguments) for _ in range(2)])
+    with pytest.raises(RuntimeError, match="prune: the training step was traced again after the first"):
+        rounds.run(1, "lenet_300_100", [K.__name__], steps_per_epoch=1)
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_the_benchmark_of_whole_runs(K, monkeypatch):
+    figures = end_to_end.run(1, None, "lenet_300_100", [K.__name__], dataset="digits")
+    assert list(figures[f"lenet_300_100 ({K.__name__})"]) == ["one fit", "fits of an epoch", "prune"]
+    with pytest.raises(RuntimeError, match="training accuracy of 0.10: it did not train"):
+        end_to_end._epochs_if_learnt(3, 0.1, classes=10)
 
 
 def test_the_benchmark_of_checkpoints_compares_runs_with_the_same_end():

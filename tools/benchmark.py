@@ -14,6 +14,8 @@ Commands:
     ranking        ranking 25.5 million weights, beside a partition and, where it is installed (the extra benchmark),
                    PyTorch's global pruning, and how its time grows up to 250 million; about a minute, 3 GB of memory
     step           training steps of masked models beside plain ones and, in tf_keras, tfmot's; about 3 minutes
+    rounds         what lies between two rounds, on a ResNet-20; about 3 minutes on two cores
+    end_to_end     a whole run on Fashion-MNIST beside a plain `fit` of as many epochs; about 10 minutes on two cores
     gpu            masked steps beside dense ones, and runs in mixed precision beside float32, on ResNet-20 and
                    ResNet-50; without a GPU it says so and measures nothing
 
@@ -33,12 +35,17 @@ from aimp_tf.benchmarks import options_of
 from aimp_tf.experiments import command_line
 from aimp_tf.safe_files import check_writable, write_atomically
 
-_COMMANDS = ("checkpoints", "inference", "layers", "ranking", "step", "gpu")
+_COMMANDS = ("checkpoints", "inference", "layers", "ranking", "step", "rounds", "end_to_end", "gpu")
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "How often each side is timed.", lower_bound=1)
 _MODEL = flags.DEFINE_string("model", None, "The .keras file of a pruned model. For `inference`, which needs it.")
 _INPUTS = flags.DEFINE_string(
     "inputs", None, "A .npy file of examples. For `inference`; default: numbers that are made up, in [0, 1)."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Where tensorflow-datasets keeps its data. For `end_to_end`; default: ~/tensorflow_datasets.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to.")
 
@@ -47,7 +54,7 @@ def main(command: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     absl.logging.set_verbosity(absl.logging.WARNING)
     with command_line.refusing():
-        options = options_of(command, model=_MODEL.value, inputs=_INPUTS.value)
+        options = options_of(command, model=_MODEL.value, inputs=_INPUTS.value, data_dir=_DATA_DIR.value)
         if _OUTPUT.value is not None:
             check_writable(pathlib.Path(_OUTPUT.value).parent, "the folder of --output")
     figures = importlib.import_module(f"aimp_tf.benchmarks.{command}").run(_REPETITIONS.value, **options)

@@ -15,7 +15,8 @@ from aimp_tf.experiments import models
 from aimp_tf.input_pipeline import without_autotuning
 from aimp_tf.masked_model import wrap, wrap_with_tfmot
 
-_BATCH_SIZE, _SHAPE, _CLASSES = 128, (28, 28, 1), 10
+BATCH_SIZE = 128
+_SHAPE, _CLASSES = (28, 28, 1), 10
 _STEPS = {"lenet_300_100": 400, "lenet_5": 100, "resnet_20": 8}
 
 
@@ -51,15 +52,13 @@ def run(
 
 
 def _time(architecture: str, keras: Any, steps: int, repetitions: int) -> dict[str, list[float]]:
-    generator = np.random.default_rng(0)
-    images = generator.normal(size=(_BATCH_SIZE, *_SHAPE)).astype(np.float32)
-    batch = images, generator.integers(0, _CLASSES, _BATCH_SIZE)
+    batch = made_up_images(BATCH_SIZE)
     fits: dict[str, tuple[Any, Sequence[Any]]] = {
-        "plain": (_model(architecture, keras), []),
-        "masked": (wrap(_model(architecture, keras)), []),
+        "plain": (compiled_model(architecture, keras), []),
+        "masked": (wrap(compiled_model(architecture, keras)), []),
     }
     if keras.__name__ == "tf_keras":
-        fits["tfmot"] = wrap_with_tfmot(_model(architecture, keras))
+        fits["tfmot"] = wrap_with_tfmot(compiled_model(architecture, keras))
     return time_fits(
         fits, without_autotuning(tf.data.Dataset.from_tensors(batch).repeat(steps).prefetch(2)), repetitions
     )
@@ -94,8 +93,15 @@ def time_fits(
     )
 
 
-def _model(architecture: str, keras: Any) -> Any:
-    """With the same first weights every time, and a rate so low that rounding does not add up."""
+def made_up_images(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images of 28 x 28 and labels, always the same."""
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(count, *_SHAPE)).astype(np.float32)
+    return images, generator.integers(0, _CLASSES, count)
+
+
+def compiled_model(architecture: str, keras: Any) -> Any:
+    """A model for them, with the same first weights every time, and a rate so low that rounding does not add up."""
     keras.utils.set_random_seed(0)
     model = models.build(architecture, keras, _SHAPE, _CLASSES)
     model.compile(

@@ -1,0 +1,104 @@
+"""Wall time of a whole run of `prune` beside a plain `fit` of as many epochs."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.benchmarks.side_by_side import compare, time_in_turn
+from aimp_tf.experiments import datasets, models
+from aimp_tf.pruning import prune
+
+_BATCH_SIZE = 128
+_TARGET_SPARSITY = 0.97  # Sixteen rounds and a last training.
+
+
+def run(
+    repetitions: int,
+    data_dir: str | os.PathLike[str] | None = None,
+    architecture: str = "lenet_300_100",
+    generations: Sequence[str] = ("keras", "tf_keras"),
+    dataset: str = "fashion_mnist",
+) -> dict[str, Any]:
+    """Trains a network for 17 epochs on Fashion-MNIST: in one `fit`, in 17 of them, and in the rounds of `prune`.
+
+    Each side begins with a new model and so traces it. The plain sides hand arrays to `fit`.
+
+    Args:
+        repetitions: How often each side is timed.
+        data_dir: Where tensorflow-datasets keeps its data. None is its own default.
+        architecture: As `experiments.models.build` takes it.
+        generations: Of "keras" and "tf_keras"; tfmot is compared in the latter, for it cannot wrap the former.
+        dataset: As `experiments.datasets.load` takes it.
+
+    Returns:
+        Medians of seconds and ratios by network and generation, and "table", the same as a text.
+
+    Raises:
+        RuntimeError: The sides did not train as many epochs, or one did not learn; or the data is not there.
+    """
+    data = datasets.load(dataset, data_dir)
+    figures: dict[str, Any] = {}
+    lines = []
+    for generation in generations:
+        keras, title = importlib.import_module(generation), f"{architecture} ({generation})"
+        in_rounds = functools.partial(_prune, architecture, keras, data)
+        epochs = int(in_rounds()[0])
+        sides = {
+            "one fit": functools.partial(_fit, architecture, keras, data, fits=1, epochs=epochs),
+            "fits of an epoch": functools.partial(_fit, architecture, keras, data, fits=epochs, epochs=1),
+            "prune": in_rounds,
+        }
+        if generation == "tf_keras":
+            sides["tfmot"] = functools.partial(in_rounds, method="tfmot", epochs=epochs)
+        figures[title], added = compare(title, time_in_turn(sides, repetitions), "one fit")
+        lines += added
+    return {**figures, "table": "\n".join(lines)}
+
+
+def _fit(architecture: str, keras: Any, data: datasets.ImageData, fits: int, epochs: int) -> Sequence[np.ndarray]:
+    model = _model(architecture, keras, data)
+    for _ in range(fits):
+        history = model.fit(data.train_images, data.train_labels, batch_size=_BATCH_SIZE, epochs=epochs, verbose=0)
+    return _epochs_if_learnt(fits * epochs, history.history["accuracy"][-1], data.classes)
+
+
+def _prune(
+    architecture: str, keras: Any, data: datasets.ImageData, method: str = "iterative", epochs: int = 1
+) -> Sequence[np.ndarray]:
+    result = prune(
+        _model(architecture, keras, data),
+        (data.train_images, data.train_labels),
+        method=method,
+        target_sparsity=_TARGET_SPARSITY,
+        epochs=epochs,
+        round_epochs=1,
+        seed=0,
+        fit_options={"batch_size": _BATCH_SIZE},
+        verbose=0,
+    )
+    epochs = sum(round_.epochs for round_ in result.rounds)
+    return _epochs_if_learnt(epochs, result.rounds[-1].metrics["accuracy"], data.classes)
+
+
+def _epochs_if_learnt(epochs: int, accuracy: float, classes: int) -> Sequence[np.ndarray]:
+    """What the sides must have in common: their weights differ, for only some are pruned."""
+    if accuracy < 2 / classes:
+        raise RuntimeError(f"A side ended with a training accuracy of {accuracy:.2f}: it did not train.")
+    return [np.array(epochs)]
+
+
+def _model(architecture: str, keras: Any, data: datasets.ImageData) -> Any:
+    keras.utils.set_random_seed(0)
+    model = models.build(architecture, keras, data.train_images.shape[1:], data.classes)
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
