@@ -136,10 +136,10 @@ def prepare(
 def array_dataset(
     data: tuple, batch_size: int = DEFAULT_BATCH_SIZE, *, shuffle: bool = True, seed: int | None = None
 ) -> tf.data.Dataset:
-    """A dataset of arrays for `fit`, at least as fast as `fit` on the arrays themselves, above all in many short fits.
+    """A dataset of arrays for `fit`, made for many short fits.
 
-    `prune` makes such a one of arrays by itself; this is for a loop of your own. The arrays are held once, in memory;
-    the next batches are gathered while the model trains, and no fit waits for tf.data's tuning thread to wake up.
+    `prune` makes the same kind by itself; this is for a loop of your own. The arrays are held once, in memory; the next
+    batches are gathered while the model trains, and no fit waits for the tuning thread of tf.data to wake up.
 
     Args:
         data: (x, y) or (x, y, sample_weight), of arrays or of nested dicts and tuples of arrays with the same first

@@ -119,9 +119,7 @@ def _prune(architecture: str, keras: Any, steps: int, clock: Any) -> None:
 
 
 def _fit(architecture: str, keras: Any, steps: int, clock: Any) -> None:
-    model, data = (
-        compiled_model(architecture, keras),
-        array_dataset(made_up_images(BATCH_SIZE * steps), BATCH_SIZE, seed=0),
-    )
+    model = compiled_model(architecture, keras)
+    data = array_dataset(made_up_images(BATCH_SIZE * steps), BATCH_SIZE, seed=0)
     for _ in range(6):
         model.fit(data, callbacks=[clock], verbose=0)
