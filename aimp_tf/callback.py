@@ -11,10 +11,12 @@ import keras
 import numpy as np
 
 from aimp_tf.cluster import Cluster
+from aimp_tf.compaction.training import live_part
 from aimp_tf.config import PruningConfig
 from aimp_tf.criteria import scores_of
 from aimp_tf.masked_model import MaskedModel
-from aimp_tf.other_callbacks import OtherCallbacks
+from aimp_tf.model_graph import ModelGraph
+from aimp_tf.other_callbacks import OtherCallbacks, check_saving
 from aimp_tf.plan import Round, least_survivors, make_plan, ramp_survivors
 from aimp_tf.ranking import check_finite, check_fours, keep_best
 from aimp_tf.rounds import RoundResult, duration_text, plain_logs
@@ -22,6 +24,8 @@ from aimp_tf.rounds import RoundResult, duration_text, plain_logs
 logger = logging.getLogger(__name__)
 
 _RAMP_STEPS = 100
+_WORTH_TRACING = 0.9
+"""What is left of the multiplications, where `compact_rounds` has a smaller part of the model traced."""
 
 
 class EpochCallback(keras.callbacks.Callback):
@@ -46,8 +50,9 @@ class GlobalMagnitudePruning(EpochCallback):
 
     Each `fit` is one round. The first one starts with a snapshot of the weights. Each later one starts by ranking the
     survivors, masking the smallest, rewinding, and resetting the optimizer; when it ends, the pruned weights are
-    checked to be zero. The order among other callbacks does not matter. With `method="gradual"`, one `fit` is all, and
-    the ranking goes on while it trains; with `method="dense"`, nothing is pruned.
+    checked to be zero. The order among other callbacks does not matter, but with `compact_rounds` it must come first,
+    as `among` has it: those before it see the smaller model at the end of an epoch. With `method="gradual"`, one `fit`
+    is all, and the ranking goes on while it trains; with `method="dense"`, nothing is pruned.
 
     Args:
         config: What to do. `include` and `exclude` are for `aimp_tf.wrap`, which has chosen the variables already. So
@@ -98,6 +103,10 @@ class GlobalMagnitudePruning(EpochCallback):
         self._guarded: tuple[str, ...] = ()
         self._thresholds: list[float | None] = []
         self._would_be_masks: list[np.ndarray] | None = None
+        self._graph: ModelGraph | None = None
+        # What the model is traced for, here and where the run was before: which classes of channels `compaction` has.
+        self._traced_channels: np.ndarray | None = None
+        self._channels: np.ndarray | None = None
         self._ramp_step = 0
         self._started_at = 0.0
         self._resumed = False
@@ -143,7 +152,11 @@ class GlobalMagnitudePruning(EpochCallback):
         of the final training. A LearningRateScheduler follows `round_schedule`: its function, made for
         `config.epochs`, is called for each of these epochs as the round passes through them. Callbacks of your own are
         handed on as they are.
+
+        Raises:
+            ValueError: With `compact_rounds`, one of them saves the model between batches.
         """
+        check_saving(callbacks, self.config)
         return [self, *self._others.for_round(callbacks, lambda: self.round)]
 
     def state_of_others(self) -> list[list[Any]]:
@@ -158,8 +171,9 @@ class GlobalMagnitudePruning(EpochCallback):
         """Plans the run for the masked model, if that is not done. The first `fit` calls it otherwise.
 
         Raises:
-            ValueError: The target or the limits cannot be met with the model's sizes, the criterion cannot rank, or
-                `mixed_precision` or `granularity` is not what the model was wrapped with.
+            ValueError: The target or the limits cannot be met with the model's sizes, the criterion cannot rank,
+                `mixed_precision` or `granularity` is not what the model was wrapped with, or `compact_rounds` is asked
+                for a model that is not functional, on several devices, or with an optimizer that does not allow it.
             TypeError: The criterion gives something other than scores.
         """
         if self._plan is not None:
@@ -178,6 +192,9 @@ class GlobalMagnitudePruning(EpochCallback):
                 f"{self.config.granularity!r})."
             )
         self._input_axes = {path: axis for path, axis in masked.input_axes.items() if axis is not None}
+        if self.config.compact_rounds and self.config.method == "iterative":
+            self._graph = _graph_for_parts(masked)
+            self._channels = self._traced_channels = live_part(self._graph, masked).needed
         plan = make_plan(self.config, masked.weight_count)
         if self.config.method != "dense":
             self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
@@ -200,6 +217,7 @@ class GlobalMagnitudePruning(EpochCallback):
             "thresholds": self._thresholds,
             "ramp_step": self._ramp_step,
             "would_be_masks": self._would_be_masks,
+            "channels": self._channels,
         }
 
     def snapshots(self) -> dict[str, list[np.ndarray] | None]:
@@ -227,6 +245,7 @@ class GlobalMagnitudePruning(EpochCallback):
         self._steps_per_epoch = state["steps_per_epoch"]
         self._first = snapshots["first"]
         self._snapshot = snapshots["snapshot"] or self._first
+        self._channels = state.get("channels")
         if in_round:
             self._resumed = True
             self.epoch_logs = list(state["epoch_logs"])
@@ -238,7 +257,10 @@ class GlobalMagnitudePruning(EpochCallback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
+        masked.make_whole()  # A fit that was interrupted may not have.
         self._begin_round(masked)
+        if self._graph is not None:
+            self._train_live_part(masked, self._graph)
         masked.check_agreement()
 
     def _begin_round(self, masked: MaskedModel) -> None:
@@ -282,7 +304,11 @@ class GlobalMagnitudePruning(EpochCallback):
             self._time_left(),
         )
 
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._masked().make_whole()
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._masked().make_whole()
         self.epoch_logs.append(plain_logs(logs))
         loss = self.epoch_logs[-1].get("loss", 0.0)
         masked = self._masked()
@@ -330,6 +356,24 @@ class GlobalMagnitudePruning(EpochCallback):
                 guarded=self._guarded,
                 left_dense=masked.left_dense,
             )
+        )
+
+    def _train_live_part(self, masked: MaskedModel, graph: ModelGraph) -> None:
+        """Lets the round train what its masks leave alive, where that is enough less than what was traced last."""
+        part, before = live_part(graph, masked), live_part(graph, masked, self._channels)
+        if part.multiply_adds > _WORTH_TRACING * before.multiply_adds:
+            part = before
+        self._channels = part.needed
+        if self._traced_channels is not None and np.array_equal(self._channels, self._traced_channels):
+            return
+        self._traced_channels = self._channels
+        masked.train_part(part.weights, part.attributes)
+        logger.info(
+            "Round %d trains without %d of %d channels, which nothing reads any more: %.1f%% of the multiplications.",
+            self.round.index + 1,
+            np.count_nonzero(~part.needed),
+            part.needed.size,
+            100 * part.share,
         )
 
     def _rewind(self, masked: MaskedModel, round_: Round) -> None:
@@ -443,3 +487,17 @@ class GlobalMagnitudePruning(EpochCallback):
 
     def _implements_train_batch_hooks(self) -> bool:
         return self.config.method == "gradual"
+
+
+def _graph_for_parts(masked: MaskedModel) -> ModelGraph:
+    """The graph of a model that `compact_rounds` is asked for. Raises ValueError where it cannot be done."""
+    if masked.cluster.replicas > 1:
+        raise ValueError(
+            f"compact_rounds trains on one device; the model was made for {masked.cluster.replicas}. Set "
+            "compact_rounds=False."
+        )
+    masked.optimizer.slots()
+    try:
+        return ModelGraph.of(masked.original, masked=True)
+    except ValueError as error:
+        raise ValueError(f"compact_rounds must know how the layers are connected. {error}") from error

@@ -74,6 +74,12 @@ class PruningConfig:
             "mixed_bfloat16" train a float32 model in half precision: its variables, outputs and loss stay float32, and
             so does what `prune` returns. "auto" is "mixed_float16" on NVIDIA GPUs of compute capability 7.0 to 7.x,
             "mixed_bfloat16" from 8.0 on and on CPUs that have it in hardware, else None.
+        compact_rounds: Whether rounds train without the units and channels that nothing reads any more, for all weights
+            that lead on from them are pruned: less to compute, the same results but for rounding and for what Dropout
+            draws. Weight decay and regularizers let the weights of such units be. It takes a functional or Sequential
+            model on one device, which is traced anew whenever a tenth of the multiplications has become needless; a
+            round begins and each epoch ends with the whole model, and only between batches it is smaller. Other methods
+            than "iterative" do not heed this.
         seed: Seeds the shuffling of array data and what is drawn at random. None takes it from the global seed.
 
     Example:
@@ -103,6 +109,7 @@ class PruningConfig:
     include: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     exclude: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     mixed_precision: str | None = dataclasses.field(default=None, kw_only=True)
+    compact_rounds: bool = dataclasses.field(default=False, kw_only=True)
     seed: int | None = dataclasses.field(default=None, kw_only=True)
 
     @property
@@ -142,6 +149,8 @@ class PruningConfig:
                 continue
             if not is_number(value, numbers.Integral):
                 raise TypeError(f"{name} must be a whole number; got {value!r}.")
+        if not isinstance(self.compact_rounds, bool):
+            raise TypeError(f"compact_rounds must be True or False; got {self.compact_rounds!r}.")
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1; got {self.epochs}.")
         if not 1 <= self.resolved_round_epochs <= self.epochs:

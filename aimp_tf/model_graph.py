@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.masked_model import check_plain, keras_generation
+from aimp_tf.masked_model import check_built, check_plain, keras_generation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,15 +74,15 @@ class ModelGraph:
     calls: tuple[Call, ...]
 
     @classmethod
-    def of(cls, model: Any) -> ModelGraph:
-        """The graph of a built functional or Sequential model.
+    def of(cls, model: Any, *, masked: bool = False) -> ModelGraph:
+        """The graph of a built functional or Sequential model, which may carry masks only if that is said.
 
         Raises:
             TypeError: `model` is not a Keras model.
             ValueError: It is not built, carries masks, or is a subclassed one, whose graph cannot be seen.
         """
         keras = importlib.import_module(keras_generation(model))
-        check_plain(model)
+        (check_built if masked else check_plain)(model)
         functional = _functional(model, keras)
         if functional is None:
             raise ValueError(

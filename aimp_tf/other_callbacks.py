@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from aimp_tf.config import PruningConfig
 from aimp_tf.plan import Round
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,17 @@ class OtherCallbacks:
         _, state = self._first_states.setdefault(id(callback), (callback, _copied(vars(callback))))
         vars(callback).clear()
         vars(callback).update(_copied(state))
+
+
+def check_saving(callbacks: Sequence[Any], config: PruningConfig) -> None:
+    """Raises ValueError if `compact_rounds` is asked for and a callback saves the model while it is smaller."""
+    for callback in callbacks if config.compact_rounds and config.method == "iterative" else ():
+        save_freq = getattr(callback, "save_freq", "epoch")
+        if save_freq != "epoch":
+            raise ValueError(
+                f"{type(callback).__name__} was made with save_freq={save_freq!r}, but with compact_rounds the model "
+                "is smaller between batches. Make it with save_freq='epoch', or set compact_rounds=False."
+            )
 
 
 def _copied(value: Any) -> Any:

@@ -109,10 +109,10 @@ def test_replace_names_the_nearest_field():
 @pytest.mark.parametrize("field", dataclasses.fields(PruningConfig), ids=lambda field: field.name)
 def test_flags_can_override_every_field(field, monkeypatch):
     """ml_collections reads the fields' types; it knows few, and a postponed annotation would be a string."""
-    texts = {float: "0.5", int: "3", str: "text", tuple: "text", object: "text"}
+    texts = {float: "0.5", int: "3", bool: "true", str: "text", tuple: "text", object: "text"}
     (kind,) = {typing.get_origin(kind) or kind for kind in typing.get_args(field.type) or (field.type,)} & texts.keys()
     values = flags.FlagValues()
     monkeypatch.setattr(sys, "argv", ["program", f"--config.{field.name}={texts[kind]}"])
     config_flags.DEFINE_config_dataclass("config", config(), flag_values=values)
     values(sys.argv)
-    assert getattr(values.config, field.name) in (0.5, 3, "text", ("text",))
+    assert getattr(values.config, field.name) in (0.5, 3, True, "text", ("text",))

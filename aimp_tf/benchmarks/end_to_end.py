@@ -12,6 +12,7 @@ import numpy as np
 
 from aimp_tf.benchmarks.side_by_side import compare, time_in_turn
 from aimp_tf.experiments import datasets, models
+from aimp_tf.input_pipeline import array_dataset
 from aimp_tf.pruning import prune
 
 _BATCH_SIZE = 128
@@ -27,7 +28,8 @@ def run(
 ) -> dict[str, Any]:
     """Trains a network for 17 epochs on Fashion-MNIST: in one `fit`, in 17 of them, and in the rounds of `prune`.
 
-    Each side begins with a new model and so traces it. The plain sides hand arrays to `fit`.
+    Each side begins with a new model and so traces it. The plain sides hand arrays to `fit`, but for one that hands it
+    the dataset that `array_dataset` makes of them.
 
     Args:
         repetitions: How often each side is timed.
@@ -52,6 +54,7 @@ def run(
         sides = {
             "one fit": functools.partial(_fit, architecture, keras, data, fits=1, epochs=epochs),
             "fits of an epoch": functools.partial(_fit, architecture, keras, data, fits=epochs, epochs=1),
+            "array_dataset": functools.partial(_fit_on_dataset, architecture, keras, data, epochs=epochs),
             "prune": in_rounds,
         }
         if generation == "tf_keras":
@@ -66,6 +69,12 @@ def _fit(architecture: str, keras: Any, data: datasets.ImageData, fits: int, epo
     for _ in range(fits):
         history = model.fit(data.train_images, data.train_labels, batch_size=_BATCH_SIZE, epochs=epochs, verbose=0)
     return _epochs_if_learnt(fits * epochs, history.history["accuracy"][-1], data.classes)
+
+
+def _fit_on_dataset(architecture: str, keras: Any, data: datasets.ImageData, epochs: int) -> Sequence[np.ndarray]:
+    dataset = array_dataset((data.train_images, data.train_labels), _BATCH_SIZE, seed=0)
+    history = _model(architecture, keras, data).fit(dataset, epochs=epochs, verbose=0)
+    return _epochs_if_learnt(epochs, history.history["accuracy"][-1], data.classes)
 
 
 def _prune(

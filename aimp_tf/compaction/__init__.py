@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.compaction.liveness import Liveness
-from aimp_tf.compaction.rules import Opaque, Sum
+from aimp_tf.compaction.rules import Kept, Opaque, Sum
 from aimp_tf.model_graph import Call, Copies, ModelGraph, compile_alike
 
 __all__ = ["CompactionReport", "compact", "compact_and_report"]
@@ -114,15 +114,11 @@ class _Compaction:
 
     @property
     def multiply_adds(self) -> int:
-        return sum(self._liveness.rules[call].multiply_adds(call) for call in self._graph.calls)
+        return sum(map(self._multiply_adds, self._graph.calls))
 
     def channels(self) -> dict[str, int]:
         """Layer -> units or filters, of the layers that multiply."""
-        return {
-            call.name: call.outputs[0].channels
-            for call in self._graph.calls
-            if self._liveness.rules[call].multiply_adds(call)
-        }
+        return {call.name: call.outputs[0].channels for call in self._graph.calls if self._multiply_adds(call)}
 
     def left_alone(self) -> dict[str, str]:
         """Layer -> class of those that are not seen through."""
@@ -131,6 +127,9 @@ class _Compaction:
             for call in self._graph.calls
             if isinstance(self._liveness.rules[call], Opaque)
         }
+
+    def _multiply_adds(self, call: Call) -> int:
+        return self._liveness.rules[call].multiply_adds(call, Kept.all_of(call))
 
     def model(self) -> Any:
         """The model with what stays."""

@@ -4,32 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compaction.channels import ChannelClasses, Flow
-from aimp_tf.compaction.rules import Kept, Linear, Rule, as_it_is, rule_for
+from aimp_tf.compaction.rules import Assumptions, Kept, Linear, Rule, as_it_is, rule_for
 from aimp_tf.model_graph import Call, ModelGraph, Tensor
 
 
 class Liveness:
     """The channels of a model that must stay. Channels that are constant are needed only where no bias can hold them.
 
+    In a model that goes on training, all that its masks keep may become anything, so that only zeros that no weight can
+    change are constant, and no bias is to hold anything else.
+
     Attributes:
         rules: Of each call.
         flows: Of each tensor.
+        needed: Whether each class of channels must stay, bool. Which they are depends on the graph alone.
     """
 
-    def __init__(self, graph: ModelGraph) -> None:
-        """Finds out all there is to know of a graph."""
+    def __init__(self, graph: ModelGraph, masks: Mapping[int, np.ndarray] | None = None) -> None:
+        """Finds out all there is to know of a graph.
+
+        Args:
+            graph: The graph.
+            masks: Id of a variable -> its mask, True where it may train; a variable without one may train everywhere.
+                None for a model that does not train any more.
+        """
         self._graph = graph
+        self._assumptions = Assumptions(
+            graph.keras,
+            _value if masks is None else lambda variable: _untrained(variable, masks.get(id(variable))),
+            training=masks is not None,
+        )
         self.rules: dict[Call, Rule] = {}
         self.flows: dict[Tensor, Flow] = {}
         classes = ChannelClasses()
         self._follow(classes)
-        self._needed = classes.pinned()
-        self._reachable = self._reach()
+        self.needed = classes.pinned()
+        self._reachable = self._reach() if masks is None else set(self.flows)
         self._readers = [_Reader.of(calls[0], rule, calls, self.flows) for rule, calls in self._linear_layers()]
         self._merged: dict[int, int] = {}
         self._settle()
@@ -44,25 +61,31 @@ class Liveness:
         merged = [
             (channel, position[self._merged[class_]])
             for channel, class_ in enumerate(reader.sources.tolist())
-            if reader.mergeable[channel] and class_ in self._merged and not self._needed[class_]
+            if reader.mergeable[channel] and class_ in self._merged and not self.needed[class_]
         ]
         return Kept(inputs, outputs, reader.constants, merged)
 
     def _kept_of(self, tensor: Tensor) -> np.ndarray:
         """Indices of the channels of a tensor that stay."""
-        return np.flatnonzero(self._needed[self.flows[tensor].classes])
+        return np.flatnonzero(self.needed[self.flows[tensor].classes])
 
     def _follow(self, classes: ChannelClasses) -> None:
         """Follows the channels through the graph, and what is known of their values."""
         calls_of = defaultdict(list)
         for call in self._graph.calls:
             calls_of[id(call.layer)].append(call)
-        rules = {layer: rule_for(calls, self._graph.keras) for layer, calls in calls_of.items()}
+        rules = {layer: rule_for(calls, self._assumptions) for layer, calls in calls_of.items()}
         for tensor in tf.nest.flatten(self._graph.inputs):
             self.flows[tensor] = as_it_is(tensor, classes)
         for call in self._graph.calls:
             rule = self.rules[call] = rules[id(call.layer)]
-            self.flows.update(zip(call.outputs, rule.follow(call, self.flows, classes), strict=True))
+            flows = rule.follow(call, self.flows, classes)
+            if self._assumptions.training:
+                flows = [Flow(flow.classes, np.where(flow.constants == 0, 0.0, np.nan)) for flow in flows]
+                if _trains_as_one(call.layer):
+                    for flow in flows:
+                        classes.pin(flow.classes)
+            self.flows.update(zip(call.outputs, flows, strict=True))
         for tensor in tf.nest.flatten(self._graph.outputs):
             classes.pin(self.flows[tensor].classes)
         for tensor, flow in self.flows.items():
@@ -104,12 +127,12 @@ class Liveness:
             empty = (
                 flow
                 for tensor, flow in self.flows.items()
-                if tensor in self._reachable and tensor.channels and not self._needed[flow.classes].any()
+                if tensor in self._reachable and tensor.channels and not self.needed[flow.classes].any()
             )
             flow = next(empty, None)
             if flow is None:
                 return
-            self._needed[flow.classes[np.argmin(np.isnan(flow.constants))]] = True
+            self.needed[flow.classes[np.argmin(np.isnan(flow.constants))]] = True
 
     def _spread(self) -> None:
         """From the outputs of linear layers to the inputs that lead there."""
@@ -117,10 +140,10 @@ class Liveness:
         while changed:
             changed = False
             for reader in reversed(self._readers):
-                if reader.look(self._needed):
+                if reader.look(self.needed):
                     wanted = reader.sources[reader.read & ~reader.foldable & ~reader.mergeable]
-                    changed = changed or not bool(self._needed[wanted].all())
-                    self._needed[wanted] = True
+                    changed = changed or not bool(self.needed[wanted].all())
+                    self.needed[wanted] = True
 
     def _merge(self) -> bool:
         """Lets one constant channel stand in for all others that the same bordered layers read.
@@ -140,7 +163,7 @@ class Liveness:
             class_
             for reader in self._readers
             for class_ in reader.sources[reader.read & reader.mergeable].tolist()
-            if not self._needed[class_] and class_ not in self._merged
+            if not self.needed[class_] and class_ not in self._merged
         }
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for class_, readers in places.items():
@@ -152,16 +175,43 @@ class Liveness:
             if class_ in group:
                 # Preferred are channels that stay anyway, then large ones.
                 self._merged[class_] = max(
-                    (member for member in group if self._needed[member] or member in open_),
-                    key=lambda member: (self._needed[member], self._size(member, places), -member),
+                    (member for member in group if self.needed[member] or member in open_),
+                    key=lambda member: (self.needed[member], self._size(member, places), -member),
                 )
-                self._needed[self._merged[class_]] = True
+                self.needed[self._merged[class_]] = True
             else:
-                self._needed[class_] = True
+                self.needed[class_] = True
         return bool(open_)
 
     def _size(self, class_: int, places: dict[int, dict[int, int]]) -> float:
         return min(abs(self._readers[index].constants[channel]) for index, channel in places[class_].items())
+
+
+def _value(variable: Any) -> np.ndarray:
+    return np.asarray(variable.numpy())
+
+
+def _untrained(variable: Any, mask: np.ndarray | None) -> np.ndarray:
+    """Zero where a mask prunes; NaN elsewhere, for training may make anything of it."""
+    values = np.full(variable.shape, np.nan, np.float32)
+    if mask is not None:
+        values[~mask] = 0.0
+    return values
+
+
+def _trains_as_one(layer: Any) -> bool:
+    """Whether what training makes of an output channel may depend on others that nothing reads."""
+    if getattr(layer, "activity_regularizer", None) is not None:
+        return True
+    return any(
+        name.endswith("_constraint") or name.endswith("_regularizer") and type(value).__name__ not in _BY_WEIGHT
+        for name, value in vars(layer).items()
+        if value is not None and not name.startswith("_")
+    )
+
+
+_BY_WEIGHT = ("L1", "L2", "L1L2")
+"""Regularizers that look at each weight by itself."""
 
 
 @dataclasses.dataclass

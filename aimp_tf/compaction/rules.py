@@ -19,6 +19,21 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
+class Assumptions:
+    """What is taken for granted of a model.
+
+    Attributes:
+        keras: Its generation of Keras.
+        value: Gives the value of a variable, NaN for a number that is not known.
+        training: Whether the model goes on training.
+    """
+
+    keras: Any
+    value: Callable[[Any], np.ndarray]
+    training: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Kept:
     """Which channels of a layer stay, and what stands in for others.
 
@@ -33,6 +48,12 @@ class Kept:
     outputs: np.ndarray
     constants: np.ndarray
     merged: Sequence[tuple[int, int]] = ()
+
+    @classmethod
+    def all_of(cls, call: Call) -> Kept:
+        """Everything stays."""
+        inputs, outputs = call.inputs[0].channels, call.outputs[0].channels
+        return cls(np.arange(inputs), np.arange(outputs), np.full(inputs, np.nan))
 
 
 class Rule(abc.ABC):
@@ -56,14 +77,32 @@ class Rule(abc.ABC):
         """The inputs of a call that are needed for its outputs."""
         return call.inputs
 
-    def multiply_adds(self, call: Call) -> int:
+    def multiply_adds(self, call: Call, kept: Kept) -> int:
         """Multiplications with weights in a call, for one example. Open axes count as 1."""
-        return 0
+        positions = self._positions(call)
+        return positions and positions * math.prod(map(len, self.indices(kept)[0]))
+
+    def indices(self, kept: Kept) -> list[tuple[np.ndarray, ...]]:
+        """Of each weight of the layer, the indices that stay along each axis. No weights, no indices."""
+        weights = getattr(self.layer, "weights", ())
+        by_name = {"inputs": kept.inputs, "outputs": kept.outputs}
+        return [
+            tuple(by_name[name] if name else np.arange(size) for name, size in zip(names, weight.shape, strict=True))
+            for weight, names in zip(weights, self._axes([len(weight.shape) for weight in weights]), strict=True)
+        ]
+
+    def attributes(self, kept: Kept) -> dict[str, Any]:
+        """What changes of the layer's attributes, which are fields of its config as well."""
+        return {}
 
     def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
         """The weights of the layer with fewer channels, None for the same ones, and the fields of its config that
         change."""
-        return None, {}
+        weights = None
+        if self.is_tied and self.layer.weights:
+            places = self.indices(kept)
+            weights = [weight[np.ix_(*at)] for weight, at in zip(self.layer.get_weights(), places, strict=True)]
+        return weights, self.attributes(kept)
 
     @property
     def is_tied(self) -> bool:
@@ -72,6 +111,14 @@ class Rule(abc.ABC):
 
     @abc.abstractmethod
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]: ...
+
+    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
+        """What each axis of each weight counts, "inputs", "outputs" or neither, by the ranks of the weights."""
+        return [(None,) * rank for rank in ranks]
+
+    def _positions(self, call: Call) -> int:
+        """How often the first weight is gone through in a call, for one example."""
+        return 0
 
 
 class PassThrough(Rule):
@@ -89,8 +136,8 @@ class PassThrough(Rule):
         self._value = value
         self._deaf = deaf
 
-    def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
-        return [weight[..., kept.inputs] for weight in self.layer.get_weights()] if self.is_tied else None, {}
+    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
+        return [(*(None,) * (rank - 1), "inputs") for rank in ranks]
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         (source,) = inputs
@@ -104,8 +151,8 @@ class PassThrough(Rule):
 class Repeat(Rule):
     """Flatten, and Reshape to a last axis that is a multiple of what it was: the channels come again and again."""
 
-    def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
-        return None, {"target_shape": (*self.layer.target_shape[:-1], len(kept.outputs))} if self.is_tied else {}
+    def attributes(self, kept: Kept) -> dict[str, Any]:
+        return {"target_shape": (*self.layer.target_shape[:-1], len(kept.outputs))} if self.is_tied else {}
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         (source,) = inputs
@@ -145,7 +192,7 @@ class Sum(Elementwise):
     """Add, from which inputs that are constant altogether can go: what is left of them is an offset."""
 
     def __init__(self, layer: Any) -> None:
-        super().__init__(layer, lambda values: np.sum(values, axis=0))
+        super().__init__(layer, _sum)
 
     def sources(self, call: Call, flows: Flows) -> Sequence[Tensor]:
         variable = [tensor for tensor in call.inputs if not flows[tensor].is_constant]
@@ -170,11 +217,14 @@ class Linear(Rule):
         connected: Whether any weight leads from an input channel to an output channel, bool (inputs, outputs).
     """
 
-    def __init__(self, layer: Any, activation: Function | None, *, bordered: bool) -> None:
-        """Reads the weights.
+    def __init__(
+        self, layer: Any, weights: Sequence[np.ndarray], activation: Function | None, *, bordered: bool
+    ) -> None:
+        """Looks at the weights.
 
         Args:
             layer: The layer.
+            weights: Their values.
             activation: Its activation, if that is one value by value.
             bordered: Whether an input that is the same everywhere, but not zero, is seen otherwise at the borders.
         """
@@ -182,7 +232,7 @@ class Linear(Rule):
         self._activation = activation
         self._bordered = bordered
         self._transposed = "Transpose" in type(layer).__name__
-        kernel, *bias = layer.get_weights()
+        kernel, *bias = weights
         self._kernel = np.swapaxes(kernel, -1, -2) if self._transposed else kernel
         self._bias = bias[0] if bias else None
         self.connected = (self._kernel != 0).reshape(-1, *self._kernel.shape[-2:]).any(axis=0)
@@ -191,8 +241,8 @@ class Linear(Rule):
         """Whether input channels of these values do no more than a bias could, bool (inputs,)."""
         return (constants == 0) | (~np.isnan(constants) & (not self._bordered))
 
-    def multiply_adds(self, call: Call) -> int:
-        return _positions(call.inputs[0] if self._transposed else call.outputs[0]) * self._kernel.size
+    def attributes(self, kept: Kept) -> dict[str, Any]:
+        return {"filters" if hasattr(self.layer, "filters") else "units": len(kept.outputs)}
 
     def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
         kernel = self._kernel[..., kept.inputs, :].astype(np.float64)
@@ -204,7 +254,7 @@ class Linear(Rule):
         gone[kept.inputs] = False
         bias = self._biases(np.where(gone, kept.constants, 0.0), kept.outputs)
         weights = [np.swapaxes(kernel, -1, -2) if self._transposed else kernel]
-        changes: dict[str, Any] = {"filters" if hasattr(self.layer, "filters") else "units": len(kept.outputs)}
+        changes = self.attributes(kept)
         if self._bias is not None or bias.any():
             changes["use_bias"] = True
             weights.append(bias)
@@ -225,6 +275,14 @@ class Linear(Rule):
     def is_tied(self) -> bool:
         return True
 
+    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
+        channels = ("outputs", "inputs") if self._transposed else ("inputs", "outputs")
+        kernel, *bias = ranks
+        return [(*(None,) * (kernel - 2), *channels), *(("outputs",) for _ in bias)]
+
+    def _positions(self, call: Call) -> int:
+        return _positions(call.inputs[0] if self._transposed else call.outputs[0])
+
     def _biases(self, constants: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """The bias of these outputs with what input channels of these values add to it, float64."""
         sums = np.zeros(len(outputs)) if self._bias is None else self._bias[outputs].astype(np.float64)
@@ -238,20 +296,13 @@ class Linear(Rule):
 class Depthwise(Rule):
     """Depthwise convolutions: every output channel depends on one input channel."""
 
-    def __init__(self, layer: Any, activation: Function, *, bordered: bool) -> None:
+    def __init__(self, layer: Any, weights: Sequence[np.ndarray], activation: Function, *, bordered: bool) -> None:
         """As `Linear`."""
         super().__init__(layer)
         self._activation = activation
         self._bordered = bordered
-        self._kernel, *bias = layer.get_weights()
+        self._kernel, *bias = weights
         self._bias = bias[0] if bias else None
-
-    def multiply_adds(self, call: Call) -> int:
-        return _positions(call.outputs[0]) * self._kernel.size
-
-    def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
-        weights = [self._kernel[..., kept.inputs, :]]
-        return weights if self._bias is None else [*weights, self._bias[kept.outputs]], {}
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         (source,) = inputs
@@ -267,6 +318,13 @@ class Depthwise(Rule):
     @property
     def is_tied(self) -> bool:
         return True
+
+    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
+        kernel, *bias = ranks
+        return [(*(None,) * (kernel - 2), "inputs", None), *(("outputs",) for _ in bias)]
+
+    def _positions(self, call: Call) -> int:
+        return _positions(call.outputs[0])
 
 
 class Opaque(Rule):
@@ -285,14 +343,18 @@ def as_it_is(tensor: Tensor, classes: ChannelClasses) -> Flow:
     return Flow(new, np.full(tensor.channels, np.nan))
 
 
-def rule_for(calls: Sequence[Call], keras: Any) -> Rule:
+Factory = Callable[[Call, Assumptions], Rule | None]
+"""Makes the rule of a layer for one of its calls, or None for a use of it that is not known here."""
+
+
+def rule_for(calls: Sequence[Call], assumptions: Assumptions) -> Rule:
     """The rule of the layer that has these calls. Only Keras' own layers are known, not subclasses of them."""
     layer = calls[0].layer
-    kind = _kind(layer, keras)
+    kind = _kind(layer, assumptions.keras)
     factory = _FACTORIES.get(kind)
     if factory is None or not all(_is_plain(call, several=kind in _MERGING) for call in calls):
         return Opaque(layer)
-    rules = [rule for call in calls if (rule := factory(call, keras))]
+    rules = [rule for call in calls if (rule := factory(call, assumptions))]
     shapes = {(call.inputs[0].channels, call.outputs[0].channels) for call in calls}
     known = len(rules) == len(calls) and not (len(shapes) > 1 and rules[0].is_tied)
     return rules[0] if known else Opaque(layer)
@@ -334,9 +396,13 @@ def _positions(tensor: Tensor) -> int:
     return math.prod(size or 1 for size in tensor.shape[1:-1])
 
 
-def _activation(layer: Any, keras: Any) -> Function | None:
+def _values(layer: Any, assumptions: Assumptions) -> list[np.ndarray]:
+    return [assumptions.value(weight) for weight in layer.weights]
+
+
+def _activation(layer: Any, assumptions: Assumptions) -> Function | None:
     """The activation of a layer on arrays, if it is known to work value by value."""
-    function = layer.activation
+    function, keras = layer.activation, assumptions.keras
     if function is None or function is keras.activations.linear:
         return np.asarray
     if not any(function is getattr(module, name, None) for module in (keras.activations, tf.nn) for name in _KNOWN):
@@ -344,17 +410,17 @@ def _activation(layer: Any, keras: Any) -> Function | None:
     return lambda values: np.asarray(function(tf.constant(values, tf.float32)))
 
 
-def _weighted(call: Call, keras: Any) -> Rule | None:
+def _weighted(call: Call, assumptions: Assumptions) -> Rule | None:
     """Dense and all convolutions but those that are depthwise or in groups."""
     layer = call.layer
     if len(layer.weights) != 1 + layer.use_bias or getattr(layer, "groups", 1) != 1:
         return None  # Adapters and quantized kernels come as further weights.
-    return Linear(layer, _activation(layer, keras), bordered=_is_bordered(layer))
+    return Linear(layer, _values(layer, assumptions), _activation(layer, assumptions), bordered=_is_bordered(layer))
 
 
-def _depthwise(call: Call, keras: Any) -> Rule | None:
-    activation = _activation(call.layer, keras)
-    return activation and Depthwise(call.layer, activation, bordered=_is_bordered(call.layer))
+def _depthwise(call: Call, assumptions: Assumptions) -> Rule | None:
+    layer, activation = call.layer, _activation(call.layer, assumptions)
+    return activation and Depthwise(layer, _values(layer, assumptions), activation, bordered=_is_bordered(layer))
 
 
 def _is_bordered(layer: Any) -> bool:
@@ -363,57 +429,71 @@ def _is_bordered(layer: Any) -> bool:
     return getattr(layer, "padding", "valid") != "valid" and math.prod(layer.kernel_size) > 1
 
 
-def _activation_layer(call: Call, keras: Any) -> Rule | None:
-    activation = _activation(call.layer, keras)
+def _activation_layer(call: Call, assumptions: Assumptions) -> Rule | None:
+    activation = _activation(call.layer, assumptions)
     return activation and PassThrough(call.layer, activation)
 
 
-def _value_by_value(call: Call, keras: Any) -> Rule | None:
+def _value_by_value(call: Call, assumptions: Assumptions) -> Rule | None:
     layer = call.layer
     if getattr(layer, "weights", ()) or any(np.ndim(getattr(layer, name, 0)) for name in ("scale", "offset")):
         return None
     return PassThrough(layer, lambda values: np.asarray(layer(tf.constant(values[np.newaxis], tf.float32)))[0])
 
 
-def _unchanged(call: Call, keras: Any) -> Rule | None:
+def _unchanged(call: Call, assumptions: Assumptions) -> Rule | None:
     known = getattr(call.layer, "interpolation", "nearest") in ("nearest", "bilinear")
     return PassThrough(call.layer) if known else None
 
 
-def _zero_padding(call: Call, keras: Any) -> Rule | None:
+def _noise(call: Call, assumptions: Assumptions) -> Rule | None:
+    """What adds something at random, in training alone."""
+    return PassThrough(
+        call.layer, (lambda values: np.full(len(values), np.nan)) if assumptions.training else np.asarray
+    )
+
+
+def _zero_padding(call: Call, assumptions: Assumptions) -> Rule | None:
     return PassThrough(call.layer, lambda values: np.where(values == 0, 0.0, np.nan))
 
 
-def _permute(call: Call, keras: Any) -> Rule | None:
+def _permute(call: Call, assumptions: Assumptions) -> Rule | None:
     return PassThrough(call.layer) if call.layer.dims[-1] == len(call.layer.dims) else None
 
 
-def _batch_normalization(call: Call, keras: Any) -> Rule | None:
+def _batch_normalization(call: Call, assumptions: Assumptions) -> Rule | None:
     layer, rank = call.layer, len(call.inputs[0].shape)
     if tf.nest.flatten(layer.axis) not in ([-1], [rank - 1]) or getattr(layer, "renorm", False):
         return None
-    mean, variance = (np.float64(weight.numpy()) for weight in (layer.moving_mean, layer.moving_variance))
-    scale = (layer.gamma.numpy() if layer.scale else 1.0) / np.sqrt(variance + layer.epsilon)
-    shift = layer.beta.numpy() if layer.center else 0.0
+    value = assumptions.value
+    mean, variance = (np.float64(value(weight)) for weight in (layer.moving_mean, layer.moving_variance))
+    scale = (value(layer.gamma) if layer.scale else 1.0) / np.sqrt(variance + layer.epsilon)
+    shift = value(layer.beta) if layer.center else 0.0
     return PassThrough(layer, lambda values: (values - mean) * scale + shift, deaf=scale == 0)
 
 
-def _repeat(call: Call, keras: Any) -> Rule | None:
+def _repeat(call: Call, assumptions: Assumptions) -> Rule | None:
     before, after = call.inputs[0].channels, call.outputs[0].channels
     return None if after % before else Repeat(call.layer)
 
 
-def _concatenation(call: Call, keras: Any) -> Rule | None:
+def _concatenation(call: Call, assumptions: Assumptions) -> Rule | None:
     return Concatenation(call.layer) if call.layer.axis in (-1, len(call.outputs[0].shape) - 1) else None
 
 
-def _elementwise(combine: Function | None) -> Callable[[Call, Any], Rule | None]:
-    def make(call: Call, keras: Any) -> Rule | None:
+def _elementwise(combine: Function | None) -> Factory:
+    def make(call: Call, assumptions: Assumptions) -> Rule | None:
         if len(call.inputs) < 2 or len({tensor.channels for tensor in (*call.inputs, *call.outputs)}) > 1:
             return None
-        return Sum(call.layer) if combine is None else Elementwise(call.layer, combine)
+        if combine is None and not assumptions.training:
+            return Sum(call.layer)
+        return Elementwise(call.layer, combine or _sum)
 
     return make
+
+
+def _sum(values: np.ndarray) -> np.ndarray:
+    return np.sum(values, axis=0)
 
 
 def _product(values: np.ndarray) -> np.ndarray:
@@ -427,7 +507,7 @@ _KNOWN = (
 ).split()
 """Activations that work value by value."""
 
-_MERGING: dict[str, Callable[[Call, Any], Rule | None]] = {
+_MERGING: dict[str, Factory] = {
     "Add": _elementwise(None),
     "Subtract": _elementwise(lambda values: values[0] - values[1]),
     "Multiply": _elementwise(_product),
@@ -445,7 +525,7 @@ _FUNCTIONS = {
 
 _DIMENSIONS = ("1D", "2D", "3D")
 
-_FACTORIES: dict[str, Callable[[Call, Any], Rule | None]] = {
+_FACTORIES: dict[str, Factory] = {
     **_MERGING,
     "Dense": _weighted,
     **{f"Conv{dims}{kind}": _weighted for dims in _DIMENSIONS for kind in ("", "Transpose")},
@@ -461,14 +541,10 @@ _FACTORIES: dict[str, Callable[[Call, Any], Rule | None]] = {
     },
     **{f"{name}{dims}": _unchanged for name in ("UpSampling", "Cropping", "SpatialDropout") for dims in _DIMENSIONS},
     **{f"ZeroPadding{dims}": _zero_padding for dims in _DIMENSIONS},
-    **{
-        name: _unchanged
-        for name in (
-            "Dropout AlphaDropout GaussianDropout GaussianNoise ActivityRegularization Identity RepeatVector".split()
-        )
-    },
+    **{name: _unchanged for name in ("Dropout GaussianDropout ActivityRegularization Identity RepeatVector".split())},
+    **dict.fromkeys(("AlphaDropout", "GaussianNoise"), _noise),
     "Permute": _permute,
     "Flatten": _repeat,
     "Reshape": _repeat,
 }
-"""Class of a Keras layer -> what makes its rule, or None for a use of it that is not known here."""
+"""By class of a Keras layer."""

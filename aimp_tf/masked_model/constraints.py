@@ -36,7 +36,7 @@ class ConstrainedModel(MaskedModel):
 
     def _attach(self) -> None:
         self._repairs = contextlib.ExitStack()
-        for path, variable in self._variables.items():
+        for path, variable in self.variables.items():
             # The mask lives outside the layers: a built layer takes no new variables, and nothing of it is exported.
             mask = tf.Variable(tf.ones(variable.shape, tf.bool), trainable=False, name=f"{path}/mask")
             self._masks[path] = mask
@@ -46,7 +46,7 @@ class ConstrainedModel(MaskedModel):
         self._repairs.enter_context(repaired(self.model))
 
     def _detach(self) -> None:
-        for variable in self._variables.values():
+        for variable in self.variables.values():
             if isinstance(variable.constraint, MaskConstraint):
                 variable.constraint = variable.constraint.previous
         self.model.train_function = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from aimp_tf.cluster import Cluster
 from aimp_tf.masked_model.optimizer import ResettableOptimizer
+from aimp_tf.masked_model.smaller import Indices, SmallerVariables, resource_of
 
 _ATTRIBUTE = "_aimp_tf_masked_model"
 
@@ -25,6 +26,7 @@ class MaskedModel(abc.ABC):
     Attributes:
         model: The model to call `fit` on.
         original: The user's model, which `strip` hands back; in Keras 3 the same object.
+        variables: Path -> variable, those to prune.
         optimizer: Its optimizer's resets and schedule.
         cluster: The workers that train it, all of which must call the same methods in the same order.
         mixed_precision: The setting that the model is trained with.
@@ -42,7 +44,7 @@ class MaskedModel(abc.ABC):
         """
         self.model = model
         self.original = model
-        self._variables = dict(variables)
+        self.variables = dict(variables)
         self._masks: dict[str, Any] = {}
         self.cluster = Cluster(model.distribute_strategy)
         self.mixed_precision: str | None = None
@@ -50,6 +52,7 @@ class MaskedModel(abc.ABC):
         self.input_axes: dict[str, int | None] = {}
         self.left_dense: tuple[str, ...] = ()
         self.on_strip: Callable[[], object] = lambda: None
+        self._part: SmallerVariables | None = None
         with model.distribute_strategy.scope():
             self.optimizer = ResettableOptimizer(model.optimizer, model.trainable_variables)
             try:
@@ -70,7 +73,7 @@ class MaskedModel(abc.ABC):
     @property
     def weight_count(self) -> int:
         """Number of prunable weights."""
-        return sum(int(np.prod(variable.shape)) for variable in self._variables.values())
+        return sum(int(np.prod(variable.shape)) for variable in self.variables.values())
 
     @property
     def kept(self) -> int:
@@ -82,7 +85,7 @@ class MaskedModel(abc.ABC):
 
         The arrays are read-only, and those of a CPU are no copies. One that is held keeps the value that it has.
         """
-        return _Values(self._variables)
+        return _Values(self.variables)
 
     def masks(self) -> dict[str, np.ndarray]:
         """Copies of the masks, bool; True is kept."""
@@ -106,6 +109,45 @@ class MaskedModel(abc.ABC):
         for variable, value in zip(self._all_variables(), snapshot, strict=True):
             variable.assign(value)
         self._zero_pruned()
+
+    def train_part(
+        self, weights: Sequence[tuple[Any, Indices]], attributes: Sequence[tuple[Any, Mapping[str, Any]]]
+    ) -> None:
+        """Lets `fit` train a part of the model only, and so in less time. It is traced anew for that.
+
+        From the first batch of each epoch on, until `make_whole`, everything that belongs to the model is as small as
+        the part. What the rest computes must not matter to it.
+
+        Args:
+            weights: (variable, the indices that stay along each of its axes), of the variables that become smaller.
+            attributes: (layer, its attributes that change with that -> what they become).
+
+        Raises:
+            ValueError: The model is trained on several devices, or as `ResettableOptimizer.slots`.
+        """
+        self.make_whole()
+        slots = self.optimizer.slots()
+        masks = {id(variable): (self._masks[path],) for path, variable in self.variables.items()}
+        smaller = [
+            (variable, indices)
+            for weight, indices in weights
+            for variable in (weight, *masks.get(id(weight), ()), *slots.get(id(weight), ()))
+        ]
+        part = self._part = SmallerVariables(smaller, attributes, self.model._flatten_layers(include_self=False))
+        self.model.train_function = None
+        self.model.make_train_function()
+        traced = self.model.train_function
+
+        def train(iterator: Any) -> Any:
+            part.put_in()
+            return traced(iterator)
+
+        self.model.train_function = train
+
+    def make_whole(self) -> None:
+        """Brings the model back to its own size, with what training has made of its part."""
+        if self._part is not None:
+            self._part.put_back()
 
     def check_agreement(self) -> None:
         """Raises RuntimeError, on every worker, where weights or masks are not the same on all of them."""
@@ -146,7 +188,7 @@ class MaskedModel(abc.ABC):
         """Raises RuntimeError, naming the variables, if a pruned weight is not exactly zero."""
         pruned = (
             (path, tf.not_equal(zeroed(variable, self._masks[path]), variable))
-            for path, variable in self._variables.items()
+            for path, variable in self.variables.items()
         )
         wrong = [path for path, differs in pruned if tf.reduce_any(differs)]
         if wrong:
@@ -161,6 +203,7 @@ class MaskedModel(abc.ABC):
 
         `on_strip` is called then, which undoes what was done to the model before it was masked.
         """
+        self.make_whole()
         self._zero_pruned()
         delattr(self.original, _ATTRIBUTE)
         if self.model is not self.original:
@@ -171,7 +214,7 @@ class MaskedModel(abc.ABC):
         return self.original
 
     def _zero_pruned(self) -> None:
-        for path, variable in self._variables.items():
+        for path, variable in self.variables.items():
             variable.assign(zeroed(variable, self._masks[path]))
 
     def _all_variables(self) -> list[Any]:
@@ -225,8 +268,4 @@ def local_value(variable: Any) -> np.ndarray:
 
 def _view(variable: Any) -> np.ndarray:
     """What `local_value` copies, read-only; on a CPU this is the memory of the variable."""
-    # Inside an AutoCastVariable of tf_keras. Not getattr, at which a distributed variable may ask, too.
-    variable = vars(variable).get("_variable", variable)
-    inner = getattr(variable, "value", None)  # Of a variable of Keras 3; a method of others.
-    components = inner if isinstance(inner, tf.Variable) else variable
-    return np.asarray(tf.convert_to_tensor(getattr(components, "values", (components,))[0]))
+    return np.asarray(tf.convert_to_tensor(resource_of(variable)))

@@ -40,6 +40,7 @@ class ResettableOptimizer:
         self._outer = optimizer
         # Not the property, which is a quotient under gradient accumulation.
         self._iterations = self._inner._iterations
+        self._trainable_variables = list(trainable_variables)
         self._slots = self._slots_of(self._inner)
         self._initial_slots = self._initial_values(trainable_variables)
         learning_rate = _learning_rate(self._inner)
@@ -75,6 +76,33 @@ class ResettableOptimizer:
             for variable in {id(variable): variable for variable in variables}.values()
             if slots or id(variable) not in cleared
         ]
+
+    def slots(self) -> dict[int, list[Any]]:
+        """Id of a trainable variable -> its slots, each of which holds a number for each of its weights.
+
+        Raises:
+            ValueError: What the optimizer makes of a weight depends on others, so that a part of a variable cannot be
+                trained by itself.
+        """
+        kind, inner = type(self._inner), self._inner
+        clipped = next((name for name in ("clipnorm", "global_clipnorm") if getattr(inner, name, None)), None)
+        if clipped or not {base.__name__ for base in kind.__mro__} & _BY_WEIGHT:
+            what = f"with {clipped}" if clipped else f"of the class {kind.__name__}"
+            raise ValueError(
+                f"The optimizer, {what}, looks at whole variables, of which compact_rounds trains parts. Compile the "
+                f"model with one that looks at each weight by itself ({', '.join(sorted(_BY_WEIGHT))}; clipvalue is "
+                "fine), or set compact_rounds=False."
+            )
+        wanted = {id(slot) for slot in self._slots}
+        lists = [value for value in vars(inner).values() if isinstance(value, list)]
+        lists = [value for value in lists if len(value) == len(self._trainable_variables)]
+        found: dict[int, list[Any]] = {}
+        for index, variable in enumerate(self._trainable_variables):
+            slots = [values[index] for values in lists]
+            if hasattr(inner, "get_slot_names"):  # tf_keras.optimizers.legacy
+                slots += [inner.get_slot(variable, name) for name in inner.get_slot_names()]
+            found[id(variable)] = [slot for slot in slots if id(slot) in wanted]
+        return found
 
     def reset(self, steps: int = 0) -> None:
         """Slots as they were before the first step, the step counter at `steps`, a rate in a variable as at the start.
@@ -138,6 +166,10 @@ class ResettableOptimizer:
                 "rounds would bring back. Compile the model with another optimizer."
             )
         return [value.reshape(-1)[:1].sum(dtype=value.dtype) for value in values]
+
+
+_BY_WEIGHT = frozenset(("SGD", "Adam", "AdamW", "Adamax", "Nadam", "RMSprop", "Adagrad", "Adadelta", "Ftrl", "Lion"))
+"""Optimizers of Keras whose every step changes each weight by its own gradient and slots alone."""
 
 
 def _variables_of(optimizer: Any) -> list[Any]:

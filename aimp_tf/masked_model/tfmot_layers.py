@@ -101,7 +101,7 @@ class WrappedModel(MaskedModel):
         for method in ("save", "save_weights", "load_weights"):
             setattr(self.model, method, getattr(self.original, method))
         masks = {id(weight): mask for layer in self._wrappers.values() for weight, mask, _ in layer.pruning_vars}
-        for path, variable in self._variables.items():
+        for path, variable in self.variables.items():
             mask = masks.get(id(variable))
             if mask is None:  # A layer that only a train_step of the user's calls is in no graph, so not wrapped.
                 mask = tf.Variable(tf.ones(variable.shape, tf.bool), trainable=False)
@@ -109,7 +109,7 @@ class WrappedModel(MaskedModel):
             _set_constraint(variable, MaskConstraint(mask, variable.constraint))
 
     def _detach(self) -> None:
-        for variable in self._variables.values():
+        for variable in self.variables.values():
             if isinstance(variable.constraint, MaskConstraint):
                 _set_constraint(variable, variable.constraint.previous)
         for layer in self._wrapped_layers:
@@ -134,7 +134,7 @@ class WrappedModel(MaskedModel):
     def _wrap(self, layer: Any) -> Any:
         if id(layer) in self._wrappers:
             return self._wrappers[id(layer)]
-        unclaimed = {id(variable) for variable in self._variables.values()}
+        unclaimed = {id(variable) for variable in self.variables.values()}
         for wrapper in self._wrappers.values():
             unclaimed -= {id(variable) for variable in wrapper.layer.get_prunable_weights()}
         own = [variable for variable in prunable_variables(layer).values() if id(variable) in unclaimed]

@@ -1,0 +1,70 @@
+"""The part of a masked network that training can change: without the channels that nothing reads any more."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.compaction.liveness import Liveness
+from aimp_tf.compaction.rules import Kept
+from aimp_tf.masked_model import MaskedModel
+from aimp_tf.model_graph import ModelGraph
+
+
+@dataclasses.dataclass(frozen=True)
+class LivePart:
+    """What stays of a network, layer by layer.
+
+    Attributes:
+        needed: Whether each class of channels stays, bool. Which classes there are depends on the graph alone.
+        multiply_adds: Multiplications with weights for one example.
+        share: The same as a fraction of those of the whole network.
+        weights: (variable, the indices that stay along each of its axes), of the variables that lose something.
+        attributes: (layer, its attributes that change -> what they become).
+    """
+
+    needed: np.ndarray
+    multiply_adds: int
+    share: float
+    weights: Sequence[tuple[Any, tuple[np.ndarray, ...]]]
+    attributes: Sequence[tuple[Any, Mapping[str, Any]]]
+
+
+def live_part(graph: ModelGraph, masked: MaskedModel, needed: np.ndarray | None = None) -> LivePart:
+    """What training can change, and what that is computed from.
+
+    A channel goes if all weights that lead from it to others that stay are masked: no gradient reaches what leads to
+    it. So does one that is zero whatever becomes of the weights. The loss of what stays is the same, and so are its
+    gradients, but for penalties on weights that go. Masks that prune more let no channel come back.
+
+    Args:
+        graph: The graph of `masked.original`.
+        masked: The model, with its masks.
+        needed: What stayed with earlier masks, to let the same stay. None lets as little stay as can be.
+    """
+    masks = masked.masks()
+    liveness = Liveness(graph, {id(variable): masks[path] for path, variable in masked.variables.items()})
+    if needed is not None:
+        liveness.needed = needed
+    multiply_adds = of_all = 0
+    seen: set[int] = set()
+    weights, attributes = [], []
+    for call in graph.calls:
+        rule = liveness.rules[call]
+        kept = liveness.kept(call)
+        multiply_adds += rule.multiply_adds(call, kept)
+        of_all += rule.multiply_adds(call, Kept.all_of(call))
+        if id(call.layer) in seen or not rule.is_tied:
+            continue
+        seen.add(id(call.layer))
+        variables = getattr(call.layer, "weights", ())
+        for variable, indices in zip(variables, rule.indices(kept), strict=True):
+            if tuple(map(len, indices)) != tuple(variable.shape):
+                weights.append((variable, indices))
+        changes = {name: value for name, value in rule.attributes(kept).items() if value != getattr(call.layer, name)}
+        if changes:
+            attributes.append((call.layer, changes))
+    return LivePart(liveness.needed, multiply_adds, multiply_adds / max(of_all, 1), weights, attributes)

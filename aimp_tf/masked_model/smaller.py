@@ -1,0 +1,91 @@
+"""Smaller variables that stand in for those of a model while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+Indices = tuple[np.ndarray, ...]
+"""Along each axis of a variable, the indices of what stays, rising."""
+
+_ABSENT = object()
+
+
+class SmallerVariables:
+    """Puts parts of variables in the place of these variables, and back.
+
+    The objects stay the same, so that layers, optimizers and constraints need not know: what changes is the memory that
+    they stand for. A function of TensorFlow keeps to the memory that was there when it was traced.
+
+    Args:
+        variables: (variable, what stays of it), of either generation of Keras or of TensorFlow itself, on one device.
+        attributes: (layer, its attributes that change with that -> what they become).
+        layers: All layers. They do not insist on the shapes of their inputs meanwhile.
+    """
+
+    def __init__(
+        self,
+        variables: Iterable[tuple[Any, Indices]],
+        attributes: Iterable[tuple[Any, Mapping[str, Any]]],
+        layers: Iterable[Any],
+    ) -> None:
+        self._in_place = False
+        self._copies = []
+        # Owner, name of an attribute, its value as a rule, and while the parts are in place.
+        self._changes: list[tuple[Any, str, Any, Any]] = []
+        for variable, indices in variables:
+            whole = resource_of(variable)
+            with tf.device(whole.device):
+                part = tf.Variable(tf.zeros([len(index) for index in indices], whole.dtype), trainable=False)
+            self._copies.append((whole, part, np.ix_(*indices)))
+            self._change(whole, _handle=part._handle, _shape=part._shape)
+            if variable is not whole and hasattr(variable, "_ndim"):  # Of Keras 3.
+                self._change(variable, _shape=tuple(part.shape))
+        for layer, values in attributes:
+            self._change(layer, **values)
+        for layer in layers:
+            # Where it is kept depends on the class. None under another name than that does nothing.
+            for name in ("input_spec", "_input_spec", "_manual_input_spec"):
+                if name in vars(layer) or name == "_manual_input_spec":
+                    self._change(layer, **{name: None})
+
+    def put_in(self) -> None:
+        """Copies the parts and puts them in the variables' place, unless they are there already."""
+        if self._in_place:
+            return
+        for whole, part, indices in self._copies:
+            part.assign(np.asarray(whole.read_value())[indices])
+        for owner, name, _, value in self._changes:
+            setattr(owner, name, value)
+        self._in_place = True
+
+    def put_back(self) -> None:
+        """Puts the variables back, with what has become of the parts, unless they are there already."""
+        if not self._in_place:
+            return
+        for owner, name, value, _ in self._changes:
+            if value is _ABSENT:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+        for whole, part, indices in self._copies:
+            values = whole.numpy()
+            values[indices] = np.asarray(part.read_value())
+            whole.assign(values)
+        self._in_place = False
+
+    def _change(self, owner: Any, **values: Any) -> None:
+        for name, value in values.items():
+            self._changes.append((owner, name, vars(owner).get(name, _ABSENT), value))
+
+
+def resource_of(variable: Any) -> Any:
+    """TensorFlow's variable within one of Keras; of a distributed one, that of the first replica of this process."""
+    # Inside an AutoCastVariable of tf_keras. Not getattr, at which a distributed variable may ask, too.
+    variable = vars(variable).get("_variable", variable)
+    inner = getattr(variable, "value", None)  # Of a variable of Keras 3; a method of others.
+    components = inner if isinstance(inner, tf.Variable) else variable
+    return getattr(components, "values", (components,))[0]
