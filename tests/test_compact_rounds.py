@@ -14,7 +14,7 @@ import aimp_tf
 from aimp_tf import GlobalMagnitudePruning, PruningConfig
 from aimp_tf.compaction.training import live_part
 from aimp_tf.experiments import models
-from aimp_tf.masked_model import MaskedModel, mask_model
+from aimp_tf.masked_model import MaskedModel, mask_model, resource_of
 from aimp_tf.model_graph import ModelGraph
 
 SETTINGS = {"target_sparsity": 0.9, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 0}
@@ -46,15 +46,16 @@ def check_same(masked, inputs, targets):
     assume(np.isfinite(losses).all() and losses[-1] < 1e3)
     part_losses, part_weights, part_slots = train(masked, inputs, targets, part)
     np.testing.assert_allclose(part_losses, losses, rtol=1e-4, atol=1e-6)
-    stays = {id(variable): np.ix_(*indices) for variable, indices in part.weights}
+    stays = {id(resource_of(variable)): np.ix_(*indices) for variable, indices in part.weights}
     variables = [variable for variable in masked.original.weights if hasattr(variable, "assign")]
     for variable, first, whole, small in zip(variables, before, weights, part_weights, strict=True):
-        if "moving_" in variable.name and id(variable) in stays:
+        if "moving_" in variable.name and id(resource_of(variable)) in stays:
             # Nothing reads the others, which go on moving in the whole model only.
             np.testing.assert_array_equal(
-                np.delete(small, stays[id(variable)][0]), np.delete(first, stays[id(variable)][0])
+                np.delete(small, stays[id(resource_of(variable))][0]),
+                np.delete(first, stays[id(resource_of(variable))][0]),
             )
-            whole, small = whole[stays[id(variable)]], small[stays[id(variable)]]
+            whole, small = whole[stays[id(resource_of(variable))]], small[stays[id(resource_of(variable))]]
         np.testing.assert_allclose(small, whole, rtol=0, atol=1e-6 + 1e-4 * np.abs(whole).max(initial=0))
     for key, wholes in slots.items():  # Those of pruned weights matter to nobody.
         for whole, small in zip(wholes, part_slots[key], strict=True):
@@ -82,3 +83,335 @@ def test_any_network_trains_the_same(data, generation):
     inputs = generator.normal(size=(10, 5, 5, 2)).astype(np.float32)
     targets = [np.zeros(np.shape(output), np.float32) for output in tf.nest.flatten(model(inputs))]
     check_same(masked, inputs, targets if len(targets) > 1 else targets[0])
+
+
+def mlp(keras, *between, optimizer="sgd", units=12, last=2, **settings):
+    """A compiled 6-12-2 network with layers in between."""
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(units, activation="relu", name="hidden"),
+            *between,
+            layers.Dense(8, activation="relu", name="middle"),
+            layers.Dense(last, name="last"),
+        ]
+    )
+    model.compile(optimizer, "mse", **settings)
+    return model
+
+
+def kill_units(masked):
+    """Prunes all that leads on from units 0 to 5 of the first layer, and some of the rest."""
+    masks = {path: np.random.default_rng(0).random(mask.shape) < 0.8 for path, mask in masked.masks().items()}
+    masks["middle/kernel"][:6] = False
+    masked.set_masks(masks)
+    return masked
+
+
+POINTS = np.random.default_rng(2).normal(size=(12, 6)).astype(np.float32)
+TARGETS = np.random.default_rng(3).normal(size=(12, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Lion"])
+def test_optimizers(K, name):
+    if not hasattr(K.optimizers, name):
+        pytest.skip("tf_keras has no Lion")
+    kind = getattr(K.optimizers, name)
+    settings = {"SGD": {"momentum": 0.9, "nesterov": True}, "RMSprop": {"momentum": 0.9, "centered": True}}.get(
+        name, {}
+    )
+    if name == "AdamW":
+        settings = {"weight_decay": 0.0}
+    masked = kill_units(mask_model(mlp(K, optimizer=kind(0.01, clipvalue=0.5, **settings))))
+    part = check_same(masked, POINTS, TARGETS)
+    assert [len(indices[-1]) for _, indices in part.weights][:2] == [6, 6]
+
+
+@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_legacy_optimizers(K, name):
+    settings = {"momentum": 0.9} if name == "SGD" else {"amsgrad": True}
+    optimizer = getattr(K.optimizers.legacy, name)(0.01, **settings)
+    assert check_same(kill_units(mask_model(mlp(K, optimizer=optimizer))), POINTS, TARGETS).share < 1
+
+
+@pytest.mark.parametrize("settings", [{"run_eagerly": True}, {"steps_per_execution": 2}, {"jit_compile": True}])
+def test_ways_to_run(K, settings):
+    masked = kill_units(mask_model(mlp(K, **settings)))
+    assert check_same(masked, POINTS, TARGETS).share < 1
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(K, policy):
+    """Sums of float16 and bfloat16 numbers differ by far more than what zeros left out would."""
+    masked = kill_units(mask_model(mlp(K), mixed_precision=policy))
+    losses, weights, _ = train(masked, POINTS, TARGETS)
+    part = part_of(masked)
+    part_losses, part_weights, _ = train(masked, POINTS, TARGETS, part)
+    assert part.share < 1
+    np.testing.assert_allclose(part_losses, losses, rtol=0.01)
+    for whole, small in zip(weights, part_weights, strict=True):
+        np.testing.assert_allclose(small, whole, atol=0.01)
+    masked.strip()
+
+
+@pytest.mark.parametrize(
+    "what", ["activity", "constraint", "regularizer", "softmax", "noise", "unknown", "decay", "zeros", "dropout"]
+)
+def test_what_keeps_units_alive(K, what):
+    """`hidden` has 12 units, of which the weights of `middle` do not read 6."""
+    layers, dead = K.layers, 6
+    between: list = []
+    if what == "activity":
+        between, dead = [layers.ActivityRegularization(l2=0.1)], 0
+    elif what == "softmax":
+        between, dead = [layers.Softmax()], 0
+    elif what == "noise":
+        between = [layers.GaussianNoise(1e-6)]
+    elif what == "unknown":
+        between, dead = [layers.LayerNormalization()], 0
+    elif what == "dropout":
+        between = [layers.Dropout(0.5), layers.Activation("gelu")]
+    model = mlp(K, *between)
+    hidden = model.get_layer("hidden")
+    if what == "constraint":
+        hidden.kernel_constraint, dead = K.constraints.MaxNorm(1.0, axis=1), 0
+    elif what == "regularizer":
+        hidden.kernel_regularizer, dead = K.regularizers.OrthogonalRegularizer(), 0
+    elif what == "decay":
+        hidden.kernel_regularizer = K.regularizers.L2(0.1)
+    masked = kill_units(mask_model(model))
+    if what == "zeros":  # Units without inputs, but with a bias, are read all the same.
+        masked.set_masks({**masked.masks(), "hidden/kernel": np.zeros((6, 12), bool)})
+    part = part_of(masked)
+    stays = {id(resource_of(variable)): indices for variable, indices in part.weights}
+    assert len(stays.get(id(resource_of(hidden.kernel)), ((), range(12)))[1]) == 12 - dead
+    if what not in ("noise", "dropout", "decay"):
+        check_same(masked, POINTS, TARGETS)
+
+
+def test_units_without_bias_and_inputs_are_zero_for_good(K):
+    model = K.Sequential(
+        [
+            K.Input((6,)),
+            K.layers.Dense(5, use_bias=False, activation="tanh", name="hidden"),
+            K.layers.Dense(2, name="last"),
+        ]
+    )
+    model.compile("sgd", "mse")
+    masked = mask_model(model)
+    masks = masked.masks()
+    masks["hidden/kernel"][:, :3] = False
+    masked.set_masks(masks)
+    part = check_same(masked, POINTS, TARGETS)
+    assert [tuple(map(len, indices)) for _, indices in part.weights] == [(6, 2), (2, 2)]
+
+
+def test_noise_makes_something_of_zeros(K):
+    """So that their weights train on it."""
+    layers = K.layers
+    model = K.Sequential(
+        [K.Input((6,)), layers.Dense(5, use_bias=False, name="hidden"), layers.GaussianNoise(0.1), layers.Dense(2)]
+    )
+    model.compile("sgd", "mse")
+    masked = mask_model(model)
+    masked.set_masks({path: np.full(mask.shape, "hidden" not in path) for path, mask in masked.masks().items()})
+    assert not part_of(masked).weights
+
+
+def classifier(keras, *between, strategy=None, optimizer=None):
+    """A compiled classifier of 8 numbers, of which rounds kill many units."""
+    with (strategy or tf.distribute.get_strategy()).scope():
+        keras.utils.set_random_seed(3)
+        layers = keras.layers
+        model = keras.Sequential(
+            [
+                keras.Input((8,)),
+                layers.Dense(32, activation="relu", name="first"),
+                layers.BatchNormalization(name="norm"),
+                *between,
+                layers.Dense(16, activation="relu", name="second"),
+                layers.Dense(3, name="logits"),
+            ]
+        )
+        model.compile(
+            optimizer or keras.optimizers.SGD(0.1, momentum=0.9),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+    return model
+
+
+def shapes_of(model):
+    return [tuple(variable.shape) for variable in model.trainable_variables]
+
+
+def shares(caplog):
+    """What the log says is left of the multiplications, each time the model became smaller."""
+    pattern = re.compile(r"Round \d+ trains without \d+ of \d+ channels, .*: ([\d.]+)% of the multiplications\.")
+    matches = map(pattern.fullmatch, (record.getMessage() for record in caplog.records))
+    return [float(match[1]) for match in matches if match]
+
+
+def test_a_run_on_digits_ends_alike(digits, K, caplog):
+    """Real data: bit for bit the same masks, weights but for rounding, and moving statistics where they are read."""
+    caplog.set_level("INFO", "aimp_tf")
+    images, labels = digits
+    results = []
+    for compact_rounds in (False, True):
+        K.utils.set_random_seed(0)
+        model = models.build("lenet_300_100", K, (8, 8, 1), 10)
+        model.compile(
+            K.optimizers.Adam(), K.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+        )
+        data = images[:600].reshape(-1, 8, 8, 1), labels[:600]
+        settings = {**SETTINGS, "target_sparsity": 0.98, "epochs": 12, "compact_rounds": compact_rounds}
+        results.append(aimp_tf.prune(model, data, validation_data=data, **settings))
+    whole, small = results
+    smaller = shares(caplog)
+    assert len(smaller) >= 2 and smaller == sorted(smaller, reverse=True) and smaller[-1] < 70
+    assert small.sparsity == whole.sparsity and whole.rounds[-1].metrics["accuracy"] > 0.7
+    for path, mask in whole.masks.items():
+        np.testing.assert_array_equal(small.masks[path], mask)
+    for here, there in zip(small.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_allclose(here, there, rtol=0, atol=1e-3)
+    for here, there in zip(small.rounds, whole.rounds, strict=True):
+        for name, value in there.metrics.items():
+            assert here.metrics[name] == pytest.approx(value, abs=2e-3), name
+
+
+def test_all_but_batches_see_the_whole_model(K, blobs, tmp_path):
+    class Sizes(K.callbacks.Callback):
+        whole, batches = [], []
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.batches.append(shapes_of(self.model))
+
+        def look(self, *_):
+            self.whole.append(shapes_of(self.model))
+
+        on_train_begin = on_epoch_begin = on_epoch_end = on_train_end = on_test_begin = on_test_end = look
+
+    model = classifier(K)
+    shapes = shapes_of(model)
+    saving = K.callbacks.ModelCheckpoint(str(tmp_path / "{epoch}.weights.h5"), save_weights_only=True)
+    best = K.callbacks.EarlyStopping(monitor="loss", mode="max", patience=9, restore_best_weights=True)
+    sizes = Sizes()
+    result = aimp_tf.prune(
+        model, blobs, validation_data=blobs, callbacks=[sizes, saving, best], compact_rounds=True, **SETTINGS
+    )
+    assert sizes.whole and all(seen == shapes for seen in sizes.whole)
+    assert sizes.batches[0] == shapes and sizes.batches[-1] != shapes
+    fresh = classifier(K)
+    fresh.load_weights(str(tmp_path / "1.weights.h5"))
+    # The loss falls, so its greatest value is that of the first epoch.
+    for here, there in zip(fresh.get_weights(), result.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(here, there)
+    assert aimp_tf.sparsity(result.model) == pytest.approx(0.9, abs=1e-3)
+
+
+def test_a_model_is_as_before_when_it_is_stripped(K, blobs, tmp_path):
+    """Also where `fit` ended while it was smaller; and nothing of that is saved."""
+
+    class Interrupts(K.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if shapes_of(self.model) != whole:
+                raise KeyboardInterrupt
+
+    def attributes(model):
+        layers = [layer for layer in model._flatten_layers() if layer is not model]
+        return [(sorted(vars(layer)), layer.input_spec and repr(layer.input_spec.axes)) for layer in layers]
+
+    model = classifier(K, K.layers.Reshape((1, 32)), K.layers.Flatten())
+    whole, before = shapes_of(model), attributes(model)
+    with pytest.raises(KeyboardInterrupt):
+        aimp_tf.prune(model, blobs, callbacks=[Interrupts()], compact_rounds=True, **SETTINGS)
+    assert shapes_of(model) == whole and attributes(model) == before
+    assert [layer.target_shape for layer in model.layers if hasattr(layer, "target_shape")] == [(1, 32)]
+    assert model.get_layer("first").units == 32
+    model.save(tmp_path / "model.keras")
+    loaded = K.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(blobs[0], verbose=0), model.predict(blobs[0], verbose=0))
+    model.fit(*blobs, verbose=0)
+
+
+def test_it_is_traced_only_when_a_tenth_is_needless(K, blobs, caplog):
+    caplog.set_level("INFO", "aimp_tf")
+    traced = []
+
+    class Counted(K.Model):
+        def train_step(self, data):
+            traced.append(str(shapes_of(self)))
+            return super().train_step(data)
+
+    plain = classifier(K)
+    model = Counted(plain.inputs, plain.outputs)
+    model.compile(K.optimizers.SGD(0.1), plain.loss)
+    aimp_tf.prune(model, blobs, compact_rounds=True, **{**SETTINGS, "rate": 0.1, "round_epochs": 1})
+    smaller = [100.0, *shares(caplog)]
+    assert len(smaller) > 3 and all(
+        after <= 0.9 * before + 0.1 for before, after in zip(smaller, smaller[1:], strict=False)
+    )
+    assert len(set(traced)) == len(smaller)
+
+
+def refused(message, model, blobs, error=ValueError, **settings):
+    before = model.get_weights()
+    with pytest.raises(error, match=message):
+        aimp_tf.prune(model, blobs, **{**SETTINGS, "compact_rounds": True, **settings})
+    for here, there in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(here, there)
+    assert MaskedModel.of(model) is None
+
+
+def test_what_cannot_be_done_is_refused(K, blobs, tmp_path):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    refused("one device; the model was made for 2", classifier(K, strategy=strategy), blobs)
+    for optimizer, what in [
+        (K.optimizers.SGD(0.1, clipnorm=1.0), "with clipnorm"),
+        (K.optimizers.Adam(global_clipnorm=1.0), "with global_clipnorm"),
+        (K.optimizers.Ftrl(), "of the class Ftrl"),
+        (K.optimizers.Adafactor(), "of the class Adafactor"),
+    ]:
+        refused(f"The optimizer, {what}, looks at whole variables", classifier(K, optimizer=optimizer), blobs)
+    saving = K.callbacks.ModelCheckpoint(str(tmp_path / "x.weights.h5"), save_weights_only=True, save_freq=3)
+    refused("save_freq=3, but with compact_rounds", classifier(K), blobs, callbacks=[saving], workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    refused("True or False; got 1", classifier(K), blobs, TypeError, compact_rounds=1)
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_subclassed_model_is_refused(K, blobs):
+    class Own(K.Model):
+        def __init__(self):
+            super().__init__()
+            self.last = K.layers.Dense(3)
+
+        def call(self, inputs):
+            return self.last(inputs)
+
+    model = Own()
+    model.compile("sgd", "mse")
+    model(blobs[0][:1])
+    refused("how the layers are connected. .* class Own", model, blobs)
+
+
+def test_other_methods_do_not_heed_it(K, blobs, caplog):
+    caplog.set_level("INFO", "aimp_tf")
+    for method in ("gradual", "dense"):
+        optimizer = K.optimizers.SGD(0.1, clipnorm=1.0)
+        aimp_tf.prune(classifier(K, optimizer=optimizer), blobs, method=method, compact_rounds=True, **SETTINGS)
+    assert not shares(caplog)
+
+
+def test_a_loop_of_ones_own(K, blobs, caplog):
+    caplog.set_level("INFO", "aimp_tf")
+    config = PruningConfig(0.9, 0.5, epochs=3, round_epochs=2, compact_rounds=True)
+    model = classifier(K)
+    masked, pruning = aimp_tf.wrap(model), GlobalMagnitudePruning(config)
+    while not pruning.finished:
+        masked.fit(*blobs, epochs=pruning.next_epochs, verbose=0, callbacks=[pruning])
+        assert masked.get_layer("first").kernel.shape == (8, 32)
+    assert shares(caplog) and aimp_tf.strip(masked) is model and aimp_tf.sparsity(model) == pytest.approx(0.9, abs=1e-3)

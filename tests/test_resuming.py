@@ -123,6 +123,7 @@ REINITIALIZE = {"rewind": "reinitialize", "criterion": "random", "final_rewind":
 BLOCKS = {"granularity": "1x4", "criterion": "lamp"}
 GRADUAL = {"method": "gradual", "epochs": 7}
 HALF = {"mixed_precision": "mixed_float16"}
+COMPACT = {"compact_rounds": True, "target_sparsity": 0.92}
 SETTLED = {"stop_mask_distance": 0.9, "fit_options": {"steps_per_epoch": 3}}
 
 
@@ -138,12 +139,17 @@ SETTLED = {"stop_mask_distance": 0.9, "fit_options": {"steps_per_epoch": 3}}
         ("tf_keras", SETTLED, None),
         ("keras", HALF, 2),
         ("tf_keras", HALF, None),
+        ("keras", COMPACT, 2),
+        ("tf_keras", COMPACT, None),
     ],
     indirect=["K"],
 )
-def test_a_run_goes_on_bit_for_bit(K, make_model, blobs, tmp_path, backup_each_epoch, settings, batch):
+def test_a_run_goes_on_bit_for_bit(K, make_model, blobs, tmp_path, backup_each_epoch, caplog, settings, batch):
     """From crashes between and within epochs, at the end of a round and in the final training."""
+    caplog.set_level("INFO", "aimp_tf")
     whole = run(make_model, blobs, tmp_path / "whole", **settings)
+    smaller = re.findall(r"Round \d+ trains without .*", caplog.text)
+    assert (len(smaller) > 1) == settings.get("compact_rounds", False)
     resumed, crashes = crash_and_go_on(K, make_model, blobs, tmp_path / "run", batch, **settings)
     assert crashes >= 2
     assert_same(resumed, whole)

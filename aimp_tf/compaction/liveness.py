@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from aimp_tf.compaction.channels import ChannelClasses, Flow
 from aimp_tf.compaction.rules import Assumptions, Kept, Linear, Rule, as_it_is, rule_for
+from aimp_tf.masked_model import resource_of
 from aimp_tf.model_graph import Call, ModelGraph, Tensor
 
 
@@ -32,13 +33,13 @@ class Liveness:
 
         Args:
             graph: The graph.
-            masks: Id of a variable -> its mask, True where it may train; a variable without one may train everywhere.
+            masks: Id of what `resource_of` a variable is -> its mask, True where it may train; a variable without one may train everywhere.
                 None for a model that does not train any more.
         """
         self._graph = graph
         self._assumptions = Assumptions(
             graph.keras,
-            _value if masks is None else lambda variable: _untrained(variable, masks.get(id(variable))),
+            _value if masks is None else lambda variable: _untrained(variable, masks.get(id(resource_of(variable)))),
             training=masks is not None,
         )
         self.rules: dict[Call, Rule] = {}

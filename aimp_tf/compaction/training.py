@@ -10,7 +10,7 @@ import numpy as np
 
 from aimp_tf.compaction.liveness import Liveness
 from aimp_tf.compaction.rules import Kept
-from aimp_tf.masked_model import MaskedModel
+from aimp_tf.masked_model import MaskedModel, resource_of
 from aimp_tf.model_graph import ModelGraph
 
 
@@ -46,7 +46,7 @@ def live_part(graph: ModelGraph, masked: MaskedModel, needed: np.ndarray | None 
         needed: What stayed with earlier masks, to let the same stay. None lets as little stay as can be.
     """
     masks = masked.masks()
-    liveness = Liveness(graph, {id(variable): masks[path] for path, variable in masked.variables.items()})
+    liveness = Liveness(graph, {id(resource_of(variable)): masks[path] for path, variable in masked.variables.items()})
     if needed is not None:
         liveness.needed = needed
     multiply_adds = of_all = 0

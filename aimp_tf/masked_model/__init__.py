@@ -18,6 +18,7 @@ from aimp_tf.masked_model.interface import MaskedModel, local_value
 from aimp_tf.masked_model.keras_distribution import repaired
 from aimp_tf.masked_model.mixed_precision import MixedPrecision, computes_in_half_precision, computing_in_float32
 from aimp_tf.masked_model.prunable import named_weights, select_for
+from aimp_tf.masked_model.smaller import resource_of
 from aimp_tf.precision import resolve_policy
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "local_value",
     "mask_model",
     "named_weights",
+    "resource_of",
     "select_prunable",
     "sparsity",
     "strip",

@@ -127,12 +127,12 @@ class MaskedModel(abc.ABC):
         """
         self.make_whole()
         slots = self.optimizer.slots()
-        masks = {id(variable): (self._masks[path],) for path, variable in self.variables.items()}
-        smaller = [
-            (variable, indices)
-            for weight, indices in weights
-            for variable in (weight, *masks.get(id(weight), ()), *slots.get(id(weight), ()))
-        ]
+        masks = {id(resource_of(variable)): self._masks[path] for path, variable in self.variables.items()}
+        smaller = []
+        for weight, indices in weights:
+            key = id(resource_of(weight))
+            with_it = [weight, *slots.get(key, ()), *([masks[key]] if key in masks else [])]
+            smaller += [(variable, indices) for variable in with_it]
         part = self._part = SmallerVariables(smaller, attributes, self.model._flatten_layers(include_self=False))
         self.model.train_function = None
         self.model.make_train_function()

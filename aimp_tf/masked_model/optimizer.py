@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.learning_rate import is_schedule, stretchable
+from aimp_tf.masked_model.smaller import resource_of
 
 
 class ResettableOptimizer:
@@ -78,7 +79,7 @@ class ResettableOptimizer:
         ]
 
     def slots(self) -> dict[int, list[Any]]:
-        """Id of a trainable variable -> its slots, each of which holds a number for each of its weights.
+        """Id of the `resource_of` a trainable variable -> its slots, each of which holds a number for each of its weights.
 
         Raises:
             ValueError: What the optimizer makes of a weight depends on others, so that a part of a variable cannot be
@@ -101,7 +102,7 @@ class ResettableOptimizer:
             slots = [values[index] for values in lists]
             if hasattr(inner, "get_slot_names"):  # tf_keras.optimizers.legacy
                 slots += [inner.get_slot(variable, name) for name in inner.get_slot_names()]
-            found[id(variable)] = [slot for slot in slots if id(slot) in wanted]
+            found[id(resource_of(variable))] = [slot for slot in slots if id(slot) in wanted]
         return found
 
     def reset(self, steps: int = 0) -> None:
@@ -168,8 +169,10 @@ class ResettableOptimizer:
         return [value.reshape(-1)[:1].sum(dtype=value.dtype) for value in values]
 
 
-_BY_WEIGHT = frozenset(("SGD", "Adam", "AdamW", "Adamax", "Nadam", "RMSprop", "Adagrad", "Adadelta", "Ftrl", "Lion"))
-"""Optimizers of Keras whose every step changes each weight by its own gradient and slots alone."""
+_BY_WEIGHT = frozenset(("SGD", "Adam", "AdamW", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Lion"))
+"""Optimizers of Keras whose every step changes each weight by its own gradient and slots alone, and not without them.
+
+FTRL makes zeros of weights without gradients. Nadam of tf_keras counts how often it was traced."""
 
 
 def _variables_of(optimizer: Any) -> list[Any]:
