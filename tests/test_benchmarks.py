@@ -9,8 +9,19 @@ import keras
 import numpy as np
 import pytest
 
-from aimp_tf.benchmarks import end_to_end, gpu, inference, inference_worker, layers, ranking, rounds, step
+from aimp_tf.benchmarks import (
+    compact_rounds,
+    end_to_end,
+    gpu,
+    inference,
+    inference_worker,
+    layers,
+    ranking,
+    rounds,
+    step,
+)
 from aimp_tf.benchmarks.side_by_side import compare, spread_text, time_in_turn, timing
+from aimp_tf.compaction.training import live_part
 
 
 def test_sides_are_timed_in_turn():
@@ -93,9 +104,29 @@ def test_the_benchmark_of_rounds(K, monkeypatch):
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_the_benchmark_of_whole_runs(K, monkeypatch):
     figures = end_to_end.run(1, None, "lenet_300_100", [K.__name__], dataset="digits")
-    assert list(figures[f"lenet_300_100 ({K.__name__})"]) == ["one fit", "fits of an epoch", "prune"]
+    assert list(figures[f"lenet_300_100 ({K.__name__})"]) == ["one fit", "fits of an epoch", "array_dataset", "prune"]
     with pytest.raises(RuntimeError, match="training accuracy of 0.10: it did not train"):
         end_to_end._epochs_if_learnt(3, 0.1, classes=10)
+
+
+def test_the_benchmark_of_compact_rounds(K, monkeypatch):
+    def run():
+        return compact_rounds.run(1, None, {"lenet_300_100": (300, 0.1, 2)}, [K.__name__], dataset="digits")
+
+    figures = run()
+    titles = [name for name in figures if name != "table"]
+    assert len(titles) == 3 and titles[2] == f"lenet_300_100, 99.5% ({K.__name__})"
+    shares = [figures[title]["multiply_adds"] for title in titles]
+    assert 1 >= shares[0] > shares[1] > shares[2] > 0 and figures[titles[2]]["live part"]["ratio"] > 0
+
+    def too_little(graph, masked):
+        needed = live_part(graph, masked).needed.copy()
+        needed[1:150] = False  # Of the first layer's units.
+        return live_part(graph, masked, needed)
+
+    monkeypatch.setattr(compact_rounds, "live_part", too_little)
+    with pytest.raises(RuntimeError, match="'whole' and 'live part' did not compute the same result"):
+        run()
 
 
 def test_the_benchmark_of_checkpoints_compares_runs_with_the_same_end():

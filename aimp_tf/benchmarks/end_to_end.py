@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from aimp_tf.benchmarks.networks import BATCH_SIZE, compiled_model
 from aimp_tf.benchmarks.side_by_side import compare, time_in_turn
-from aimp_tf.experiments import datasets, models
+from aimp_tf.experiments import datasets
 from aimp_tf.input_pipeline import array_dataset
 from aimp_tf.pruning import prune
 
-_BATCH_SIZE = 128
 _TARGET_SPARSITY = 0.97  # Sixteen rounds and a last training.
 
 
@@ -67,12 +67,12 @@ def run(
 def _fit(architecture: str, keras: Any, data: datasets.ImageData, fits: int, epochs: int) -> Sequence[np.ndarray]:
     model = _model(architecture, keras, data)
     for _ in range(fits):
-        history = model.fit(data.train_images, data.train_labels, batch_size=_BATCH_SIZE, epochs=epochs, verbose=0)
+        history = model.fit(data.train_images, data.train_labels, batch_size=BATCH_SIZE, epochs=epochs, verbose=0)
     return _epochs_if_learnt(fits * epochs, history.history["accuracy"][-1], data.classes)
 
 
 def _fit_on_dataset(architecture: str, keras: Any, data: datasets.ImageData, epochs: int) -> Sequence[np.ndarray]:
-    dataset = array_dataset((data.train_images, data.train_labels), _BATCH_SIZE, seed=0)
+    dataset = array_dataset((data.train_images, data.train_labels), BATCH_SIZE, seed=0)
     history = _model(architecture, keras, data).fit(dataset, epochs=epochs, verbose=0)
     return _epochs_if_learnt(epochs, history.history["accuracy"][-1], data.classes)
 
@@ -88,7 +88,7 @@ def _prune(
         epochs=epochs,
         round_epochs=1,
         seed=0,
-        fit_options={"batch_size": _BATCH_SIZE},
+        fit_options={"batch_size": BATCH_SIZE},
         verbose=0,
     )
     epochs = sum(round_.epochs for round_ in result.rounds)
@@ -103,11 +103,5 @@ def _epochs_if_learnt(epochs: int, accuracy: float, classes: int) -> Sequence[np
 
 
 def _model(architecture: str, keras: Any, data: datasets.ImageData) -> Any:
-    keras.utils.set_random_seed(0)
-    model = models.build(architecture, keras, data.train_images.shape[1:], data.classes)
-    model.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    return model
+    shape = data.train_images.shape[1:]
+    return compiled_model(architecture, keras, shape, data.classes, learning_rate=0.01, metrics=["accuracy"])

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.benchmarks.networks import compiled_model, made_up_images, repeated
 from aimp_tf.benchmarks.side_by_side import spread_text, time_in_turn
 from aimp_tf.benchmarks.step import time_fits
 from aimp_tf.config import PruningConfig
-from aimp_tf.experiments import models
-from aimp_tf.input_pipeline import without_autotuning
 from aimp_tf.masked_model import wrap
 from aimp_tf.precision import resolve_policy
 from aimp_tf.pruning import prune
@@ -94,27 +93,11 @@ def _time_runs(architecture: str, keras: Any, steps: int, repetitions: int) -> d
 
 
 def _batches(architecture: str, steps: int) -> tf.data.Dataset:
-    batch_size, shape, classes = _SHAPES[architecture]
-    generator = np.random.default_rng(0)
-    images = generator.normal(size=(batch_size, *shape)).astype(np.float32)
-    labels = generator.integers(0, classes, batch_size)
-    return without_autotuning(tf.data.Dataset.from_tensors((images, labels)).repeat(steps).prefetch(2))
+    return repeated(made_up_images(*_SHAPES[architecture]), steps)
 
 
 def _compiled(architecture: str, keras: Any) -> Any:
-    """A model with the same first weights every time, and a rate so low that rounding does not add up."""
-    _, shape, classes = _SHAPES[architecture]
-    keras.utils.set_random_seed(0)
-    if architecture == "resnet_50":
-        model = keras.applications.ResNet50(
-            weights=None, input_shape=shape, classes=classes, classifier_activation=None
-        )
-    else:
-        model = models.build(architecture, keras, shape, classes)
-    model.compile(
-        keras.optimizers.SGD(1e-4, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
-    return model
+    return compiled_model(architecture, keras, *_SHAPES[architecture][1:])
 
 
 @contextlib.contextmanager

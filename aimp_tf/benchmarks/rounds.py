@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
+from aimp_tf.benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images
 from aimp_tf.benchmarks.side_by_side import spread_text
-from aimp_tf.benchmarks.step import BATCH_SIZE, compiled_model, made_up_images
 from aimp_tf.input_pipeline import array_dataset
 from aimp_tf.pruning import prune
 

@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images, repeated
 from aimp_tf.benchmarks.side_by_side import compare, time_in_turn
-from aimp_tf.experiments import models
-from aimp_tf.input_pipeline import without_autotuning
 from aimp_tf.masked_model import wrap, wrap_with_tfmot
 
-BATCH_SIZE = 128
-_SHAPE, _CLASSES = (28, 28, 1), 10
 _STEPS = {"lenet_300_100": 400, "lenet_5": 100, "resnet_20": 8}
 
 
@@ -52,16 +49,13 @@ def run(
 
 
 def _time(architecture: str, keras: Any, steps: int, repetitions: int) -> dict[str, list[float]]:
-    batch = made_up_images(BATCH_SIZE)
     fits: dict[str, tuple[Any, Sequence[Any]]] = {
         "plain": (compiled_model(architecture, keras), []),
         "masked": (wrap(compiled_model(architecture, keras)), []),
     }
     if keras.__name__ == "tf_keras":
         fits["tfmot"] = wrap_with_tfmot(compiled_model(architecture, keras))
-    return time_fits(
-        fits, without_autotuning(tf.data.Dataset.from_tensors(batch).repeat(steps).prefetch(2)), repetitions
-    )
+    return time_fits(fits, repeated(made_up_images(BATCH_SIZE), steps), repetitions)
 
 
 def time_fits(
@@ -91,20 +85,3 @@ def time_fits(
         repetitions,
         same=lambda here, there: np.allclose(here, there, rtol=1e-2, atol=1e-3),
     )
-
-
-def made_up_images(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images of 28 x 28 and labels, always the same."""
-    generator = np.random.default_rng(0)
-    images = generator.normal(size=(count, *_SHAPE)).astype(np.float32)
-    return images, generator.integers(0, _CLASSES, count)
-
-
-def compiled_model(architecture: str, keras: Any) -> Any:
-    """A model for them, with the same first weights every time, and a rate so low that rounding does not add up."""
-    keras.utils.set_random_seed(0)
-    model = models.build(architecture, keras, _SHAPE, _CLASSES)
-    model.compile(
-        keras.optimizers.SGD(1e-4, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
-    return model

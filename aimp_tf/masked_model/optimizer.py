@@ -79,7 +79,7 @@ class ResettableOptimizer:
         ]
 
     def slots(self) -> dict[int, list[Any]]:
-        """Id of the `resource_of` a trainable variable -> its slots, each of which holds a number for each of its weights.
+        """Id of the `resource_of` a trainable variable -> its slots, with a number for each of its weights each.
 
         Raises:
             ValueError: What the optimizer makes of a weight depends on others, so that a part of a variable cannot be

@@ -1,0 +1,110 @@
+"""What `compact_rounds` saves: training steps of the live part of a pruned network beside those of the whole one."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images, repeated
+from aimp_tf.benchmarks.side_by_side import compare, time_in_turn
+from aimp_tf.callback import GlobalMagnitudePruning
+from aimp_tf.compaction.training import live_part
+from aimp_tf.config import PruningConfig
+from aimp_tf.experiments import datasets
+from aimp_tf.masked_model import MaskedModel, mask_model, wrap
+from aimp_tf.model_graph import ModelGraph
+
+# Examples of an epoch, learning rate, and steps in each repetition. A ResNet takes too long for all examples.
+_RECIPES = {"lenet_300_100": (60000, 0.1, 400), "lenet_5": (60000, 0.1, 100), "resnet_20": (5000, 0.3, 8)}
+_SPARSITIES = (0.98, 0.99, 0.995)
+
+
+def run(
+    repetitions: int,
+    data_dir: str | os.PathLike[str] | None = None,
+    recipes: Mapping[str, tuple[int, float, int]] = _RECIPES,
+    generations: Sequence[str] = ("keras", "tf_keras"),
+    dataset: str = "fashion_mnist",
+) -> dict[str, Any]:
+    """Prunes each network in rounds of an epoch, and times steps with the masks of 98%, 99% and 99.5% on one batch.
+
+    Args:
+        repetitions: How often each side is timed.
+        data_dir: Where tensorflow-datasets keeps its data. None is its own default.
+        recipes: Architecture, as `experiments.models.build` takes it -> examples in an epoch, learning rate of SGD, and
+            steps in each repetition.
+        generations: Of "keras" and "tf_keras".
+        dataset: As `experiments.datasets.load` takes it.
+
+    Returns:
+        By network, generation and sparsity, medians of seconds a step and ratios, which fraction of the multiplications
+        is left, how many seconds the first steps took, tracing included; and "table", the same as a text.
+
+    Raises:
+        RuntimeError: The sides did not find the same losses and weights; or the data is not there.
+    """
+    data = datasets.load(dataset, data_dir)
+    figures: dict[str, Any] = {}
+    lines = []
+    for architecture, (examples, rate, steps) in recipes.items():
+        images, labels = data.train_images[:examples], data.train_labels[:examples]
+        for generation in generations:
+            make = functools.partial(
+                compiled_model, architecture, importlib.import_module(generation), images.shape[1:], data.classes
+            )
+            for sparsity, weights, masks in _prune(make(learning_rate=rate), images, labels):
+                title = f"{architecture}, {sparsity:.1%} ({generation})"
+                part = mask_model(make())
+                sides = {"whole": mask_model(make()), "live part": part}
+                for masked in sides.values():
+                    masked.restore(weights)
+                    masked.set_masks(masks)
+                live = live_part(ModelGraph.of(part.original, masked=True), part)
+                part.train_part(live.weights, live.attributes)
+                batch = repeated(made_up_images(BATCH_SIZE, images.shape[1:], data.classes), steps)
+                fits = {name: functools.partial(_fit, masked, batch) for name, masked in sides.items()}
+                first_seconds = {name: _seconds(fit) for name, fit in fits.items()}
+                # Zeros are left out of sums, whose rounding may differ then.
+                seconds = time_in_turn(
+                    fits, repetitions, same=lambda here, there: np.allclose(here, there, rtol=1e-4, atol=1e-5)
+                )
+                figures[title], added = compare(title, seconds, "whole", per=steps)
+                figures[title] |= {"multiply_adds": live.share, "first_seconds": first_seconds}
+                lines += [*added, f"{'':28}{live.share:.1%} of the multiplications"]
+    return {**figures, "table": "\n".join(lines)}
+
+
+def _prune(
+    model: Any, images: np.ndarray, labels: np.ndarray
+) -> Iterator[tuple[float, list[np.ndarray], dict[str, np.ndarray]]]:
+    """Sparsity, weights and masks of the first round at each of the sparsities or beyond."""
+    config = PruningConfig(_SPARSITIES[-1], rate=0.3, epochs=1, round_epochs=1, seed=0, compact_rounds=True)
+    model, pruning, left = wrap(model), GlobalMagnitudePruning(config), list(_SPARSITIES)
+    masked = MaskedModel.of(model)
+    assert masked is not None
+    while not pruning.finished:
+        model.fit(images, labels, batch_size=BATCH_SIZE, epochs=1, callbacks=[pruning], verbose=0)
+        sparsity = pruning.rounds[-1].sparsity
+        if left and sparsity >= left[0] - 1e-4:
+            yield sparsity, masked.snapshot(), masked.masks()
+            left = [later for later in left if later > sparsity + 1e-4]
+
+
+def _fit(masked: MaskedModel, batch: Any) -> list[np.ndarray]:
+    """Losses and trainable weights: moving statistics of what nothing reads stay behind."""
+    history = masked.model.fit(batch, verbose=0)
+    masked.make_whole()
+    weights = [np.array(variable.numpy()) for variable in masked.original.trainable_variables]
+    return [np.array(history.history["loss"]), *weights]
+
+
+def _seconds(function: Any) -> float:
+    begun_at = time.perf_counter()
+    function()
+    return time.perf_counter() - begun_at
