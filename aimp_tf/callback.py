@@ -193,8 +193,8 @@ class GlobalMagnitudePruning(EpochCallback):
             )
         self._input_axes = {path: axis for path, axis in masked.input_axes.items() if axis is not None}
         if self.config.compact_rounds and self.config.method == "iterative":
-            self._graph = _graph_for_parts(masked)
-            self._channels = self._traced_channels = live_part(self._graph, masked).needed
+            self._graph, self._channels = _graph_and_channels(masked)
+            self._traced_channels = self._channels
         plan = make_plan(self.config, masked.weight_count)
         if self.config.method != "dense":
             self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
@@ -305,7 +305,8 @@ class GlobalMagnitudePruning(EpochCallback):
         )
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._masked().make_whole()
+        if self._graph is not None:  # Evaluation was traced for the whole model.
+            self._masked().make_whole()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._masked().make_whole()
@@ -489,8 +490,8 @@ class GlobalMagnitudePruning(EpochCallback):
         return self.config.method == "gradual"
 
 
-def _graph_for_parts(masked: MaskedModel) -> ModelGraph:
-    """The graph of a model that `compact_rounds` is asked for. Raises ValueError where it cannot be done."""
+def _graph_and_channels(masked: MaskedModel) -> tuple[ModelGraph, np.ndarray]:
+    """The graph of a model that `compact_rounds` is asked for, and what is alive. Raises ValueError if it cannot be."""
     if masked.cluster.replicas > 1:
         raise ValueError(
             f"compact_rounds trains on one device; the model was made for {masked.cluster.replicas}. Set "
@@ -498,6 +499,7 @@ def _graph_for_parts(masked: MaskedModel) -> ModelGraph:
         )
     masked.optimizer.slots()
     try:
-        return ModelGraph.of(masked.original, masked=True)
+        graph = ModelGraph.of(masked.original, masked=True)
+        return graph, live_part(graph, masked).needed
     except ValueError as error:
         raise ValueError(f"compact_rounds must know how the layers are connected. {error}") from error

@@ -398,6 +398,28 @@ def test_a_subclassed_model_is_refused(K, blobs):
     refused("how the layers are connected. .* class Own", model, blobs)
 
 
+def test_a_variable_of_two_layers_is_refused(K, blobs):
+    class Reads(K.layers.Layer):
+        def __init__(self, other):
+            super().__init__()
+            self.other = other
+
+        def call(self, inputs):
+            return tf.matmul(inputs, tf.convert_to_tensor(self.other.kernel), transpose_b=True)
+
+    inputs, layer = K.Input((8,)), K.layers.Dense(16, name="first")
+    model = K.Model(inputs, K.layers.Dense(3)(Reads(layer)(layer(inputs))))
+    model.compile("sgd", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    refused("The layers 'first' and 'reads.*' hold the same variable", model, blobs)
+
+
+def test_one_device_of_a_strategy(K, blobs, caplog):
+    caplog.set_level("INFO", "aimp_tf")
+    model = classifier(K, strategy=tf.distribute.OneDeviceStrategy("CPU:1"))
+    result = aimp_tf.prune(model, blobs, compact_rounds=True, **SETTINGS)
+    assert shares(caplog) and result.sparsity == pytest.approx(0.9, abs=1e-3)
+
+
 def test_other_methods_do_not_heed_it(K, blobs, caplog):
     caplog.set_level("INFO", "aimp_tf")
     for method in ("gradual", "dense"):

@@ -63,12 +63,11 @@ def run(
                 part = mask_model(make())
                 sides = {"whole": mask_model(make()), "live part": part}
                 for masked in sides.values():
-                    masked.restore(weights)
                     masked.set_masks(masks)
                 live = live_part(ModelGraph.of(part.original, masked=True), part)
                 part.train_part(live.weights, live.attributes)
                 batch = repeated(made_up_images(BATCH_SIZE, images.shape[1:], data.classes), steps)
-                fits = {name: functools.partial(_fit, masked, batch) for name, masked in sides.items()}
+                fits = {name: functools.partial(_fit, masked, weights, batch) for name, masked in sides.items()}
                 first_seconds = {name: _seconds(fit) for name, fit in fits.items()}
                 # Zeros are left out of sums, whose rounding may differ then.
                 seconds = time_in_turn(
@@ -96,12 +95,17 @@ def _prune(
             left = [later for later in left if later > sparsity + 1e-4]
 
 
-def _fit(masked: MaskedModel, batch: Any) -> list[np.ndarray]:
-    """Losses and trainable weights: moving statistics of what nothing reads stay behind."""
+def _fit(masked: MaskedModel, weights: list[np.ndarray], batch: Any) -> list[np.ndarray]:
+    """Trains from these weights on, so that rounding does not add up from repetition to repetition.
+
+    Gives losses and trainable weights: moving statistics of what nothing reads stay behind.
+    """
+    masked.restore(weights)
+    masked.optimizer.reset()
     history = masked.model.fit(batch, verbose=0)
     masked.make_whole()
-    weights = [np.array(variable.numpy()) for variable in masked.original.trainable_variables]
-    return [np.array(history.history["loss"]), *weights]
+    trained = [np.array(variable.numpy()) for variable in masked.original.trainable_variables]
+    return [np.array(history.history["loss"]), *trained]
 
 
 def _seconds(function: Any) -> float:

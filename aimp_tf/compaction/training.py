@@ -44,23 +44,34 @@ def live_part(graph: ModelGraph, masked: MaskedModel, needed: np.ndarray | None 
         graph: The graph of `masked.original`.
         masked: The model, with its masks.
         needed: What stayed with earlier masks, to let the same stay. None lets as little stay as can be.
+
+    Raises:
+        ValueError: Two layers have a variable in common, of which each might lose another part.
     """
     masks = masked.masks()
     liveness = Liveness(graph, {id(resource_of(variable)): masks[path] for path, variable in masked.variables.items()})
     if needed is not None:
         liveness.needed = needed
     multiply_adds = of_all = 0
-    seen: set[int] = set()
+    owners: dict[int, Any] = {}
     weights, attributes = [], []
+    seen: set[int] = set()
     for call in graph.calls:
-        rule = liveness.rules[call]
-        kept = liveness.kept(call)
+        rule, kept = liveness.rules[call], liveness.kept(call)
         multiply_adds += rule.multiply_adds(call, kept)
         of_all += rule.multiply_adds(call, Kept.all_of(call))
-        if id(call.layer) in seen or not rule.is_tied:
+        if id(call.layer) in seen:
             continue
         seen.add(id(call.layer))
         variables = getattr(call.layer, "weights", ())
+        for variable in variables:
+            owner = owners.setdefault(id(resource_of(variable)), call)
+            if owner is not call:
+                raise ValueError(
+                    f"The layers {owner.name!r} and {call.name!r} hold the same variable, {variable.name}."
+                )
+        if not rule.is_tied:
+            continue
         for variable, indices in zip(variables, rule.indices(kept), strict=True):
             if tuple(map(len, indices)) != tuple(variable.shape):
                 weights.append((variable, indices))
