@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _RAMP_STEPS = 100
 _WORTH_TRACING = 0.9
-"""What is left of the multiplications, where `compact_rounds` has a smaller part of the model traced."""
+"""With `compact_rounds`, what is alive is traced when it takes this fraction of the multiplications of what was."""
 
 
 class EpochCallback(keras.callbacks.Callback):
@@ -104,9 +104,9 @@ class GlobalMagnitudePruning(EpochCallback):
         self._thresholds: list[float | None] = []
         self._would_be_masks: list[np.ndarray] | None = None
         self._graph: ModelGraph | None = None
-        # What the model is traced for, here and where the run was before: which classes of channels `compaction` has.
-        self._traced_channels: np.ndarray | None = None
+        # Which classes of channels rounds train; and which of them `fit` has been traced for in this process.
         self._channels: np.ndarray | None = None
+        self._traced_channels: np.ndarray | None = None
         self._ramp_step = 0
         self._started_at = 0.0
         self._resumed = False

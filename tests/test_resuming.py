@@ -123,7 +123,6 @@ REINITIALIZE = {"rewind": "reinitialize", "criterion": "random", "final_rewind":
 BLOCKS = {"granularity": "1x4", "criterion": "lamp"}
 GRADUAL = {"method": "gradual", "epochs": 7}
 HALF = {"mixed_precision": "mixed_float16"}
-COMPACT = {"compact_rounds": True, "target_sparsity": 0.92}
 SETTLED = {"stop_mask_distance": 0.9, "fit_options": {"steps_per_epoch": 3}}
 
 
@@ -139,22 +138,45 @@ SETTLED = {"stop_mask_distance": 0.9, "fit_options": {"steps_per_epoch": 3}}
         ("tf_keras", SETTLED, None),
         ("keras", HALF, 2),
         ("tf_keras", HALF, None),
-        ("keras", COMPACT, 2),
-        ("tf_keras", COMPACT, None),
     ],
     indirect=["K"],
 )
-def test_a_run_goes_on_bit_for_bit(K, make_model, blobs, tmp_path, backup_each_epoch, caplog, settings, batch):
+def test_a_run_goes_on_bit_for_bit(K, make_model, blobs, tmp_path, backup_each_epoch, settings, batch):
     """From crashes between and within epochs, at the end of a round and in the final training."""
-    caplog.set_level("INFO", "aimp_tf")
     whole = run(make_model, blobs, tmp_path / "whole", **settings)
-    smaller = re.findall(r"Round \d+ trains without .*", caplog.text)
-    assert (len(smaller) > 1) == settings.get("compact_rounds", False)
     resumed, crashes = crash_and_go_on(K, make_model, blobs, tmp_path / "run", batch, **settings)
     assert crashes >= 2
     assert_same(resumed, whole)
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
     assert not list((tmp_path / "run").rglob("backup")) and not list((tmp_path / "run").rglob(".unfinished*"))
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_compact_rounds_go_on_bit_for_bit(K, blobs, tmp_path, backup_each_epoch, caplog):
+    """From crashes in a round that the model became smaller for, and in one that went on as small."""
+
+    def make_model(optimizer):
+        K.utils.set_random_seed(3)
+        layers = K.layers
+        hidden = layers.Dense(64, activation="relu"), layers.BatchNormalization(), layers.Dense(32, activation="relu")
+        model = K.Sequential([K.Input((8,)), *hidden, layers.Dense(3)])
+        loss = K.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(K.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+        return model
+
+    caplog.set_level("INFO", "aimp_tf")
+    settings = {"compact_rounds": True, "target_sparsity": 0.98, "rate": 0.2, "epochs": 2, "round_epochs": 2}
+    whole = run(make_model, blobs, tmp_path / "whole", **settings)
+    smaller = [int(number) - 1 for number in re.findall(r"Round (\d+) trains without", caplog.text)]
+    as_small = [index for index in range(smaller[0], len(whole.rounds)) if index not in smaller]
+    assert len(smaller) > 2 and as_small
+    first, second = sorted((smaller[1], as_small[0]))
+    for epochs in (2 * first + 1, 2 * (second - first)):
+        with pytest.raises(Crash):
+            run(make_model, blobs, tmp_path / "run", [CrashAt(K, epochs, 2)], **settings)
+    resumed = run(make_model, blobs, tmp_path / "run", **settings)
+    assert_same(resumed, whole)
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
 
 
 def test_callbacks_of_keras_go_on_within_a_round(K, make_model, blobs, tmp_path, backup_each_epoch):

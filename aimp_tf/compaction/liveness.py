@@ -67,6 +67,17 @@ class Liveness:
         ]
         return Kept(inputs, outputs, reader.constants, merged)
 
+    def fill_up(self, multiple: int) -> None:
+        """Lets so many channels stay, in each layer that makes new ones, as are a multiple of this number, or all.
+
+        What is let stay besides may lack inputs that go, for nothing depends on it.
+        """
+        for call in self._graph.calls:
+            if isinstance(self.rules[call], Linear):
+                classes = np.unique(self.flows[call.outputs[0]].classes)
+                gone = classes[~self.needed[classes]]
+                self.needed[gone[: -(len(classes) - len(gone)) % multiple]] = True
+
     def _kept_of(self, tensor: Tensor) -> np.ndarray:
         """Indices of the channels of a tensor that stay."""
         return np.flatnonzero(self.needed[self.flows[tensor].classes])

@@ -13,6 +13,9 @@ from aimp_tf.compaction.rules import Kept
 from aimp_tf.masked_model import MaskedModel, resource_of
 from aimp_tf.model_graph import ModelGraph
 
+_MULTIPLE = 8
+"""Convolutions with other numbers of channels can take longer than the whole ones: vector units are that wide."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LivePart:
@@ -33,7 +36,9 @@ class LivePart:
     attributes: Sequence[tuple[Any, Mapping[str, Any]]]
 
 
-def live_part(graph: ModelGraph, masked: MaskedModel, needed: np.ndarray | None = None) -> LivePart:
+def live_part(
+    graph: ModelGraph, masked: MaskedModel, needed: np.ndarray | None = None, multiple: int = _MULTIPLE
+) -> LivePart:
     """What training can change, and what that is computed from.
 
     A channel goes if all weights that lead from it to others that stay are masked: no gradient reaches what leads to
@@ -44,13 +49,16 @@ def live_part(graph: ModelGraph, masked: MaskedModel, needed: np.ndarray | None 
         graph: The graph of `masked.original`.
         masked: The model, with its masks.
         needed: What stayed with earlier masks, to let the same stay. None lets as little stay as can be.
+        multiple: So many channels of each Dense or convolution layer stay as are a multiple of this, or all.
 
     Raises:
         ValueError: Two layers have a variable in common, of which each might lose another part.
     """
     masks = masked.masks()
     liveness = Liveness(graph, {id(resource_of(variable)): masks[path] for path, variable in masked.variables.items()})
-    if needed is not None:
+    if needed is None:
+        liveness.fill_up(multiple)
+    else:
         liveness.needed = needed
     multiply_adds = of_all = 0
     owners: dict[int, Any] = {}

@@ -123,7 +123,7 @@ class MaskedModel(abc.ABC):
             attributes: (layer, its attributes that change with that -> what they become).
 
         Raises:
-            ValueError: The model is trained on several devices, or as `ResettableOptimizer.slots`.
+            ValueError: As `ResettableOptimizer.slots`.
         """
         self.make_whole()
         slots = self.optimizer.slots()
