@@ -28,7 +28,6 @@ from aimp_tf.masked_model import (
     select_prunable,
     sparsity,
 )
-from aimp_tf.other_callbacks import check_saving
 from aimp_tf.plan import imp_epochs
 from aimp_tf.precision import resolve_policy
 from aimp_tf.progress import RunProgress
@@ -123,7 +122,6 @@ def prune(
             generation = check_model(model)
             options = dict(fit_options or {})
             _check_fit_options(model, options)
-            check_saving(callbacks, config)
             if not cluster.chief:
                 workdir = None
             if workdir is not None:

@@ -211,6 +211,50 @@ def test_units_without_bias_and_inputs_are_zero_for_good(K):
     assert [tuple(map(len, indices)) for _, indices in part.weights] == [(6, 2), (2, 2)]
 
 
+def test_units_without_inputs_that_give_something_stay(K):
+    """The sigmoid of zero is a half, and what reads it trains."""
+    layers = K.layers
+    hidden = layers.Dense(5, use_bias=False, activation="sigmoid", name="hidden")
+    model = K.Sequential([K.Input((6,)), hidden, layers.Dense(2)])
+    model.compile("sgd", "mse")
+    masked = mask_model(model)
+    masked.set_masks({path: np.full(mask.shape, "hidden" not in path) for path, mask in masked.masks().items()})
+    assert not check_same(masked, POINTS, TARGETS).weights
+
+
+def test_a_branch_of_zeros_stays_as_wide_as_the_other(K):
+    layers = K.layers
+    inputs = K.Input((6,))
+    branches = layers.Dense(5, use_bias=False, name="zeros")(inputs), layers.Dense(5, activation="relu")(inputs)
+    model = K.Model(inputs, layers.Dense(2, name="last")(layers.Add()(branches)))
+    model.compile("sgd", "mse")
+    masked = mask_model(model)
+    masks = {path: np.full(mask.shape, "zeros" not in path) for path, mask in masked.masks().items()}
+    masks["last/kernel"][:2] = False
+    masked.set_masks(masks)
+    part = check_same(masked, POINTS, TARGETS)
+    assert [tuple(map(len, indices)) for _, indices in part.weights] == [(6, 3), (6, 3), (3,), (3, 2)]
+
+
+@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
+def test_a_loss_off_the_way_to_the_outputs_is_heeded(K):
+    """What only `add_loss` reads, and what leads there."""
+    layers = K.layers
+    inputs = K.Input((6,))
+    hidden = layers.Dense(12, activation="relu", name="hidden")(inputs)
+    beside = layers.Dense(8, activation="relu", name="beside")(hidden)
+    model = K.Model(inputs, layers.Dense(2, name="last")(hidden))
+    model.add_loss(tf.reduce_mean(layers.Dense(3, name="penalized")(beside) ** 2))
+    model.compile("sgd", "mse")
+    masked = mask_model(model)
+    masks = {path: np.ones(mask.shape, bool) for path, mask in masked.masks().items()}
+    masks["last/kernel"][:8] = masks["beside/kernel"][:4] = masks["penalized/kernel"][6:] = False
+    masked.set_masks(masks)
+    part = check_same(masked, POINTS, TARGETS)
+    kept = {variable.name.split("/")[0]: len(indices[-1]) for variable, indices in part.weights if len(indices) == 1}
+    assert kept == {"hidden": 8, "beside": 6}
+
+
 def test_noise_makes_something_of_zeros(K):
     """So that their weights train on it."""
     layers = K.layers
@@ -433,13 +477,29 @@ def test_other_methods_do_not_heed_it(K, blobs, caplog):
 
 
 def test_a_loop_of_ones_own(K, blobs, caplog):
+    """One that is interrupted while the model is smaller, and begins that round anew."""
+
+    class Interrupts(K.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if shapes_of(self.model) != whole and not interrupted:
+                interrupted.append(batch)
+                raise KeyboardInterrupt
+
     caplog.set_level("INFO", "aimp_tf")
-    config = PruningConfig(0.9, 0.5, epochs=3, round_epochs=2, compact_rounds=True)
-    model = classifier(K)
+    config = PruningConfig(0.9, 0.5, epochs=3, round_epochs=2, compact_rounds=True, rewind="weights")
+    model, interrupted = classifier(K), []
+    whole = shapes_of(model)
     masked, pruning = aimp_tf.wrap(model), GlobalMagnitudePruning(config)
     while not pruning.finished:
-        masked.fit(*blobs, epochs=pruning.next_epochs, verbose=0, callbacks=[pruning])
-        assert masked.get_layer("first").kernel.shape == (8, 32)
+        try:
+            masked.fit(*blobs, epochs=pruning.next_epochs, verbose=0, callbacks=[pruning, Interrupts()])
+        except KeyboardInterrupt:
+            assert shapes_of(masked) != whole
+        else:
+            assert shapes_of(masked) == whole
+    assert len(interrupted) == 1
+    with pytest.raises(ValueError, match="save_freq=3, but with compact_rounds"):
+        pruning.among([K.callbacks.ModelCheckpoint("x.weights.h5", save_weights_only=True, save_freq=3)])
     assert shares(caplog) and aimp_tf.strip(masked) is model and aimp_tf.sparsity(model) == pytest.approx(0.9, abs=1e-3)
 
 
