@@ -362,7 +362,7 @@ class GlobalMagnitudePruning(EpochCallback):
     def _train_live_part(self, masked: MaskedModel, graph: ModelGraph) -> None:
         """Lets the round train what its masks leave alive, where that is enough less than what was traced last."""
         part, before = live_part(graph, masked), live_part(graph, masked, self._channels)
-        if part.multiply_adds > _WORTH_TRACING * before.multiply_adds:
+        if part.share > _WORTH_TRACING * before.share:
             part = before
         self._channels = part.needed
         if self._traced_channels is not None and np.array_equal(self._channels, self._traced_channels):

@@ -33,9 +33,8 @@ class Liveness:
 
         Args:
             graph: The graph.
-            masks: Id of the `resource_of` a variable -> its mask, True where it may train. A variable without one may
-                train everywhere.
-                None for a model that does not train any more.
+            masks: Id of the `resource_of` a variable -> its mask, True where it may train; a variable without one may
+                train everywhere. None for a model that does not train any more.
         """
         self._graph = graph
         self._assumptions = Assumptions(

@@ -23,14 +23,12 @@ class LivePart:
 
     Attributes:
         needed: Whether each class of channels stays, bool. Which classes there are depends on the graph alone.
-        multiply_adds: Multiplications with weights for one example.
-        share: The same as a fraction of those of the whole network.
+        share: Its multiplications with weights, as a fraction of those of the whole network.
         weights: (variable, the indices that stay along each of its axes), of the variables that lose something.
         attributes: (layer, its attributes that change -> what they become).
     """
 
     needed: np.ndarray
-    multiply_adds: int
     share: float
     weights: Sequence[tuple[Any, tuple[np.ndarray, ...]]]
     attributes: Sequence[tuple[Any, Mapping[str, Any]]]
@@ -60,14 +58,14 @@ def live_part(
         liveness.fill_up(multiple)
     else:
         liveness.needed = needed
-    multiply_adds = of_all = 0
+    multiply_adds = of_whole = 0
     owners: dict[int, Any] = {}
     weights, attributes = [], []
     seen: set[int] = set()
     for call in graph.calls:
         rule, kept = liveness.rules[call], liveness.kept(call)
         multiply_adds += rule.multiply_adds(call, kept)
-        of_all += rule.multiply_adds(call, Kept.all_of(call))
+        of_whole += rule.multiply_adds(call, Kept.all_of(call))
         if id(call.layer) in seen:
             continue
         seen.add(id(call.layer))
@@ -86,4 +84,4 @@ def live_part(
         changes = {name: value for name, value in rule.attributes(kept).items() if value != getattr(call.layer, name)}
         if changes:
             attributes.append((call.layer, changes))
-    return LivePart(liveness.needed, multiply_adds, multiply_adds / max(of_all, 1), weights, attributes)
+    return LivePart(liveness.needed, multiply_adds / max(of_whole, 1), weights, attributes)
