@@ -17,7 +17,7 @@ Commands:
     rounds         what lies between two rounds, on a ResNet-20; about 3 minutes on two cores
     end_to_end     a whole run on Fashion-MNIST beside a plain `fit` of as many epochs; about 10 minutes on two cores
     compact_rounds training steps of what is alive of a pruned network beside those of the whole one, which is what
-                   `compact_rounds` saves; on Fashion-MNIST; about 8 minutes on two cores
+                   `compact_rounds` saves; on Fashion-MNIST; about 12 minutes on two cores
     gpu            masked steps beside dense ones, and runs in mixed precision beside float32, on ResNet-20 and
                    ResNet-50; without a GPU it says so and measures nothing
 
