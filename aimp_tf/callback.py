@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from aimp_tf.cluster import Cluster
 from aimp_tf.compaction.training import live_part
@@ -304,15 +305,11 @@ class GlobalMagnitudePruning(EpochCallback):
             self._time_left(),
         )
 
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if self._graph is not None:  # Evaluation was traced for the whole model.
-            self._masked().make_whole()
-
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._masked().make_whole()
+        masked = self._masked()
+        masked.make_whole()
         self.epoch_logs.append(plain_logs(logs))
         loss = self.epoch_logs[-1].get("loss", 0.0)
-        masked = self._masked()
         if not np.all(np.isfinite(loss)):
             in_float16 = masked.mixed_precision == "mixed_float16"
             hint = ", or train in mixed_bfloat16, which has the range of float32" if in_float16 else ""
@@ -358,6 +355,8 @@ class GlobalMagnitudePruning(EpochCallback):
                 left_dense=masked.left_dense,
             )
         )
+        if self.finished:
+            masked.train_whole()
 
     def _train_live_part(self, masked: MaskedModel, graph: ModelGraph) -> None:
         """Lets the round train what its masks leave alive, where that is enough less than what was traced last."""
@@ -492,11 +491,20 @@ class GlobalMagnitudePruning(EpochCallback):
 
 def _graph_and_channels(masked: MaskedModel) -> tuple[ModelGraph, np.ndarray]:
     """The graph of a model that `compact_rounds` is asked for, and what is alive. Raises ValueError if it cannot be."""
-    if masked.cluster.replicas > 1:
+    strategy = masked.model.distribute_strategy
+    if masked.cluster.replicas > 1 or isinstance(
+        strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+    ):
         raise ValueError(
-            f"compact_rounds trains on one device; the model was made for {masked.cluster.replicas}. Set "
-            "compact_rounds=False."
+            f"compact_rounds trains without a strategy or under OneDeviceStrategy; the model was made under "
+            f"{type(strategy).__name__}. Set compact_rounds=False."
         )
+    for name in ("train_step", "compute_loss"):
+        if getattr(type(masked.original), name).__module__.split(".")[0] not in ("keras", "tf_keras"):
+            raise ValueError(
+                f"compact_rounds cannot know what the {name} of {type(masked.original).__name__} looks at beside the "
+                "model's outputs. Leave it to Keras, or set compact_rounds=False."
+            )
     masked.optimizer.slots()
     try:
         graph = ModelGraph.of(masked.original, masked=True)

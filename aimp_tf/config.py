@@ -75,9 +75,9 @@ class PruningConfig:
             so does what `prune` returns. "auto" is "mixed_float16" on NVIDIA GPUs of compute capability 7.0 to 7.x,
             "mixed_bfloat16" from 8.0 on and on CPUs that have it in hardware, else None.
         compact_rounds: Whether rounds train without the units and channels that nothing reads any more, for all weights
-            that lead on from them are pruned: less to compute, the same results but for rounding and for what Dropout
-            draws. Weight decay and regularizers let the weights of such units be. It takes a functional or Sequential
-            model on one device, which is traced anew whenever a tenth of the multiplications has become needless; a
+            that lead on from them are pruned: less to compute, and the same results but for rounding and what
+            docs/performance.md lists, such as weight decay. It takes a functional or Sequential model on one device,
+            which is traced anew whenever a tenth of the multiplications has become needless; a
             round begins and each epoch ends with the whole model, and only between batches it is smaller. Other methods
             than "iterative" do not heed this.
         seed: Seeds the shuffling of array data and what is drawn at random. None takes it from the global seed.

@@ -87,17 +87,17 @@ def test_any_network_trains_the_same(data, generation):
     check_same(masked, inputs, targets if len(targets) > 1 else targets[0], data.draw(st.sampled_from([1, 2])))
 
 
-def mlp(keras, *between, optimizer="sgd", units=12, last=2, **settings):
-    """A compiled 6-12-2 network with layers in between."""
+def mlp(keras, *between, optimizer="sgd", hidden=None, middle=None, **settings):
+    """A compiled 6-12-8-2 network with layers in between, and with settings of the first two."""
     keras.utils.set_random_seed(1)
     layers = keras.layers
     model = keras.Sequential(
         [
             keras.Input((6,)),
-            layers.Dense(units, activation="relu", name="hidden"),
+            layers.Dense(12, activation="relu", name="hidden", **(hidden or {})),
             *between,
-            layers.Dense(8, activation="relu", name="middle"),
-            layers.Dense(last, name="last"),
+            layers.Dense(8, activation="relu", name="middle", **(middle or {})),
+            layers.Dense(2, name="last"),
         ]
     )
     model.compile(optimizer, "mse", **settings)
@@ -160,7 +160,11 @@ def test_mixed_precision(K, policy):
 
 
 @pytest.mark.parametrize(
-    "what", ["activity", "constraint", "regularizer", "softmax", "noise", "unknown", "decay", "zeros", "dropout"]
+    "what",
+    [
+        *("activity", "constraint", "constraint of the reader", "regularizer", "regularizer of the reader", "softmax"),
+        *("noise", "unknown", "decay", "zeros", "dropout", "shared dropout"),
+    ],
 )
 def test_what_keeps_units_alive(K, what):
     """`hidden` has 12 units, of which the weights of `middle` do not read 6."""
@@ -176,21 +180,24 @@ def test_what_keeps_units_alive(K, what):
         between, dead = [layers.LayerNormalization()], 0
     elif what == "dropout":
         between = [layers.Dropout(0.5), layers.Activation("gelu")]
-    model = mlp(K, *between)
-    hidden = model.get_layer("hidden")
-    if what == "constraint":
-        hidden.kernel_constraint, dead = K.constraints.MaxNorm(1.0, axis=1), 0
-    elif what == "regularizer":
-        hidden.kernel_regularizer, dead = K.regularizers.OrthogonalRegularizer(), 0
+    elif what == "shared dropout":
+        between, dead = [layers.Dropout(0.5, noise_shape=(None, 12))], 0
+    settings = {}
+    if "constraint" in what:
+        settings, dead = {"kernel_constraint": K.constraints.MaxNorm(0.5, axis=0 if "reader" in what else 1)}, 0
+    elif "regularizer" in what:
+        settings, dead = {"kernel_regularizer": K.regularizers.OrthogonalRegularizer(0.1)}, 0
     elif what == "decay":
-        hidden.kernel_regularizer = K.regularizers.L2(0.1)
+        settings = {"kernel_regularizer": K.regularizers.L2(0.1)}
+    model = mlp(K, *between, **{"middle" if "reader" in what else "hidden": settings})
+    hidden = model.get_layer("hidden")
     masked = kill_units(mask_model(model))
     if what == "zeros":  # Units without inputs, but with a bias, are read all the same.
         masked.set_masks({**masked.masks(), "hidden/kernel": np.zeros((6, 12), bool)})
     part = part_of(masked)
     stays = {id(resource_of(variable)): indices for variable, indices in part.weights}
     assert len(stays.get(id(resource_of(hidden.kernel)), ((), range(12)))[1]) == 12 - dead
-    if what not in ("noise", "dropout", "decay"):
+    if what not in ("noise", "dropout", "shared dropout", "decay"):
         check_same(masked, POINTS, TARGETS)
 
 
@@ -387,14 +394,14 @@ def test_it_is_traced_only_when_a_tenth_is_needless(K, blobs, caplog):
     caplog.set_level("INFO", "aimp_tf")
     traced = []
 
-    class Counted(K.Model):
-        def train_step(self, data):
-            traced.append(str(shapes_of(self)))
-            return super().train_step(data)
+    model = classifier(K, units=64)
+    sparse = K.losses.SparseCategoricalCrossentropy(from_logits=True)
 
-    plain = classifier(K, units=64)
-    model = Counted(plain.inputs, plain.outputs)
-    model.compile(K.optimizers.SGD(0.1), plain.loss)
+    def loss(labels, logits):
+        traced.append(str(shapes_of(model)))
+        return sparse(labels, logits)
+
+    model.compile(K.optimizers.SGD(0.1), loss)
     aimp_tf.prune(
         model, blobs, compact_rounds=True, **{**SETTINGS, "rate": 0.2, "round_epochs": 1, "target_sparsity": 0.98}
     )
@@ -403,6 +410,50 @@ def test_it_is_traced_only_when_a_tenth_is_needless(K, blobs, caplog):
         after <= 0.9 * before + 0.1 for before, after in zip(smaller, smaller[1:], strict=False)
     )
     assert len(set(traced)) == len(smaller)
+
+
+def test_evaluation_between_batches_is_of_the_whole_model(K, blobs):
+    """And what it traces is good for later ones. After the run, `fit` trains the whole model again."""
+
+    class Evaluates(K.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            before = shapes_of(self.model)
+            loss = self.model.evaluate(*blobs, verbose=0)[0]
+            losses.append((before == whole, loss, loss_of(self.model)))
+
+    def loss_of(model):
+        loss = K.losses.SparseCategoricalCrossentropy(from_logits=True)
+        return float(loss(blobs[1], model(blobs[0], training=False)))
+
+    losses: list = []
+    model = classifier(K)
+    whole = shapes_of(model)
+    config = PruningConfig(0.9, 0.5, epochs=2, round_epochs=1, compact_rounds=True)
+    masked, pruning = aimp_tf.wrap(model), GlobalMagnitudePruning(config)
+    while not pruning.finished:
+        masked.fit(*blobs, epochs=pruning.next_epochs, verbose=0, callbacks=[pruning, Evaluates()])
+    assert not all(was_whole for was_whole, *_ in losses)
+    for _, evaluated, computed in losses:
+        assert evaluated == pytest.approx(computed, rel=1e-4)
+    masked.fit(*blobs, verbose=0)
+    assert shapes_of(masked) == whole and aimp_tf.sparsity(aimp_tf.strip(masked)) == pytest.approx(0.9, abs=1e-3)
+
+
+@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
+def test_the_compiled_step_of_an_optimizer_forgets_earlier_parts(K):
+    """The one that tf_keras has on a GPU. `last/kernel` is as large in both parts."""
+    results = []
+    for compiled in (False, True):
+        optimizer = K.optimizers.SGD(0.01, momentum=0.9)
+        optimizer.jit_compile = compiled
+        masked = kill_units(mask_model(mlp(K, optimizer=optimizer)))
+        for dead in (6, 8):
+            masked.set_masks({**masked.masks(), "middle/kernel": np.repeat(np.arange(12) >= dead, 8).reshape(12, 8)})
+            results.append(train(masked, POINTS, TARGETS, part_of(masked)))
+    for plain, fused in zip(results[:2], results[2:], strict=True):
+        np.testing.assert_allclose(plain[0], fused[0], rtol=1e-4)
+        for here, there in zip(plain[1], fused[1], strict=True):
+            np.testing.assert_allclose(here, there, atol=1e-5)
 
 
 def refused(message, model, blobs, error=ValueError, **settings):
@@ -416,17 +467,23 @@ def refused(message, model, blobs, error=ValueError, **settings):
 
 def test_what_cannot_be_done_is_refused(K, blobs, tmp_path):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    refused("one device; the model was made for 2", classifier(K, strategy=strategy), blobs)
+    refused("the model was made under MirroredStrategy", classifier(K, strategy=strategy), blobs)
     for optimizer, what in [
         (K.optimizers.SGD(0.1, clipnorm=1.0), "with clipnorm"),
         (K.optimizers.Adam(global_clipnorm=1.0), "with global_clipnorm"),
         (K.optimizers.Ftrl(), "of the class Ftrl"),
         (K.optimizers.Adafactor(), "of the class Adafactor"),
+        (type("Own", (K.optimizers.SGD,), {})(), "of the class Own"),
     ]:
         refused(f"The optimizer, {what}, looks at whole variables", classifier(K, optimizer=optimizer), blobs)
     saving = K.callbacks.ModelCheckpoint(str(tmp_path / "x.weights.h5"), save_weights_only=True, save_freq=3)
     refused("save_freq=3, but with compact_rounds", classifier(K), blobs, callbacks=[saving], workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    plain = classifier(K)
+    stepping = type("Steps", (K.Model,), {"train_step": lambda self, data: K.Model.train_step(self, data)})
+    own = stepping(plain.inputs, plain.outputs)
+    own.compile("sgd", plain.loss)
+    refused("cannot know what the train_step of Steps looks at", own, blobs)
     refused("True or False; got 1", classifier(K), blobs, TypeError, compact_rounds=1)
 
 

@@ -94,9 +94,12 @@ class Liveness:
             flows = rule.follow(call, self.flows, classes)
             if self._assumptions.training:
                 flows = [Flow(flow.classes, np.where(flow.constants == 0, 0.0, np.nan)) for flow in flows]
-                if _trains_as_one(call.layer):
+                if trains_as_one := _trains_as_one(call.layer):
                     for flow in flows:
                         classes.pin(flow.classes)
+                if trains_as_one == "weights":
+                    for tensor in call.inputs:
+                        classes.pin(self.flows[tensor].classes)
             self.flows.update(zip(call.outputs, flows, strict=True))
         for tensor in tf.nest.flatten(self._graph.outputs):
             classes.pin(self.flows[tensor].classes)
@@ -211,19 +214,29 @@ def _untrained(variable: Any, mask: np.ndarray | None) -> np.ndarray:
     return values
 
 
-def _trains_as_one(layer: Any) -> bool:
-    """Whether what training makes of an output channel may depend on others that nothing reads."""
-    if getattr(layer, "activity_regularizer", None) is not None:
-        return True
-    return any(
-        name.endswith("_constraint") or name.endswith("_regularizer") and type(value).__name__ not in _BY_WEIGHT
-        for name, value in vars(layer).items()
-        if value is not None and not name.startswith("_")
-    )
+def _trains_as_one(layer: Any) -> str | None:
+    """What training changes as a whole, so that no part can be left out: the "outputs", all "weights", or nothing.
+
+    A constraint may look at weights that the gradient has just moved, though a mask zeroes them next.
+    """
+    for name, value in vars(layer).items():
+        if value is None or name.startswith("_"):
+            continue
+        if name.endswith("_constraint"):
+            return "weights"
+        if name.endswith("_regularizer") and name != "activity_regularizer":
+            if type(value).__name__ not in _REGULARIZERS_BY_WEIGHT:
+                return "weights"
+    for variable in getattr(layer, "weights", ()):
+        constraint = getattr(variable, "constraint", None)
+        # A mask's own is a constraint as well, which holds the user's.
+        if getattr(constraint, "previous", None if hasattr(constraint, "mask") else constraint) is not None:
+            return "weights"
+    return "outputs" if getattr(layer, "activity_regularizer", None) is not None else None
 
 
-_BY_WEIGHT = ("L1", "L2", "L1L2")
-"""Regularizers that look at each weight by itself."""
+_REGULARIZERS_BY_WEIGHT = ("L1", "L2", "L1L2")
+"""Those that look at each weight by itself."""
 
 
 @dataclasses.dataclass

@@ -446,8 +446,17 @@ def _unchanged(call: Call, assumptions: Assumptions) -> Rule | None:
     return PassThrough(call.layer) if known else None
 
 
+def _dropout(call: Call, assumptions: Assumptions) -> Rule | None:
+    shape = getattr(call.layer, "noise_shape", None)
+    if assumptions.training and shape is not None and tuple(shape)[-1] not in (None, 1):
+        return None  # It counts the channels.
+    return _unchanged(call, assumptions)
+
+
 def _noise(call: Call, assumptions: Assumptions) -> Rule | None:
     """What adds something at random, in training alone."""
+    if _dropout(call, assumptions) is None:
+        return None
     return PassThrough(
         call.layer, (lambda values: np.full(len(values), np.nan)) if assumptions.training else np.asarray
     )
@@ -541,7 +550,8 @@ _FACTORIES: dict[str, Factory] = {
     },
     **{f"{name}{dims}": _unchanged for name in ("UpSampling", "Cropping", "SpatialDropout") for dims in _DIMENSIONS},
     **{f"ZeroPadding{dims}": _zero_padding for dims in _DIMENSIONS},
-    **{name: _unchanged for name in ("Dropout GaussianDropout ActivityRegularization Identity RepeatVector".split())},
+    **{name: _unchanged for name in ("GaussianDropout ActivityRegularization Identity RepeatVector".split())},
+    "Dropout": _dropout,
     **dict.fromkeys(("AlphaDropout", "GaussianNoise"), _noise),
     "Permute": _permute,
     "Flatten": _repeat,

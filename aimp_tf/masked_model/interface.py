@@ -15,6 +15,7 @@ from aimp_tf.masked_model.optimizer import ResettableOptimizer
 from aimp_tf.masked_model.smaller import Indices, SmallerVariables, resource_of
 
 _ATTRIBUTE = "_aimp_tf_masked_model"
+_EVALUATIONS = ("make_test_function", "make_predict_function")
 
 
 class MaskedModel(abc.ABC):
@@ -134,6 +135,7 @@ class MaskedModel(abc.ABC):
             with_it = [weight, *slots.get(key, ()), *([masks[key]] if key in masks else [])]
             smaller += [(variable, indices) for variable in with_it]
         part = self._part = SmallerVariables(smaller, attributes, self.model._flatten_layers(include_self=False))
+        self.optimizer.forget_traced()
         self.model.train_function = None
         self.model.make_train_function()
         traced = self.model.train_function
@@ -143,6 +145,26 @@ class MaskedModel(abc.ABC):
             return traced(iterator)
 
         self.model.train_function = train
+        for name in _EVALUATIONS:
+            vars(self.model)[name] = self._on_the_whole(getattr(type(self.model), name))
+
+    def train_whole(self) -> None:
+        """Lets `fit` train the whole model again."""
+        self.make_whole()
+        if self._part is not None:
+            self._part = None
+            self.model.train_function = None
+            for name in _EVALUATIONS:
+                del vars(self.model)[name]
+
+    def _on_the_whole(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        """`make_test_function` and the like of the model, which are called before anything is evaluated."""
+
+        def make_for_whole(*arguments: Any, **settings: Any) -> Any:
+            self.make_whole()
+            return make(self.model, *arguments, **settings)
+
+        return make_for_whole
 
     def make_whole(self) -> None:
         """Brings the model back to its own size, with what training has made of its part."""
@@ -203,7 +225,7 @@ class MaskedModel(abc.ABC):
 
         `on_strip` is called then, which undoes what was done to the model before it was masked.
         """
-        self.make_whole()
+        self.train_whole()
         self._zero_pruned()
         delattr(self.original, _ATTRIBUTE)
         if self.model is not self.original:

@@ -87,12 +87,14 @@ class ResettableOptimizer:
         """
         kind, inner = type(self._inner), self._inner
         clipped = next((name for name in ("clipnorm", "global_clipnorm") if getattr(inner, name, None)), None)
-        if clipped or not {base.__name__ for base in kind.__mro__} & _BY_WEIGHT:
+        # A subclass may do anything.
+        stock = kind.__module__.split(".")[0] in ("keras", "tf_keras") and kind.__name__ in _OPTIMIZERS_BY_WEIGHT
+        if clipped or not stock:
             what = f"with {clipped}" if clipped else f"of the class {kind.__name__}"
             raise ValueError(
-                f"The optimizer, {what}, looks at whole variables, of which compact_rounds trains parts. Compile the "
-                f"model with one that looks at each weight by itself ({', '.join(sorted(_BY_WEIGHT))}; clipvalue is "
-                "fine), or set compact_rounds=False."
+                f"The optimizer, {what}, looks at whole variables, of which compact_rounds trains parts, or may do so. "
+                "Compile the model with one of Keras that looks at each weight by itself "
+                f"({', '.join(sorted(_OPTIMIZERS_BY_WEIGHT))}; clipvalue is fine), or set compact_rounds=False."
             )
         wanted = {id(slot) for slot in self._slots}
         lists = [value for value in vars(inner).values() if isinstance(value, list)]
@@ -104,6 +106,14 @@ class ResettableOptimizer:
                 slots += [inner.get_slot(variable, name) for name in inner.get_slot_names()]
             found[id(resource_of(variable))] = [slot for slot in slots if id(slot) in wanted]
         return found
+
+    def forget_traced(self) -> None:
+        """Has the optimizer's own compiled step traced anew. That of tf_keras on a GPU keeps the slots that it saw."""
+        if hasattr(type(self._inner), "_update_step_xla"):
+            step = self._inner._update_step
+            vars(self._inner)["_update_step_xla"] = tf.function(
+                lambda gradient, variable, key: step(gradient, variable), jit_compile=True
+            )
 
     def reset(self, steps: int = 0) -> None:
         """Slots as they were before the first step, the step counter at `steps`, a rate in a variable as at the start.
@@ -127,6 +137,7 @@ class ResettableOptimizer:
 
     def release(self) -> None:
         """Gives the optimizer its own schedule back, or the rate that it had."""
+        vars(self._inner).pop("_update_step_xla", None)
         if self._schedule is not None:
             self._inner.learning_rate = self._schedule
         elif self._initial_rate is not None:
@@ -169,7 +180,7 @@ class ResettableOptimizer:
         return [value.reshape(-1)[:1].sum(dtype=value.dtype) for value in values]
 
 
-_BY_WEIGHT = frozenset(("SGD", "Adam", "AdamW", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Lion"))
+_OPTIMIZERS_BY_WEIGHT = frozenset(("SGD", "Adam", "AdamW", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Lion"))
 """Optimizers of Keras whose every step changes each weight by its own gradient and slots alone, and not without them.
 
 FTRL makes zeros of weights without gradients. Nadam of tf_keras counts how often it was traced."""

@@ -58,9 +58,9 @@ class SmallerVariables:
             return
         for whole, part, indices in self._copies:
             part.assign(np.asarray(whole.read_value())[indices])
+        self._in_place = True  # First, so that what is interrupted here is put back.
         for owner, name, _, value in self._changes:
             setattr(owner, name, value)
-        self._in_place = True
 
     def put_back(self) -> None:
         """Puts the variables back, with what has become of the parts, unless they are there already."""
@@ -68,7 +68,7 @@ class SmallerVariables:
             return
         for owner, name, value, _ in self._changes:
             if value is _ABSENT:
-                delattr(owner, name)
+                vars(owner).pop(name, None)
             else:
                 setattr(owner, name, value)
         for whole, part, indices in self._copies:
