@@ -109,6 +109,7 @@ def test_the_benchmark_of_whole_runs(K, monkeypatch):
         end_to_end._epochs_if_learnt(3, 0.1, classes=10)
 
 
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_the_benchmark_of_compact_rounds(K, monkeypatch):
     def run():
         return compact_rounds.run(1, None, {"lenet_300_100": (300, 0.1, 2)}, [K.__name__], dataset="digits")

@@ -210,7 +210,7 @@ def test_weights_that_are_not_finite_are_named_and_masks_stay(make_mlp, blobs):
     masked = mask_model(make_mlp())
     pruning = GlobalMagnitudePruning(CONFIG)
     masked.model.fit(*blobs, epochs=2, verbose=0, callbacks=[pruning])
-    masked._variables["logits/kernel"].assign(np.full((16, 3), np.nan))
+    masked.variables["logits/kernel"].assign(np.full((16, 3), np.nan))
     with pytest.raises(RuntimeError, match="NaN or infinite.*: logits/kernel"):
         masked.model.fit(*blobs, epochs=2, verbose=0, callbacks=[pruning])
     assert all(mask.all() for mask in masked.masks().values())
