@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.cluster import Cluster
-from aimp_tf.compaction.training import live_part
+from aimp_tf.compaction.training import LiveNetwork
 from aimp_tf.config import PruningConfig
 from aimp_tf.criteria import scores_of
 from aimp_tf.masked_model import MaskedModel
@@ -104,8 +104,9 @@ class GlobalMagnitudePruning(EpochCallback):
         self._guarded: tuple[str, ...] = ()
         self._thresholds: list[float | None] = []
         self._would_be_masks: list[np.ndarray] | None = None
+        self._compacts = config.compact_rounds and config.method == "iterative"
         self._graph: ModelGraph | None = None
-        # Which classes of channels rounds train; and which of them `fit` has been traced for in this process.
+        # Which classes of channels rounds train, and which `fit` has been traced for in this process. None is all.
         self._channels: np.ndarray | None = None
         self._traced_channels: np.ndarray | None = None
         self._ramp_step = 0
@@ -157,7 +158,8 @@ class GlobalMagnitudePruning(EpochCallback):
         Raises:
             ValueError: With `compact_rounds`, one of them saves the model between batches.
         """
-        check_saving(callbacks, self.config)
+        if self._compacts:
+            check_saving(callbacks)
         return [self, *self._others.for_round(callbacks, lambda: self.round)]
 
     def state_of_others(self) -> list[list[Any]]:
@@ -193,9 +195,8 @@ class GlobalMagnitudePruning(EpochCallback):
                 f"{self.config.granularity!r})."
             )
         self._input_axes = {path: axis for path, axis in masked.input_axes.items() if axis is not None}
-        if self.config.compact_rounds and self.config.method == "iterative":
-            self._graph, self._channels = _graph_and_channels(masked)
-            self._traced_channels = self._channels
+        if self._compacts:
+            self._graph = _graph_for_parts(masked)
         plan = make_plan(self.config, masked.weight_count)
         if self.config.method != "dense":
             self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
@@ -360,8 +361,12 @@ class GlobalMagnitudePruning(EpochCallback):
 
     def _train_live_part(self, masked: MaskedModel, graph: ModelGraph) -> None:
         """Lets the round train what its masks leave alive, where that is enough less than what was traced last."""
-        part, before = live_part(graph, masked), live_part(graph, masked, self._channels)
-        if part.share > _WORTH_TRACING * before.share:
+        network = LiveNetwork(graph, masked)
+        part = network.part()
+        before = None if self._channels is None else network.part(self._channels)
+        if part.share > _WORTH_TRACING * (1.0 if before is None else before.share):
+            if before is None:
+                return
             part = before
         self._channels = part.needed
         if self._traced_channels is not None and np.array_equal(self._channels, self._traced_channels):
@@ -489,8 +494,8 @@ class GlobalMagnitudePruning(EpochCallback):
         return self.config.method == "gradual"
 
 
-def _graph_and_channels(masked: MaskedModel) -> tuple[ModelGraph, np.ndarray]:
-    """The graph of a model that `compact_rounds` is asked for, and what is alive. Raises ValueError if it cannot be."""
+def _graph_for_parts(masked: MaskedModel) -> ModelGraph:
+    """The graph of a model that `compact_rounds` is asked for. Raises ValueError where it cannot be done."""
     strategy = masked.model.distribute_strategy
     if masked.cluster.replicas > 1 or isinstance(
         strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
@@ -505,9 +510,10 @@ def _graph_and_channels(masked: MaskedModel) -> tuple[ModelGraph, np.ndarray]:
                 f"compact_rounds cannot know what the {name} of {type(masked.original).__name__} looks at beside the "
                 "model's outputs. Leave it to Keras, or set compact_rounds=False."
             )
-    masked.optimizer.slots()
+    masked.optimizer.check_by_weight()
     try:
         graph = ModelGraph.of(masked.original, masked=True)
-        return graph, live_part(graph, masked).needed
+        LiveNetwork(graph, masked)
+        return graph
     except ValueError as error:
         raise ValueError(f"compact_rounds must know how the layers are connected. {error}") from error

@@ -77,9 +77,8 @@ class PruningConfig:
         compact_rounds: Whether rounds train without the units and channels that nothing reads any more, for all weights
             that lead on from them are pruned: less to compute, and the same results but for rounding and what
             docs/performance.md lists, such as weight decay. It takes a functional or Sequential model on one device,
-            which is traced anew whenever a tenth of the multiplications has become needless; a
-            round begins and each epoch ends with the whole model, and only between batches it is smaller. Other methods
-            than "iterative" do not heed this.
+            which is traced anew whenever a tenth of the multiplications has become needless. Each epoch begins and ends
+            with the whole model; only between batches it is smaller. Other methods than "iterative" do not heed this.
         seed: Seeds the shuffling of array data and what is drawn at random. None takes it from the global seed.
 
     Example:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.config import PruningConfig
 from aimp_tf.plan import Round
 
 logger = logging.getLogger(__name__)
@@ -69,9 +68,9 @@ class OtherCallbacks:
         vars(callback).update(_copied(state))
 
 
-def check_saving(callbacks: Sequence[Any], config: PruningConfig) -> None:
-    """Raises ValueError if `compact_rounds` is asked for and a callback saves the model while it is smaller."""
-    for callback in callbacks if config.compact_rounds and config.method == "iterative" else ():
+def check_saving(callbacks: Sequence[Any]) -> None:
+    """Raises ValueError if a callback saves the model between batches, when `compact_rounds` has made it smaller."""
+    for callback in callbacks:
         save_freq = getattr(callback, "save_freq", "epoch")
         if save_freq != "epoch":
             raise ValueError(

@@ -21,7 +21,7 @@ from aimp_tf.benchmarks import (
     step,
 )
 from aimp_tf.benchmarks.side_by_side import compare, spread_text, time_in_turn, timing
-from aimp_tf.compaction.training import live_part
+from aimp_tf.compaction.training import LiveNetwork
 
 
 def test_sides_are_timed_in_turn():
@@ -120,12 +120,13 @@ def test_the_benchmark_of_compact_rounds(K, monkeypatch):
     shares = [figures[title]["multiply_adds"] for title in titles]
     assert 1 >= shares[0] > shares[1] > shares[2] > 0 and figures[titles[2]]["live part"]["ratio"] > 0
 
-    def too_little(graph, masked):
-        needed = live_part(graph, masked).needed.copy()
-        needed[1:150] = False  # Of the first layer's units.
-        return live_part(graph, masked, needed)
+    class TooLittle(LiveNetwork):
+        def part(self):
+            needed = super().part().needed.copy()
+            needed[1:150] = False  # Of the first layer's units.
+            return super().part(needed)
 
-    monkeypatch.setattr(compact_rounds, "live_part", too_little)
+    monkeypatch.setattr(compact_rounds, "LiveNetwork", TooLittle)
     with pytest.raises(RuntimeError, match="'whole' and 'live part' did not compute the same result"):
         run()
 

@@ -54,7 +54,7 @@ def run(
         sides = {
             "one fit": functools.partial(_fit, architecture, keras, data, fits=1, epochs=epochs),
             "fits of an epoch": functools.partial(_fit, architecture, keras, data, fits=epochs, epochs=1),
-            "array_dataset": functools.partial(_fit_on_dataset, architecture, keras, data, epochs=epochs),
+            "array_dataset": functools.partial(_fit, architecture, keras, data, 1, epochs, on_dataset=True),
             "prune": in_rounds,
         }
         if generation == "tf_keras":
@@ -64,17 +64,17 @@ def run(
     return {**figures, "table": "\n".join(lines)}
 
 
-def _fit(architecture: str, keras: Any, data: datasets.ImageData, fits: int, epochs: int) -> Sequence[np.ndarray]:
+def _fit(
+    architecture: str, keras: Any, data: datasets.ImageData, fits: int, epochs: int, on_dataset: bool = False
+) -> Sequence[np.ndarray]:
+    x, y = data.train_images, data.train_labels
+    inputs: dict[str, Any] = {"x": x, "y": y, "batch_size": BATCH_SIZE}
+    if on_dataset:
+        inputs = {"x": array_dataset((x, y), BATCH_SIZE, seed=0)}
     model = _model(architecture, keras, data)
     for _ in range(fits):
-        history = model.fit(data.train_images, data.train_labels, batch_size=BATCH_SIZE, epochs=epochs, verbose=0)
+        history = model.fit(**inputs, epochs=epochs, verbose=0)
     return _epochs_if_learnt(fits * epochs, history.history["accuracy"][-1], data.classes)
-
-
-def _fit_on_dataset(architecture: str, keras: Any, data: datasets.ImageData, epochs: int) -> Sequence[np.ndarray]:
-    dataset = array_dataset((data.train_images, data.train_labels), BATCH_SIZE, seed=0)
-    history = _model(architecture, keras, data).fit(dataset, epochs=epochs, verbose=0)
-    return _epochs_if_learnt(epochs, history.history["accuracy"][-1], data.classes)
 
 
 def _prune(

@@ -25,7 +25,6 @@ class Liveness:
     Attributes:
         rules: Of each call.
         flows: Of each tensor.
-        needed: Whether each class of channels must stay, bool. Which they are depends on the graph alone.
     """
 
     def __init__(self, graph: ModelGraph, masks: Mapping[int, np.ndarray] | None = None) -> None:
@@ -46,15 +45,18 @@ class Liveness:
         self.flows: dict[Tensor, Flow] = {}
         classes = ChannelClasses()
         self._follow(classes)
-        self.needed = classes.pinned()
+        self._needed = classes.pinned()
         self._reachable = self._reach() if masks is None else set(self.flows)
         self._readers = [_Reader.of(calls[0], rule, calls, self.flows) for rule, calls in self._linear_layers()]
         self._merged: dict[int, int] = {}
         self._settle()
 
-    def kept(self, call: Call) -> Kept:
-        """What stays of the layer of a call."""
-        inputs, outputs = (self._kept_of(tensors[0]) for tensors in (call.inputs, call.outputs))
+    def kept(self, call: Call, needed: np.ndarray | None = None) -> Kept:
+        """What stays of the layer of a call. It is as little as can be, unless it is said which classes of channels."""
+        needed = self._needed if needed is None else needed
+        inputs, outputs = (
+            np.flatnonzero(needed[self.flows[tensors[0]].classes]) for tensors in (call.inputs, call.outputs)
+        )
         reader = next((reader for reader in self._readers if reader.layer is call.layer), None)
         if reader is None:
             return Kept(inputs, outputs, np.full(call.inputs[0].channels, np.nan))
@@ -62,24 +64,24 @@ class Liveness:
         merged = [
             (channel, position[self._merged[class_]])
             for channel, class_ in enumerate(reader.sources.tolist())
-            if reader.mergeable[channel] and class_ in self._merged and not self.needed[class_]
+            if reader.mergeable[channel] and class_ in self._merged and not needed[class_]
         ]
         return Kept(inputs, outputs, reader.constants, merged)
 
-    def fill_up(self, multiple: int) -> None:
-        """Lets so many channels stay, in each layer that makes new ones, as are a multiple of this number, or all.
+    def filled_up(self, multiple: int) -> np.ndarray:
+        """Whether each class of channels stays, bool, if more stay than must. Which classes there are depends on the
+        graph alone.
 
-        What is let stay besides may lack inputs that go, for nothing depends on it.
+        So many stay in each layer that makes new ones as are a multiple of this number, or all. Those that need not may
+        lack inputs that go, for nothing depends on them.
         """
+        needed = self._needed.copy()
         for call in self._graph.calls:
             if isinstance(self.rules[call], Linear):
                 classes = np.unique(self.flows[call.outputs[0]].classes)
-                gone = classes[~self.needed[classes]]
-                self.needed[gone[: -(len(classes) - len(gone)) % multiple]] = True
-
-    def _kept_of(self, tensor: Tensor) -> np.ndarray:
-        """Indices of the channels of a tensor that stay."""
-        return np.flatnonzero(self.needed[self.flows[tensor].classes])
+                gone = classes[~needed[classes]]
+                needed[gone[: -(len(classes) - len(gone)) % multiple]] = True
+        return needed
 
     def _follow(self, classes: ChannelClasses) -> None:
         """Follows the channels through the graph, and what is known of their values."""
@@ -142,12 +144,12 @@ class Liveness:
             empty = (
                 flow
                 for tensor, flow in self.flows.items()
-                if tensor in self._reachable and tensor.channels and not self.needed[flow.classes].any()
+                if tensor in self._reachable and tensor.channels and not self._needed[flow.classes].any()
             )
             flow = next(empty, None)
             if flow is None:
                 return
-            self.needed[flow.classes[np.argmin(np.isnan(flow.constants))]] = True
+            self._needed[flow.classes[np.argmin(np.isnan(flow.constants))]] = True
 
     def _spread(self) -> None:
         """From the outputs of linear layers to the inputs that lead there."""
@@ -155,10 +157,10 @@ class Liveness:
         while changed:
             changed = False
             for reader in reversed(self._readers):
-                if reader.look(self.needed):
+                if reader.look(self._needed):
                     wanted = reader.sources[reader.read & ~reader.foldable & ~reader.mergeable]
-                    changed = changed or not bool(self.needed[wanted].all())
-                    self.needed[wanted] = True
+                    changed = changed or not bool(self._needed[wanted].all())
+                    self._needed[wanted] = True
 
     def _merge(self) -> bool:
         """Lets one constant channel stand in for all others that the same bordered layers read.
@@ -178,7 +180,7 @@ class Liveness:
             class_
             for reader in self._readers
             for class_ in reader.sources[reader.read & reader.mergeable].tolist()
-            if not self.needed[class_] and class_ not in self._merged
+            if not self._needed[class_] and class_ not in self._merged
         }
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for class_, readers in places.items():
@@ -190,12 +192,12 @@ class Liveness:
             if class_ in group:
                 # Preferred are channels that stay anyway, then large ones.
                 self._merged[class_] = max(
-                    (member for member in group if self.needed[member] or member in open_),
-                    key=lambda member: (self.needed[member], self._size(member, places), -member),
+                    (member for member in group if self._needed[member] or member in open_),
+                    key=lambda member: (self._needed[member], self._size(member, places), -member),
                 )
-                self.needed[self._merged[class_]] = True
+                self._needed[self._merged[class_]] = True
             else:
-                self.needed[class_] = True
+                self._needed[class_] = True
         return bool(open_)
 
     def _size(self, class_: int, places: dict[int, dict[int, int]]) -> float:

@@ -80,7 +80,7 @@ class Rule(abc.ABC):
     def multiply_adds(self, call: Call, kept: Kept) -> int:
         """Multiplications with weights in a call, for one example. Open axes count as 1."""
         positions = self._positions(call)
-        return positions and positions * math.prod(map(len, self.indices(kept)[0]))
+        return positions * math.prod(map(len, self.indices(kept)[0])) if positions else 0
 
     def indices(self, kept: Kept) -> list[tuple[np.ndarray, ...]]:
         """Of each weight of the layer, the indices that stay along each axis. No weights, no indices."""
@@ -447,19 +447,22 @@ def _unchanged(call: Call, assumptions: Assumptions) -> Rule | None:
 
 
 def _dropout(call: Call, assumptions: Assumptions) -> Rule | None:
-    shape = getattr(call.layer, "noise_shape", None)
-    if assumptions.training and shape is not None and tuple(shape)[-1] not in (None, 1):
-        return None  # It counts the channels.
-    return _unchanged(call, assumptions)
+    return None if assumptions.training and _counts_channels(call.layer) else _unchanged(call, assumptions)
 
 
 def _noise(call: Call, assumptions: Assumptions) -> Rule | None:
     """What adds something at random, in training alone."""
-    if _dropout(call, assumptions) is None:
+    if not assumptions.training:
+        return PassThrough(call.layer)
+    if _counts_channels(call.layer):
         return None
-    return PassThrough(
-        call.layer, (lambda values: np.full(len(values), np.nan)) if assumptions.training else np.asarray
-    )
+    return PassThrough(call.layer, lambda values: np.full_like(values, np.nan))
+
+
+def _counts_channels(layer: Any) -> bool:
+    """Whether noise was given a shape with as many channels as there are."""
+    shape = getattr(layer, "noise_shape", None)
+    return shape is not None and tuple(shape)[-1] not in (None, 1)
 
 
 def _zero_padding(call: Call, assumptions: Assumptions) -> Rule | None:

@@ -11,7 +11,7 @@ import numpy as np
 from aimp_tf.compaction.liveness import Liveness
 from aimp_tf.compaction.rules import Kept
 from aimp_tf.masked_model import MaskedModel, resource_of
-from aimp_tf.model_graph import ModelGraph
+from aimp_tf.model_graph import Call, ModelGraph
 
 _MULTIPLE = 8
 """Convolutions with other numbers of channels can take longer than the whole ones: vector units are that wide."""
@@ -34,10 +34,8 @@ class LivePart:
     attributes: Sequence[tuple[Any, Mapping[str, Any]]]
 
 
-def live_part(
-    graph: ModelGraph, masked: MaskedModel, needed: np.ndarray | None = None, multiple: int = _MULTIPLE
-) -> LivePart:
-    """What training can change, and what that is computed from.
+class LiveNetwork:
+    """What training can change of a masked network, and what that is computed from.
 
     A channel goes if all weights that lead from it to others that stay are masked: no gradient reaches what leads to
     it. So does one that is zero whatever becomes of the weights. The loss of what stays is the same, and so are its
@@ -45,43 +43,55 @@ def live_part(
 
     Args:
         graph: The graph of `masked.original`.
-        masked: The model, with its masks.
-        needed: What stayed with earlier masks, to let the same stay. None lets as little stay as can be.
-        multiple: So many channels of each Dense or convolution layer stay as are a multiple of this, or all.
+        masked: The model, with its masks of now.
 
     Raises:
         ValueError: Two layers have a variable in common, of which each might lose another part.
     """
-    masks = masked.masks()
-    liveness = Liveness(graph, {id(resource_of(variable)): masks[path] for path, variable in masked.variables.items()})
-    if needed is None:
-        liveness.fill_up(multiple)
-    else:
-        liveness.needed = needed
-    multiply_adds = of_whole = 0
-    owners: dict[int, Any] = {}
-    weights, attributes = [], []
-    seen: set[int] = set()
+
+    def __init__(self, graph: ModelGraph, masked: MaskedModel) -> None:
+        _check_unshared(graph)
+        masks = masked.masks()
+        by_resource = {id(resource_of(variable)): masks[path] for path, variable in masked.variables.items()}
+        self._graph = graph
+        self._liveness = Liveness(graph, by_resource)
+
+    def part(self, needed: np.ndarray | None = None, multiple: int = _MULTIPLE) -> LivePart:
+        """What stays.
+
+        Args:
+            needed: What stayed with earlier masks, to let the same stay. None lets as little stay as can be.
+            multiple: So many channels of each Dense or convolution layer stay then as are a multiple of this, or all.
+        """
+        needed = self._liveness.filled_up(multiple) if needed is None else needed
+        multiply_adds = of_whole = 0
+        weights, attributes = [], []
+        seen: set[int] = set()
+        for call in self._graph.calls:
+            rule, kept = self._liveness.rules[call], self._liveness.kept(call, needed)
+            multiply_adds += rule.multiply_adds(call, kept)
+            of_whole += rule.multiply_adds(call, Kept.all_of(call))
+            if id(call.layer) in seen or not rule.is_tied:
+                continue
+            seen.add(id(call.layer))
+            variables = getattr(call.layer, "weights", ())
+            for variable, indices in zip(variables, rule.indices(kept), strict=True):
+                if tuple(map(len, indices)) != tuple(variable.shape):
+                    weights.append((variable, indices))
+            changes = {
+                name: value for name, value in rule.attributes(kept).items() if value != getattr(call.layer, name)
+            }
+            if changes:
+                attributes.append((call.layer, changes))
+        return LivePart(needed, multiply_adds / max(of_whole, 1), weights, attributes)
+
+
+def _check_unshared(graph: ModelGraph) -> None:
+    owners: dict[int, Call] = {}
     for call in graph.calls:
-        rule, kept = liveness.rules[call], liveness.kept(call)
-        multiply_adds += rule.multiply_adds(call, kept)
-        of_whole += rule.multiply_adds(call, Kept.all_of(call))
-        if id(call.layer) in seen:
-            continue
-        seen.add(id(call.layer))
-        variables = getattr(call.layer, "weights", ())
-        for variable in variables:
+        for variable in getattr(call.layer, "weights", ()):
             owner = owners.setdefault(id(resource_of(variable)), call)
-            if owner is not call:
+            if owner.layer is not call.layer:
                 raise ValueError(
                     f"The layers {owner.name!r} and {call.name!r} hold the same variable, {variable.name}."
                 )
-        if not rule.is_tied:
-            continue
-        for variable, indices in zip(variables, rule.indices(kept), strict=True):
-            if tuple(map(len, indices)) != tuple(variable.shape):
-                weights.append((variable, indices))
-        changes = {name: value for name, value in rule.attributes(kept).items() if value != getattr(call.layer, name)}
-        if changes:
-            attributes.append((call.layer, changes))
-    return LivePart(liveness.needed, multiply_adds / max(of_whole, 1), weights, attributes)

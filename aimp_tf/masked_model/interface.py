@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,9 +14,9 @@ import tensorflow as tf
 from aimp_tf.cluster import Cluster
 from aimp_tf.masked_model.optimizer import ResettableOptimizer
 from aimp_tf.masked_model.smaller import Indices, SmallerVariables, resource_of
+from aimp_tf.masked_model.swap import Swap
 
 _ATTRIBUTE = "_aimp_tf_masked_model"
-_EVALUATIONS = ("make_test_function", "make_predict_function")
 
 
 class MaskedModel(abc.ABC):
@@ -54,6 +55,7 @@ class MaskedModel(abc.ABC):
         self.left_dense: tuple[str, ...] = ()
         self.on_strip: Callable[[], object] = lambda: None
         self._part: SmallerVariables | None = None
+        self._evaluations = contextlib.ExitStack()
         with model.distribute_strategy.scope():
             self.optimizer = ResettableOptimizer(model.optimizer, model.trainable_variables)
             try:
@@ -122,11 +124,8 @@ class MaskedModel(abc.ABC):
         Args:
             weights: (variable, the indices that stay along each of its axes), of the variables that become smaller.
             attributes: (layer, its attributes that change with that -> what they become).
-
-        Raises:
-            ValueError: As `ResettableOptimizer.slots`.
         """
-        self.make_whole()
+        self.train_whole()
         slots = self.optimizer.slots()
         masks = {id(resource_of(variable)): self._masks[path] for path, variable in self.variables.items()}
         smaller = []
@@ -145,24 +144,23 @@ class MaskedModel(abc.ABC):
             return traced(iterator)
 
         self.model.train_function = train
-        for name in _EVALUATIONS:
-            vars(self.model)[name] = self._on_the_whole(getattr(type(self.model), name))
+        for name in ("make_test_function", "make_predict_function"):
+            self._evaluations.enter_context(Swap(self.model, name, self._on_the_whole(getattr(self.model, name))))
 
     def train_whole(self) -> None:
         """Lets `fit` train the whole model again."""
         self.make_whole()
         if self._part is not None:
             self._part = None
+            self._evaluations.close()
             self.model.train_function = None
-            for name in _EVALUATIONS:
-                del vars(self.model)[name]
 
     def _on_the_whole(self, make: Callable[..., Any]) -> Callable[..., Any]:
         """`make_test_function` and the like of the model, which are called before anything is evaluated."""
 
         def make_for_whole(*arguments: Any, **settings: Any) -> Any:
             self.make_whole()
-            return make(self.model, *arguments, **settings)
+            return make(*arguments, **settings)
 
         return make_for_whole
 

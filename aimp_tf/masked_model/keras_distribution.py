@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from aimp_tf.cluster import Cluster
+from aimp_tf.masked_model.swap import Swap
 
 
 @contextlib.contextmanager
@@ -38,30 +39,16 @@ def repaired(model: Any) -> Iterator[None]:
             forget_traced()
             replaced.callback(forget_traced)
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            replaced.enter_context(_replaced(model, "_maybe_symbolic_build", _building(model, strategy)))
+            replaced.enter_context(Swap(model, "_maybe_symbolic_build", _building(model, strategy)))
         if cluster.size > 1:
             for name in ("train_step", "test_step"):
-                replaced.enter_context(_replaced(model, name, _with_logs_in_vectors(getattr(model, name))))
+                replaced.enter_context(Swap(model, name, _with_logs_in_vectors(getattr(model, name))))
         if cluster.replicas > 1 and hasattr(model.optimizer, "check_finite"):
             optimizer = model.optimizer
             replaced.enter_context(
-                _replaced(optimizer, "check_finite", _finite_everywhere(optimizer.check_finite, cluster.size))
+                Swap(optimizer, "check_finite", _finite_everywhere(optimizer.check_finite, cluster.size))
             )
         yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Puts a function in place of a method of one object."""
-    before = vars(owner).get(name)
-    setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
 
 
 def _building(model: Any, strategy: tf.distribute.Strategy) -> Callable[..., None]:

@@ -11,12 +11,12 @@ from typing import Any
 import tensorflow as tf
 
 from aimp_tf.masked_model.prunable import children
+from aimp_tf.masked_model.swap import Swap
 
 _GRAPHS = ("Functional", "Sequential")
 # tf_keras reads their variables in float32 under a mixed policy, too. Keras 3 notes as much in each variable.
 _READ_IN_FLOAT32 = ("BatchNormalizationBase", "LayerNormalization", "Embedding")
 _LISTS_OF_WEIGHTS = ("_trainable_weights", "_non_trainable_weights")
-_ABSENT = object()
 
 
 class MixedPrecision:
@@ -46,11 +46,11 @@ class MixedPrecision:
         keras = importlib.import_module(generation)
         spared, composites = _float32_layers(model)
         swap_layer = _swaps_of_keras if generation == "keras" else _SwapsOfTfKeras(keras)
-        self._swaps = [_Swap(model, "save", self._save)]
+        self._swaps = [Swap(model, "save", self._save)]
         for layer in layers:
             if id(layer) not in spared:
                 self._swaps += swap_layer(layer, policy)
-        self._swaps += [_Swap(layer, "call", _giving_float32(layer.call)) for layer in composites]
+        self._swaps += [Swap(layer, "call", _giving_float32(layer.call)) for layer in composites]
         if policy == "mixed_float16" and not hasattr(model.optimizer, "inner_optimizer"):
             self._swaps += _loss_scaling(keras, model)
         self._do()
@@ -84,47 +84,21 @@ class MixedPrecision:
 @contextlib.contextmanager
 def computing_in_float32(model: Any) -> Iterator[None]:
     """Within it, the layers of a model of either generation that compute in half precision do so in float32."""
-    swaps: list[_Swap] = []
-    for layer in model._flatten_layers():
-        if computes_in_half_precision(layer):
+    with contextlib.ExitStack() as swaps:
+        for layer in filter(computes_in_half_precision, model._flatten_layers()):
             # A policy makes another of its own kind.
-            swaps.append(_Swap(layer, "_dtype_policy", type(layer.dtype_policy)("float32")))
+            swaps.enter_context(Swap(layer, "_dtype_policy", type(layer.dtype_policy)("float32")))
             if hasattr(layer, "_compute_dtype_object"):
-                swaps.append(_Swap(layer, "_compute_dtype_object", tf.float32))
-    for swap in swaps:
-        swap.do()
-    try:
+                swaps.enter_context(Swap(layer, "_compute_dtype_object", tf.float32))
         yield
-    finally:
-        for swap in swaps:
-            swap.undo()
 
 
-class _Swap:
-    """Another value of an attribute, past the `__setattr__` of Keras, which would track it."""
-
-    def __init__(self, owner: Any, name: str, value: Any) -> None:
-        self._attributes = vars(owner)
-        self._name = name
-        self._value = value
-        self._before = self._attributes.get(name, _ABSENT)
-
-    def do(self) -> None:
-        self._attributes[self._name] = self._value
-
-    def undo(self) -> None:
-        if self._before is _ABSENT:
-            self._attributes.pop(self._name, None)
-        else:
-            self._attributes[self._name] = self._before
-
-
-def _swaps_of_keras(layer: Any, policy: str) -> list[_Swap]:
+def _swaps_of_keras(layer: Any, policy: str) -> list[Swap]:
     dtype_policies = importlib.import_module("keras").dtype_policies
     return [
-        _Swap(layer, "_dtype_policy", dtype_policies.get(policy)),
+        Swap(layer, "_dtype_policy", dtype_policies.get(policy)),
         # Keras 3 cannot sum losses of several dtypes.
-        _Swap(layer, "add_loss", _taking_float32(layer.add_loss)),
+        Swap(layer, "add_loss", _taking_float32(layer.add_loss)),
         *_swap_of_regulariser(layer, "activity_regularizer"),
     ]
 
@@ -142,13 +116,13 @@ class _SwapsOfTfKeras:
         ).create_autocast_variable
         self._casting: dict[int, Any] = {}
 
-    def __call__(self, layer: Any, policy: str) -> list[_Swap]:
+    def __call__(self, layer: Any, policy: str) -> list[Swap]:
         if _is_bare_operation(layer):
-            return [_Swap(layer, "call", _promoting(layer.call))]
+            return [Swap(layer, "call", _promoting(layer.call))]
         dtype_policy = self._policy(policy)
         swaps = [
-            _Swap(layer, "_dtype_policy", dtype_policy),
-            _Swap(layer, "_compute_dtype_object", tf.as_dtype(dtype_policy.compute_dtype)),
+            Swap(layer, "_dtype_policy", dtype_policy),
+            Swap(layer, "_compute_dtype_object", tf.as_dtype(dtype_policy.compute_dtype)),
             *_swap_of_regulariser(layer, "_activity_regularizer"),
         ]
         if any(base.__name__ in _READ_IN_FLOAT32 for base in _keras_bases(layer)):
@@ -157,7 +131,7 @@ class _SwapsOfTfKeras:
             if name not in _LISTS_OF_WEIGHTS and not name.startswith("_self_"):
                 casting = self._cast(value)
                 if casting is not value:
-                    swaps.append(_Swap(layer, name, casting))
+                    swaps.append(Swap(layer, name, casting))
         return swaps
 
     def _cast(self, value: Any) -> Any:
@@ -177,10 +151,10 @@ class _SwapsOfTfKeras:
         return value
 
 
-def _swap_of_regulariser(layer: Any, name: str) -> list[_Swap]:
+def _swap_of_regulariser(layer: Any, name: str) -> list[Swap]:
     """A sum over a batch of activations is soon beyond float16."""
     regulariser = vars(layer).get(name)
-    return [] if regulariser is None else [_Swap(layer, name, _taking_float32(regulariser))]
+    return [] if regulariser is None else [Swap(layer, name, _taking_float32(regulariser))]
 
 
 def _float32_layers(model: Any) -> tuple[set[int], list[Any]]:
@@ -268,17 +242,17 @@ def _as_float32(value: Any) -> Any:
     return tf.cast(value, tf.float32) if tf.is_tensor(value) and value.dtype in (tf.float16, tf.bfloat16) else value
 
 
-def _loss_scaling(keras: Any, model: Any) -> list[_Swap]:
+def _loss_scaling(keras: Any, model: Any) -> list[Swap]:
     """Puts a LossScaleOptimizer round the model's optimizer, which refuses to train with a loss that is not scaled."""
     inner = model.optimizer
     if keras.__name__ == "keras":
         # What making the LossScaleOptimizer changes in the one inside it.
-        changed = _Swap(inner, "loss_scale_factor", None)
+        changed = Swap(inner, "loss_scale_factor", None)
         outer = keras.optimizers.LossScaleOptimizer(inner)
         scale, apply = "scale_loss", "apply"
         remedy = "Have it take the gradients of self.optimizer.scale_loss(loss)"
     else:
-        changed = _Swap(inner, "_is_wrapped_by_loss_scale_optimizer", True)
+        changed = Swap(inner, "_is_wrapped_by_loss_scale_optimizer", True)
         outer = keras.mixed_precision.LossScaleOptimizer(inner)
         _forget_dependencies(inner, ("loss_scale", "base_optimizer"))
         scale, apply = "get_scaled_loss", "apply_gradients"
@@ -300,7 +274,7 @@ def _loss_scaling(keras: Any, model: Any) -> list[_Swap]:
         return apply_gradients(*arguments, **settings)
 
     vars(outer).update({scale: noting, apply: checking})
-    return [changed, _Swap(model, "optimizer", outer)]
+    return [changed, Swap(model, "optimizer", outer)]
 
 
 def _forget_dependencies(optimizer: Any, names: Sequence[str]) -> None:

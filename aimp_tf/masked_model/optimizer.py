@@ -78,12 +78,10 @@ class ResettableOptimizer:
             if slots or id(variable) not in cleared
         ]
 
-    def slots(self) -> dict[int, list[Any]]:
-        """Id of the `resource_of` a trainable variable -> its slots, with a number for each of its weights each.
+    def check_by_weight(self) -> None:
+        """Raises ValueError if what the optimizer makes of a weight may depend on others, or on more than its gradient.
 
-        Raises:
-            ValueError: What the optimizer makes of a weight depends on others, so that a part of a variable cannot be
-                trained by itself.
+        A part of a variable cannot be trained by itself then.
         """
         kind, inner = type(self._inner), self._inner
         clipped = next((name for name in ("clipnorm", "global_clipnorm") if getattr(inner, name, None)), None)
@@ -96,7 +94,10 @@ class ResettableOptimizer:
                 "Compile the model with one of Keras that looks at each weight by itself "
                 f"({', '.join(sorted(_OPTIMIZERS_BY_WEIGHT))}; clipvalue is fine), or set compact_rounds=False."
             )
-        wanted = {id(slot) for slot in self._slots}
+
+    def slots(self) -> dict[int, list[Any]]:
+        """Id of the `resource_of` a trainable variable -> its slots, if the optimizer is one of `check_by_weight`."""
+        inner, wanted = self._inner, {id(slot) for slot in self._slots}
         lists = [value for value in vars(inner).values() if isinstance(value, list)]
         lists = [value for value in lists if len(value) == len(self._trainable_variables)]
         found: dict[int, list[Any]] = {}

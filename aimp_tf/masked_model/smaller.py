@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.masked_model.swap import Swap
+
 Indices = tuple[np.ndarray, ...]
 """Along each axis of a variable, the indices of what stays, rising."""
-
-_ABSENT = object()
 
 
 class SmallerVariables:
@@ -34,23 +34,22 @@ class SmallerVariables:
     ) -> None:
         self._in_place = False
         self._copies = []
-        # Owner, name of an attribute, its value as a rule, and while the parts are in place.
-        self._changes: list[tuple[Any, str, Any, Any]] = []
+        self._swaps: list[Swap] = []
         for variable, indices in variables:
             whole = resource_of(variable)
             with tf.device(whole.device):
                 part = tf.Variable(tf.zeros([len(index) for index in indices], whole.dtype), trainable=False)
             self._copies.append((whole, part, np.ix_(*indices)))
-            self._change(whole, _handle=part._handle, _shape=part._shape)
+            self._swaps += [Swap(whole, "_handle", part._handle), Swap(whole, "_shape", part._shape)]
             if variable is not whole and hasattr(variable, "_ndim"):  # Of Keras 3.
-                self._change(variable, _shape=tuple(part.shape))
+                self._swaps.append(Swap(variable, "_shape", tuple(part.shape)))
         for layer, values in attributes:
-            self._change(layer, **values)
+            self._swaps += [Swap(layer, name, value) for name, value in values.items()]
         for layer in layers:
             # Where it is kept depends on the class. None under another name than that does nothing.
             for name in ("input_spec", "_input_spec", "_manual_input_spec"):
                 if name in vars(layer) or name == "_manual_input_spec":
-                    self._change(layer, **{name: None})
+                    self._swaps.append(Swap(layer, name, None))
 
     def put_in(self) -> None:
         """Copies the parts and puts them in the variables' place, unless they are there already."""
@@ -59,27 +58,20 @@ class SmallerVariables:
         for whole, part, indices in self._copies:
             part.assign(np.asarray(whole.read_value())[indices])
         self._in_place = True  # First, so that what is interrupted here is put back.
-        for owner, name, _, value in self._changes:
-            setattr(owner, name, value)
+        for swap in self._swaps:
+            swap.do()
 
     def put_back(self) -> None:
         """Puts the variables back, with what has become of the parts, unless they are there already."""
         if not self._in_place:
             return
-        for owner, name, value, _ in self._changes:
-            if value is _ABSENT:
-                vars(owner).pop(name, None)
-            else:
-                setattr(owner, name, value)
+        for swap in self._swaps:
+            swap.undo()
         for whole, part, indices in self._copies:
             values = whole.numpy()
             values[indices] = np.asarray(part.read_value())
             whole.assign(values)
         self._in_place = False
-
-    def _change(self, owner: Any, **values: Any) -> None:
-        for name, value in values.items():
-            self._changes.append((owner, name, vars(owner).get(name, _ABSENT), value))
 
 
 def resource_of(variable: Any) -> Any:
