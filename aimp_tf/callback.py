@@ -9,7 +9,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from aimp_tf.cluster import Cluster
 from aimp_tf.compaction.training import LiveNetwork
@@ -496,13 +495,10 @@ class GlobalMagnitudePruning(EpochCallback):
 
 def _graph_for_parts(masked: MaskedModel) -> ModelGraph:
     """The graph of a model that `compact_rounds` is asked for. Raises ValueError where it cannot be done."""
-    strategy = masked.model.distribute_strategy
-    if masked.cluster.replicas > 1 or isinstance(
-        strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
-    ):
+    if not masked.cluster.on_one_device:
         raise ValueError(
             f"compact_rounds trains without a strategy or under OneDeviceStrategy; the model was made under "
-            f"{type(strategy).__name__}. Set compact_rounds=False."
+            f"{type(masked.model.distribute_strategy).__name__}. Set compact_rounds=False."
         )
     for name in ("train_step", "compute_loss"):
         if getattr(type(masked.original), name).__module__.split(".")[0] not in ("keras", "tf_keras"):

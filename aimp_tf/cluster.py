@@ -63,6 +63,11 @@ class Cluster:
                 self.index = resolver.task_id + (counts["chief"] if resolver.task_type == "worker" else 0)
 
     @property
+    def on_one_device(self) -> bool:
+        """Whether variables are plain ones: there is no strategy, or it is a OneDeviceStrategy."""
+        return not isinstance(self._strategy, _STRATEGIES[1:])
+
+    @property
     def chief(self) -> bool:
         """Whether this is the worker that decides and writes."""
         return self.index == 0

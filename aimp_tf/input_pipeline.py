@@ -109,15 +109,20 @@ def prepare(
             batch would have fewer examples than `least_batch`.
     """
     if isinstance(data, tuple):
-        tensors, batch_size = _as_tensors(data, name, floatx), batch_size or DEFAULT_BATCH_SIZE
-        length = int(tf.nest.flatten(tensors)[0].shape[0])
-        smallest = batch_size if steps_per_epoch else length % batch_size or batch_size
-        if smallest < least_batch:
-            raise ValueError(
-                f"{name} has {length} examples, which leaves {smallest} in the last batch of {batch_size}: too few for "
-                f"{least_batch} replicas to have one each. Take another batch_size, or leave some examples out."
-            )
-        return _from_arrays(tensors, length, batch_size, order, steps_per_epoch)
+        tensors, positions = array_positions(
+            data,
+            name,
+            batch_size=batch_size,
+            order=order,
+            steps_per_epoch=steps_per_epoch,
+            floatx=floatx,
+            least_batch=least_batch,
+        )
+        batches = positions.map(
+            lambda chosen: tf.nest.map_structure(lambda tensor: tf.gather(tensor, chosen), tensors),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        return batches.prefetch(2)
     if isinstance(data, Iterator) or not hasattr(data, "__len__") and not isinstance(data, tf.data.Dataset):
         raise TypeError(
             f"{name} must be a tf.data.Dataset, a tuple (x, y) or (x, y, sample_weight) of arrays, or a PyDataset; got "
@@ -131,6 +136,34 @@ def prepare(
     if batch_size is not None:
         raise ValueError(f"{name} is batched already ({type(data).__name__}); leave out batch_size={batch_size}.")
     return without_autotuning(data) if isinstance(data, tf.data.Dataset) else data
+
+
+def array_positions(
+    data: tuple,
+    name: str,
+    *,
+    batch_size: int | None,
+    order: Order | None,
+    steps_per_epoch: int | None,
+    floatx: str,
+    least_batch: int = 1,
+) -> tuple[tuple, tf.data.Dataset]:
+    """The arrays as tensors, and a dataset of the positions of the examples in each batch, int64. As in `prepare`."""
+    tensors, batch_size = _as_tensors(data, name, floatx), batch_size or DEFAULT_BATCH_SIZE
+    length = int(tf.nest.flatten(tensors)[0].shape[0])
+    smallest = batch_size if steps_per_epoch else length % batch_size or batch_size
+    if smallest < least_batch:
+        raise ValueError(
+            f"{name} has {length} examples, which leaves {smallest} in the last batch of {batch_size}: too few for "
+            f"{least_batch} replicas to have one each. Take another batch_size, or leave some examples out."
+        )
+    order = order or Order(0, shuffle=False)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    # Each iterator would copy the arrays to rewrite a graph in which there is nothing to better.
+    options.experimental_optimization.apply_default_optimizations = False
+    positions = order.batches(length, batch_size, steps_per_epoch).with_options(options)
+    return tensors, without_autotuning(positions)
 
 
 def array_dataset(
@@ -206,7 +239,8 @@ def _as_tensors(arrays: tuple, name: str, floatx: str) -> tuple:
             raise TypeError(f"{name} must be made of arrays; got {type(array).__name__}: {error}") from error
         return tf.cast(tensor, floatx) if tensor.dtype.is_floating else tensor
 
-    tensors = tf.nest.map_structure(as_tensor, _lists_as_tuples(arrays))
+    with tf.device("CPU:0"):  # Where tf.data reads them; a GPU may have no room.
+        tensors = tf.nest.map_structure(as_tensor, _lists_as_tuples(arrays))
     flat = tf.nest.flatten(tensors)
     if any(tensor.shape.rank == 0 for tensor in flat):
         raise TypeError(
@@ -218,21 +252,6 @@ def _as_tensors(arrays: tuple, name: str, floatx: str) -> tuple:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in flat)
         raise ValueError(f"{name} must hold arrays with the same, non-zero number of examples; got shapes {shapes}.")
     return tensors
-
-
-def _from_arrays(
-    tensors: tuple, length: int, batch_size: int, order: Order | None, steps_per_epoch: int | None
-) -> tf.data.Dataset:
-    order = order or Order(0, shuffle=False)
-    batches = order.batches(length, batch_size, steps_per_epoch).map(
-        lambda chosen: tf.nest.map_structure(lambda tensor: tf.gather(tensor, chosen), tensors),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    # Each iterator would copy the arrays to rewrite a graph in which there is nothing to better.
-    options.experimental_optimization.apply_default_optimizations = False
-    return without_autotuning(batches.prefetch(2).with_options(options))
 
 
 def _in_rows(positions: tf.Tensor, length: int, batch_size: int) -> tf.data.Dataset:

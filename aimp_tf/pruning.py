@@ -17,6 +17,7 @@ import tensorflow as tf
 from aimp_tf.callback import GlobalMagnitudePruning
 from aimp_tf.cluster import Cluster
 from aimp_tf.config import PruningConfig, nearest
+from aimp_tf.device_arrays import DeviceArrays
 from aimp_tf.exporting import export
 from aimp_tf.input_pipeline import Order, batch_count, prepare, spec_of
 from aimp_tf.masked_model import (
@@ -25,6 +26,7 @@ from aimp_tf.masked_model import (
     is_built,
     keras_generation,
     mask_model,
+    resource_of,
     select_prunable,
     sparsity,
 )
@@ -133,6 +135,8 @@ def prune(
         config = config.replace(mixed_precision=cluster.from_chief(resolve_policy(config.mixed_precision)))
         fitting.settle_order(cluster)
         _build(model, fitting.train)
+        if config.data_on_device:
+            fitting.move_to_device(train_data, model, cluster)
         directory = None
         with cluster.as_one():
             if workdir is not None or cluster.size > 1:
@@ -193,15 +197,14 @@ class _Fitting:
         if isinstance(train_data, tuple):
             seed = int(np.random.randint(2**31)) if seed is None else seed
             self.order = Order(seed, shuffle=bool(options.get("shuffle", True)))
-        self.train = prepare(
-            train_data,
-            "train_data",
-            batch_size=batch_size,
-            order=self.order,
-            steps_per_epoch=options.get("steps_per_epoch"),
-            floatx=floatx,
-            least_batch=least_batch,
-        )
+        self._reading = {
+            "batch_size": batch_size,
+            "order": self.order,
+            "steps_per_epoch": options.get("steps_per_epoch"),
+            "floatx": floatx,
+        }
+        self.train = prepare(train_data, "train_data", **self._reading, least_batch=least_batch)
+        self._on_device: DeviceArrays | None = None
         if cluster.size > 1 and not isinstance(self.train, tf.data.Dataset):
             raise ValueError(
                 f"train_data is a {type(train_data).__name__}, which every worker would read in an order of its own. "
@@ -228,16 +231,37 @@ class _Fitting:
             self.order.seed = seed
             self.order.begin(0, 0)
 
+    def move_to_device(self, train_data: Any, model: Any, cluster: Cluster) -> None:
+        """Has every `fit` gather its batches on the device that a built model is on. Raises ValueError if it cannot."""
+        if not isinstance(train_data, tuple):
+            raise ValueError(
+                "data_on_device takes train_data as a tuple (x, y) or (x, y, sample_weight) of arrays; got "
+                f"{type(train_data).__name__}. Give arrays, or set data_on_device=False."
+            )
+        if not cluster.on_one_device:
+            raise ValueError(
+                "data_on_device takes a model made without a strategy or under OneDeviceStrategy; this one was made "
+                f"under {type(model.distribute_strategy).__name__}. Set data_on_device=False."
+            )
+        if self.options.get("class_weight") is not None:
+            raise ValueError(
+                "With data_on_device, fit does not see the classes that class_weight is for. Give each example its "
+                "weight, as train_data=(x, y, sample_weight), or set data_on_device=False."
+            )
+        device = resource_of(model.weights[0]).device
+        self._on_device = DeviceArrays(train_data, "train_data", device, **self._reading)
+
     def fit(self, model: Any, callbacks: Sequence[Any], *, epochs: int, initial_epoch: int = 0) -> None:
         """Calls `fit` of a model, with these callbacks and no others."""
-        model.fit(
-            self.train,
-            epochs=epochs,
-            initial_epoch=initial_epoch,
-            validation_data=self.validation,
-            callbacks=callbacks,
-            **self.options,
-        )
+        with contextlib.nullcontext() if self._on_device is None else self._on_device.gathering(model):
+            model.fit(
+                self.train if self._on_device is None else self._on_device.batches,
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                validation_data=self.validation,
+                callbacks=callbacks,
+                **self.options,
+            )
 
 
 def _prune_in_rounds(

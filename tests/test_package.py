@@ -131,11 +131,11 @@ def test_types_are_shipped():
 
 # Each module may import those before it.
 LAYERS = [
-    ["config", "safe_files"],
+    ["config", "safe_files", "swap"],
     ["plan", "precision", "ranking", "criteria", "rounds"],
     ["learning_rate", "input_pipeline", "other_callbacks", "plots", "tensorboard", "cluster"],
     ["masked_model"],
-    ["model_graph", "signature"],
+    ["device_arrays", "model_graph", "signature"],
     ["compaction"],
     ["callback", "exporting"],
     ["run_directory"],

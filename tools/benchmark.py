@@ -18,8 +18,9 @@ Commands:
     end_to_end     a whole run on Fashion-MNIST beside a plain `fit` of as many epochs; about 10 minutes on two cores
     compact_rounds training steps of what is alive of a pruned network beside those of the whole one, which is what
                    `compact_rounds` saves; on Fashion-MNIST; about 12 minutes on two cores
-    gpu            masked steps beside dense ones, and runs in mixed precision beside float32, on ResNet-20 and
-                   ResNet-50; without a GPU it says so and measures nothing
+    gpu            masked steps beside dense ones, runs in mixed precision beside float32, and with the data in the
+                   memory of the GPU beside the host's, on ResNet-20 and ResNet-50; without a GPU it says so and
+                   measures nothing
 
 No ratio is printed unless both sides computed the same. The exit code is 0 when it is done, 1 when it failed, 2 when a
 setting was wrong and nothing was written, and 130 after Ctrl-C.

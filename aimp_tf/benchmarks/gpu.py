@@ -1,4 +1,4 @@
-"""Time of a masked step beside a dense one, and of a whole run in mixed precision beside float32, on a GPU."""
+"""Times of steps and runs on a GPU: masked beside dense, mixed precision beside float32, data there beside the host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from aimp_tf.benchmarks.networks import compiled_model, made_up_images, repeated
 from aimp_tf.benchmarks.side_by_side import spread_text, time_in_turn
-from aimp_tf.benchmarks.step import time_fits
+from aimp_tf.benchmarks.step import alike_but_for_rounding, time_fits
 from aimp_tf.config import PruningConfig
 from aimp_tf.masked_model import wrap
 from aimp_tf.precision import resolve_policy
@@ -30,7 +30,9 @@ def run(
     steps: int = 50,
     device: str = "GPU",
 ) -> dict[str, Any]:
-    """Trains networks of both generations of Keras on made-up images, in float32 and in mixed precision.
+    """Trains networks of both generations of Keras on made-up images.
+
+    In float32 and in mixed precision, and with `data_on_device` and without.
 
     Args:
         repetitions: How often each side is timed.
@@ -69,6 +71,7 @@ def run(
                 add(network, f"step in {policy}", _time_steps(architecture, keras, policy, steps, repetitions), steps)
             if len(policies) > 1:
                 add(network, "run of 4 epochs", _time_runs(architecture, keras, steps, repetitions))
+            add(network, "training of 4 epochs", _time_data(architecture, keras, steps, repetitions))
     return {**figures, "table": "\n".join(lines)}
 
 
@@ -90,6 +93,24 @@ def _time_runs(architecture: str, keras: Any, steps: int, repetitions: int) -> d
         return [np.array([round_.kept for round_ in result.rounds])]
 
     return time_in_turn({"float32": lambda: train(None), "mixed precision": lambda: train("auto")}, repetitions)
+
+
+def _time_data(architecture: str, keras: Any, steps: int, repetitions: int) -> dict[str, list[float]]:
+    batch_size, shape, classes = _SHAPES[architecture]
+    data = made_up_images(batch_size * min(steps, 8), shape, classes)
+
+    def train(data_on_device: bool) -> list[np.ndarray]:
+        model = _compiled(architecture, keras)
+        config = PruningConfig(target_sparsity=0.5, method="dense", epochs=4, data_on_device=data_on_device, seed=0)
+        options = {"batch_size": batch_size, "steps_per_epoch": steps}
+        prune(model, data, config, fit_options=options, verbose=0)
+        return [np.asarray(variable.numpy()) for variable in model.trainable_variables]
+
+    return time_in_turn(
+        {"data on the host": lambda: train(False), "data on the device": lambda: train(True)},
+        repetitions,
+        same=alike_but_for_rounding,
+    )
 
 
 def _batches(architecture: str, steps: int) -> tf.data.Dataset:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from aimp_tf.cluster import Cluster
 from aimp_tf.masked_model.optimizer import ResettableOptimizer
 from aimp_tf.masked_model.smaller import Indices, SmallerVariables, resource_of
-from aimp_tf.masked_model.swap import Swap
+from aimp_tf.swap import Swap
 
 _ATTRIBUTE = "_aimp_tf_masked_model"
 

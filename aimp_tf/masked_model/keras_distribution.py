@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from aimp_tf.cluster import Cluster
-from aimp_tf.masked_model.swap import Swap
+from aimp_tf.swap import Swap
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from aimp_tf.masked_model.prunable import children
-from aimp_tf.masked_model.swap import Swap
+from aimp_tf.swap import Swap
 
 _GRAPHS = ("Functional", "Sequential")
 # tf_keras reads their variables in float32 under a mixed policy, too. Keras 3 notes as much in each variable.

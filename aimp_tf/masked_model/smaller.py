@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.masked_model.swap import Swap
+from aimp_tf.swap import Swap
 
 Indices = tuple[np.ndarray, ...]
 """Along each axis of a variable, the indices of what stays, rising."""
