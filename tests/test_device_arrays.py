@@ -104,6 +104,7 @@ def test_a_run_on_it_is_the_same_bit_for_bit(K, make_mlp, blobs, compact_rounds)
     assert [round_.metrics for round_ in here.rounds] == [round_.metrics for round_ in there.rounds]
     for one, other in zip(here.model.get_weights(), there.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+    assert not {"train_step", "_symbolic_build"} & vars(there.model).keys(), "nothing holds the arrays any more"
     before = there.model.get_weights()[0]
     there.model.fit(x, y, verbose=0)
     assert (there.model.get_weights()[0] != before).any(), "it takes other data again"
