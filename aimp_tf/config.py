@@ -79,9 +79,6 @@ class PruningConfig:
             docs/performance.md lists, such as weight decay. It takes a functional or Sequential model on one device,
             which is traced anew whenever a tenth of the multiplications has become needless. Each epoch begins and ends
             with the whole model; only between batches it is smaller. Other methods than "iterative" do not heed this.
-        data_on_device: Whether `prune` copies training arrays into the memory of the device that trains, such as a GPU,
-            where each step then gathers its batch, rather than copying batch by batch. The batches are the same to the
-            last bit. It takes a model on one device, and arrays that fit there beside it. On a CPU nothing is gained.
         seed: Seeds the shuffling of array data and what is drawn at random. None takes it from the global seed.
 
     Example:
@@ -112,7 +109,6 @@ class PruningConfig:
     exclude: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     mixed_precision: str | None = dataclasses.field(default=None, kw_only=True)
     compact_rounds: bool = dataclasses.field(default=False, kw_only=True)
-    data_on_device: bool = dataclasses.field(default=False, kw_only=True)
     seed: int | None = dataclasses.field(default=None, kw_only=True)
 
     @property
@@ -152,10 +148,8 @@ class PruningConfig:
                 continue
             if not is_number(value, numbers.Integral):
                 raise TypeError(f"{name} must be a whole number; got {value!r}.")
-        for name in ("compact_rounds", "data_on_device"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} must be True or False; got {value!r}.")
+        if not isinstance(self.compact_rounds, bool):
+            raise TypeError(f"compact_rounds must be True or False; got {self.compact_rounds!r}.")
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1; got {self.epochs}.")
         if not 1 <= self.resolved_round_epochs <= self.epochs:

@@ -6,65 +6,44 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from aimp_tf.input_pipeline import Order, array_positions
 from aimp_tf.swap import Swap
 
 _KEY = "aimp_tf_positions"
-# What TensorFlow gathers on a GPU, where it keeps integers of 32 bits on the host, though.
-_GATHERED = (tf.bool, tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int64, tf.complex64, tf.complex128)
 
 
 class DeviceArrays:
     """Arrays that are copied to a device once, where each training step gathers its batch.
 
     Shuffling them then moves the positions of the examples alone from the host to the device. The batches are those of
-    `input_pipeline.prepare` with the same arguments, bit for bit.
+    `input_pipeline.in_batches`, bit for bit.
 
     Args:
-        data: A tuple (x, y) or (x, y, sample_weight), as `input_pipeline.prepare` takes it.
-        name: What to call it in errors.
+        arrays: Tensors of numbers, nested, as `input_pipeline.array_positions` gives them.
+        positions: The positions of the examples in each batch, from there, too.
         device: Name of the device, that of the model's variables.
-        batch_size: None is 32.
-        order: The order in which arrays are read.
-        steps_per_epoch: As in `fit`.
-        floatx: Keras' float type, to which arrays of other float types are cast.
 
     Attributes:
-        batches: A dataset of the positions that each batch has, for a model within `gathering`.
+        batches: What to call `fit` on, for a model within `gathering`.
 
     Raises:
-        TypeError: An array holds no numbers.
-        ValueError: They do not fit into the device's memory.
+        ValueError: The arrays do not fit into the device's memory.
     """
 
-    def __init__(
-        self,
-        data: tuple,
-        name: str,
-        device: str,
-        *,
-        batch_size: int | None,
-        order: Order,
-        steps_per_epoch: int | None,
-        floatx: str,
-    ) -> None:
-        tensors, positions = array_positions(
-            data, name, batch_size=batch_size, order=order, steps_per_epoch=steps_per_epoch, floatx=floatx
-        )
+    def __init__(self, arrays: tuple, positions: tf.data.Dataset, device: str) -> None:
         self._device = device
         try:
             with tf.device(device):
-                self._arrays = tf.nest.map_structure(lambda tensor: _DeviceArray(tensor, name), tensors)
-        except tf.errors.ResourceExhaustedError as error:
-            size = sum(tensor.dtype.size * tensor.shape.num_elements() for tensor in tf.nest.flatten(tensors))
+                self._arrays = tf.nest.map_structure(_DeviceArray, arrays)
+        # The latter where an array does not fit that is copied there as it is.
+        except (tf.errors.ResourceExhaustedError, tf.errors.InternalError) as error:
+            size = sum(tensor.dtype.size * tensor.shape.num_elements() for tensor in tf.nest.flatten(arrays))
             raise ValueError(
-                f"{name} takes {size / 1e9:.3g} GB, which do not fit into the memory of {device}. Set "
-                "data_on_device=False, which takes each batch there by itself."
+                f"train_data takes {size / 1e9:.3g} GB, which could not be copied into the memory of {device}. Set "
+                f"data_on_device=False, which takes each batch there by itself. The error was: {error}"
             ) from error
-        self.batches = positions.map(lambda chosen: {_KEY: chosen})
+        self.batches = positions.map(lambda chosen: {_KEY: chosen}).prefetch(2)
 
     @contextlib.contextmanager
     def gathering(self, model: Any) -> Iterator[None]:
@@ -85,6 +64,11 @@ class DeviceArrays:
                 replaced.enter_context(Swap(model, "_symbolic_build", gather_and_build))
             yield
 
+    def release(self) -> None:
+        """Gives the device's memory back. TensorFlow never lets go of a traced step that had a custom gradient."""
+        for array in tf.nest.flatten(self._arrays):
+            array.release()
+
     def _gathered(self, data: Any) -> Any:
         """The batch that `batches` mean by an element; other data as it is."""
         if not isinstance(data, Mapping) or _KEY not in data:
@@ -94,32 +78,17 @@ class DeviceArrays:
 
 
 class _DeviceArray:
-    """One array, held as numbers that a GPU can gather, of which each has several of the array's where these are small.
+    """One array, examples along the first axis. int32 is held as uint32, for TensorFlow keeps int32 on the host."""
 
-    Args:
-        tensor: Numbers of any dtype, with examples along the first axis.
-        name: What to call it in errors.
-    """
-
-    def __init__(self, tensor: tf.Tensor, name: str) -> None:
-        self._shape, self._dtype = tensor.shape[1:], tensor.dtype
-        if tensor.dtype in _GATHERED:
-            self._held = tf.identity(tensor)
-            return
-        if not tensor.dtype.is_integer:
-            raise TypeError(
-                f"{name} must be made of numbers for data_on_device; got dtype {tensor.dtype.name}. Set "
-                "data_on_device=False."
-            )
-        word = np.dtype(np.int64 if tensor.dtype.size == 8 else np.float32)
-        rows = np.ascontiguousarray(tensor.numpy()).reshape(len(tensor), -1).view(np.uint8)
-        rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % word.itemsize)))
-        self._held = tf.identity(rows.view(word))
+    def __init__(self, tensor: tf.Tensor) -> None:
+        self._dtype = tensor.dtype
+        held = tf.bitcast(tensor, tf.uint32) if tensor.dtype == tf.int32 else tensor
+        self._held = tf.Variable(held, trainable=False, shape=[None, *tensor.shape[1:]])
 
     def gather(self, positions: tf.Tensor) -> tf.Tensor:
-        """The examples at these positions, with the array's own dtype."""
-        rows = tf.gather(self._held, positions)
-        if self._dtype in _GATHERED:
-            return rows
-        rows = tf.reshape(tf.bitcast(rows, self._dtype), [tf.size(positions), -1])
-        return tf.reshape(rows[:, : self._shape.num_elements()], [-1, *self._shape])
+        """The examples at these positions."""
+        rows = self._held.sparse_read(positions)
+        return tf.bitcast(rows, tf.int32) if self._dtype == tf.int32 else rows
+
+    def release(self) -> None:
+        self._held.assign(tf.zeros([0, *self._held.shape[1:]], self._held.dtype))

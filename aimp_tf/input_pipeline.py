@@ -83,7 +83,6 @@ def prepare(
     *,
     batch_size: int | None = None,
     order: Order | None = None,
-    steps_per_epoch: int | None = None,
     floatx: str = "float32",
     least_batch: int = 1,
 ) -> Any:
@@ -99,7 +98,6 @@ def prepare(
         name: What to call it in errors.
         batch_size: For arrays; None is 32, as in `fit`. It must be None for anything else.
         order: The order in which arrays are read; None is their own.
-        steps_per_epoch: As in `fit`; arrays then go on without end, which needs an `order`.
         floatx: Keras' float type, to which arrays of other float types are cast, as `fit` does.
         least_batch: How many examples every batch made of arrays must have.
 
@@ -109,20 +107,9 @@ def prepare(
             batch would have fewer examples than `least_batch`.
     """
     if isinstance(data, tuple):
-        tensors, positions = array_positions(
-            data,
-            name,
-            batch_size=batch_size,
-            order=order,
-            steps_per_epoch=steps_per_epoch,
-            floatx=floatx,
-            least_batch=least_batch,
+        return in_batches(
+            *array_positions(data, name, batch_size=batch_size, order=order, floatx=floatx, least_batch=least_batch)
         )
-        batches = positions.map(
-            lambda chosen: tf.nest.map_structure(lambda tensor: tf.gather(tensor, chosen), tensors),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        return batches.prefetch(2)
     if isinstance(data, Iterator) or not hasattr(data, "__len__") and not isinstance(data, tf.data.Dataset):
         raise TypeError(
             f"{name} must be a tf.data.Dataset, a tuple (x, y) or (x, y, sample_weight) of arrays, or a PyDataset; got "
@@ -142,13 +129,26 @@ def array_positions(
     data: tuple,
     name: str,
     *,
-    batch_size: int | None,
-    order: Order | None,
-    steps_per_epoch: int | None,
-    floatx: str,
+    batch_size: int | None = None,
+    order: Order | None = None,
+    steps_per_epoch: int | None = None,
+    floatx: str = "float32",
     least_batch: int = 1,
 ) -> tuple[tuple, tf.data.Dataset]:
-    """The arrays as tensors, and a dataset of the positions of the examples in each batch, int64. As in `prepare`."""
+    """Arrays as tensors in the host's memory, and the positions of the examples in each batch, a dataset of int64.
+
+    Args:
+        data: (x, y) or (x, y, sample_weight), as `prepare` takes it.
+        name: As there, like the other arguments.
+        batch_size: Examples a batch.
+        order: Their order.
+        steps_per_epoch: As in `fit`; the batches then go on without end.
+        floatx: Keras' float type.
+        least_batch: How many examples every batch must have.
+
+    Raises:
+        TypeError, ValueError: As `prepare`.
+    """
     tensors, batch_size = _as_tensors(data, name, floatx), batch_size or DEFAULT_BATCH_SIZE
     length = int(tf.nest.flatten(tensors)[0].shape[0])
     smallest = batch_size if steps_per_epoch else length % batch_size or batch_size
@@ -164,6 +164,14 @@ def array_positions(
     options.experimental_optimization.apply_default_optimizations = False
     positions = order.batches(length, batch_size, steps_per_epoch).with_options(options)
     return tensors, without_autotuning(positions)
+
+
+def in_batches(arrays: tuple, positions: tf.data.Dataset) -> tf.data.Dataset:
+    """The batches that `array_positions` gives the positions of, gathered in the host's memory while `fit` trains."""
+    return positions.map(
+        lambda chosen: tf.nest.map_structure(lambda tensor: tf.gather(tensor, chosen), arrays),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    ).prefetch(2)
 
 
 def array_dataset(

@@ -71,12 +71,13 @@ class OtherCallbacks:
 def check_saving(callbacks: Sequence[Any]) -> None:
     """Raises ValueError if a callback saves the model between batches, when `compact_rounds` has made it smaller."""
     for callback in callbacks:
-        save_freq = getattr(callback, "save_freq", "epoch")
-        if save_freq != "epoch":
-            raise ValueError(
-                f"{type(callback).__name__} was made with save_freq={save_freq!r}, but with compact_rounds the model "
-                "is smaller between batches. Make it with save_freq='epoch', or set compact_rounds=False."
-            )
+        for setting, wanted in (("save_freq", "epoch"), ("save_before_preemption", False)):
+            value = getattr(callback, setting, wanted)
+            if value != wanted:
+                raise ValueError(
+                    f"{type(callback).__name__} was made with {setting}={value!r}, but with compact_rounds the model "
+                    f"is smaller between batches. Make it with {setting}={wanted!r}, or set compact_rounds=False."
+                )
 
 
 def _copied(value: Any) -> Any:

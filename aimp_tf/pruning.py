@@ -8,7 +8,7 @@ import inspect
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from aimp_tf.cluster import Cluster
 from aimp_tf.config import PruningConfig, nearest
 from aimp_tf.device_arrays import DeviceArrays
 from aimp_tf.exporting import export
-from aimp_tf.input_pipeline import Order, batch_count, prepare, spec_of
+from aimp_tf.input_pipeline import Order, array_positions, batch_count, in_batches, prepare, spec_of
 from aimp_tf.masked_model import (
     check_model,
     fit_with_tfmot,
@@ -62,6 +62,7 @@ def prune(
     callbacks: Sequence[Any] = (),
     workdir: str | os.PathLike[str] | None = None,
     fit_options: Mapping[str, Any] | None = None,
+    data_on_device: bool = False,
     verbose: str | int = "auto",
     overwrite: bool = False,
     **overrides: Any,
@@ -88,6 +89,10 @@ def prune(
             alone reads and writes it.
         fit_options: Further arguments of `fit`: batch_size (arrays only; default 32), shuffle, class_weight,
             steps_per_epoch, validation_batch_size, validation_steps, validation_freq.
+        data_on_device: Whether the arrays of `train_data` are copied once into the memory of the device that trains,
+            such as a GPU, where each step then gathers its batch, rather than batch by batch. The batches are the same
+            to the last bit. It takes a model on one device, with arrays that fit there beside it; on a CPU nothing is
+            gained.
         verbose: As in `fit`.
         overwrite: Whether what an earlier run left in `workdir` is removed first.
         **overrides: Fields of `PruningConfig` that replace those of `config`.
@@ -131,12 +136,14 @@ def prune(
             fitting = _Fitting(
                 train_data, validation_data, callbacks, options, verbose, config.seed, generation, cluster
             )
+            if data_on_device:
+                fitting.check_on_device(model, cluster)
         # Here, so that what "auto" chose is what a run directory holds, and the same on all workers.
         config = config.replace(mixed_precision=cluster.from_chief(resolve_policy(config.mixed_precision)))
         fitting.settle_order(cluster)
         _build(model, fitting.train)
-        if config.data_on_device:
-            fitting.move_to_device(train_data, model, cluster)
+        if data_on_device:
+            stack.enter_context(fitting.on_device_of(model))
         directory = None
         with cluster.as_one():
             if workdir is not None or cluster.size > 1:
@@ -194,17 +201,23 @@ class _Fitting:
         self.options["verbose"] = verbose
         batch_size, validation_batch_size = map(options.get, _BATCH_SIZES)
         self.order = None
+        self._arrays: tuple[tuple, tf.data.Dataset] | None = None
+        self._on_device: DeviceArrays | None = None
         if isinstance(train_data, tuple):
             seed = int(np.random.randint(2**31)) if seed is None else seed
             self.order = Order(seed, shuffle=bool(options.get("shuffle", True)))
-        self._reading = {
-            "batch_size": batch_size,
-            "order": self.order,
-            "steps_per_epoch": options.get("steps_per_epoch"),
-            "floatx": floatx,
-        }
-        self.train = prepare(train_data, "train_data", **self._reading, least_batch=least_batch)
-        self._on_device: DeviceArrays | None = None
+            self._arrays = array_positions(
+                train_data,
+                "train_data",
+                batch_size=batch_size,
+                order=self.order,
+                steps_per_epoch=options.get("steps_per_epoch"),
+                floatx=floatx,
+                least_batch=least_batch,
+            )
+            self.train = in_batches(*self._arrays)
+        else:
+            self.train = prepare(train_data, "train_data", batch_size=batch_size)
         if cluster.size > 1 and not isinstance(self.train, tf.data.Dataset):
             raise ValueError(
                 f"train_data is a {type(train_data).__name__}, which every worker would read in an order of its own. "
@@ -231,13 +244,19 @@ class _Fitting:
             self.order.seed = seed
             self.order.begin(0, 0)
 
-    def move_to_device(self, train_data: Any, model: Any, cluster: Cluster) -> None:
-        """Has every `fit` gather its batches on the device that a built model is on. Raises ValueError if it cannot."""
-        if not isinstance(train_data, tuple):
-            raise ValueError(
+    def check_on_device(self, model: Any, cluster: Cluster) -> None:
+        """Raises TypeError or ValueError if `data_on_device` cannot be done."""
+        if self._arrays is None:
+            raise TypeError(
                 "data_on_device takes train_data as a tuple (x, y) or (x, y, sample_weight) of arrays; got "
-                f"{type(train_data).__name__}. Give arrays, or set data_on_device=False."
+                f"{type(self.train).__name__}. Give arrays, or set data_on_device=False."
             )
+        for array in tf.nest.flatten(self._arrays[0]):
+            if not (array.dtype.is_integer or array.dtype.is_floating or array.dtype.is_complex or array.dtype.is_bool):
+                raise TypeError(
+                    f"data_on_device takes arrays of numbers; got one of dtype {array.dtype.name} in train_data. Make "
+                    "numbers of it, or set data_on_device=False."
+                )
         if not cluster.on_one_device:
             raise ValueError(
                 "data_on_device takes a model made without a strategy or under OneDeviceStrategy; this one was made "
@@ -248,14 +267,38 @@ class _Fitting:
                 "With data_on_device, fit does not see the classes that class_weight is for. Give each example its "
                 "weight, as train_data=(x, y, sample_weight), or set data_on_device=False."
             )
-        device = resource_of(model.weights[0]).device
-        self._on_device = DeviceArrays(train_data, "train_data", device, **self._reading)
+        for name in ("fit", "make_train_function"):
+            if getattr(type(model), name).__module__.split(".")[0] not in ("keras", "tf_keras"):
+                raise ValueError(
+                    f"With data_on_device, fit reads positions of examples, which the {name} of "
+                    f"{type(model).__name__} may not expect. Leave it to Keras, or set data_on_device=False."
+                )
+
+    @contextlib.contextmanager
+    def on_device_of(self, model: Any) -> Iterator[None]:
+        """Within it, every `fit` gathers its batches in the memory of the device that a built model is on.
+
+        Raises:
+            ValueError: There is no room for them.
+        """
+        assert self._arrays is not None
+        # Not those of tf_keras' lookup layers. A model without any is refused later, for it has nothing to prune.
+        devices = (resource_of(weight).device for weight in model.weights if hasattr(weight, "assign"))
+        self._on_device = DeviceArrays(*self._arrays, next(devices, "CPU:0"))
+        try:
+            yield
+        finally:
+            self._on_device.release()
 
     def fit(self, model: Any, callbacks: Sequence[Any], *, epochs: int, initial_epoch: int = 0) -> None:
         """Calls `fit` of a model, with these callbacks and no others."""
-        with contextlib.nullcontext() if self._on_device is None else self._on_device.gathering(model):
+        data = self.train
+        gathering: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._on_device is not None:
+            data, gathering = self._on_device.batches, self._on_device.gathering(model)
+        with gathering:
             model.fit(
-                self.train if self._on_device is None else self._on_device.batches,
+                data,
                 epochs=epochs,
                 initial_epoch=initial_epoch,
                 validation_data=self.validation,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from aimp_tf.input_pipeline import Order, array_dataset, prepare, without_autotuning
+from aimp_tf.input_pipeline import Order, array_dataset, array_positions, in_batches, prepare, without_autotuning
 
 
 def examples(dataset):
@@ -55,10 +55,17 @@ def test_arrays_that_are_not_shuffled_keep_their_order():
     assert examples(prepare((np.arange(9),) * 2, "data", order=order)).tolist() == list(range(9))
 
 
+def test_arrays_stay_on_the_host():
+    """A GPU, on which TensorFlow puts what it is not told to put elsewhere, may have no room for them."""
+    with tf.device("CPU:1"):
+        arrays, _ = array_positions((np.zeros((4, 2)), np.zeros(4)), "data")
+    assert all(array.device.endswith("CPU:0") for array in arrays)
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_steps_per_epoch_read_arrays_without_end_from_any_epoch(shuffle):
     order = Order(1, shuffle=shuffle)
-    dataset = prepare((np.arange(10),) * 2, "data", batch_size=4, order=order, steps_per_epoch=3)
+    dataset = in_batches(*array_positions((np.arange(10),) * 2, "data", batch_size=4, order=order, steps_per_epoch=3))
     assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
     whole = examples(dataset.take(4 * 3))
     assert len(whole) == 4 * 12
