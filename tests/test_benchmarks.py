@@ -145,6 +145,7 @@ assert 0 < figures["saving_share"] < 1 and figures["ratio"] > 0 and figures["exp
     assert "saving, share of the run" in done.stdout
 
 
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_the_benchmark_of_gpus_on_a_cpu(K, monkeypatch):
     """Whether it runs, on a small network: what it says of a CPU is of no use."""
     monkeypatch.setattr(gpu, "_SHAPES", {"small_cnn": (4, (8, 8, 1), 3)})
