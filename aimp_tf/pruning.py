@@ -136,6 +136,8 @@ def prune(
             fitting = _Fitting(
                 train_data, validation_data, callbacks, options, verbose, config.seed, generation, cluster
             )
+            if not isinstance(data_on_device, bool):
+                raise TypeError(f"data_on_device must be True or False; got {data_on_device!r}.")
             if data_on_device:
                 fitting.check_on_device(model, cluster)
         # Here, so that what "auto" chose is what a run directory holds, and the same on all workers.

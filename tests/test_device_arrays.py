@@ -142,15 +142,16 @@ def test_it_lies_where_the_model_does_lets_other_data_be_and_ends_with_the_run(K
 def test_what_it_cannot_hold_is_refused_before_training(K, make_mlp, blobs, tmp_path, monkeypatch):
     x, y = blobs
 
-    def refused(error, message, data=blobs, model=None, **options):
+    def refused(error, message, data=blobs, model=None, asked=True, **options):
         model = make_mlp() if model is None else model
         with pytest.raises(error, match=message):
-            aimp_tf.prune(model, data, data_on_device=True, fit_options=options, workdir=tmp_path / "run", **SETTINGS)
+            aimp_tf.prune(model, data, data_on_device=asked, fit_options=options, workdir=tmp_path / "run", **SETTINGS)
         assert model.optimizer.iterations.numpy() == 0 and not list(tmp_path.rglob("*.*"))
 
     refused(TypeError, r"as a tuple \(x, y\).*got .*Dataset", tf.data.Dataset.from_tensors((x, y)))
     refused(ValueError, "Give each example its weight", class_weight={0: 1.0, 1: 2.0})
     refused(TypeError, "takes arrays of numbers; got one of dtype string", (x, y, np.array(["a"] * 64)))
+    refused(TypeError, "must be True or False; got 'GPU:0'", asked="GPU:0")
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
         model = make_mlp()
     refused(ValueError, "made under MirroredStrategy", model=model)
