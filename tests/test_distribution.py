@@ -21,10 +21,13 @@ from aimp_tf import progress
 from aimp_tf.cluster import Cluster
 from aimp_tf.experiments.distribution import is_chief
 
-POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 GENERATIONS = ("keras", "tf_keras")
-# Once in each generation: all that is not a matter of the policy.
-CELLS = [f"{name}-{what}" for name in GENERATIONS for what in (*POLICIES, "infinity", "refusals")]
+# float16 has the loss scaled, in each generation in its own way; what is drawn without a seed comes with bfloat16.
+TRAINED = [
+    *(f"{name}-{policy}" for name in GENERATIONS for policy in ("float32", "mixed_float16")),
+    "keras-mixed_bfloat16",
+]
+CELLS = [*TRAINED, *(f"{name}-{what}" for name in GENERATIONS for what in ("infinity", "refusals"))]
 
 
 @pytest.fixture
@@ -48,8 +51,9 @@ def check_mirrored(model, result, strategy):
         np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("made_under_it", [True, False])
+@pytest.mark.parametrize(
+    ("policy", "made_under_it"), [("mixed_float16", True), ("mixed_float16", False), ("mixed_bfloat16", False)]
+)
 def test_mirrored_replicas_stay_the_same(K, strategy, policy, made_under_it):
     model = distributed_run.make_model(K, strategy, policy if made_under_it else "float32")
     check_mirrored(model, prune(model, mixed_precision=None if made_under_it else policy), strategy)
@@ -199,16 +203,15 @@ def assert_same(here, there):
         np.testing.assert_array_equal(value, there[name], name)
 
 
-@pytest.mark.parametrize("keras_name", GENERATIONS)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_workers_end_with_the_same(workers, keras_name, policy):
-    chief, other = seen(workers, f"{keras_name}-{policy}")
+@pytest.mark.parametrize("cell", TRAINED)
+def test_workers_end_with_the_same(workers, cell):
+    chief, other = seen(workers, cell)
     assert_same(chief, other)
     masks = [mask for name, mask in chief.items() if name.startswith("masks/")]
     assert sum(mask.size - mask.sum() for mask in masks) == 132 and len(chief["losses"]) == 4
     zeros = sum(np.sum(value == 0) for name, value in chief.items() if name.startswith("weights/") and value.ndim == 2)
     assert zeros == 132
-    loaded = tf.saved_model.load(str(workers / f"{keras_name}-{policy}" / "final" / "saved_model"))
+    loaded = tf.saved_model.load(str(workers / cell / "final" / "saved_model"))
     assert np.all(np.isfinite(loaded.serve(distributed_run.points()[0])))
 
 
