@@ -133,9 +133,9 @@ def test_types_are_shipped():
 LAYERS = [
     ["config", "safe_files", "swap"],
     ["plan", "precision", "ranking", "criteria", "rounds"],
-    ["learning_rate", "input_pipeline", "other_callbacks", "plots", "tensorboard", "cluster"],
+    ["learning_rate", "input_pipeline", "device_arrays", "other_callbacks", "plots", "tensorboard", "cluster"],
     ["masked_model"],
-    ["device_arrays", "model_graph", "signature"],
+    ["model_graph", "signature"],
     ["compaction"],
     ["callback", "exporting"],
     ["run_directory"],
