@@ -14,6 +14,7 @@ from aimp_tf.cluster import Cluster
 from aimp_tf.compaction.training import LiveNetwork
 from aimp_tf.config import PruningConfig
 from aimp_tf.criteria import scores_of
+from aimp_tf.keras_own import is_keras_own
 from aimp_tf.masked_model import MaskedModel
 from aimp_tf.model_graph import ModelGraph
 from aimp_tf.other_callbacks import OtherCallbacks, check_saving
@@ -501,7 +502,7 @@ def _graph_for_parts(masked: MaskedModel) -> ModelGraph:
             f"{type(masked.model.distribute_strategy).__name__}. Set compact_rounds=False."
         )
     for name in ("train_step", "compute_loss"):
-        if getattr(type(masked.original), name).__module__.split(".")[0] not in ("keras", "tf_keras"):
+        if not is_keras_own(getattr(type(masked.original), name)):
             raise ValueError(
                 f"compact_rounds cannot know what the {name} of {type(masked.original).__name__} looks at beside the "
                 "model's outputs. Leave it to Keras, or set compact_rounds=False."

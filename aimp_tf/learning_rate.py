@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from aimp_tf.keras_own import is_keras_own
+
 
 def is_schedule(learning_rate: Any) -> bool:
     """Whether this is a LearningRateSchedule of either generation of Keras."""
@@ -62,6 +64,6 @@ def stretchable(schedule: Any) -> Any:
 
 def _schedule_class(learning_rate: Any) -> type | None:
     for base in type(learning_rate).__mro__:
-        if base.__name__ == "LearningRateSchedule" and base.__module__.split(".")[0] in ("keras", "tf_keras"):
+        if base.__name__ == "LearningRateSchedule" and is_keras_own(base):
             return base
     return None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from aimp_tf.keras_own import is_keras_own
 from aimp_tf.plan import Round
 
 logger = logging.getLogger(__name__)
@@ -97,17 +98,11 @@ def _is_plain(value: Any) -> bool:
 
 def _is_stock(callback: Any) -> bool:
     """Whether it is one of Keras' callbacks, or a subclass of one, rather than of the bare `Callback`."""
-    return any(
-        base.__module__.split(".")[0] in ("keras", "tf_keras") and base.__name__ != "Callback"
-        for base in type(callback).__mro__
-    )
+    return any(is_keras_own(base) and base.__name__ != "Callback" for base in type(callback).__mro__)
 
 
 def _is_rate_scheduler(callback: Any) -> bool:
-    return any(
-        base.__name__ == "LearningRateScheduler" and base.__module__.split(".")[0] in ("keras", "tf_keras")
-        for base in type(callback).__mro__
-    )
+    return any(base.__name__ == "LearningRateScheduler" and is_keras_own(base) for base in type(callback).__mro__)
 
 
 def _following(scheduler: Any, round_: Callable[[], Round]) -> Any:

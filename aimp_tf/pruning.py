@@ -20,6 +20,7 @@ from aimp_tf.config import PruningConfig, nearest
 from aimp_tf.device_arrays import DeviceArrays
 from aimp_tf.exporting import export
 from aimp_tf.input_pipeline import Order, array_positions, batch_count, in_batches, prepare, spec_of
+from aimp_tf.keras_own import is_keras_own
 from aimp_tf.masked_model import (
     check_model,
     fit_with_tfmot,
@@ -270,7 +271,7 @@ class _Fitting:
                 "weight, as train_data=(x, y, sample_weight), or set data_on_device=False."
             )
         for name in ("fit", "make_train_function"):
-            if getattr(type(model), name).__module__.split(".")[0] not in ("keras", "tf_keras"):
+            if not is_keras_own(getattr(type(model), name)):
                 raise ValueError(
                     f"With data_on_device, fit reads positions of examples, which the {name} of "
                     f"{type(model).__name__} may not expect. Leave it to Keras, or set data_on_device=False."

@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from aimp_tf.keras_own import is_keras_own
 from aimp_tf.masked_model.prunable import children
 from aimp_tf.swap import Swap
 
@@ -317,4 +318,4 @@ def _definer(layer: Any, method: str) -> str | None:
 
 
 def _keras_bases(layer: Any) -> list[type]:
-    return [base for base in type(layer).__mro__ if base.__module__.split(".")[0] in ("keras", "tf_keras")]
+    return list(filter(is_keras_own, type(layer).__mro__))

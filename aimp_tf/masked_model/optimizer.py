@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.keras_own import is_keras_own
 from aimp_tf.learning_rate import is_schedule, stretchable
 from aimp_tf.masked_model.smaller import resource_of
 
@@ -86,7 +87,7 @@ class ResettableOptimizer:
         kind, inner = type(self._inner), self._inner
         clipped = next((name for name in ("clipnorm", "global_clipnorm") if getattr(inner, name, None)), None)
         # A subclass may do anything.
-        stock = kind.__module__.split(".")[0] in ("keras", "tf_keras") and kind.__name__ in _OPTIMIZERS_BY_WEIGHT
+        stock = is_keras_own(kind) and kind.__name__ in _OPTIMIZERS_BY_WEIGHT
         if clipped or not stock:
             what = f"with {clipped}" if clipped else f"of the class {kind.__name__}"
             raise ValueError(

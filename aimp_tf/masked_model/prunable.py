@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from aimp_tf.config import check_choice
+from aimp_tf.keras_own import is_keras_own
 from aimp_tf.ranking import FOUR
 
 _CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
@@ -189,7 +190,7 @@ def _walk_weights(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any
 def _kind(layer: Any) -> str:
     """The name of the layer's class, or of the base of it, that `PRUNABLE_ATTRIBUTES` lists; else ""."""
     for base in type(layer).__mro__:
-        if base.__module__.split(".")[0] in ("keras", "tf_keras") and base.__name__ in PRUNABLE_ATTRIBUTES:
+        if is_keras_own(base) and base.__name__ in PRUNABLE_ATTRIBUTES:
             return base.__name__
     return ""
 
