@@ -1,5 +1,6 @@
 """Fixtures of all tests. Tests that say nothing of real data test mechanics only, on small made-up data."""
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -17,6 +18,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def out_of_the_way_of_the_collector():
+    """What the tests of a file leave for good, traced graphs above all, is not looked through again and again."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser):
