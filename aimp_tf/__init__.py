@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aimp_tf.compaction import compact
     from aimp_tf.exporting import export
     from aimp_tf.exporting.sparse import sparse_inference
+    from aimp_tf.fine_tuning import fine_tune
     from aimp_tf.input_pipeline import array_dataset
     from aimp_tf.masked_model import sparsity, strip, wrap
     from aimp_tf.pruning import prune
@@ -27,6 +28,7 @@ __all__ = [
     "array_dataset",
     "compact",
     "export",
+    "fine_tune",
     "prune",
     "sparse_inference",
     "sparsity",
@@ -41,6 +43,7 @@ _HOMES = {
     "array_dataset": "input_pipeline",
     "compact": "compaction",
     "export": "exporting",
+    "fine_tune": "fine_tuning",
     "prune": "pruning",
     "sparse_inference": "exporting.sparse",
     "sparsity": "masked_model",

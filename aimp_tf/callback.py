@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -17,10 +17,10 @@ from aimp_tf.criteria import scores_of
 from aimp_tf.keras_own import is_keras_own
 from aimp_tf.masked_model import MaskedModel
 from aimp_tf.model_graph import ModelGraph
-from aimp_tf.other_callbacks import OtherCallbacks, check_saving
-from aimp_tf.plan import Round, least_survivors, make_plan, ramp_survivors
+from aimp_tf.other_callbacks import OtherCallbacks, as_callbacks, check_saving, watch_from
+from aimp_tf.plan import Round, epoch_at_target, least_survivors, make_plan, ramp_survivors
 from aimp_tf.ranking import check_finite, check_fours, keep_best
-from aimp_tf.rounds import RoundResult, duration_text, plain_logs
+from aimp_tf.rounds import RoundResult, duration_text, last_epoch_with, plain_logs
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +50,11 @@ class GlobalMagnitudePruning(EpochCallback):
     """Runs Accelerated Iterative Magnitude Pruning over consecutive `fit` calls, in Keras 3 and in tf_keras.
 
     Each `fit` is one round. The first one starts with a snapshot of the weights. Each later one starts by ranking the
-    survivors, masking the smallest, rewinding, and resetting the optimizer; when it ends, the pruned weights are
-    checked to be zero. The order among other callbacks does not matter, but with `compact_rounds` it must come first,
-    as `among` has it: those before it see the smaller model at the end of an epoch. With `method="gradual"`, one `fit`
-    is all, and the ranking goes on while it trains; with `method="dense"`, nothing is pruned.
+    survivors, masking the smallest, rewinding, and resetting the optimizer; when all callbacks have heard of its end,
+    the pruned weights are checked to be zero, and its result is that of the weights that are there then. It is best the
+    first callback, as `among` has it: those before it see, with `compact_rounds`, the smaller model at the end of an
+    epoch, and weights that they set there are not those that the epoch's metrics are of. With `method="gradual"`, one
+    `fit` is all, and the ranking goes on while it trains; with `method="dense"`, nothing is pruned.
 
     Args:
         config: What to do. `include` and `exclude` are for `aimp_tf.wrap`, which has chosen the variables already. So
@@ -62,6 +63,9 @@ class GlobalMagnitudePruning(EpochCallback):
     Attributes:
         rounds: The results of the rounds so far.
         epoch_logs: The logs of each epoch of the round that trains or was trained last.
+        batches: How many batches an epoch has, where the data does not tell `fit`; None if that is not known either.
+        measure: Gives the metrics of the weights that the model has now, for those that no epoch ended with, by the
+            names that the logs of the last epoch have; None where nothing can.
 
     Raises:
         TypeError, ValueError: The config is not valid.
@@ -92,6 +96,8 @@ class GlobalMagnitudePruning(EpochCallback):
         self.config = config
         self.rounds: list[RoundResult] = []
         self.epoch_logs: list[dict[str, Any]] = []
+        self.batches: int | None = None
+        self.measure: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
         self._plan: tuple[Round, ...] | None = None
         self._cluster: Cluster | None = None
         self._others = OtherCallbacks()
@@ -99,8 +105,11 @@ class GlobalMagnitudePruning(EpochCallback):
         self._input_axes: dict[str, int] = {}
         self._first: list[np.ndarray] | None = None
         self._snapshot: list[np.ndarray] | None = None
-        self._rewind_steps = 0
-        self._steps_per_epoch: float | None = None
+        # Of each optimizer.
+        self._rewind_steps: list[int] = []
+        self._steps_per_epoch: list[float] = []
+        # Of the weights at the end of each epoch of the round.
+        self._checksums: list[int | None] = []
         self._guarded: tuple[str, ...] = ()
         self._thresholds: list[float | None] = []
         self._would_be_masks: list[np.ndarray] | None = None
@@ -109,6 +118,7 @@ class GlobalMagnitudePruning(EpochCallback):
         # Which classes of channels rounds train, and which `fit` has been traced for in this process. None is all.
         self._channels: np.ndarray | None = None
         self._traced_channels: np.ndarray | None = None
+        self._kept_first = 0
         self._ramp_step = 0
         self._started_at = 0.0
         self._resumed = False
@@ -146,21 +156,27 @@ class GlobalMagnitudePruning(EpochCallback):
         assert self._plan is not None
         return self._plan[len(self.rounds)]
 
-    def among(self, callbacks: Sequence[Any]) -> list[Any]:
+    def among(self, callbacks: Any) -> list[Any]:
         """This callback and your own, made ready for the next `fit`: call it for each.
 
         Keras' callbacks and subclasses of them, such as EarlyStopping, ReduceLROnPlateau and ModelCheckpoint, start
         each round with copies of the attributes that they had when they first came here; after the run they hold those
         of the final training. A LearningRateScheduler follows `round_schedule`: its function, made for
-        `config.epochs`, is called for each of these epochs as the round passes through them. Callbacks of your own are
-        handed on as they are.
+        `config.epochs`, is called for each of these epochs as the round passes through them. With `method="gradual"`,
+        EarlyStopping looks at no epoch before the one that reaches the target. Callbacks of your own are handed on as
+        they are.
 
         Raises:
+            TypeError: `callbacks` is neither a callback nor a list of them.
             ValueError: With `compact_rounds`, one of them saves the model between batches.
         """
+        callbacks = as_callbacks(callbacks)
         if self._compacts:
             check_saving(callbacks)
-        return [self, *self._others.for_round(callbacks, lambda: self.round)]
+        ready = self._others.for_round(callbacks, lambda: self.round)
+        if self.config.method == "gradual":
+            watch_from(ready, epoch_at_target(self.config))
+        return [self, *ready]
 
     def state_of_others(self) -> list[list[Any]]:
         """What Keras' own callbacks among those of the round hold, in the way of `state`."""
@@ -197,12 +213,15 @@ class GlobalMagnitudePruning(EpochCallback):
         self._input_axes = {path: axis for path, axis in masked.input_axes.items() if axis is not None}
         if self._compacts:
             self._graph = _graph_for_parts(masked)
-        plan = make_plan(self.config, masked.weight_count)
+        plan = make_plan(self.config, masked.weight_count, masked.kept)
         if self.config.method != "dense":
             self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
             self._rank(masked.weights(), masked.masks(), plan[-1].kept)
         if {"weights", "reinitialize"} & {round_.rewind for round_ in plan}:
             self._first = self._snapshot = masked.snapshot()
+        masked.optimizers.note_rates()
+        masked.rounds_left = len(plan)
+        self._kept_first = masked.kept
         self._plan = plan
 
     def state(self) -> dict[str, Any]:
@@ -218,6 +237,7 @@ class GlobalMagnitudePruning(EpochCallback):
             "guarded": list(self._guarded),
             "thresholds": self._thresholds,
             "ramp_step": self._ramp_step,
+            "checksums": self._checksums,
             "would_be_masks": self._would_be_masks,
             "channels": self._channels,
         }
@@ -243,8 +263,8 @@ class GlobalMagnitudePruning(EpochCallback):
             in_round: Whether that was within a round, which the next `fit` then goes on with, rather than after one.
         """
         self.rounds = list(rounds)
-        self._rewind_steps = state["rewind_steps"]
-        self._steps_per_epoch = state["steps_per_epoch"]
+        self._rewind_steps = _as_list(state["rewind_steps"])
+        self._steps_per_epoch = _as_list(state["steps_per_epoch"])
         self._first = snapshots["first"]
         self._snapshot = snapshots["snapshot"] or self._first
         self._channels = state.get("channels")
@@ -255,11 +275,16 @@ class GlobalMagnitudePruning(EpochCallback):
             self._guarded = tuple(state["guarded"])
             self._thresholds = list(state["thresholds"])
             self._ramp_step = state["ramp_step"]
+            self._checksums = list(state.get("checksums", [None] * len(self.epoch_logs)))
             self._would_be_masks = state["would_be_masks"]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
         masked.make_whole()  # A fit that was interrupted may not have.
+        optimizers = masked.optimizers
+        masked.adopt_optimizers()
+        if masked.optimizers is not optimizers:
+            self._traced_channels = None
         self._begin_round(masked)
         if self._graph is not None:
             self._train_live_part(masked, self._graph)
@@ -290,10 +315,13 @@ class GlobalMagnitudePruning(EpochCallback):
         # A fit that was interrupted and is called again finds its masks set, and begins its round anew.
         if self.config.method == "iterative" and round_.kept < masked.kept:
             self._prune(masked, round_.kept)
-        elif self.config.method == "gradual" and masked.kept < masked.weight_count:
+        elif self.config.method == "gradual" and masked.kept < self._kept_first:
             raise RuntimeError("A gradual fit that was interrupted cannot begin anew: wrap a new model.")
+        if self.config.method == "gradual":
+            self._batches()
         self._rewind(masked, round_)
         self.epoch_logs = []
+        self._checksums = []
         self._would_be_masks = None
         logger.info(
             "Round %d of %d: %d epochs at sparsity %.2f%% (%d of %d weights kept)%s.",
@@ -320,15 +348,20 @@ class GlobalMagnitudePruning(EpochCallback):
                 f"optimizer), or look for NaN in the data{hint}."
             )
         masked.synchronize()
+        self._checksums.append(masked.checksum())
         if self.config.method == "gradual":
             self._raise_sparsity_to(masked, (epoch + 1) / self.round.epochs)
         if self.round.index == 0 and epoch + 1 == self.config.rewind_epoch:
-            self._snapshot, self._rewind_steps = masked.snapshot(), masked.optimizer.steps
+            self._snapshot, self._rewind_steps = masked.snapshot(), masked.optimizers.steps
         if self.config.stop_mask_distance is not None and self.round.index + 1 < len(self._plan or ()):
             self._stop_if_settled(masked, self.config.stop_mask_distance)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
+        masked.when_fit_is_over(lambda: self._end_round(masked))
+
+    def _end_round(self, masked: MaskedModel) -> None:
+        """Checks what the round ended with, and takes its result. No callback sets weights after that."""
         weights = masked.weights()
         check_finite(weights, masked.masks())
         masked.check_sparse()
@@ -342,8 +375,8 @@ class GlobalMagnitudePruning(EpochCallback):
                 f"The first round ended after {len(self.epoch_logs)} epochs, before rewind_epoch="
                 f"{self.config.rewind_epoch}. Lower that, or let no callback stop the round so early."
             )
-        if self._steps_per_epoch is None and self.epoch_logs:
-            self._steps_per_epoch = masked.optimizer.steps / len(self.epoch_logs)
+        if not self._steps_per_epoch and self.epoch_logs:
+            self._steps_per_epoch = [steps / len(self.epoch_logs) for steps in masked.optimizers.steps]
         self.rounds.append(
             RoundResult.of(
                 round_.index,
@@ -354,10 +387,28 @@ class GlobalMagnitudePruning(EpochCallback):
                 thresholds=self._thresholds,
                 guarded=self._guarded,
                 left_dense=masked.left_dense,
+                metrics=self._metrics(masked),
             )
         )
+        masked.rounds_left = self.round_count - len(self.rounds)
         if self.finished:
             masked.train_whole()
+
+    def _metrics(self, masked: MaskedModel) -> Mapping[str, Any]:
+        """The metrics of the weights that the model has now, which may be those of an earlier epoch, or of none."""
+        if not self.epoch_logs:
+            return {}
+        epoch = masked.cluster.from_chief(last_epoch_with(masked.checksum(), self._checksums))
+        if epoch is not None:
+            return self.epoch_logs[epoch]
+        if self.measure is None:
+            logger.warning(
+                "The weights at the end of round %d are those of none of its epochs, for a callback set others: its "
+                "result has no metrics. Evaluate the model.",
+                self.round.index + 1,
+            )
+            return {}
+        return self.measure(self.epoch_logs[-1])
 
     def _train_live_part(self, masked: MaskedModel, graph: ModelGraph) -> None:
         """Lets the round train what its masks leave alive, where that is enough less than what was traced last."""
@@ -388,19 +439,33 @@ class GlobalMagnitudePruning(EpochCallback):
         elif round_.rewind == "reinitialize":
             assert self._first is not None
             generator = self._generator(round_.index)
-            masked.restore([generator.permutation(value.reshape(-1)).reshape(value.shape) for value in self._first])
+            drawn = [generator.permutation(value.reshape(-1)).reshape(value.shape) for value in self._first]
+            trained = masked.is_trained()
+            masked.restore(
+                [new if trains else first for new, first, trains in zip(drawn, self._first, trained, strict=True)]
+            )
         elif round_.index == 0 and self._first is not None:
             masked.restore(self._first)
         if round_.index and all(later.rewind != "reinitialize" for later in self._plan or ()):
             self._first = None  # Rounds after the first rewind to the other snapshot, if there is one.
-        masked.optimizer.reset(self._rewind_steps if round_.index else 0)
-        steps = self._steps_per_epoch or self.params.get("steps")
-        if round_.schedule_start and masked.optimizer.has_schedule and not steps:
+        optimizers = masked.optimizers
+        optimizers.reset(self._rewind_steps if round_.index else ())
+        steps = self._steps_per_epoch
+        if len(steps) != len(optimizers.steps):
+            knows = round_.schedule_start == 0 or not optimizers.has_schedule
+            steps = [0 if knows else self._batches()] * len(optimizers.steps)
+        optimizers.stretch(round_.schedule_scale, round_.schedule_start, steps)
+
+    def _batches(self) -> int:
+        """How many batches an epoch has. Raises ValueError where that is not known."""
+        batches = self.params.get("steps") or self.batches
+        if not batches:
+            what = "method='gradual'" if self.config.method == "gradual" else "round_schedule='tail'"
             raise ValueError(
-                "round_schedule='tail' must know how many batches an epoch has, and the training data does not tell. "
-                "Use dataset.apply(tf.data.experimental.assert_cardinality(batches)), or steps_per_epoch."
+                f"{what} must know how many batches an epoch has, and the training data does not tell its length. Use "
+                "dataset.apply(tf.data.experimental.assert_cardinality(batches)), or steps_per_epoch."
             )
-        masked.optimizer.stretch(round_.schedule_scale, round_.schedule_start * (steps or 0))
+        return batches
 
     def _time_left(self) -> str:
         """ ", about 12 min left", or nothing where no epoch tells yet how long one takes."""
@@ -414,9 +479,8 @@ class GlobalMagnitudePruning(EpochCallback):
 
     def _raise_sparsity(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """on_train_batch_end of a gradual fit."""
-        steps = self.params.get("steps")
-        if steps:
-            self._raise_sparsity_to(self._masked(), (len(self.epoch_logs) + (batch + 1) / steps) / self.round.epochs)
+        progress = len(self.epoch_logs) + min(1.0, (batch + 1) / self._batches())
+        self._raise_sparsity_to(self._masked(), progress / self.round.epochs)
 
     def _raise_sparsity_to(self, masked: MaskedModel, progress: float) -> None:
         """Prunes as the ramp asks for after the fraction `progress` of the training, in a hundred steps at most."""
@@ -424,7 +488,7 @@ class GlobalMagnitudePruning(EpochCallback):
         if ramp_step > self._ramp_step:
             self._ramp_step = ramp_step
             progress, target = ramp_step / _RAMP_STEPS, self.config.target_sparsity
-            keep = ramp_survivors(masked.weight_count, target, progress, self.config.block_size)
+            keep = ramp_survivors(masked.weight_count, target, progress, self.config.block_size, self._kept_first)
             if keep < masked.kept:
                 self._prune(masked, keep)
 
@@ -456,6 +520,7 @@ class GlobalMagnitudePruning(EpochCallback):
             float(np.abs(weights[path][mask]).min()) if mask.any() else None for path, mask in after.items()
         ]
         masked.set_masks(after)
+        masked.constrain()
 
     def _rank(
         self, weights: Mapping[str, np.ndarray], masks: dict[str, np.ndarray], keep: int
@@ -492,6 +557,11 @@ class GlobalMagnitudePruning(EpochCallback):
 
     def _implements_train_batch_hooks(self) -> bool:
         return self.config.method == "gradual"
+
+
+def _as_list(value: Any) -> list[Any]:
+    """A run that was saved before models with several optimizers has one number, or None."""
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _graph_for_parts(masked: MaskedModel) -> ModelGraph:

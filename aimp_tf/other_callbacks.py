@@ -69,6 +69,33 @@ class OtherCallbacks:
         vars(callback).update(_copied(state))
 
 
+def as_callbacks(callbacks: Any) -> list[Any]:
+    """What `fit` takes for callbacks, None and a single one included, as a list. Raises TypeError for anything else."""
+    if callbacks is None:
+        return []
+    listed = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+    for callback in listed:
+        if not hasattr(callback, "on_train_begin"):
+            raise TypeError(
+                f"callbacks must be Keras callbacks, one or a list of them; got {callback!r:.80} of type "
+                f"{type(callback).__name__}."
+            )
+    return listed
+
+
+def watch_from(callbacks: Sequence[Any], epoch: int) -> None:
+    """Lets EarlyStopping look at no epoch before this one, from 0: those are less sparse than the last, and better."""
+    for callback in callbacks:
+        if hasattr(callback, "start_from_epoch"):
+            callback.start_from_epoch = max(callback.start_from_epoch, epoch)
+        if getattr(callback, "save_best_only", False):
+            logger.warning(
+                "%s(save_best_only=True) may keep an epoch before %d, which is less sparse than the target.",
+                type(callback).__name__,
+                epoch + 1,
+            )
+
+
 def check_saving(callbacks: Sequence[Any]) -> None:
     """Raises ValueError if a callback saves the model between batches, when `compact_rounds` has made it smaller."""
     for callback in callbacks:

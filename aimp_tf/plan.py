@@ -32,11 +32,14 @@ class Round:
     schedule_scale: float
 
 
-def survivor_counts(weight_count: int, target_sparsity: float, rate: float, block_size: int = 1) -> list[int]:
+def survivor_counts(
+    weight_count: int, target_sparsity: float, rate: float, block_size: int = 1, first: int | None = None
+) -> list[int]:
     """Number of weights kept while each round trains, the final training last.
 
     `kept[0] = n` and `kept[i] = max(round(n * (1 - rate)**i), n - round(target_sparsity * n))`, up to the first i that
-    reaches the second term. Where weights are kept or removed in blocks, n is the number of blocks, and all this is
+    reaches the second term. A model that is pruned already begins at fewer, with `kept[i] = max(round(kept[0] *
+    (1 - rate)**i), ...)`. Where weights are kept or removed in blocks, n is the number of blocks, and all this is
     multiplied by the block's size.
 
     Args:
@@ -44,6 +47,7 @@ def survivor_counts(weight_count: int, target_sparsity: float, rate: float, bloc
         target_sparsity: Fraction of n to remove, in (0, 1).
         rate: Fraction of the survivors to remove a round, in (0, 1).
         block_size: Number of weights that are kept or removed together.
+        first: Number of weights that are left at the beginning; None is all.
 
     Returns:
         `[kept[0], ..., kept[N]]` for N rounds.
@@ -64,22 +68,30 @@ def survivor_counts(weight_count: int, target_sparsity: float, rate: float, bloc
         raise ValueError(f"target_sparsity={target_sparsity} removes none of the {count} prunable {unit}; raise it.")
     if goal == 0:
         raise ValueError(f"target_sparsity={target_sparsity} leaves none of the {count} prunable {unit}; lower it.")
-    kept = [count]
+    begin = count if first is None else first // block_size
+    if begin < goal:
+        raise ValueError(
+            f"target_sparsity={target_sparsity} keeps {goal} of the {count} prunable {unit}, but the masks that the "
+            f"model begins with keep {begin} only: it is sparser already. Raise it, or train the model on by "
+            "aimp_tf.fine_tune."
+        )
+    kept = [begin]
     while kept[-1] != goal:
         if len(kept) > MAX_ROUNDS:
             raise ValueError(
                 f"rate={rate} needs more than {MAX_ROUNDS} rounds to reach target_sparsity={target_sparsity}; raise it."
             )
-        kept.append(max(round(count * (1 - rate) ** len(kept)), goal))
+        kept.append(max(round(begin * (1 - rate) ** len(kept)), goal))
     return [block_size * blocks for blocks in kept]
 
 
-def make_plan(config: PruningConfig, weight_count: int) -> tuple[Round, ...]:
+def make_plan(config: PruningConfig, weight_count: int, first: int | None = None) -> tuple[Round, ...]:
     """The rounds of a run: N short ones and the final training, or one `fit` alone where the method is not iterative.
 
     Args:
         config: A valid config.
         weight_count: Number of prunable weights, at least 1; a multiple of `config.block_size`.
+        first: Number of weights that are left at the beginning; None is all.
 
     Returns:
         The rounds, whose epochs sum to `N * round_epochs + epochs`; N is 0 where the method is not iterative.
@@ -87,7 +99,7 @@ def make_plan(config: PruningConfig, weight_count: int) -> tuple[Round, ...]:
     Raises:
         ValueError: As `survivor_counts`.
     """
-    counts = survivor_counts(weight_count, config.target_sparsity, config.rate, config.block_size)
+    counts = survivor_counts(weight_count, config.target_sparsity, config.rate, config.block_size, first)
     if config.method != "iterative":
         kept = counts[0] if config.method == "dense" else counts[-1]
         return (Round(0, config.epochs, kept, rewind=None, schedule_start=0.0, schedule_scale=1.0),)
@@ -139,22 +151,36 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
     return least
 
 
-def ramp_survivors(weight_count: int, target_sparsity: float, progress: float, block_size: int = 1) -> int:
+def ramp_survivors(
+    weight_count: int, target_sparsity: float, progress: float, block_size: int = 1, first: int | None = None
+) -> int:
     """Number of weights kept after the fraction `progress`, in [0, 1], of a gradual rise of the sparsity.
 
-    The sparsity is `target_sparsity * (1 - (1 - progress)**3)` (Zhu and Gupta, 2017, equation 1), of whole blocks.
+    The sparsity is `s + (target_sparsity - s) * (1 - (1 - progress)**3)` (Zhu and Gupta, 2017, equation 1), of whole
+    blocks, with s = 0 or that of the `first` weights that are left at the beginning.
 
     Example:
         >>> [ramp_survivors(1000, 0.9, progress) for progress in (0.0, 0.5, 1.0)]
         [1000, 212, 100]
     """
     blocks = weight_count // block_size
-    return block_size * (blocks - round(target_sparsity * blocks * (1 - (1 - progress) ** 3)))
+    if progress == 1:
+        return block_size * (blocks - round(target_sparsity * blocks))
+    begin = blocks if first is None else first // block_size
+    to_go = target_sparsity * blocks - (blocks - begin)
+    return block_size * (begin - round(to_go * (1 - (1 - progress) ** 3)))
 
 
-def imp_epochs(config: PruningConfig, weight_count: int) -> int:
-    """Epochs of plain iterative magnitude pruning to the same sparsity at the same rate: every round in full."""
-    return len(survivor_counts(weight_count, config.target_sparsity, config.rate, config.block_size)) * config.epochs
+def epoch_at_target(config: PruningConfig) -> int:
+    """The first epoch, from 0, at whose end a gradual rise of the sparsity has reached the target."""
+    return math.ceil(round(config.ramp * config.epochs, 6)) - 1
+
+
+def imp_epochs(config: PruningConfig, weight_count: int, first: int | None = None) -> int:
+    """Epochs of plain iterative magnitude pruning to the same sparsity at the same rate, from the `first` weights that
+    are left at the beginning: every round in full."""
+    counts = survivor_counts(weight_count, config.target_sparsity, config.rate, config.block_size, first)
+    return len(counts) * config.epochs
 
 
 def _schedule(config: PruningConfig, epochs: int, rewind_epoch: int) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -42,6 +43,13 @@ class PruningResult:
         return sum(round_.epochs for round_ in self.rounds)
 
     @property
+    def model_sparsity(self) -> float:
+        """Fraction of all weights of the model that were pruned, in [0, 1): biases, normalisation, embeddings and what
+        else was left dense count as well."""
+        weights = sum(math.prod(weight.shape) for weight in self.model.weights if hasattr(weight, "assign"))
+        return sum(mask.size - int(np.count_nonzero(mask)) for mask in self.masks.values()) / weights
+
+    @property
     def seconds(self) -> float:
         """Wall time in all."""
         return sum(round_.seconds for round_ in self.rounds)
@@ -52,8 +60,9 @@ class PruningResult:
         for note in layer_notes(self.rounds):
             lines += [note, ""]
         lines.append(
-            f"{self.sparsity:.2%} of the prunable weights are zero, after {self.epochs} epochs in "
-            f"{self.seconds:.0f} s; plain iterative magnitude pruning trains for {self.imp_epochs}."
+            f"{self.sparsity:.2%} of the prunable weights are zero, which is {self.model_sparsity:.2%} of all weights "
+            f"of the model, after {self.epochs} epochs in {self.seconds:.0f} s; plain iterative magnitude pruning "
+            f"trains for {self.imp_epochs}."
         )
         return "\n".join(lines)
 

@@ -85,13 +85,16 @@ class RoundResult:
         kept: Number of prunable weights that were not masked.
         sparsity: Fraction of the prunable weights that were masked, in [0, 1).
         seconds: Wall time from the beginning of its `fit`, ranking and rewinding included, to its end.
-        metrics: The logs of its last epoch, such as {"loss": 0.1, "accuracy": 0.97, "val_accuracy": 0.95}; a list of
-            numbers where a metric gives several.
+        metrics: Those of the weights that it ended with, such as {"loss": 0.1, "accuracy": 0.97, "val_accuracy": 0.95};
+            a list of numbers where a metric gives several. They are the logs of the last epoch, or of the one whose
+            weights a callback brought back, such as EarlyStopping(restore_best_weights=True). Where weights came from
+            elsewhere, they are measured anew; empty where that cannot be done.
         guarded: Paths of the variables that kept more weights than their rank gave them, for `max_layer_sparsity` or
             `min_layer_survivors`.
         layers: Each prunable variable by itself.
-        left_dense: Paths of prunable variables that are not pruned and not counted, for their inputs are no multiple of
-            four, which `granularity` needs.
+        left_dense: Path -> why, of weight matrices that are not pruned and not counted, though no pattern excludes
+            them: they are frozen, their inputs are no multiple of four, which `granularity` needs, or their layers are
+            not known.
     """
 
     index: int
@@ -102,7 +105,7 @@ class RoundResult:
     metrics: dict[str, Any]
     guarded: tuple[str, ...] = ()
     layers: tuple[LayerResult, ...] = ()
-    left_dense: tuple[str, ...] = ()
+    left_dense: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -115,7 +118,8 @@ class RoundResult:
         *,
         thresholds: Sequence[float | None] = (),
         guarded: tuple[str, ...] = (),
-        left_dense: tuple[str, ...] = (),
+        left_dense: Mapping[str, str] | None = None,
+        metrics: Mapping[str, Any] | None = None,
     ) -> RoundResult:
         """The result of a training.
 
@@ -128,7 +132,10 @@ class RoundResult:
             thresholds: Of each variable, in the order of `masks`; empty where nothing was ranked.
             guarded: As the attribute.
             left_dense: As the attribute.
+            metrics: As the attribute. None are the logs of the last epoch.
         """
+        if metrics is None:
+            metrics = epoch_logs[-1] if epoch_logs else {}
         layers = tuple(
             LayerResult.of(path, weights[path], mask, threshold)
             for (path, mask), threshold in zip(masks.items(), thresholds or [None] * len(masks), strict=True)
@@ -140,10 +147,10 @@ class RoundResult:
             kept=kept,
             sparsity=1 - kept / sum(layer.size for layer in layers),
             seconds=seconds,
-            metrics=dict(epoch_logs[-1]) if epoch_logs else {},
+            metrics=dict(metrics),
             guarded=guarded,
             layers=layers,
-            left_dense=left_dense,
+            left_dense=dict(left_dense or {}),
         )
 
     @classmethod
@@ -158,13 +165,18 @@ class RoundResult:
             metrics=dict(fields["metrics"]),
             guarded=tuple(map(str, fields["guarded"])),
             layers=tuple(map(LayerResult.from_fields, fields["layers"])),
-            left_dense=tuple(map(str, fields.get("left_dense", ()))),  # Older runs have none.
+            left_dense=_left_dense(fields.get("left_dense", {})),
         )
 
     @property
     def emptied(self) -> tuple[str, ...]:
         """Paths of the variables of which nothing was left."""
         return tuple(layer.path for layer in self.layers if not layer.kept)
+
+
+def last_epoch_with(checksum: int, checksums: Sequence[int | None]) -> int | None:
+    """The last epoch whose weights had this checksum, by those of the weights at the end of each; None if none had."""
+    return max((epoch for epoch, other in enumerate(checksums) if other == checksum), default=None)
 
 
 def plain_logs(logs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -217,12 +229,23 @@ def layer_table(layers: Sequence[LayerResult]) -> list[list[str]]:
 def layer_notes(rounds: Sequence[RoundResult]) -> list[str]:
     """Sentences on variables of which nothing is left, that limits kept from losing more, or that are not pruned."""
     guarded = {path for round_ in rounds for path in round_.guarded}
+    reasons = sorted(set(rounds[-1].left_dense.values()))
     notes = {
         "Nothing is left of": rounds[-1].emptied,
         "Kept above their rank by the limits on single variables": guarded,
-        "Left dense, for their inputs are no multiple of four": rounds[-1].left_dense,
+        **{
+            f"Left dense ({reason})": [path for path, why in rounds[-1].left_dense.items() if why == reason]
+            for reason in reasons
+        },
     }
     return [f"{note}: {', '.join(sorted(paths))}." for note, paths in notes.items() if paths]
+
+
+def _left_dense(fields: Any) -> dict[str, str]:
+    """As it comes from JSON. Older runs have none, or a list of those that blocks of four do not fit."""
+    if not isinstance(fields, Mapping):
+        fields = dict.fromkeys(fields, "its inputs are no multiple of 4")
+    return {str(path): str(reason) for path, reason in fields.items()}
 
 
 def _count_magnitudes(values: np.ndarray) -> tuple[int, ...]:

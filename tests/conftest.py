@@ -115,3 +115,51 @@ def make_mlp(K):
         return model
 
     return make
+
+
+@pytest.fixture
+def make_gan():
+    """A function that makes a compiled model of two networks, each with an optimizer of its own, in Keras 3; `compile`
+    gets none of them. Always of the same weights."""
+
+    def make(optimizers=None, **held):
+        import keras
+
+        def network(inputs, outputs):
+            return keras.Sequential([keras.Input((inputs,)), keras.layers.Dense(16), keras.layers.Dense(outputs)])
+
+        class Gan(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.generator, self.critic = network(4, 8), network(8, 1)
+
+            def compile(self, optimizers, **held):
+                super().compile()
+                self.own = optimizers
+                for name, value in held.items():
+                    setattr(self, name, value)
+
+            def call(self, noise):
+                return self.critic(self.generator(noise))
+
+            def train_step(self, data):
+                for name, part in (("critic", self.critic), ("generator", self.generator)):
+                    with tf.GradientTape() as tape:
+                        loss = tf.reduce_mean(part(data[0][:, : part.input_shape[1]]) ** 2)
+                    gradients = tape.gradient(loss, part.trainable_weights)
+                    self.own[name].apply_gradients(zip(gradients, part.trainable_weights, strict=True))
+                return {"loss": loss}
+
+        keras.utils.set_random_seed(5)
+        model = Gan()
+        if optimizers is None:
+            schedule = keras.optimizers.schedules.PiecewiseConstantDecay([9], [0.01, 0.0])
+            optimizers = {
+                "critic": keras.optimizers.Adam(schedule),
+                "generator": keras.optimizers.SGD(0.02, momentum=0.9),
+            }
+        model.compile(optimizers, **held)
+        model(np.zeros((1, 4), "float32"))
+        return model
+
+    return make

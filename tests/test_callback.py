@@ -512,3 +512,192 @@ def test_a_line_a_round_tells_where_the_run_stands(make_mlp, blobs, caplog):
         r"Round 2 of 3: 2 epochs at sparsity 50.00% \(88 of 176 weights kept\), about \d+ s left\.", second
     )
     assert third.startswith("Round 3 of 3: 3 epochs at sparsity 75.00% (44 of 176 weights kept), about ")
+
+
+class SetWeights:
+    """A callback that sets weights when training ends: those of an epoch, or what a function makes of them."""
+
+    def __new__(cls, K, change):
+        class Callback(K.callbacks.Callback):
+            def on_train_end(self, logs=None):
+                kernel = self.model.get_layer("hidden").kernel
+                kernel.assign(change(np.array(kernel.numpy())))
+
+        return Callback()
+
+
+@pytest.mark.parametrize("pruning_last", [True, False])
+def test_weights_that_a_callback_sets_as_training_ends_are_checked_whoever_comes_last(K, make_mlp, blobs, pruning_last):
+    masked = aimp_tf.wrap(make_mlp())
+    pruning = GlobalMagnitudePruning(PruningConfig(0.75, rate=0.75, epochs=1))
+    dense = SetWeights(K, lambda kernel: np.where(kernel == 0, 0.5, kernel))
+    callbacks = [dense, pruning] if pruning_last else [pruning, dense]
+    masked.fit(*blobs, epochs=pruning.next_epochs, callbacks=[pruning], verbose=0)
+    with pytest.raises(RuntimeError, match=r"not zero in hidden/kernel.*callback"):
+        masked.fit(*blobs, epochs=pruning.next_epochs, callbacks=callbacks, verbose=0)
+    assert not pruning.finished and len(pruning.rounds) == 1
+    with pytest.raises(RuntimeError, match="1 trainings of the run are not done"):
+        aimp_tf.strip(masked)
+    model = aimp_tf.strip(masked, unfinished=True)
+    assert aimp_tf.sparsity(model) == 0.75
+
+
+def test_the_metrics_of_a_round_are_those_of_the_weights_that_it_ends_with(K, make_mlp, blobs, caplog):
+    """Of an epoch before the last, where they were brought back; measured anew, where they are those of no epoch."""
+    settings = {"target_sparsity": 0.5, "rate": 0.5, "round_epochs": 1, "epochs": 8, "verbose": 0, "seed": 0}
+    # Epochs at this rate get worse after some.
+    best = K.callbacks.EarlyStopping("val_loss", patience=8, restore_best_weights=True)
+    model = make_mlp(K.optimizers.SGD(2.0))
+    last = aimp_tf.prune(model, blobs, validation_data=blobs, callbacks=best, **settings).rounds[-1]
+    assert last.epochs == 8 and last.metrics["val_loss"] == pytest.approx(
+        model.evaluate(*blobs, verbose=0)[0], rel=1e-5
+    )
+    assert {"loss", "accuracy", "val_loss", "val_accuracy"} == set(last.metrics)
+
+    halved = SetWeights(K, lambda kernel: kernel / 2)
+    model = make_mlp()
+    last = aimp_tf.prune(model, blobs, validation_data=blobs, callbacks=[halved], **settings).rounds[-1]
+    loss, accuracy = model.evaluate(*blobs, verbose=0)
+    assert last.metrics == pytest.approx(
+        {"loss": loss, "accuracy": accuracy, "val_loss": loss, "val_accuracy": accuracy}
+    )
+
+    masked = aimp_tf.wrap(make_mlp())
+    pruning = GlobalMagnitudePruning(PruningConfig(0.5, rate=0.5, epochs=1))
+    with caplog.at_level(logging.WARNING):
+        masked.fit(*blobs, epochs=1, callbacks=[pruning, halved], verbose=0)
+    assert pruning.rounds[0].metrics == {} and "no metrics" in caplog.text
+
+
+def test_gradual_pruning_brings_back_the_best_of_the_epochs_at_the_target(K, make_mlp, blobs):
+    """Not of those on the way there, which are less sparse: the first epoch is the best of all here."""
+    rates = K.callbacks.LearningRateScheduler(lambda epoch: 0.1 if epoch == 0 else 2.0)
+    best = K.callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True)
+    model = make_mlp()
+    result = aimp_tf.prune(
+        model, blobs, validation_data=blobs, target_sparsity=0.9, epochs=6, method="gradual", callbacks=[rates, best],
+        verbose=0,
+    )  # fmt: skip
+    assert aimp_tf.sparsity(model) == result.sparsity == pytest.approx(0.9, abs=0.003)
+    assert best.start_from_epoch == 2  # The ramp takes three of six epochs.
+    assert result.rounds[0].metrics["val_loss"] == pytest.approx(model.evaluate(*blobs, verbose=0)[0], rel=1e-5)
+
+
+def test_gradual_pruning_in_a_loop_of_ones_own_asks_for_the_length_of_the_data(make_mlp, blobs):
+    batches = tf.data.Dataset.from_tensor_slices(blobs).batch(16).filter(lambda x, y: True)
+    masked = aimp_tf.wrap(make_mlp())
+    pruning = GlobalMagnitudePruning(PruningConfig(0.5, epochs=2, method="gradual"))
+    before = masked.get_weights()
+    with pytest.raises(ValueError, match="method='gradual' must know how many batches an epoch has"):
+        masked.fit(batches, epochs=2, callbacks=[pruning], verbose=0)
+    assert all((a == b).all() for a, b in zip(before, masked.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("again", ["before", "between"])
+def test_a_model_that_is_compiled_after_wrap_is_reset_and_stretched(K, make_mlp, blobs, again):
+    """As tfmot's users do. 4 steps an epoch: the rate falls to 0 in the middle of each round, and at the end of it."""
+    masked = aimp_tf.wrap(make_mlp())
+    config = PruningConfig(0.75, rate=0.5, epochs=4, round_epochs=2)
+    pruning, steps, rates = GlobalMagnitudePruning(config), [], []
+
+    def compile_again():
+        schedule = K.optimizers.schedules.PiecewiseConstantDecay([7], [0.125, 0.0])
+        masked.compile(K.optimizers.SGD(schedule), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+
+    class Watch(K.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            optimizer = self.model.optimizer
+            rate = optimizer._learning_rate
+            rates[-1].append(float(rate(optimizer.iterations) if callable(rate) else rate.numpy()))
+
+    if again == "before":
+        compile_again()
+    while not pruning.finished:
+        if again == "between" and len(pruning.rounds) == 1:
+            compile_again()
+        rates.append([])
+        masked.fit(*blobs, 16, epochs=pruning.next_epochs, callbacks=pruning.among([Watch()]), verbose=0)
+        steps.append(int(masked.optimizer.iterations.numpy()))
+    assert steps == [8, 8, 16]
+    assert rates[1:] == [[0.125] * 4 + [0.0] * 4, [0.125] * 8 + [0.0] * 8]
+    model = aimp_tf.strip(masked)
+    assert type(model.optimizer.learning_rate).__name__ != "PiecewiseConstantDecay" or K.__name__ == "tf_keras"
+    assert model.optimizer is masked.optimizer and aimp_tf.sparsity(model) == 0.75
+
+
+def test_a_rate_that_is_set_after_wrap_begins_every_round(make_mlp, blobs):
+    masked = aimp_tf.wrap(make_mlp())
+    masked.optimizer.learning_rate = 0.25
+    pruning, rates = GlobalMagnitudePruning(PruningConfig(0.75, rate=0.75, epochs=1)), []
+    while not pruning.finished:
+        masked.fit(*blobs, epochs=1, callbacks=[pruning], verbose=0)
+        rates.append(float(masked.optimizer.learning_rate.numpy()))
+        masked.optimizer.learning_rate = 0.03125  # As a callback such as ReduceLROnPlateau does.
+    assert rates == [0.25, 0.25]
+    assert float(aimp_tf.strip(masked).optimizer.learning_rate.numpy()) == 0.25
+
+
+def test_reinitializing_changes_what_gradients_train_and_nothing_else(K, blobs, tmp_path):
+    x, y = blobs
+    adapted = K.layers.Normalization()
+    adapted.adapt(x * [1, 10, 100, 1000, 1, 1, 1, 1])
+    layers = [
+        K.Input((8,)),
+        adapted,
+        K.layers.Dense(8, trainable=False, name="frozen"),
+        K.layers.BatchNormalization(name="norm"),
+        K.layers.Dense(16, name="free"),
+        K.layers.Dense(3, name="out"),
+    ]
+    model = K.Sequential(layers)
+    model.compile(K.optimizers.SGD(0.0), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.get_layer("norm").moving_mean.assign(np.arange(8.0))
+    before = {layer.name: layer.get_weights() for layer in model.layers}
+    aimp_tf.prune(model, blobs, target_sparsity=0.5, rate=0.5, epochs=1, final_rewind="reinitialize", seed=0, verbose=0)
+    for name in (adapted.name, "frozen"):
+        for old, new in zip(before[name], model.get_layer(name).get_weights(), strict=True):
+            np.testing.assert_array_equal(old, new)
+    free = model.get_layer("free").get_weights()[0]
+    kept = free != 0
+    assert kept.any() and not np.isclose(free[kept], before["free"][0][kept]).any()
+    assert np.isin(free[kept], before["free"][0]).all()
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), K.models.load_model(tmp_path / "model.keras").predict(x, verbose=0), rtol=1e-5
+    )
+
+
+def test_normalization_computes_with_the_statistics_that_a_rewind_brought_back(K, blobs):
+    layer = K.layers.Normalization()
+    layer.adapt(np.float32([[0.0, 10.0], [2.0, 30.0]]))
+    model = K.Sequential([K.Input((2,)), layer, K.layers.Dense(3, use_bias=False)])
+    model.compile("sgd", "mse")
+    masked = mask_model(model)
+    snapshot, before = masked.snapshot(), np.asarray(model(np.float32([[4.0, 50.0]])))
+    layer.adapt(np.float32([[-7.0, 1.0], [9.0, 8.0]]))
+    masked.restore(snapshot)
+    np.testing.assert_allclose(np.asarray(model(np.float32([[4.0, 50.0]]))), before, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["iterative", "gradual"])
+def test_a_pruned_model_is_pruned_further_from_where_it_is(K, make_mlp, blobs, method, caplog):
+    """176 prunable weights: 88 are left at first, 44 are to be."""
+    model = make_mlp()
+    settings = {"rate": 0.3, "epochs": 4, "round_epochs": 1, "seed": 0, "verbose": 0}
+    first = aimp_tf.prune(model, blobs, target_sparsity=0.5, **settings)
+    caplog.clear()
+    seen = []
+    note = K.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(aimp_tf.sparsity(model)))
+    second = aimp_tf.prune(model, blobs, target_sparsity=0.75, masks="zeros", method=method, callbacks=note, **settings)
+    assert not caplog.records and seen[-1] == 0.75
+    if method == "iterative":
+        assert seen[0] == 0.5
+        assert [round_.kept for round_ in second.rounds] == [88, 62, 44] and second.imp_epochs == 12
+    else:
+        assert seen[0] == pytest.approx(0.5 + 0.25 * (1 - 0.75**3), abs=0.005)  # A quarter of the ramp.
+    assert not any((second.masks[path] & ~mask).any() for path, mask in first.masks.items())
+    with pytest.raises(ValueError, match=r"keep 44 only: it is sparser already.*fine_tune"):
+        aimp_tf.prune(model, blobs, target_sparsity=0.5, masks=second.masks, **settings)
+    with caplog.at_level(logging.WARNING):
+        third = aimp_tf.prune(model, blobs, target_sparsity=0.75, **settings)
+    assert third.rounds[0].kept == 176 and "132 weights of hidden/kernel, logits/kernel are zero" in caplog.text

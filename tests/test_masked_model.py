@@ -1,4 +1,5 @@
 import gc
+import logging
 import weakref
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
+from aimp_tf.callback import EpochCallback
 from aimp_tf.masked_model import MaskedModel, mask_model
 from aimp_tf.masked_model.prunable import prunable_variables
 from aimp_tf.ranking import keep_largest
@@ -737,3 +739,275 @@ def test_weights_are_read_when_asked_for_and_keep_their_value(K):
     masked.model.fit(np.ones((8, 4), "float32"), np.ones((8, 3), "float32"), verbose=0)
     np.testing.assert_array_equal(held, before)
     assert (weights[path] != before).all()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_strip_refuses_a_model_that_was_trained_without_the_callback(make_mlp, blobs, trained):
+    model = make_mlp()
+    wrapped = aimp_tf.wrap(model)
+    if not trained:
+        assert aimp_tf.strip(wrapped) is model
+        return
+    wrapped.fit(*blobs, verbose=0)
+    with pytest.raises(RuntimeError, match=r"no GlobalMagnitudePruning was among the callbacks"):
+        aimp_tf.strip(wrapped)
+    assert aimp_tf.strip(wrapped, unfinished=True) is model and aimp_tf.sparsity(model) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e-8, -1.0])
+def test_what_is_set_behind_the_masks_back_is_found_and_removed(make_mlp, value):
+    masked = mask_model(make_mlp())
+    masks = prune_half(masked)
+    for path, variable in masked.variables.items():
+        variable.assign(np.where(masks[path], variable.numpy(), value))
+    with pytest.raises(RuntimeError, match="Pruned weights are not zero in hidden/kernel, logits/kernel"):
+        aimp_tf.strip(masked.model)
+    masked.set_masks(masks)
+    assert zeros_where_pruned(masked.weights(), masks)
+    model = aimp_tf.strip(masked.model)
+    assert aimp_tf.sparsity(model) == pytest.approx(0.5, abs=0.01)
+
+
+def test_minus_zero_becomes_zero(make_mlp):
+    masked = mask_model(make_mlp())
+    masks = prune_half(masked)
+    for path, variable in masked.variables.items():
+        variable.assign(np.where(masks[path], variable.numpy(), -0.0))
+    model = aimp_tf.strip(masked.model)
+    assert not np.signbit(np.array(model.get_layer("hidden").kernel)[~masks["hidden/kernel"]]).any()
+
+
+def test_a_users_constraint_sees_what_is_left_and_moves_no_zero(K, blobs):
+    class Shifted(K.constraints.Constraint):
+        """The columns' largest magnitude is 1, and everything is moved by a tenth."""
+
+        def __call__(self, w):
+            w = tf.convert_to_tensor(w)
+            return w / tf.reduce_max(abs(w), axis=0, keepdims=True) + 0.1
+
+    layer = K.layers.Dense(16, kernel_constraint=Shifted(), name="hidden")
+    model = K.Sequential([K.Input((8,)), layer, K.layers.Dense(3, name="logits")])
+    model.compile(K.optimizers.SGD(0.01), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    layer.kernel.assign(np.arange(1.0, 129.0).reshape(8, 16) / 128)
+    masked = mask_model(model)
+    # The largest of each column is pruned.
+    masks = {**masked.masks(), "hidden/kernel": np.repeat(np.arange(8) < 7, 16).reshape(8, 16)}
+    masked.set_masks(masks)
+    masked.model.fit(*blobs, verbose=0)
+    kernel = np.array(layer.kernel)
+    assert not kernel[7].any() and kernel.max(axis=0) == pytest.approx(1.1, abs=1e-6)
+    masked.set_masks({**masks, "hidden/kernel": np.repeat(np.arange(8) < 6, 16).reshape(8, 16)})
+    masked.constrain()
+    kernel = np.array(layer.kernel)
+    assert not kernel[6:].any() and kernel.max(axis=0) == pytest.approx(1.1, abs=1e-6)
+
+
+def test_what_is_frozen_is_left_alone_unless_it_is_named(K, blobs, caplog):
+    body = K.Sequential([K.Input((8,)), K.layers.Dense(6, name="a"), K.layers.Dense(5, name="b")], name="body")
+    model = K.Sequential([K.Input((8,)), body, K.layers.Dense(3, name="head")])
+    body.trainable = False
+    model.compile("adam", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with caplog.at_level(logging.WARNING):
+        masked = mask_model(model)
+    assert list(masked.variables) == ["head/kernel"]
+    assert masked.left_dense == dict.fromkeys(["body/a/kernel", "body/b/kernel"], "frozen (trainable=False)")
+    assert "Left dense: body/a/kernel, body/b/kernel (frozen (trainable=False))" in caplog.text
+    masked.strip()
+    assert list(mask_model(model, include=("body/b/*",)).variables) == ["body/b/kernel"]
+    MaskedModel.of(model).strip()
+    body.get_layer("a").kernel.assign(np.zeros((8, 6)))
+    assert aimp_tf.sparsity(model) == 0 and aimp_tf.sparsity(model, include=("body/*",)) == pytest.approx(48 / 78)
+    model.trainable = False
+    assert aimp_tf.sparsity(model) == pytest.approx(48 / 93)  # A model for inference, all of which is frozen.
+    model.compile("adam", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(ValueError, match=r"Everything prunable is frozen .*body/a/kernel.*name in include"):
+        mask_model(model)
+
+
+def test_matrices_that_no_rule_is_known_for_are_named(K, blobs, caplog):
+    class Own(K.layers.Layer):
+        def build(self, shape):
+            self.matrix = self.add_weight(shape=(shape[-1], 4), name="matrix")
+            self.own_bias = self.add_weight(shape=(4, 4), name="own_bias")
+            self.table = self.add_weight(shape=(4, 4), name="table", trainable=False)
+            super().build(shape)
+
+        def call(self, inputs):
+            return inputs @ self.matrix
+
+    class Deciding(Own):
+        def get_prunable_weights(self):
+            return []
+
+    layers = [Own(name="own"), Deciding(name="deciding"), K.layers.LayerNormalization(name="norm")]
+    model = K.Sequential([K.Input((8,)), *layers, K.layers.Dense(3, name="head")])
+    model.compile("adam", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    result = aimp_tf.prune(model, blobs, target_sparsity=0.5, rate=0.5, epochs=1, verbose=0)
+    reason = "no rule for Own, which has no get_prunable_weights()"
+    assert result.rounds[-1].left_dense == {"own/matrix": reason}
+    assert f"Left dense ({reason}): own/matrix." in result.summary() and "own/matrix" in caplog.text
+    # 6 of 32 + 16 + 16 weights of the first two layers twice, 8 of normalisation, 12 + 3 of the head.
+    assert result.model_sparsity == pytest.approx(6 / (8 * 4 + 32 + 4 * 4 + 32 + 8 + 15))
+    assert f"which is {result.model_sparsity:.2%} of all weights" in result.summary()
+    caplog.clear()
+    aimp_tf.strip(aimp_tf.wrap(model, exclude=("own/*",), masks="zeros"))
+    assert "own/matrix" not in caplog.text
+
+
+def test_kernels_under_lora_and_quantized_ones_are_named(blobs):
+    import keras
+
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(6, name="lora"),
+            keras.layers.Dense(4, name="int8"),
+            keras.layers.Dense(3),
+        ]
+    )
+    model.get_layer("lora").enable_lora(2)
+    model.get_layer("int8").quantize("int8")
+    model.compile("adam", "mse")
+    masked = mask_model(model)
+    assert len(masked.variables) == 1 and masked.left_dense == {
+        "lora/kernel": "under LoRA, a sum of matrices; merge them first",
+        "int8/kernel": "quantized",
+    }
+    alone = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, name="lora")])
+    alone.layers[0].enable_lora(2)
+    alone.compile("adam", "mse")
+    with pytest.raises(ValueError, match=r"no prunable weights.*lora/kernel \(under LoRA"):
+        mask_model(alone)
+
+
+def test_locally_connected_layers_of_tf_keras_are_pruned(blobs):
+    import tf_keras
+
+    x, y = blobs[0][:, :, np.newaxis], blobs[1]
+    layers = [
+        tf_keras.layers.LocallyConnected1D(4, 3, name="rows"),
+        tf_keras.layers.LocallyConnected1D(4, 3, implementation=2, name="masked"),
+        tf_keras.layers.LocallyConnected1D(4, 3, implementation=3, name="sparse"),
+    ]
+    model = tf_keras.Sequential(
+        [tf_keras.Input((8, 1)), *layers, tf_keras.layers.Flatten(), tf_keras.layers.Dense(3, name="head")]
+    )
+    model.compile("adam", tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    result = aimp_tf.prune(model, (x, y), target_sparsity=0.8, rate=0.8, epochs=1, verbose=0)
+    assert list(result.masks) == ["rows/kernel", "sparse/kernel", "head/kernel"]
+    assert list(result.rounds[-1].left_dense) == ["masked/kernel"]
+    for layer in (layers[0], layers[2]):
+        assert np.mean(layer.kernel.numpy() == 0) > 0.3
+
+
+def test_patterns_that_name_a_layer_say_how_to_name_its_variables(make_mlp):
+    with pytest.raises(ValueError, match=r"pattern 'hidden' in exclude .* did you mean 'hidden/\*'\?"):
+        mask_model(make_mlp(), exclude=("hidden",))
+
+
+def test_a_wrapped_model_is_not_cloned(blobs):
+    import tf_keras
+
+    model = tf_keras.Sequential([tf_keras.Input((8,)), tf_keras.layers.Dense(3)])
+    model.compile("adam", "mse")
+    with pytest.raises(ValueError, match=r"aimp_tf.wrap has wrapped.*aimp_tf.strip\(model\)"):
+        tf_keras.models.clone_model(aimp_tf.wrap(model))
+
+
+def test_a_model_from_an_h5_file_is_pruned(K, make_mlp, blobs, tmp_path):
+    model = make_mlp(K.optimizers.Adam(0.01))
+    model.fit(*blobs, verbose=0)
+    model.save(tmp_path / "model.h5")
+    loaded = K.models.load_model(tmp_path / "model.h5")
+    result = aimp_tf.prune(loaded, blobs, target_sparsity=0.75, rate=0.5, epochs=2, round_epochs=1, verbose=0)
+    assert result.sparsity == 0.75
+
+
+def own_adam(K):
+    """Adam, whose averages are called otherwise, as in optimizers of one's own."""
+
+    class OwnAdam(K.optimizers.Optimizer):
+        def __init__(self, learning_rate=0.01, **settings):
+            if K.__name__ == "keras":
+                super().__init__(learning_rate=learning_rate, **settings)
+            else:
+                super().__init__(**{"name": "own", **settings})
+                self._learning_rate = self._build_learning_rate(learning_rate)
+            self.slow = 0.9
+
+        def build(self, variables):
+            super().build(variables)
+            if not hasattr(self, "means"):
+                self.means = [self.add_variable_from_reference(variable, "mean") for variable in variables]
+                self._built = True
+
+        def update_step(self, gradient, variable, learning_rate=None):
+            mean = next(mean for mean in self.means if mean.shape == variable.shape)
+            seen = tf.cast(self.iterations + 1, tf.float32)
+            mean.assign(self.slow * mean + (1 - self.slow) * gradient)
+            variable.assign(variable - 0.01 * mean / (1 - self.slow**seen))
+
+        def get_config(self):
+            return {**super().get_config(), "learning_rate": 0.01}
+
+    return OwnAdam()
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("SGD", 7), ("Lion", 7), ("RMSprop", 7), ("Adagrad", 7), ("Adam", 0), ("Nadam", 0), ("Adamax", 0)],
+)
+def test_only_optimizers_whose_first_step_depends_on_the_count_start_at_0(K, make_mlp, name, steps):
+    if not hasattr(K.optimizers, name):
+        pytest.skip(f"{K.__name__} has no {name}")
+    masked = mask_model(make_mlp(getattr(K.optimizers, name)(0.01)))
+    masked.optimizer.reset(7)
+    assert masked.optimizer.steps == steps
+
+
+def test_optimizers_of_ones_own_are_tried_and_not_known_by_their_names(K, make_mlp):
+    masked = mask_model(make_mlp(own_adam(K)))
+    masked.optimizer.reset(7)
+    assert masked.optimizer.steps == 0
+
+
+def test_optimizers_that_a_model_holds_are_reset_and_stretched(make_gan, blobs):
+    """4 steps an epoch: the critic's rate falls to 0 after 9 of the 16 steps of the last training."""
+    model, seen = make_gan(), []
+    critic, generator = model.own["critic"], model.own["generator"]
+
+    class Watch(EpochCallback):
+        def on_epoch_begin(self, epoch, logs=None):
+            moments = [float(np.abs(slot.numpy()).sum()) for slot in (*critic._momentums, *generator.momentums)]
+            seen.append(
+                (int(critic.iterations), int(generator.iterations), float(critic.learning_rate), sum(moments) > 0)
+            )
+
+    result = aimp_tf.prune(
+        model, (blobs[0], blobs[0]), fit_options={"batch_size": 16}, target_sparsity=0.75, rate=0.75, epochs=4,
+        round_epochs=2, callbacks=Watch(), verbose=0,
+    )  # fmt: skip
+    rate = np.float32(0.01)
+    assert seen == [
+        *[(0, 0, rate, False), (4, 4, rate, True)],
+        *[(0, 0, rate, False), (4, 4, rate, True), (8, 8, rate, True), (12, 12, 0.0, True)],
+    ]
+    assert result.sparsity == 0.75 and type(critic.learning_rate).__name__ != "StretchedSchedule"
+
+
+def test_optimizers_that_a_model_holds_are_checked(make_gan):
+    import keras
+
+    averaging = keras.optimizers.SGD(0.1, use_ema=True)
+    with pytest.raises(ValueError, match=r"optimizer in own\['generator'\], SGD was made with use_ema=True"):
+        mask_model(make_gan({"critic": keras.optimizers.SGD(), "generator": averaging}))
+    with pytest.raises(ValueError, match=r"optimizer in spare\[0\]\[1\], SGD was made with use_ema=True"):
+        mask_model(make_gan(spare=[(0, averaging)]))
+    with pytest.raises(ValueError, match=r"the model holds others in own\['critic'\], own\['generator'\]"):
+        mask_model(make_gan(), mixed_precision="mixed_float16")
+
+
+def test_optimizers_that_nothing_trains_with_are_left_alone(make_mlp, K):
+    model = make_mlp()
+    model.spare = K.optimizers.SGD(0.1, use_ema=True)  # Keras' own train_step cannot know of it.
+    assert len(mask_model(model).optimizers.steps) == 1

@@ -448,3 +448,26 @@ def test_a_folder_in_use_is_refused(K, make_model, blobs, tmp_path):
     with pytest.raises(Crash):
         run(make_model, blobs, tmp_path / "run", [Meanwhile()])
     assert run(make_model, blobs, tmp_path / "run").sparsity == 0.75
+
+
+@pytest.mark.parametrize("crash", [{"epochs": 4}, {"epochs": 2}, {"epochs": 4, "batch": 1}])
+def test_optimizers_that_a_model_holds_go_on_as_well(make_gan, blobs, tmp_path, monkeypatch, crash):
+    """Two rounds of 3 epochs and a last training of 4."""
+    import keras
+
+    monkeypatch.setattr(progress, "_SECONDS_PER_BACKUP_SECOND", 0)
+    tf.config.experimental.enable_op_determinism()
+
+    def run(workdir, *callbacks):
+        model = make_gan()
+        data = (blobs[0], blobs[0])
+        options = {"batch_size": 16}
+        aimp_tf.prune(model, data, workdir=workdir, fit_options=options, callbacks=callbacks, **SETTINGS)
+        slots = [variable.numpy() for optimizer in model.own.values() for variable in optimizer.variables]
+        return [*model.get_weights(), *slots]
+
+    whole = run(None)
+    with pytest.raises(Crash):
+        run(tmp_path / "run", CrashAt(keras, **crash))
+    for one, other in zip(whole, run(tmp_path / "run"), strict=True):
+        np.testing.assert_array_equal(one, other)

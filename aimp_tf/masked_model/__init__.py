@@ -14,10 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.masked_model.constraints import ConstrainedModel, MaskConstraint
+from aimp_tf.masked_model.first_masks import Masks, set_first_masks
 from aimp_tf.masked_model.interface import MaskedModel, local_value
 from aimp_tf.masked_model.keras_distribution import repaired
 from aimp_tf.masked_model.mixed_precision import MixedPrecision, computes_in_half_precision, computing_in_float32
-from aimp_tf.masked_model.prunable import named_weights, select_for
+from aimp_tf.masked_model.model_optimizers import held_optimizers
+from aimp_tf.masked_model.prunable import named_weights, reasons_text, select_for
 from aimp_tf.masked_model.smaller import resource_of
 from aimp_tf.precision import resolve_policy
 
@@ -32,6 +34,7 @@ __all__ = [
     "fit_ready",
     "is_built",
     "keras_generation",
+    "Masks",
     "local_value",
     "mask_model",
     "named_weights",
@@ -72,8 +75,9 @@ def mask_model(
     exclude: Sequence[str] = (),
     mixed_precision: str | None = None,
     granularity: str = "unstructured",
+    masks: Masks = None,
 ) -> MaskedModel:
-    """Puts an all-True mask on each prunable weight of a compiled, built model of either generation of Keras.
+    """Puts a mask on each prunable weight of a compiled, built model of either generation of Keras.
 
     Args:
         model: A Keras 3 or tf_keras model.
@@ -81,6 +85,7 @@ def mask_model(
         exclude: fnmatch patterns on variable paths.
         mixed_precision: As in `PruningConfig`, until `strip`.
         granularity: As in `PruningConfig`. What cannot hold its structure gets no mask.
+        masks: As in `wrap`.
 
     Returns:
         The masked model; its `strip()` undoes this.
@@ -89,10 +94,16 @@ def mask_model(
         TypeError: `model` is not a Keras model.
         ValueError: It is not compiled or not built, is masked already, has nothing to prune, has an optimizer that
             averages weights, is a subclassed tf_keras model, has no float32 layers to train in mixed precision, or a
-            pattern matches nothing, or nothing that can hold the structure of `granularity`.
+            pattern matches nothing, or nothing that can hold the structure of `granularity`; or `masks` are not those
+            of its variables, or have another structure.
     """
     generation = check_model(model)
     policy = resolve_policy(mixed_precision)
+    if policy == "mixed_float16" and (held := held_optimizers(model)):
+        raise ValueError(
+            f"mixed_precision='mixed_float16' scales the loss for the model's own optimizer; the model holds others in "
+            f"{', '.join(held)}. Use 'mixed_bfloat16', which needs no scaling."
+        )
     if MaskedModel.of(model) is not None:
         raise ValueError("The model is masked already; call aimp_tf.strip(model) before masking it again.")
     check_built(model)
@@ -115,15 +126,17 @@ def mask_model(
             ) from error
         masked.mixed_precision, masked.granularity = mixed_precision, granularity
         masked.input_axes, masked.left_dense = selection.input_axes, selection.left_dense
-        if masked.left_dense:
-            logger.warning(
-                "Left dense, for their inputs are no multiple of four, which granularity=%r needs: %s. "
-                "target_sparsity is that of the other variables.",
-                granularity,
-                ", ".join(masked.left_dense),
-            )
         masked.on_strip = undo.pop_all().close
-        return masked
+    try:
+        set_first_masks(masked, masks)
+    except BaseException:
+        masked.strip()
+        raise
+    if masked.left_dense:
+        logger.warning(
+            "Left dense: %s. target_sparsity is that of the other variables.", reasons_text(masked.left_dense)
+        )
+    return masked
 
 
 def wrap(
@@ -132,6 +145,8 @@ def wrap(
     exclude: Sequence[str] = (),
     mixed_precision: str | None = None,
     granularity: str = "unstructured",
+    *,
+    masks: Masks = None,
 ) -> Any:
     """Prepares a model for pruning in your own training loop, as tfmot's `prune_low_magnitude` does.
 
@@ -144,6 +159,10 @@ def wrap(
         exclude: fnmatch patterns on variable paths that are not pruned.
         mixed_precision: As in `PruningConfig`. Until `strip`, the layers of `model` compute in half precision.
         granularity: As in `PruningConfig`.
+        masks: What is pruned already. None is nothing: the zeros of a model that was pruned before may then become
+            other numbers, of which a warning tells. "zeros" keeps all weights at zero that are zero now, be it to
+            train a pruned model on (see `fine_tune`) or to prune it further. Or path -> bool array, True for what is
+            kept, such as `PruningResult.masks`.
 
     Returns:
         The compiled model to call `fit` on. In Keras 3 it is `model` itself; in tf_keras it is a copy that shares all
@@ -153,14 +172,16 @@ def wrap(
         TypeError: `model` is not a Keras model.
         ValueError: As `mask_model`.
     """
-    return mask_model(model, include, exclude, mixed_precision, granularity).model
+    return mask_model(model, include, exclude, mixed_precision, granularity, masks).model
 
 
-def strip(model: Any) -> Any:
+def strip(model: Any, *, unfinished: bool = False) -> Any:
     """Takes the masks off a model that `wrap` returned, as tfmot's `strip_pruning` does.
 
     Args:
         model: What `wrap` returned.
+        unfinished: Whether to take the model as it is where pruning is not finished. What the masks of now prune is
+            made zero.
 
     Returns:
         The model that `wrap` was given: pruned weights exactly 0.0, compiled as before, free of aimp_tf and tfmot.
@@ -168,11 +189,15 @@ def strip(model: Any) -> Any:
     Raises:
         TypeError: `model` is not a Keras model.
         ValueError: It carries no masks.
+        RuntimeError: Unless `unfinished`: it was trained, but without the callback that prunes; the run on it has
+            rounds left; or something gave pruned weights other values. The model stays masked.
     """
     keras_generation(model)
     masked = MaskedModel.of(model)
     if masked is None:
         raise ValueError(f"The model {model.name!r} carries no masks: pass what aimp_tf.wrap(model) returned.")
+    if not unfinished:
+        masked.check_finished()
     return masked.strip()
 
 
@@ -180,6 +205,8 @@ def sparsity(
     model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), granularity: str = "unstructured"
 ) -> float:
     """Fraction of the prunable weights of a built Keras model that are exactly zero, in [0, 1].
+
+    What is frozen does not count unless `include` names it, or everything is frozen.
 
     Args:
         model: A Keras 3 or tf_keras model, pruned by whatever means or not at all.
@@ -193,16 +220,24 @@ def sparsity(
     """
     keras_generation(model)
     masked = MaskedModel.of(model)
-    values = select_prunable(masked.original if masked else model, include, exclude, granularity).values()
+    plain = masked.original if masked else model
+    frozen = not plain.trainable_weights
+    values = select_prunable(plain, include, exclude, granularity, frozen=frozen).values()
     zeros = sum(value.size - int(np.count_nonzero(value)) for value in values)
     return zeros / sum(value.size for value in values)
 
 
 def select_prunable(
-    model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), granularity: str = "unstructured"
+    model: Any,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    granularity: str = "unstructured",
+    *,
+    frozen: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Path -> value of the prunable variables of a built, unmasked model. Raises as `sparsity`."""
-    variables = select_for(granularity, model, include, exclude).variables
+    """Path -> value of the prunable variables of a built, unmasked model, frozen ones as in `select_for`. Raises as
+    `sparsity`."""
+    variables = select_for(granularity, model, include, exclude, frozen=frozen).variables
     return {path: np.asarray(variable.numpy()) for path, variable in variables.items()}
 
 

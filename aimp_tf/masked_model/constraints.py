@@ -13,7 +13,9 @@ from aimp_tf.masked_model.keras_distribution import repaired
 
 
 class MaskConstraint:
-    """Zeroes the masked entries of a variable after every optimizer step, after any constraint of the user's.
+    """Zeroes the masked entries of a variable after every optimizer step, before and after a constraint of the user's.
+
+    Before, for that must not see what is pruned, such as in the norm of a column. After, for it may move zero.
 
     Args:
         mask: Variable of the weight's shape, bool; False marks a pruned entry. Changing its values takes effect at
@@ -26,9 +28,8 @@ class MaskConstraint:
         self.previous = previous
 
     def __call__(self, weight: Any) -> tf.Tensor:
-        if self.previous is not None:
-            weight = self.previous(weight)
-        return zeroed(weight, self.mask)
+        weight = zeroed(weight, self.mask)
+        return weight if self.previous is None else zeroed(self.previous(weight), self.mask)
 
 
 class ConstrainedModel(MaskedModel):
@@ -43,6 +44,10 @@ class ConstrainedModel(MaskedModel):
             variable.constraint = MaskConstraint(mask, variable.constraint)
         # A train function traced earlier does not know the constraints and would never call them.
         self.model.train_function = None
+        self._repairs.enter_context(repaired(self.model))
+
+    def _compiled_again(self) -> None:
+        self._repairs.close()
         self._repairs.enter_context(repaired(self.model))
 
     def _detach(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import zlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.cluster import Cluster
+from aimp_tf.masked_model.model_optimizers import ModelOptimizers
 from aimp_tf.masked_model.optimizer import ResettableOptimizer
 from aimp_tf.masked_model.smaller import Indices, SmallerVariables, resource_of
+from aimp_tf.precision import resolve_policy
+from aimp_tf.safe_files import checksum_of_arrays
 from aimp_tf.swap import Swap
 
 _ATTRIBUTE = "_aimp_tf_masked_model"
@@ -29,12 +32,14 @@ class MaskedModel(abc.ABC):
         model: The model to call `fit` on.
         original: The user's model, which `strip` hands back; in Keras 3 the same object.
         variables: Path -> variable, those to prune.
-        optimizer: Its optimizer's resets and schedule.
+        optimizers: The resets and schedules of its optimizers.
         cluster: The workers that train it, all of which must call the same methods in the same order.
         mixed_precision: The setting that the model is trained with.
         granularity: The setting that the variables were chosen for.
         input_axes: Path -> axis of the variable that counts the inputs of an output unit, for blocks.
-        left_dense: Paths of variables that have no masks, for they cannot hold the structure of the granularity.
+        left_dense: Path -> why, of weight matrices that have no masks.
+        masks_given: Whether masks were given when it was masked, which a `fit` without pruning then keeps.
+        rounds_left: How many rounds of a run on it are not done yet; None where no run began.
     """
 
     def __init__(self, model: Any, variables: Mapping[str, Any]) -> None:
@@ -52,18 +57,26 @@ class MaskedModel(abc.ABC):
         self.mixed_precision: str | None = None
         self.granularity = "unstructured"
         self.input_axes: dict[str, int | None] = {}
-        self.left_dense: tuple[str, ...] = ()
+        self.left_dense: dict[str, str] = {}
+        self.masks_given = False
+        self.rounds_left: int | None = None
         self.on_strip: Callable[[], object] = lambda: None
         self._part: SmallerVariables | None = None
         self._evaluations = contextlib.ExitStack()
+        self._fits = 0
+        self._in_fit = False
+        self._after_fit: list[Callable[[], object]] = []
         with model.distribute_strategy.scope():
-            self.optimizer = ResettableOptimizer(model.optimizer, model.trainable_variables)
+            self.optimizers = ModelOptimizers(model)
+            self._steps_before = self.optimizers.steps
             try:
                 self._attach()
             except BaseException:
-                self.optimizer.release()
+                self.optimizers.release()
                 self._detach()
                 raise
+        self._settling = Swap(self.model, "fit", self._settled_after(self.model.fit))
+        self._settling.do()
         setattr(self.model, _ATTRIBUTE, self)
         setattr(self.original, _ATTRIBUTE, self)
         self.synchronize()
@@ -72,6 +85,11 @@ class MaskedModel(abc.ABC):
     def of(model: Any) -> MaskedModel | None:
         """The MaskedModel that `model` belongs to, if it is masked."""
         return getattr(model, _ATTRIBUTE, None)
+
+    @property
+    def optimizer(self) -> ResettableOptimizer:
+        """The resets and schedule of the optimizer that the model was compiled with."""
+        return self.optimizers.main
 
     @property
     def weight_count(self) -> int:
@@ -100,6 +118,12 @@ class MaskedModel(abc.ABC):
             mask.assign(masks[path])
         self._zero_pruned()
 
+    def constrain(self) -> None:
+        """Lets the weights that are left meet the user's own constraints, as they do after every step."""
+        for variable in self.variables.values():
+            if variable.constraint.previous is not None:
+                variable.assign(variable.constraint(variable))
+
     def snapshot(self) -> list[np.ndarray]:
         """Copies of all weights of the model, moving statistics included, in the order of `model.weights`.
 
@@ -112,6 +136,65 @@ class MaskedModel(abc.ABC):
         for variable, value in zip(self._all_variables(), snapshot, strict=True):
             variable.assign(value)
         self._zero_pruned()
+        for layer in self.original._flatten_layers():
+            # Normalization computes with numbers that it derives from its weights.
+            if layer.weights and hasattr(layer, "finalize_state"):
+                layer.finalize_state()
+
+    def is_trained(self) -> list[bool]:
+        """Whether training changes each weight by gradients, in the order of `snapshot`: not statistics, nor what is
+        frozen."""
+        trained = set(map(id, self.original.trainable_weights))
+        return [id(variable) in trained for variable in self._all_variables()]
+
+    def checksum(self) -> int:
+        """Of all weights, as `snapshot` gives them."""
+        return checksum_of_arrays(map(_view, self._all_variables()))
+
+    def adopt_optimizers(self) -> None:
+        """Takes the optimizers that the model trains with now, for it may have been compiled since it was masked.
+
+        Raises:
+            ValueError: As `ModelOptimizers`, of the new ones; or the model computes in float16, for which the loss of
+                the new one would have to be scaled.
+        """
+        if self.optimizers.are_those_of(self.model):
+            return
+        if resolve_policy(self.mixed_precision) == "mixed_float16":
+            raise ValueError(
+                f"The model {self.original.name!r} was compiled after aimp_tf.wrap, which had put loss scaling round "
+                "its optimizer for mixed_float16. Compile it before aimp_tf.wrap(model, mixed_precision="
+                "'mixed_float16')."
+            )
+        self.train_whole()
+        with self.model.distribute_strategy.scope():
+            self.optimizers.release()
+            self.optimizers = ModelOptimizers(self.model)
+        self._compiled_again()
+
+    def when_fit_is_over(self, act: Callable[[], object]) -> None:
+        """Calls `act` once the `fit` that runs has called the `on_train_end` of all callbacks; now if none runs."""
+        if self._in_fit:
+            self._after_fit.append(act)
+        else:
+            act()
+
+    def _settled_after(self, fit: Callable[..., Any]) -> Callable[..., Any]:
+        """The model's `fit`, and then what `when_fit_is_over` was given: no callback writes weights after that."""
+
+        @functools.wraps(fit)
+        def fit_and_settle(*arguments: Any, **settings: Any) -> Any:
+            self._fits += 1
+            self._in_fit, self._after_fit = True, []
+            try:
+                history = fit(*arguments, **settings)
+            finally:
+                self._in_fit = False
+            for act in self._after_fit:
+                act()
+            return history
+
+        return fit_and_settle
 
     def train_part(
         self, weights: Sequence[tuple[Any, Indices]], attributes: Sequence[tuple[Any, Mapping[str, Any]]]
@@ -173,9 +256,7 @@ class MaskedModel(abc.ABC):
         """Raises RuntimeError, on every worker, where weights or masks are not the same on all of them."""
         if self.cluster.size == 1:
             return
-        own = 0
-        for value in map(_view, (*self._all_variables(), *self._masks.values())):
-            own = zlib.crc32(value.tobytes(), own)
+        own = checksum_of_arrays(map(_view, (*self._all_variables(), *self._masks.values())))
         sums = self.cluster.gather(str(own))
         if others := [str(index) for index, sum_ in enumerate(sums) if sum_ != sums[0]]:
             raise RuntimeError(
@@ -200,7 +281,7 @@ class MaskedModel(abc.ABC):
                 generators.append(generator.state)
         generators = [variable for variable in {id(v): v for v in generators}.values() if hasattr(variable, "assign")]
         return {
-            **{f"optimizer/{i:04d}": variable for i, variable in enumerate(self.optimizer.state(slots=slots))},
+            **{f"optimizer/{i:04d}": variable for i, variable in enumerate(self.optimizers.state(slots=slots))},
             **{f"generator/{i:04d}": variable for i, variable in enumerate(generators)},
         }
 
@@ -214,9 +295,28 @@ class MaskedModel(abc.ABC):
         if wrong:
             raise RuntimeError(
                 f"Pruned weights are not zero in {', '.join(wrong)}. Something assigns to these variables without "
-                "their constraint: a custom train_step that does not use the optimizer, or a callback that sets "
-                "weights."
+                "their constraint: a custom train_step that does not use the optimizer, or what sets weights, such as "
+                "load_weights, or a callback with those of an epoch that was less sparse. aimp_tf.strip(model, "
+                "unfinished=True) removes them all the same."
             )
+
+    def check_finished(self) -> None:
+        """Raises RuntimeError if the model was trained and not pruned as far as it was to be, or as `check_sparse`."""
+        trained = self._fits > 0 or self.optimizers.steps != self._steps_before
+        if trained and self.rounds_left:
+            raise RuntimeError(
+                f"Pruning is not finished: {self.rounds_left} trainings of the run are not done, and "
+                f"{1 - self.kept / self.weight_count:.2%} of the prunable weights are pruned. Go on with "
+                "fit(..., epochs=pruning.next_epochs, callbacks=[pruning]) until pruning.finished, or take the model "
+                "as it is by aimp_tf.strip(model, unfinished=True)."
+            )
+        if trained and self.rounds_left is None and not self.masks_given and self.kept == self.weight_count:
+            raise RuntimeError(
+                "The model was trained, but nothing was pruned: no GlobalMagnitudePruning was among the callbacks of "
+                "fit. Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning]), or take the dense model as it is "
+                "by aimp_tf.strip(model, unfinished=True)."
+            )
+        self.check_sparse()
 
     def strip(self) -> Any:
         """Takes the masks away and returns the user's own model, its pruned weights zero, its optimizer as it was.
@@ -225,10 +325,11 @@ class MaskedModel(abc.ABC):
         """
         self.train_whole()
         self._zero_pruned()
+        self._settling.undo()
         delattr(self.original, _ATTRIBUTE)
         if self.model is not self.original:
             delattr(self.model, _ATTRIBUTE)
-        self.optimizer.release()
+        self.optimizers.release()
         self._detach()
         self.on_strip()
         return self.original
@@ -251,6 +352,10 @@ class MaskedModel(abc.ABC):
     @abc.abstractmethod
     def _attach(self) -> None:
         """Fills `_masks` with variables and makes every optimizer step honour them. May replace `self.model`."""
+
+    @abc.abstractmethod
+    def _compiled_again(self) -> None:
+        """Does again what `_attach` did for a model that was then compiled otherwise."""
 
     @abc.abstractmethod
     def _detach(self) -> None:

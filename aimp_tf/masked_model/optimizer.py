@@ -1,7 +1,9 @@
-"""The optimizer of a masked model: what is reset between rounds and what must stay, in both generations of Keras."""
+"""One optimizer of a masked model: what is reset between rounds and what must stay, in both generations of Keras."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +20,11 @@ class ResettableOptimizer:
 
     Args:
         optimizer: A Keras 3 or tf_keras optimizer, legacy and loss-scaling ones included. It is built if need be.
-        trainable_variables: The variables that it trains.
+        trainable_variables: The variables that it trains, or more. One that is built and knows its own trains those.
+        name: What to call it in errors.
+
+    Attributes:
+        optimizer: The optimizer.
 
     Raises:
         ValueError: It averages weights (`use_ema`), which undoes pruning; it is made of several optimizers; it keeps
@@ -26,26 +32,40 @@ class ResettableOptimizer:
             started from, or trained other variables.
     """
 
-    def __init__(self, optimizer: Any, trainable_variables: Sequence[Any]) -> None:
+    def __init__(self, optimizer: Any, trainable_variables: Sequence[Any], name: str = "The optimizer") -> None:
+        self.optimizer = optimizer
         self._inner = _innermost(optimizer)
+        self._name = f"{name} {type(self._inner).__name__}"
         if getattr(self._inner, "use_ema", False):
             raise ValueError(
-                f"The optimizer {type(self._inner).__name__} was made with use_ema=True: the moving average writes "
-                "over pruned weights. Compile the model with use_ema=False."
+                f"{self._name} was made with use_ema=True: the moving average writes over pruned weights. Make it with "
+                "use_ema=False."
             )
         if hasattr(self._inner, "optimizers"):
             raise ValueError(
-                f"The optimizer {type(self._inner).__name__} is made of several, whose schedules and averages are not "
-                "looked into. Compile the model with one optimizer."
+                f"{self._name} is made of several, whose schedules and averages are not looked into. Compile the model "
+                "with one optimizer."
             )
         _build(optimizer, trainable_variables)
-        self._outer = optimizer
         # Not the property, which is a quotient under gradient accumulation.
         self._iterations = self._inner._iterations
         self._trainable_variables = list(trainable_variables)
         self._slots = self._slots_of(self._inner)
         self._initial_slots = self._initial_values(trainable_variables)
+        self._schedule: Any = None
+        self._stretched: Any = None
+        self._initial_rate: np.ndarray | None = None
+        self._needs_all_steps: bool | None = None
+        self.note_rate()
+
+    def note_rate(self) -> None:
+        """Takes the rate that the optimizer has now, or its schedule, for that to begin each round with.
+
+        It is that of the moment when this is made, until the run begins: it may be set in between.
+        """
         learning_rate = _learning_rate(self._inner)
+        if self._schedule is not None and learning_rate is self._stretched:
+            return
         self._schedule = learning_rate if is_schedule(learning_rate) else None
         if self._schedule is not None:
             self._stretched = stretchable(self._schedule)
@@ -66,9 +86,9 @@ class ResettableOptimizer:
 
     def state(self, *, slots: bool = True) -> list[Any]:
         """Every variable of the optimizer and of its stretched schedule, with or without those that a reset clears."""
-        variables = [*_variables_of(self._outer), *_variables_of(self._inner)]
+        variables = [*_variables_of(self.optimizer), *_variables_of(self._inner)]
         # What tf_keras does not list: the hyperparameters of legacy optimizers, and the loss scale.
-        holders = [vars(self._inner).get("_hyper", {}), vars(getattr(self._outer, "_loss_scale", object))]
+        holders = [vars(self._inner).get("_hyper", {}), vars(getattr(self.optimizer, "_loss_scale", object))]
         if self._schedule is not None:
             holders.append(vars(self._stretched))
         variables += [value for holder in holders for value in holder.values() if isinstance(value, tf.Variable)]
@@ -120,15 +140,17 @@ class ResettableOptimizer:
     def reset(self, steps: int = 0) -> None:
         """Slots as they were before the first step, the step counter at `steps`, a rate in a variable as at the start.
 
-        An optimizer that divides its averages by what the step counter says they have seen, such as Adam, starts from
-        step 0 whatever `steps` is: with averages of nothing and a late step it would take far too large steps.
+        An optimizer whose first step, with averages of nothing, would be another one at a later count starts from step
+        0 whatever `steps` is. Adam, which divides its averages by what the step counter says they have seen, would take
+        far too large steps.
 
         The loss scale of mixed precision is left alone: it belongs to the numbers' range, not to the training.
         """
         for slot, value in zip(self._slots, self._initial_slots, strict=True):
             slot.assign(tf.fill(slot.shape, value))
-        divides = any(hasattr(self._inner, name) for name in ("beta_1", "beta_2_decay"))
-        self._iterations.assign(0 if divides else steps)
+        if steps and self._needs_all_steps is None:
+            self._needs_all_steps = _needs_all_steps(self._inner)
+        self._iterations.assign(0 if self._needs_all_steps else steps)
         if self._initial_rate is not None:
             _learning_rate(self._inner).assign(self._initial_rate)
 
@@ -164,20 +186,20 @@ class ResettableOptimizer:
                 _build(fresh, trainable_variables)
             except Exception as error:
                 raise ValueError(
-                    f"The optimizer {type(self._inner).__name__} has already trained and cannot be copied from its "
-                    f"config ({error}). Compile the model with a new optimizer before pruning."
+                    f"{self._name} has already trained and cannot be copied from its config ({error}). Compile the "
+                    "model with a new optimizer before pruning."
                 ) from error
             slots = self._slots_of(fresh)
         if len(slots) != len(self._slots):
             raise ValueError(
-                f"The optimizer {type(self._inner).__name__} was built for other variables than the model trains now: "
-                "`trainable` was changed since. Compile the model again before pruning."
+                f"{self._name} was built for other variables than the model trains now: `trainable` was changed since. "
+                "Compile the model again before pruning."
             )
         values = [_value(slot) for slot in slots]
         if any(value.size and np.any(value != value.flat[0]) for value in values):
             raise ValueError(
-                f"The optimizer {type(self._inner).__name__} starts from copies of the weights, which a reset between "
-                "rounds would bring back. Compile the model with another optimizer."
+                f"{self._name} starts from copies of the weights, which a reset between rounds would bring back. "
+                "Compile the model with another optimizer."
             )
         return [value.reshape(-1)[:1].sum(dtype=value.dtype) for value in values]
 
@@ -205,8 +227,42 @@ def _innermost(optimizer: Any) -> Any:
 def _build(optimizer: Any, trainable_variables: Sequence[Any]) -> None:
     if hasattr(optimizer, "_create_all_weights"):  # tf_keras.optimizers.legacy
         optimizer._create_all_weights(trainable_variables)
-    elif not (getattr(optimizer, "built", False) or getattr(optimizer, "_built", False)):
+        return
+    if getattr(optimizer, "_trainable_variables", None) == []:
+        optimizer.built = (
+            False  # Keras 3 builds that of a model from an .h5 file for no variables, and cannot train it.
+        )
+    if not (getattr(optimizer, "built", False) or getattr(optimizer, "_built", False)):
         optimizer.build(trainable_variables)
+
+
+def _needs_all_steps(optimizer: Any) -> bool:
+    """Whether a first step, with slots of nothing, is another one where the step counter stands elsewhere than at 0.
+
+    It is tried on four numbers, with a copy of the optimizer that has a constant rate. One that cannot be copied or
+    tried so is taken to need them all.
+    """
+
+    def first_move(steps: int) -> np.ndarray:
+        config = optimizer.get_config()
+        constant = {"learning_rate": 0.01, "gradient_accumulation_steps": None}
+        copy = type(optimizer).from_config({**config, **{name: constant[name] for name in constant.keys() & config}})
+        of_keras_3 = any(base.__module__.split(".")[0] == "keras" for base in type(optimizer).__mro__)
+        variable_kind = importlib.import_module("keras").Variable if of_keras_3 else tf.Variable
+        with tf.device("CPU:0"):
+            weights = variable_kind(np.full((2, 2), 0.5, np.float32))
+            _build(copy, [weights])
+            copy._iterations.assign(steps)
+            copy.apply_gradients([(tf.constant([[1.0, -2.0], [0.5, 3.0]]), weights)])
+        return _value(weights)
+
+    # In a thread of its own, which is under no strategy.
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        try:
+            early, late = (thread.submit(first_move, steps).result() for steps in (0, 1000))
+        except Exception:
+            return True
+    return not np.allclose(early, late, rtol=1e-4)
 
 
 def _learning_rate(optimizer: Any) -> Any:

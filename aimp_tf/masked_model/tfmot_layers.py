@@ -67,6 +67,14 @@ class MaskedLayer(pruning_wrapper.PruneLowMagnitude):
             kwargs |= {"dtype": tf.bool, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
         return super().add_weight(name, *args, **kwargs)
 
+    @classmethod
+    def from_config(cls, config: Any) -> Any:
+        """A wrapper cannot be made anew, for the model that it belongs to would not be masked."""
+        raise ValueError(
+            f"The layer {config.get('name')!r} belongs to a model that aimp_tf.wrap has wrapped, which cannot be "
+            "cloned or made from its config. Clone what aimp_tf.strip(model) returns, or the model that wrap was given."
+        )
+
     def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         return self.layer(inputs, *args, **kwargs)
 
@@ -96,6 +104,9 @@ class WrappedModel(MaskedModel):
                 "model, x -> tf_keras.Model(inputs, subclassed(inputs))."
             )
         self.model = self._rebuild(self.original)
+        # What a subclass keeps on itself, in its own compile() for example.
+        for name in vars(self.original).keys() - vars(self.model).keys():
+            setattr(self.model, name, getattr(self.original, name))
         _compile_like(self.original, self.model)
         # The files that a callback writes or reads hold the plain model.
         for method in ("save", "save_weights", "load_weights"):
@@ -107,6 +118,9 @@ class WrappedModel(MaskedModel):
                 mask = tf.Variable(tf.ones(variable.shape, tf.bool), trainable=False)
             self._masks[path] = mask
             _set_constraint(variable, MaskConstraint(mask, variable.constraint))
+
+    def _compiled_again(self) -> None:
+        _compile_like(self.model, self.original)
 
     def _detach(self) -> None:
         for variable in self.variables.values():
@@ -161,9 +175,6 @@ def _can_rebuild(layer: Any) -> bool:
 
 
 def _compile_like(original: Any, model: Any) -> None:
-    # What a subclass keeps on itself, in its own compile() for example.
-    for name in vars(original).keys() - vars(model).keys():
-        setattr(model, name, getattr(original, name))
     settings = {**original._compile_config.config, "optimizer": original.optimizer}
     tf_keras.Model.compile(model, **settings)
     # Shared, since losses and metrics that are objects already belong to these and must not be built twice.

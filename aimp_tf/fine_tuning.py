@@ -1,0 +1,78 @@
+"""fine_tune(): trains a pruned model on, and keeps its zeros."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+from aimp_tf.cluster import Cluster
+from aimp_tf.config import is_number
+from aimp_tf.fitting import Fitting, build, check_fit_options
+from aimp_tf.masked_model import Masks, check_model, mask_model
+from aimp_tf.other_callbacks import as_callbacks
+
+
+def fine_tune(
+    model: Any,
+    train_data: Any,
+    *,
+    epochs: int,
+    validation_data: Any = None,
+    callbacks: Any = (),
+    masks: Masks = "zeros",
+    fit_options: Mapping[str, Any] | None = None,
+    verbose: str | int = "auto",
+) -> Any:
+    """Trains a pruned model on: every prunable weight that is zero stays exactly zero, the others train.
+
+    `fit` alone fills the zeros again in its first step. What is left of the optimizer's state and of a learning-rate
+    schedule goes on as in `fit`; compile the model anew for another rate.
+
+    Args:
+        model: A compiled Keras 3 or tf_keras model with zeros, such as `PruningResult.model` or one that was loaded
+            from a file. It is trained in place.
+        train_data: As in `prune`.
+        epochs: How many epochs to train, at least 1.
+        validation_data: As in `prune`.
+        callbacks: Keras callbacks, or one, as in `fit`.
+        masks: What stays zero, as in `wrap`: "zeros", or a dict such as `PruningResult.masks`.
+        fit_options: As in `prune`.
+        verbose: As in `fit`.
+
+    Returns:
+        `model`. What became of each epoch is in a callback such as `keras.callbacks.History()`.
+
+    Raises:
+        TypeError, ValueError: As `prune` and `wrap`, or `epochs` is not a whole number above 0. Raised before any
+            training.
+        RuntimeError: Something, such as a callback that sets weights, gave pruned weights other values. They are zero
+            again.
+
+    Example:
+        ```python
+        model = keras.models.load_model("pruned.keras")
+        aimp_tf.fine_tune(model, (x, y), epochs=3)
+        ```
+    """
+    generation = check_model(model)
+    if not is_number(epochs, numbers.Integral):
+        raise TypeError(f"epochs must be a whole number; got {epochs!r}.")
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1; got {epochs}.")
+    options = dict(fit_options or {})
+    check_fit_options(model, options)
+    cluster = Cluster(model.distribute_strategy)
+    callbacks = as_callbacks(callbacks)
+    fitting = Fitting(
+        train_data, validation_data, callbacks, options, verbose, None, generation, cluster, order_goes_on=True
+    )
+    fitting.settle_order(cluster)
+    build(model, fitting.train)
+    masked = mask_model(model, masks=masks)
+    try:
+        fitting.fit(masked.model, callbacks, epochs=epochs)
+        masked.check_sparse()
+    finally:
+        masked.strip()
+    return model

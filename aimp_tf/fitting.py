@@ -1,0 +1,226 @@
+"""Fitting: what every `fit` of a run is called with."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.cluster import Cluster
+from aimp_tf.config import nearest
+from aimp_tf.device_arrays import DeviceArrays
+from aimp_tf.input_pipeline import Order, array_positions, batch_count, in_batches, prepare, spec_of
+from aimp_tf.keras_own import is_keras_own
+from aimp_tf.masked_model import is_built, resource_of
+from aimp_tf.rounds import plain_logs
+
+logger = logging.getLogger(__name__)
+
+_OWN_OPTIONS = {
+    "x": "give it as train_data",
+    "y": "give it as train_data=(x, y)",
+    "sample_weight": "give it as train_data=(x, y, sample_weight)",
+    "validation_data": "give it to prune",
+    "validation_split": "split the arrays and give validation_data to prune",
+    "callbacks": "give them to prune",
+    "verbose": "give it to prune",
+    "epochs": "set epochs and round_epochs in the config",
+    "initial_epoch": "each round starts at its first epoch",
+}
+_BATCH_SIZES = ("batch_size", "validation_batch_size")
+
+
+class Fitting:
+    """What every `fit` of a run is called with.
+
+    Attributes:
+        train: The training data.
+        validation: The validation data, or None.
+        order: The order in which arrays are read; None for other data, which has its own.
+        callbacks: The user's callbacks.
+        options: The other arguments of `fit`.
+    """
+
+    def __init__(
+        self,
+        train_data: Any,
+        validation_data: Any,
+        callbacks: Sequence[Any],
+        options: Mapping[str, Any],
+        verbose: str | int,
+        seed: int | None,
+        generation: str,
+        cluster: Cluster,
+        *,
+        order_goes_on: bool = False,
+    ) -> None:
+        floatx = importlib.import_module(generation).backend.floatx()
+        # Keras 3 makes NaN of a replica's share of a batch where there is nothing in it.
+        least_batch = cluster.replicas if generation == "keras" else 1
+        self.callbacks = callbacks
+        self.options = {name: value for name, value in options.items() if name not in _BATCH_SIZES}
+        self.options["verbose"] = verbose
+        batch_size, validation_batch_size = map(options.get, _BATCH_SIZES)
+        self.order = None
+        self._arrays: tuple[tuple, tf.data.Dataset] | None = None
+        self._on_device: DeviceArrays | None = None
+        if isinstance(train_data, tuple):
+            seed = int(np.random.randint(2**31)) if seed is None else seed
+            self.order = Order(seed, shuffle=bool(options.get("shuffle", True)), goes_on=order_goes_on)
+            self._arrays = array_positions(
+                train_data,
+                "train_data",
+                batch_size=batch_size,
+                order=self.order,
+                steps_per_epoch=options.get("steps_per_epoch"),
+                floatx=floatx,
+                least_batch=least_batch,
+            )
+            self.train = in_batches(*self._arrays)
+        else:
+            self.train = prepare(train_data, "train_data", batch_size=batch_size)
+        if cluster.size > 1 and not isinstance(self.train, tf.data.Dataset):
+            raise ValueError(
+                f"train_data is a {type(train_data).__name__}, which every worker would read in an order of its own. "
+                "With several workers, it must be a tf.data.Dataset or a tuple (x, y) of arrays."
+            )
+        if isinstance(self.train, tf.data.Dataset):
+            self.options["shuffle"] = False  # Keras 3 warns of its own default, which does not apply to a Dataset.
+        _check_end(self.train, "train_data", options.get("steps_per_epoch"), "steps_per_epoch")
+        self.validation = None
+        if validation_data is not None:
+            if validation_batch_size is None and isinstance(validation_data, tuple):
+                validation_batch_size = batch_size
+            self.validation = prepare(
+                validation_data,
+                "validation_data",
+                batch_size=validation_batch_size,
+                floatx=floatx,
+                least_batch=least_batch,
+            )
+            _check_end(self.validation, "validation_data", options.get("validation_steps"), "validation_steps")
+
+    def batches(self) -> int:
+        """How many batches an epoch has. Data that does not tell is read once, to count them."""
+        steps = self.options.get("steps_per_epoch") or batch_count(self.train)
+        if steps > 0:
+            return steps
+        logger.info("train_data does not tell how many batches it has; reading it once to count them.")
+        return int(self.train.reduce(np.int64(0), lambda count, _: count + 1))
+
+    def measure(self, model: Any, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the metrics in the logs of a `fit` that evaluating the model on the same data gives."""
+        settings = {"verbose": 0, "return_dict": True}
+        measured = model.evaluate(self.train, steps=self.options.get("steps_per_epoch"), **settings)
+        if self.validation is not None:
+            steps = self.options.get("validation_steps")
+            validated = model.evaluate(self.validation, steps=steps, **settings)
+            measured |= {f"val_{name}": value for name, value in validated.items()}
+        return plain_logs({name: measured[name] for name in logs if name in measured})
+
+    def settle_order(self, cluster: Cluster) -> None:
+        """Lets all workers read arrays in the order of the chief, whose seed may be drawn."""
+        seed = cluster.from_chief(None if self.order is None else self.order.seed)
+        if self.order is not None:
+            self.order.seed = seed
+            self.order.begin(0, 0)
+
+    def check_on_device(self, model: Any, cluster: Cluster) -> None:
+        """Raises TypeError or ValueError if `data_on_device` cannot be done."""
+        if self._arrays is None:
+            raise TypeError(
+                "data_on_device takes train_data as a tuple (x, y) or (x, y, sample_weight) of arrays; got "
+                f"{type(self.train).__name__}. Give arrays, or set data_on_device=False."
+            )
+        for array in tf.nest.flatten(self._arrays[0]):
+            if not (array.dtype.is_integer or array.dtype.is_floating or array.dtype.is_complex or array.dtype.is_bool):
+                raise TypeError(
+                    f"data_on_device takes arrays of numbers; got one of dtype {array.dtype.name} in train_data. Make "
+                    "numbers of it, or set data_on_device=False."
+                )
+        if not cluster.on_one_device:
+            raise ValueError(
+                "data_on_device takes a model made without a strategy or under OneDeviceStrategy; this one was made "
+                f"under {type(model.distribute_strategy).__name__}. Set data_on_device=False."
+            )
+        if self.options.get("class_weight") is not None:
+            raise ValueError(
+                "With data_on_device, fit does not see the classes that class_weight is for. Give each example its "
+                "weight, as train_data=(x, y, sample_weight), or set data_on_device=False."
+            )
+        for name in ("fit", "make_train_function"):
+            if not is_keras_own(getattr(type(model), name)):
+                raise ValueError(
+                    f"With data_on_device, fit reads positions of examples, which the {name} of "
+                    f"{type(model).__name__} may not expect. Leave it to Keras, or set data_on_device=False."
+                )
+
+    @contextlib.contextmanager
+    def on_device_of(self, model: Any) -> Iterator[None]:
+        """Within it, every `fit` gathers its batches in the memory of the device that a built model is on.
+
+        Raises:
+            ValueError: There is no room for them.
+        """
+        assert self._arrays is not None
+        # Not those of tf_keras' lookup layers. A model without any is refused later, for it has nothing to prune.
+        devices = (resource_of(weight).device for weight in model.weights if hasattr(weight, "assign"))
+        self._on_device = DeviceArrays(*self._arrays, next(devices, "CPU:0"))
+        try:
+            yield
+        finally:
+            self._on_device.release()
+
+    def fit(self, model: Any, callbacks: Sequence[Any], *, epochs: int, initial_epoch: int = 0) -> None:
+        """Calls `fit` of a model, with these callbacks and no others."""
+        data = self.train
+        gathering: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._on_device is not None:
+            data, gathering = self._on_device.batches, self._on_device.gathering(model)
+        with gathering:
+            model.fit(
+                data,
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                validation_data=self.validation,
+                callbacks=callbacks,
+                **self.options,
+            )
+
+
+def check_fit_options(model: Any, options: Mapping[str, Any]) -> None:
+    known = [name for name in inspect.signature(model.fit).parameters if name not in _OWN_OPTIONS]
+    for name in options:
+        if name in _OWN_OPTIONS:
+            raise TypeError(f"fit_options must not hold {name!r}: {_OWN_OPTIONS[name]}.")
+        if name not in known:
+            raise TypeError(f"fit() has no argument {name!r}, which came in fit_options.{nearest(name, known)}")
+
+
+def build(model: Any, train: Any) -> None:
+    """Gives a model that has no weights yet its weights, by calling it on one batch."""
+    if is_built(model):
+        return
+    batch = train[0] if hasattr(train, "__getitem__") else next(iter(train.take(1)))
+    try:
+        with model.distribute_strategy.scope():
+            model(batch[0] if isinstance(batch, tuple) else batch)
+    except Exception as error:
+        raise ValueError(
+            f"The model {model.name!r} cannot be built from train_data, which gives {spec_of(train)}. The error was: "
+            f"{error}"
+        ) from error
+
+
+def _check_end(data: Any, name: str, steps: int | None, option: str) -> None:
+    """Raises ValueError for data without end, of which `fit` is not told how much to read."""
+    if steps is None and isinstance(data, tf.data.Dataset) and batch_count(data) == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            f"{name} never ends. Give {option} in fit_options, or the part of it to read, as dataset.take(batches)."
+        )
