@@ -93,7 +93,10 @@ def test_axes_of_recurrent_and_attention_kernels_and_of_own_layers(K):
         "rnn/lstm_cell/kernel": 0,
         "rnn/lstm_cell/recurrent_kernel": 0,
     }
-    assert select_for("1x4", model).left_dense == ("scaled/kernel", "own/scale", "own/kernel", "rnn/lstm_cell/kernel")
+    assert select_for("1x4", model).left_dense == dict.fromkeys(
+        ["scaled/kernel", "own/scale", "own/kernel", "rnn/lstm_cell/kernel"],
+        "its inputs are no multiple of 4, which granularity='1x4' needs",
+    )
 
 
 BLOCKS = {"granularity": "1x4", "target_sparsity": 0.7}
@@ -224,13 +227,14 @@ SETTINGS = {"target_sparsity": 0.5, "rate": 0.5, "epochs": 1, "granularity": "1x
 def test_what_cannot_hold_blocks_is_left_dense_and_named(make_cnn, blobs, caplog, tmp_path):
     result = aimp_tf.prune(make_cnn(), blobs, workdir=tmp_path / "run", exclude=("first/*",), **SETTINGS)
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        "Left dense, for their inputs are no multiple of four, which granularity='1x4' needs: second/kernel. "
+        "Left dense: second/kernel (its inputs are no multiple of 4, which granularity='1x4' needs). "
         "target_sparsity is that of the other variables."
     ]
     assert list(result.masks) == ["logits/kernel"] and result.sparsity == 0.5
-    assert [round_.left_dense for round_ in result.rounds] == [("second/kernel",)] * 2
+    reason = "its inputs are no multiple of 4, which granularity='1x4' needs"
+    assert [round_.left_dense for round_ in result.rounds] == [{"second/kernel": reason}] * 2
     assert [round_.kept for round_ in result.rounds] == [32 * 3, 48]
-    note = "Left dense, for their inputs are no multiple of four: second/kernel."
+    note = f"Left dense ({reason}): second/kernel."
     assert note in result.summary()
     (page, *_) = result.report(tmp_path / "report.md")
     assert note in page.read_text()

@@ -366,8 +366,10 @@ def test_tfmots_own_pruning(K, make_mlp, blobs, tmp_path):
     logits, mask = make_mlp().get_layer("logits").kernel.numpy(), partly.masks["logits/kernel"]
     np.testing.assert_array_equal(still.get_layer("logits").kernel, np.where(mask, logits, 0))
     endless = tf.data.Dataset.from_tensor_slices(blobs).repeat().batch(4)
-    with pytest.raises(ValueError, match="must know how many batches an epoch has"):
+    with pytest.raises(ValueError, match=r"train_data never ends. Give steps_per_epoch in fit_options"):
         aimp_tf.prune(make_mlp(), endless, **settings)
+    with pytest.raises(ValueError, match=r"validation_data never ends. Give validation_steps"):
+        aimp_tf.prune(make_mlp(), blobs, validation_data=endless, **settings)
     assert aimp_tf.prune(make_mlp(), endless, fit_options={"steps_per_epoch": 16}, **settings).sparsity == 0.75
 
 
@@ -403,3 +405,19 @@ def test_what_the_model_cannot_give_is_said_before_any_training(make_mlp, blobs,
     assert MaskedModel.of(model) is None and not (tmp_path / "run").exists()
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_gradual_pruning_counts_the_batches_of_data_that_does_not_tell(K, make_mlp, blobs, epochs):
+    """16 batches an epoch: half of all steps rise to the target, which is reached well before the last one."""
+    batches = tf.data.Dataset.from_tensor_slices(blobs).batch(4)
+    unknown = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=batches.element_spec)
+    kept = {}
+    for name, data in (("known", batches), ("unknown", unknown)):
+        model, kept[name] = make_mlp(), []
+        note = K.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs, name=name, model=model: kept[name].append(aimp_tf.sparsity(model))
+        )
+        aimp_tf.prune(model, data, target_sparsity=0.75, epochs=epochs, method="gradual", callbacks=note, verbose=0)
+    assert kept["unknown"] == kept["known"] and len(set(kept["known"])) >= 8
+    assert kept["known"].index(0.75) == 8 * epochs - 1 and len(kept["known"]) == 16 * epochs
