@@ -561,14 +561,15 @@ def test_a_dead_branch_goes_only_where_no_mask_could_change(layer, reader, K):
     assert report.channels["masked"] == (3, 3) and report.channels["free"] == (3, 0)
 
 
-@pytest.mark.parametrize("K", ["keras"], indirect=True)
-def test_zeros_that_are_padding_do_not_kill_what_they_multiply(K):
-    """Keras 3 takes the other factor where one is padding."""
+@pytest.mark.parametrize("kind", ["Maximum", "Minimum", "Multiply"])
+def test_constants_make_no_constant_where_some_are_padding(kind, K):
+    """Keras 3 takes the other one there."""
     layers, ids, features = K.layers, K.Input((3,), dtype="int32"), K.Input((3, 2))
-    zeros = layers.Dense(2, name="zeros")
-    product = layers.Maximum()([zeros(layers.Embedding(9, 2, mask_zero=True)(ids)), layers.Dense(2)(features)])
-    model = K.Model([ids, features], layers.Dense(2)(product))
-    zeros.set_weights([np.zeros((2, 2)), np.full(2, 100.0)])
+    masked, free = layers.Dense(2, name="masked"), layers.Dense(2, name="free")
+    pair = [masked(layers.Embedding(9, 2, mask_zero=True)(ids)), free(features)]
+    model = K.Model([ids, features], layers.Dense(2)(getattr(layers, kind)()(pair)))
+    masked.set_weights([np.zeros((2, 2)), np.array([0.0, 5.0])])
+    free.set_weights([np.zeros((2, 2)), np.array([2.0, 3.0])])
     check_same(model, [np.array([[1, 0, 2]]), np.ones((1, 3, 2), np.float32)])
 
 
