@@ -6,14 +6,20 @@ Keras has no public way to walk the calls of a model, so this is the one place t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from aimp_tf.keras_own import is_keras_own
 from aimp_tf.masked_model import check_built, check_plain, keras_generation
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +107,34 @@ class ModelGraph:
         )
         return cls(model, keras, new_inputs, new_outputs, calls)
 
+    @functools.cached_property
+    def masked(self) -> frozenset[Tensor]:
+        """The tensors that carry a mask of padding, which layers hand on unseen beside the values.
+
+        The layers themselves are asked, on symbolic tensors; all tensors are taken to carry one if that fails. What
+        goes into the model carries none.
+        """
+        if not any(_may_mask(call.layer) for call in self.calls):
+            return frozenset()
+        found: set[Tensor] = set()
+
+        def run(*inputs: Any) -> None:
+            values = dict(zip(tf.nest.flatten(self.inputs), inputs, strict=True))
+            for call in self.calls:
+                args, kwargs = _filled_in(call, values.__getitem__)
+                outputs = tf.nest.flatten(call.layer(*args, **kwargs))
+                values.update(zip(call.outputs, outputs, strict=True))
+                masks = (getattr(output, "_keras_mask", None) for output in outputs)
+                found.update(tensor for tensor, mask in zip(call.outputs, masks, strict=True) if mask is not None)
+
+        try:
+            specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tf.nest.flatten(self.inputs)]
+            tf.function(run, autograph=False).get_concrete_function(*specs)
+        except Exception as error:  # Whatever a layer of the user's raises.
+            _log.debug("Masks of %s could not be traced: %s", self.model.name, error)
+            return frozenset(tensor for call in self.calls for tensor in (*call.inputs, *call.outputs))
+        return frozenset(found)
+
     def build(
         self,
         layer_for: Callable[[Call], Any],
@@ -152,9 +186,7 @@ class ModelGraph:
         if call in rewritten:
             outputs = rewritten[call](get)
         else:
-            args, kwargs = tf.nest.map_structure(
-                lambda value: get(value) if isinstance(value, Tensor) else value, (call.args, dict(call.kwargs))
-            )
+            args, kwargs = _filled_in(call, get)
             if id(call.layer) not in layers:
                 layers[id(call.layer)] = layer_for(call)
             outputs = layers[id(call.layer)](*args, **kwargs)
@@ -177,6 +209,29 @@ class _Step:
         return tuple(value for value in flat if isinstance(value, Tensor))
 
 
+def _filled_in(call: Call, get: Callable[[Tensor], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a layer is called with, and what `get` gives in each tensor's place."""
+    filled_in: tuple[tuple[Any, ...], dict[str, Any]] = tf.nest.map_structure(
+        lambda value: get(value) if isinstance(value, Tensor) else value, (call.args, dict(call.kwargs))
+    )
+    return filled_in
+
+
+def _may_mask(layer: Any) -> bool:
+    """Whether a layer, or one within it, may give a mask to what had none. All layers of the user's may."""
+    return any(
+        not is_keras_own(type(part))
+        or getattr(part, "mask_zero", False)
+        or type(part).__name__ in ("Masking", "Lambda")
+        for part in _parts_of(layer)
+    )
+
+
+def _parts_of(layer: Any) -> list[Any]:
+    """A layer, or an operation in its place, and the layers within it."""
+    return list(layer._flatten_layers()) if hasattr(layer, "_flatten_layers") else [layer]
+
+
 class _Missing(Exception):
     def __init__(self, tensor: Tensor) -> None:
         super().__init__(tensor)
@@ -193,10 +248,11 @@ def copy_with(model: Any, replacement: Callable[[Any], Any | None]) -> Any:
 
     Returns:
         A functional model with the inputs and outputs of `model`, compiled with the same loss and metrics where it is
-        compiled and these can be made from their configs.
+        compiled and these can be made from their configs. Layers that cannot be made from theirs share their weights
+        with `model`; they are logged at level INFO.
 
     Raises:
-        TypeError, ValueError: As `ModelGraph.of`, or a layer cannot be copied.
+        TypeError, ValueError: As `ModelGraph.of`.
     """
     graph = ModelGraph.of(model)
     copies = Copies(graph)
@@ -207,16 +263,24 @@ def copy_with(model: Any, replacement: Callable[[Any], Any | None]) -> Any:
 
 
 class Copies:
-    """Copies of layers, whose weights are set when all of them are built."""
+    """Copies of layers, whose weights are set when all of them are built.
+
+    A layer that cannot be made again from its config, and need not change, is shared: what takes its place has the same
+    variables and all else that it holds, but a name and a place in models of its own, so that nothing of it changes.
+
+    Attributes:
+        shared: Name of each layer that is shared -> its class.
+    """
 
     def __init__(self, graph: ModelGraph) -> None:
+        self.shared: dict[str, str] = {}
         self._keras = graph.keras
         self._pending: list[tuple[Any, list[Any]]] = []
 
     def of(self, call: Call, weights: list[Any] | None = None, **changes: Any) -> Any:
         """A copy of a call's layer, with other weights or fields of its config if these are given.
 
-        Raises ValueError where a layer cannot be made from its config.
+        Raises ValueError where a layer that is to change cannot be made from its config.
         """
         layer = call.layer
         # Operations have no state, and lookups one that is no weight.
@@ -227,12 +291,17 @@ class Copies:
                 layer.function, layer._output_shape, layer.mask, layer.arguments, name=call.name, dtype=layer.dtype
             )
         try:
-            copy = type(layer).from_config({**layer.get_config(), "name": call.name, **changes})
-        except Exception as error:
-            raise ValueError(
-                f"The layer {layer.name!r} of the class {type(layer).__name__} cannot be copied. A layer of your own "
-                f"must give all arguments of its constructor in get_config. The error was: {error}"
-            ) from error
+            copy = _remade(call, changes)
+        except Exception as error:  # Whatever a constructor of the user's raises.
+            if _is_change(layer, weights, changes):
+                raise ValueError(
+                    f"The layer {layer.name!r} of the class {type(layer).__name__} has to change, but cannot be made "
+                    "from its config. A layer of your own must give all arguments of its constructor in get_config. "
+                    f"The error was: {error}"
+                ) from error
+            self.shared[call.name] = type(layer).__name__
+            return _sharing(layer, call.name)
+        copy.supports_masking = layer.supports_masking
         self._pending.append((copy, layer.get_weights() if weights is None else weights))
         return copy
 
@@ -242,6 +311,71 @@ class Copies:
             copy.set_weights(weights)
             if hasattr(copy, "finalize_state"):
                 copy.finalize_state()
+        if self.shared:
+            _log.info(
+                "Layers that cannot be made from their configs, and share their weights with the model: %s.",
+                ", ".join(f"{name} ({kind})" for name, kind in self.shared.items()),
+            )
+
+
+def _remade(call: Call, changes: Mapping[str, Any]) -> Any:
+    """A layer made from the config of a call's, without its weights. Raises what a constructor does, and ValueError."""
+    layer = call.layer
+    config = {**layer.get_config(), "name": call.name}
+    functions = _functions(layer, config)
+    if is_keras_own(type(layer)):
+        within = (_functions(part, part.get_config()) for part in _parts_of(layer) if part is not layer)
+        hidden = {id(value) for part in within for value in part.values() if not is_keras_own(value)}
+        if hidden - set(map(id, functions.values())):
+            raise ValueError("A layer within it has a function of your own, for which a config holds a name alone.")
+    try:
+        # Themselves, for their names may stand for nothing, or for other functions.
+        copy = type(layer).from_config({**config, **functions, **changes})
+    except Exception:
+        if is_keras_own(type(layer)):
+            raise
+        copy = type(layer).from_config({**config, **changes})  # That may expect just what get_config gave.
+    if not is_keras_own(type(layer)) and not changes:
+        _check_alike(copy, call)
+    return copy
+
+
+def _functions(layer: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The functions that a layer was given, by the names of their fields in its config."""
+    values = {name: getattr(layer, name, None) for name in config}
+    return {
+        name: value
+        for name, value in values.items()
+        if callable(value) and not hasattr(value, "get_config") and getattr(value, "__self__", None) is not layer
+    }
+
+
+def _check_alike(copy: Any, call: Call) -> None:
+    """Builds a copy by calling it on zeros, and raises what it does, or ValueError if it has other weights."""
+    args, kwargs = _filled_in(call, lambda tensor: tf.zeros([size or 1 for size in tensor.shape], tensor.dtype))
+    copy(*args, **kwargs)
+    shapes, expected = ([weight.shape for weight in layer.get_weights()] for layer in (copy, call.layer))
+    if shapes != expected:
+        raise ValueError(f"What its config gives has weights of the shapes {shapes} instead of {expected}.")
+
+
+def _is_change(layer: Any, weights: list[Any] | None, changes: Mapping[str, Any]) -> bool:
+    """Whether any of these weights and attributes are not those of the layer."""
+    if any(getattr(layer, name, None) != value for name, value in changes.items()):
+        return True
+    before = layer.get_weights()
+    return weights is not None and not all(map(np.array_equal, weights, before))
+
+
+def _sharing(layer: Any, name: str) -> Any:
+    """A layer that has all that another holds, its variables above all, and is in no model yet."""
+    twin = object.__new__(type(layer))  # Not copy.copy, which Keras makes from configs.
+    vars(twin).update(vars(layer))
+    if "_name" in vars(layer):  # Of tf_keras.
+        vars(twin).update(_name=name, _inbound_nodes_value=[], _outbound_nodes_value=[])
+    else:
+        vars(twin).update(name=name, _inbound_nodes=[], _outbound_nodes=[])
+    return twin
 
 
 def compile_alike(model: Any, other: Any) -> None:

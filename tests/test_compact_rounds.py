@@ -267,6 +267,26 @@ def test_a_loss_off_the_way_to_the_outputs_is_heeded(K):
     assert kept == {"hidden": 8, "beside": 6}
 
 
+def test_the_share_counts_layers_that_are_not_seen_through(K):
+    """6 units of 12 go between a convolution in groups, which stays whole, and the last layer."""
+    layers = K.layers
+    model = K.Sequential(
+        [
+            K.Input((4, 4)),
+            layers.Conv1D(8, 3, groups=2, name="grouped"),
+            layers.Dense(12, activation="relu", name="hidden"),
+            layers.Dense(2, name="last"),
+        ]
+    )
+    model.compile("sgd", "mse")
+    masked = mask_model(model)
+    masks = {path: np.ones(mask.shape, bool) for path, mask in masked.masks().items()}
+    masks["last/kernel"][:6] = False
+    masked.set_masks(masks)
+    grouped, hidden, last = 2 * (3 * 2 * 8), 2 * (8 * 12), 2 * (12 * 2)
+    assert part_of(masked).share == (grouped + hidden / 2 + last / 2) / (grouped + hidden + last)
+
+
 def test_noise_makes_something_of_zeros(K):
     """So that their weights train on it."""
     layers = K.layers

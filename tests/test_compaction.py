@@ -471,15 +471,287 @@ def test_bad_models_are_refused(K, make_mlp):
     with pytest.raises(ValueError, match="of the class Own, whose own call cannot be seen through"):
         aimp_tf.compact(own)
 
-    class Stubborn(K.layers.Layer):
-        def __init__(self, size):
-            super().__init__(name="stubborn")
+
+class PaddedNetwork(Network):
+    """Draws a network on padded sequences, whose masks layers combine, hand on or drop."""
+
+    def dense(self, x):
+        return self.L.Dense(4, activation=self.one_of(None, "relu", "sigmoid"))(x)
+
+    def nested(self, x):
+        inner = self.K.Input(x.shape[1:])
+        return self.K.Model(inner, self.merged(self.dense(inner)))(x)
+
+    def merged(self, x):
+        y = self.dense(self.one_of(x, *(self.sources if x.shape[1] == 5 else ())))
+        pair = self.one_of([x, y], [y, x])
+        kind = self.one_of("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate", "+", "*")
+        if kind in "+*":
+            return pair[0] + pair[1] if kind == "+" else pair[0] * pair[1]
+        merged = getattr(self.L, kind)()(pair)
+        return self.dense(merged) if kind == "Concatenate" else merged
+
+    def model(self):
+        ids, features = self.K.Input((5,), dtype="int32"), self.K.Input((5, 4))
+        self.sources = (
+            self.L.Embedding(10, 4, mask_zero=True)(ids),
+            self.L.Masking()(features),
+            self.dense(features),
+            tokens_of_ones_own(self.K)(ids),
+        )
+        x = self.one_of(*self.sources)
+        for _ in range(self.draw(st.integers(1, 4))):
+            inside = self.sources
+            block = self.one_of(self.dense, self.merged, self.merged, self.nested)
+            if block == self.nested:
+                self.sources = ()
+            x = block(x)
+            self.sources = inside
+        reader = self.one_of(self.L.GlobalAveragePooling1D(), self.L.LSTM(3), self.L.Dense(2))
+        return self.K.Model([ids, features], reader(x))
+
+
+def tokens_of_ones_own(keras):
+    class Tokens(keras.layers.Layer):
+        """Gives a mask that only its call shows."""
+
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.embedding = keras.layers.Embedding(10, 4, mask_zero=True)
+
+        def build(self, input_shape):
+            self.embedding.build(input_shape)
+
+        def call(self, ids):
+            return self.embedding(ids)
+
+    return Tokens()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@given(data=st.data(), generation=st.sampled_from(GENERATIONS))
+def test_padding_stays_what_it_was(data, generation):
+    network = PaddedNetwork(data.draw, importlib.import_module(generation))
+    model = network.model()
+    network.kill(model)
+    tokens = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 6, 0], [7, 0, 0, 8, 9]])
+    features = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
+    features[0, 3:] = features[1, 1:4] = 0
+    small, _ = check_same(model, [tokens, features])
+    before, after = (getattr(some([tokens, features]), "_keras_mask", None) for some in (model, small))
+    assert (before is None) == (after is None) and (before is None or np.array_equal(before, after))
+
+
+@pytest.mark.parametrize("layer", ["Add", "+"])
+@pytest.mark.parametrize("reader", ["GlobalAveragePooling1D", "LSTM"])
+def test_a_dead_branch_goes_only_where_no_mask_could_change(layer, reader, K):
+    """`+` drops the mask, which the branch that stays alone would bring back; after the reader, no mask is left."""
+    layers, ids = K.layers, K.Input((4,), dtype="int32")
+
+    def residual(x, name):
+        branch = layers.Dense(x.shape[-1], name=name)(x)
+        return x + branch if layer == "+" else layers.Add()([x, branch])
+
+    x = residual(layers.Embedding(9, 3, mask_zero=True)(ids), "masked")
+    x = layers.GlobalAveragePooling1D()(x) if reader != "LSTM" else layers.LSTM(3)(x)
+    model = K.Model(ids, layers.Dense(2, name="last")(residual(x, "free")))
+    for name in ("masked", "free"):
+        model.get_layer(name).set_weights([np.zeros((3, 3)), np.ones(3)])
+    _, report = check_same(model, np.array([[1, 2, 0, 0], [3, 4, 5, 0]]))
+    assert report.channels["masked"] == (3, 3) and report.channels["free"] == (3, 0)
+
+
+@pytest.mark.parametrize("kind", ["Maximum", "Minimum", "Multiply"])
+def test_constants_make_no_constant_where_some_are_padding(kind, K):
+    """Keras 3 takes the other one there."""
+    layers, ids, features = K.layers, K.Input((3,), dtype="int32"), K.Input((3, 2))
+    masked, free = layers.Dense(2, name="masked"), layers.Dense(2, name="free")
+    pair = [masked(layers.Embedding(9, 2, mask_zero=True)(ids)), free(features)]
+    model = K.Model([ids, features], layers.Dense(2)(getattr(layers, kind)()(pair)))
+    masked.set_weights([np.zeros((2, 2)), np.array([0.0, 5.0])])
+    free.set_weights([np.zeros((2, 2)), np.array([2.0, 3.0])])
+    check_same(model, [np.array([[1, 0, 2]]), np.ones((1, 3, 2), np.float32)])
+
+
+def own_activation(x):
+    return x * tf.sigmoid(1.7 * x)
+
+
+def relu(x):  # Of the name of another function.
+    return tf.maximum(x, -1.0)
+
+
+@pytest.mark.parametrize("function", [own_activation, relu, lambda x: x * 2])
+def test_functions_that_no_config_holds(function, K):
+    layers = K.layers
+
+    def start(shape, dtype=None, **_):
+        return tf.ones(shape, dtype)
+
+    def penalty(weights):
+        return tf.reduce_sum(weights**2)
+
+    model = K.Sequential(
+        [
+            K.Input((5, 4)),
+            layers.Dense(6, activation=function, kernel_regularizer=penalty, name="dense"),
+            layers.Conv1D(5, 1, activation=function, kernel_initializer=start, name="conv"),
+            layers.Activation(function),
+            layers.DepthwiseConv1D(2, activation=function, depthwise_constraint=penalty),
+            layers.GRU(3, activation=function, return_sequences=True),
+            layers.RNN(layers.LSTMCell(3, activation=function), return_sequences=True, name="cell"),
+            layers.TimeDistributed(layers.Dense(3, activation=function), name="each"),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    for name in ("dense", "conv"):
+        kernel = model.get_layer(name).kernel
+        kernel.assign(np.where(np.arange(kernel.shape[-1]) < 2, kernel.numpy(), 0.0))
+    small, report = check_same(model, np.random.default_rng(0).normal(size=(2, 5, 4)))
+    assert report.channels["dense"] == (6, 6) and report.channels["conv"] == (5, 5)
+    assert {"cell", "each"} <= set(report.shared) and not {"dense", "conv"} & set(report.shared)
+    assert small.get_layer("dense").activation is function
+
+
+def layers_without_config(keras):
+    """Layers that cannot be made from their configs, each for a reason of its own."""
+    base = keras.layers.Layer
+
+    class TooMuch(base):
+        def __init__(self, by, **settings):
+            super().__init__(**settings)
+            self.by = by
 
         def call(self, inputs):
-            return inputs
+            return inputs + self.by
 
         def get_config(self):
-            return {}
+            return {**super().get_config(), "by": self.by, "half": self.by / 2}
 
-    with pytest.raises(ValueError, match="'stubborn' of the class Stubborn cannot be copied"):
-        aimp_tf.compact(K.Sequential([K.Input((2,)), Stubborn(3), K.layers.Dense(2)]))
+    class None_(base):
+        def __init__(self, function):
+            super().__init__(name="none")
+            self.function = function
+
+        def call(self, inputs):
+            return self.function(inputs)
+
+    class OtherWeights(base):
+        def build(self, input_shape):
+            self.table = self.add_weight(name="table", shape=(getattr(self, "rows", 1), 4))
+
+        def call(self, inputs):
+            return inputs + tf.reduce_sum(tf.convert_to_tensor(self.table))
+
+    other = OtherWeights(name="other")
+    other.rows = 3
+    return TooMuch(2.0, name="much"), None_(tf.abs), other
+
+
+def test_layers_that_no_config_makes_are_shared(K, caplog, tmp_path):
+    layers, shared = K.layers, layers_without_config(K)
+    inputs = K.Input((4,))
+    x = inputs
+    for layer in shared:
+        x = layer(x)
+    wide = layers.Dense(50, activation="relu", name="wide")
+    # A nested model has a layer of the same name.
+    nested = K.Sequential([K.Input((4,)), layers_without_config(K)[0]], name="nested")
+    model = K.Model(inputs, layers.Dense(2, name="last")(wide(nested(x))))
+    model.compile("sgd", "mse")
+    wide.kernel.assign(np.where(np.arange(50) < 3, wide.kernel.numpy(), 0))
+    points = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    nodes = [len(layer._inbound_nodes) for layer in shared]
+    with caplog.at_level(logging.INFO, "aimp_tf"):
+        small, report = check_same(model, points)
+    assert report.channels == {"wide": (50, 3), "last": (2, 2)}
+    assert report.shared == {"much": "TooMuch", "none": "None_", "other": "OtherWeights", "nested_much": "TooMuch"}
+    assert report.not_counted == {"other": "OtherWeights"}
+    assert "share their weights with the model: much (TooMuch), none (None_)" in caplog.text
+    assert "model itself, for their configs do not make them: much (TooMuch)," in report.summary()
+    # They have one memory, but the model is what it was, and can do what it could.
+    shared[2].table.assign(np.ones((3, 4)))
+    np.testing.assert_allclose(small(points), model(points), rtol=1e-5, atol=1e-5)
+    assert [len(layer._inbound_nodes) for layer in shared] == nodes and shared[0].output.shape == (None, 4)
+    assert [weight.path if K.__name__ == "keras" else weight.name for weight in model.trainable_weights]
+    model.save_weights(tmp_path / "all.weights.h5")
+    model.fit(points, np.zeros((8, 2)), verbose=0)
+    result = aimp_tf.prune(
+        model, (points, np.zeros((8, 2))), target_sparsity=0.5, rate=0.5, epochs=1, round_epochs=1, verbose=0
+    )
+    check_same(result.model, points)
+    again, _ = check_same(small, points)
+    assert len(again.layers) == len(small.layers)
+
+
+def test_a_layer_that_has_to_change_must_have_a_config(K, monkeypatch):
+    model = dense(K, 3, 4, 2, activation="relu")
+    first = model.layers[0]
+
+    def get_config():
+        raise NotImplementedError("nothing to tell")
+
+    monkeypatch.setattr(first, "get_config", get_config, raising=False)
+    assert list(check_same(model, np.ones((2, 3)))[1].shared) == [first.name]
+    first.kernel.assign(np.zeros((3, 4)))
+    with pytest.raises(ValueError, match=f"{first.name!r} of the class Dense has to change, but .* nothing to tell"):
+        aimp_tf.compact(model)
+
+
+def counted_layers(keras):
+    """(layer, shapes of its inputs, multiplications by the definition of what it computes)."""
+    layers = keras.layers
+    yield layers.Dense(5), [(3, 4)], 3 * 4 * 5
+    yield layers.EinsumDense("abc,cde->abde", (None, 2, 3)), [(5, 4)], 5 * 4 * 2 * 3
+    yield layers.EinsumDense("...x,xy->...y", (7,)), [(5, 4)], 5 * 4 * 7
+    yield layers.Conv1D(3, 3, strides=2, padding="same"), [(7, 2)], 4 * (3 * 2 * 3)
+    yield layers.Conv2D(8, 3, groups=2), [(6, 6, 4)], 4 * 4 * (3 * 3 * 2 * 8)
+    yield layers.Conv2D(3, 3, data_format="channels_first"), [(2, 6, 6)], 4 * 4 * (3 * 3 * 2 * 3)
+    yield layers.Conv3D(2, 2, groups=2), [(3, 3, 3, 4)], 8 * (8 * 2 * 2)
+    yield layers.Conv2DTranspose(3, 3, strides=2), [(4, 4, 2)], 4 * 4 * (3 * 3 * 2 * 3)
+    yield layers.DepthwiseConv1D(3, depth_multiplier=2), [(7, 4)], 5 * (3 * 4 * 2)
+    yield layers.DepthwiseConv2D(3, depth_multiplier=2), [(6, 6, 4)], 4 * 4 * (3 * 3 * 4 * 2)
+    yield layers.SeparableConv1D(5, 3, depth_multiplier=2), [(7, 4)], 5 * (3 * 4 * 2 + 8 * 5)
+    yield layers.SeparableConv2D(5, 3, strides=2), [(7, 7, 4)], 3 * 3 * (3 * 3 * 4 + 4 * 5)
+    for kind, gates in (("SimpleRNN", 1), ("GRU", 3), ("LSTM", 4)):
+        yield getattr(layers, kind)(3), [(5, 2)], 5 * gates * (2 * 3 + 3 * 3)
+    yield layers.LSTM(3, return_sequences=True), [(None, 2)], 4 * (2 * 3 + 3 * 3)
+    cells = [layers.SimpleRNNCell(3), layers.GRUCell(2)]
+    yield layers.RNN(cells), [(5, 2)], 5 * (2 * 3 + 3 * 3 + 3 * (3 * 2 + 2 * 2))
+    yield layers.ConvLSTM1D(2, 3, return_sequences=True), [(4, 7, 1)], 4 * 5 * 4 * (3 * 1 * 2 + 3 * 2 * 2)
+    yield layers.Bidirectional(layers.GRU(3)), [(5, 2)], 2 * 5 * 3 * (2 * 3 + 3 * 3)
+    yield layers.TimeDistributed(layers.Conv1D(3, 2)), [(5, 4, 2)], 5 * 3 * (2 * 2 * 3)
+    yield layers.MultiHeadAttention(2, 3), [(5, 4), (7, 3)], 5 * 4 * 6 + 2 * 7 * 3 * 6 + 5 * 6 * 4
+    yield layers.LayerNormalization(axis=[1, 2]), [(5, 4)], 0
+    yield layers.Embedding(9, 4), [(5,)], 0
+    yield layers.PReLU(), [(5, 4)], 0
+    if keras.__name__ == "keras":
+        yield layers.GroupQueryAttention(3, 4, 2), [(5, 4), (7, 4)], 5 * 4 * 12 + 2 * 7 * 4 * 6 + 5 * 12 * 4
+        yield layers.SpectralNormalization(layers.Dense(5)), [(3, 4)], 3 * 4 * 5
+    else:
+        for implementation in (1, 2, 3):
+            yield layers.LocallyConnected1D(3, 2, implementation=implementation), [(6, 4)], 5 * (2 * 4 * 3)
+
+
+def test_multiplications_of_every_layer_are_counted(K):
+    for layer, shapes, expected in counted_layers(K):
+        inputs = [K.Input(shape) for shape in shapes]
+        outputs = layer(*inputs)
+        _, report = compact_and_report(K.Model(inputs, outputs))
+        assert report.multiply_adds == (expected, expected), layer.name
+        size = outputs.shape[1 if getattr(layer, "data_format", "") == "channels_first" else -1]
+        assert report.channels == ({layer.name: (size, size)} if expected else {}) and not report.not_counted
+
+
+def test_what_cannot_be_counted_is_named(K):
+    class Own(K.layers.Dense):
+        pass
+
+    model = K.Sequential([K.Input((4,)), K.layers.Dense(3, name="first"), Own(2, name="own"), doubled(K)])
+    report = compact_and_report(model)[1]
+    assert report.multiply_adds == (12, 12) and report.channels == {"first": (3, 3)}
+    assert report.not_counted == {"own": "Own"}
+    assert "Not among the multiply-adds and channels, for what they multiply is not known here: own (Own)." in (
+        report.summary().splitlines()
+    )

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from aimp_tf.model_graph import copy_with
+from aimp_tf.model_graph import ModelGraph, copy_with
 
 
 def outputs_of(model, inputs):
@@ -56,3 +56,57 @@ def test_several_inputs_and_one_that_is_not_used(K):
     for here, there in zip(outputs_of(copy, inputs), outputs_of(model, inputs), strict=True):
         np.testing.assert_array_equal(here, there)
     assert len(copy.inputs) == 2
+
+
+def test_masks_are_known_where_they_flow(K):
+    """From embeddings, through what hands them on, into nested models and out of them, up to what drops them."""
+    layers, ids, numbers = K.layers, K.Input((4,), dtype="int32"), K.Input((4, 3))
+    embedded = layers.Embedding(9, 3, mask_zero=True, name="embedded")(ids)
+    through = layers.Dense(3, name="through")(embedded)
+    dropped = layers.Conv1D(3, 1, name="dropped")(through)
+    added = layers.Add(name="added")([through, layers.Dense(3, name="plain")(numbers)])
+    inner = K.Input((3,))
+    outer = [layers.Masking(name="made")(numbers), layers.LSTM(3, name="read")(embedded), added, dropped]
+    outer.append(K.Model(inner, layers.Dense(2, name="inner")(inner))(outer[1]))
+    graph = ModelGraph.of(K.Model([ids, numbers], outer))
+    names = {call.name for call in graph.calls if call.outputs[0] in graph.masked}
+    # Keras 3 masks a sum only where all that is added is masked.
+    assert names - {"NotEqual", "not_equal"} == {"embedded", "through", "made"} | (
+        {"added"} if K.__name__ == "tf_keras" else set()
+    )
+
+
+def test_a_layer_that_cannot_be_asked_for_masks_is_taken_to_give_them(K):
+    class Eager(K.layers.Layer):
+        def call(self, inputs):
+            if tf.inside_function() and Eager.strict:
+                raise RuntimeError("not in a graph")
+            return inputs + 1.0
+
+    Eager.strict = False
+    inputs = K.Input((3,))
+    graph = ModelGraph.of(K.Model(inputs, K.layers.Dense(2)(Eager()(inputs))))
+    assert graph.masked == set()
+    Eager.strict = True
+    graph = ModelGraph.of(graph.model)
+    assert {call.outputs[0] for call in graph.calls} < graph.masked
+
+
+def test_weights_of_layers_that_no_config_makes_are_shared(K):
+    class Scale(K.layers.Layer):
+        def __init__(self, start):
+            super().__init__(name="scale")
+            self.factor = self.add_weight(name="factor", shape=(), initializer=lambda *_, **__: tf.constant(start))
+
+        def call(self, inputs):
+            return inputs * tf.convert_to_tensor(self.factor)
+
+    model = K.Sequential([K.Input((3,)), K.layers.Dense(2, name="first"), Scale(2.0)])
+    copy = copy_with(model, lambda layer: None)
+    model.layers[1].factor.assign(5.0)
+    model.layers[0].kernel.assign(np.ones((3, 2)))
+    before = copy(np.ones((1, 3)))
+    copy.layers[1].kernel.assign(np.ones((3, 2)))
+    assert copy.layers[2].factor is model.layers[1].factor and copy.layers[2] is not model.layers[1]
+    np.testing.assert_allclose(copy(np.ones((1, 3))), np.full((1, 2), 15.0))
+    assert not np.allclose(before, 15.0)

@@ -3,6 +3,7 @@ import logging
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import aimp_tf
 from aimp_tf.exporting import sparse
@@ -217,3 +218,43 @@ def test_models_that_cannot_be_rebuilt_are_refused(K, make_mlp):
             sparse_inference(model)
     with pytest.raises(TypeError):
         sparse_inference("model.keras")
+
+
+@pytest.mark.parametrize("layer", ["Dense", "Conv1D"])
+def test_masks_of_padding_pass_where_they_did(K, timed, layer):
+    """A convolution drops them."""
+    timed(coordinates=0.1)
+    layers = K.layers
+    ids = K.Input((5,), dtype="int32")
+    x = layers.Embedding(9, 8, mask_zero=True)(ids)
+    x = layers.Dense(8, name="changed")(x) if layer == "Dense" else layers.Conv1D(8, 1, name="changed")(x)
+    model = with_zeros(K.Model(ids, layers.GlobalAveragePooling1D()(x)))
+    tokens = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 6, 0]])
+    changed, report = sparse_inference_and_report(model)
+    assert report.layers[0].chosen == "coordinates"
+    np.testing.assert_allclose(changed(tokens), model(tokens), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_that_no_config_makes_stay_trainable_in_the_model(K, timed):
+    timed(coordinates=0.1)
+
+    class Scale(K.layers.Layer):
+        def __init__(self, function):
+            super().__init__(name="scale")
+            self.function = function
+
+        def build(self, input_shape):
+            self.factor = self.add_weight(name="factor", shape=())
+
+        def call(self, inputs):
+            return self.function(inputs * tf.convert_to_tensor(self.factor))
+
+    layers = K.layers.Dense(8, activation=lambda x: x * 2), Scale(tf.abs), K.layers.Dense(2)
+    model = with_zeros(K.Sequential([K.Input((4,)), *layers]))
+    before = len(model.trainable_weights)
+    changed, report = sparse_inference_and_report(model)
+    assert {layer.chosen for layer in report.layers} == {"coordinates"}
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    np.testing.assert_allclose(changed(x), model(x), rtol=1e-5, atol=1e-6)
+    assert len(model.trainable_weights) == before == 5
+    assert [weight is layers[1].factor for weight in changed.trainable_weights] == [True]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.compaction.liveness import Liveness
-from aimp_tf.compaction.rules import Kept, Opaque, Sum
+from aimp_tf.compaction.rules import Opaque, Sum
 from aimp_tf.model_graph import Call, Copies, ModelGraph, compile_alike
 
 __all__ = ["CompactionReport", "compact", "compact_and_report"]
@@ -23,16 +23,23 @@ class CompactionReport:
 
     Attributes:
         parameters: Number of weights, moving statistics included, before and after.
-        multiply_adds: Multiplications with the weights of Dense and convolution layers for one example, before and
-            after. Axes of open size count as 1.
-        channels: Layer -> units or filters before and after, for each Dense and convolution layer; 0 where it is gone.
+        multiply_adds: Multiplications with weights for one example, before and after: in matrix products, convolutions
+            and projections of all layers of Keras, those not seen through among them. Axes of open size, time steps
+            too, count as 1. Scales of normalisations, and products of activations, as in attention, are not counted.
+        channels: Layer -> units or filters before and after, for each layer that multiplies so; 0 where it is gone.
         left_alone: Layers that are not seen through -> their class. All that goes into or comes out of them stays.
+        not_counted: Layers with matrices of weights that `multiply_adds` and `channels` leave out -> their class, for
+            what they do with them is not known.
+        shared: Layers that are left alone and cannot be made from their configs -> their class. Their weights are those
+            of the model itself.
     """
 
     parameters: tuple[int, int]
     multiply_adds: tuple[int, int]
     channels: dict[str, tuple[int, int]]
     left_alone: dict[str, str]
+    not_counted: dict[str, str]
+    shared: dict[str, str]
 
     def summary(self) -> str:
         """All of it as a text of several lines."""
@@ -41,9 +48,13 @@ class CompactionReport:
             f"multiply-adds  {self.multiply_adds[0]:,} -> {self.multiply_adds[1]:,}",
             *(f"{name}: {before} -> {after}" for name, (before, after) in self.channels.items() if before != after),
         ]
-        if self.left_alone:
-            names = ", ".join(f"{name} ({kind})" for name, kind in self.left_alone.items())
-            lines.append(f"Left alone, for what they do is not known here: {names}.")
+        for title, layers in (
+            ("Left alone, for what they do is not known here", self.left_alone),
+            ("Not among the multiply-adds and channels, for what they multiply is not known here", self.not_counted),
+            ("Used with the weights of the model itself, for their configs do not make them", self.shared),
+        ):
+            if layers:
+                lines.append(f"{title}: {', '.join(f'{name} ({kind})' for name, kind in layers.items())}.")
         return "\n".join(lines)
 
 
@@ -58,7 +69,12 @@ def compact(model: Any) -> Any:
 
     It sees through Dense, Conv*, DepthwiseConv*, BatchNormalization, activations that work value by value, pooling,
     Flatten, Reshape, Dropout, Concatenate, Add and the other merging layers, and nested models, all channels-last, and
-    through `x + y`, `tf.nn.relu(x)` and the like. What goes into any other layer, or comes out of it, stays as it is.
+    through `x + y`, `tf.nn.relu(x)` and the like. What goes into any other layer, or comes out of it, stays as it is. So
+    do Adds that masks of padding reach, as of `Embedding(mask_zero=True)`: without a branch, they might mask otherwise.
+
+    The new model is for inference. A layer that cannot be made from its config, such as one of your own whose
+    `get_config` lacks an argument, is used with the weights of `model` itself, if it need not change: train either
+    model further, or assign to its weights, and such layers change in both. They are logged at level INFO.
 
     Args:
         model: A built functional or Sequential model of either generation of Keras, without masks, such as
@@ -71,7 +87,8 @@ def compact(model: Any) -> Any:
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: It carries masks, is not built, is a subclassed one, or holds a layer that cannot be copied.
+        ValueError: It carries masks, is not built, is a subclassed one, or holds a layer that has to change, but cannot
+            be made from its config.
 
     Example:
         small = aimp_tf.compact(result.model)
@@ -94,6 +111,8 @@ def compact_and_report(model: Any) -> tuple[Any, CompactionReport]:
         multiply_adds=(first.multiply_adds, following.multiply_adds),
         channels={name: (count, after.get(name, 0)) for name, count in before.items()},
         left_alone=first.left_alone(),
+        not_counted=first.not_counted(),
+        shared=last.shared,
     )
     logger.info(
         "Compacted %s from %d to %d parameters.%s",
@@ -111,14 +130,15 @@ class _Compaction:
         self._graph = ModelGraph.of(model)
         self._liveness = Liveness(self._graph)
         self.parameters = sum(int(np.prod(weight.shape)) for weight in model.weights)
+        self.shared: dict[str, str] = {}
 
     @property
     def multiply_adds(self) -> int:
-        return sum(map(self._multiply_adds, self._graph.calls))
+        return sum(self._liveness.multiply_adds(call) or 0 for call in self._graph.calls)
 
     def channels(self) -> dict[str, int]:
         """Layer -> units or filters, of the layers that multiply."""
-        return {call.name: call.outputs[0].channels for call in self._graph.calls if self._multiply_adds(call)}
+        return {call.name: _channels(call) for call in self._graph.calls if self._liveness.multiply_adds(call)}
 
     def left_alone(self) -> dict[str, str]:
         """Layer -> class of those that are not seen through."""
@@ -128,8 +148,13 @@ class _Compaction:
             if isinstance(self._liveness.rules[call], Opaque)
         }
 
-    def _multiply_adds(self, call: Call) -> int:
-        return self._liveness.rules[call].multiply_adds(call, Kept.all_of(call))
+    def not_counted(self) -> dict[str, str]:
+        """Layer -> class of those whose multiplications are not known."""
+        return {
+            call.name: type(call.layer).__name__
+            for call in self._graph.calls
+            if self._liveness.multiply_adds(call) is None
+        }
 
     def model(self) -> Any:
         """The model with what stays."""
@@ -141,6 +166,7 @@ class _Compaction:
 
         smaller = self._graph.build(layer_for, self._sums())
         copies.set_weights()
+        self.shared = copies.shared
         return smaller
 
     def _sums(self) -> dict[Call, Any]:
@@ -177,3 +203,10 @@ class _Compaction:
             for call, rule in self._liveness.rules.items()
             if isinstance(rule, Sum) and len(rule.sources(call, self._liveness.flows)) < len(call.inputs)
         }
+
+
+def _channels(call: Call) -> int:
+    output = call.outputs[0]
+    if getattr(call.layer, "data_format", None) == "channels_first" and len(output.shape) > 2:
+        return output.shape[1] or 0
+    return output.channels

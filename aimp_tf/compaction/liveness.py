@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compaction.channels import ChannelClasses, Flow
+from aimp_tf.compaction.multiplications import multiply_adds
 from aimp_tf.compaction.rules import Assumptions, Kept, Linear, Rule, as_it_is, rule_for
 from aimp_tf.masked_model import resource_of
 from aimp_tf.model_graph import Call, ModelGraph, Tensor
@@ -40,6 +42,7 @@ class Liveness:
             graph.keras,
             _value if masks is None else lambda variable: _untrained(variable, masks.get(id(resource_of(variable)))),
             training=masks is not None,
+            masked=graph.masked,
         )
         self.rules: dict[Call, Rule] = {}
         self.flows: dict[Tensor, Flow] = {}
@@ -67,6 +70,14 @@ class Liveness:
             if reader.mergeable[channel] and class_ in self._merged and not needed[class_]
         ]
         return Kept(inputs, outputs, reader.constants, merged)
+
+    def multiply_adds(self, call: Call, kept: Kept | None = None) -> int | None:
+        """Multiplications with weights in a call, for one example, with what is kept of the layer, or all of it. None
+        where they are not known, as `multiply_adds` says, which is then all that is known of any part."""
+        whole, rule = multiply_adds(call, self._graph.keras), self.rules[call]
+        if not whole or kept is None or not rule.is_tied:
+            return whole
+        return whole * math.prod(map(len, rule.indices(kept)[0])) // math.prod(call.layer.weights[0].shape)
 
     def filled_up(self, multiple: int) -> np.ndarray:
         """Whether each class of channels stays, bool, if more stay than must. Which classes there are depends on the

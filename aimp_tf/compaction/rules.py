@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,13 @@ class Assumptions:
         keras: Its generation of Keras.
         value: Gives the value of a variable, NaN for a number that is not known.
         training: Whether the model goes on training.
+        masked: The tensors that carry a mask of padding.
     """
 
     keras: Any
     value: Callable[[Any], np.ndarray]
     training: bool
+    masked: Set[Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +50,6 @@ class Kept:
     outputs: np.ndarray
     constants: np.ndarray
     merged: Sequence[tuple[int, int]] = ()
-
-    @classmethod
-    def all_of(cls, call: Call) -> Kept:
-        """Everything stays."""
-        inputs, outputs = call.inputs[0].channels, call.outputs[0].channels
-        return cls(np.arange(inputs), np.arange(outputs), np.full(inputs, np.nan))
 
 
 class Rule(abc.ABC):
@@ -76,11 +72,6 @@ class Rule(abc.ABC):
     def sources(self, call: Call, flows: Flows) -> Sequence[Tensor]:
         """The inputs of a call that are needed for its outputs."""
         return call.inputs
-
-    def multiply_adds(self, call: Call, kept: Kept) -> int:
-        """Multiplications with weights in a call, for one example. Open axes count as 1."""
-        positions = self._positions(call)
-        return positions * math.prod(map(len, self.indices(kept)[0])) if positions else 0
 
     def indices(self, kept: Kept) -> list[tuple[np.ndarray, ...]]:
         """Of each weight of the layer, the indices that stay along each axis. No weights, no indices."""
@@ -115,10 +106,6 @@ class Rule(abc.ABC):
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
         """What each axis of each weight counts, "inputs", "outputs" or neither, by the ranks of the weights."""
         return [(None,) * rank for rank in ranks]
-
-    def _positions(self, call: Call) -> int:
-        """How often the first weight is gone through in a call, for one example."""
-        return 0
 
 
 class PassThrough(Rule):
@@ -174,27 +161,41 @@ class Concatenation(Rule):
 
 
 class Elementwise(Rule):
-    """Maximum and its like, which tie the channels of their inputs together."""
+    """Maximum and its like, which tie the channels of their inputs together.
 
-    def __init__(self, layer: Any, combine: Function) -> None:
-        """`combine` gives the outputs of constant channels from an array (inputs, channels)."""
+    Where some inputs are padding, some of these layers heed the others alone, so that constants make no constant then.
+    """
+
+    def __init__(self, layer: Any, combine: Function, masked: Set[Tensor]) -> None:
+        """`combine` gives the outputs of constant channels from an array (inputs, channels); `masked` as in
+        `Assumptions`."""
         super().__init__(layer)
         self._combine = combine
+        self._masked = masked
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         first, *others = inputs
         for other in others:
             classes.join(first.classes, other.classes)
-        return [Flow(first.classes, self._combine(np.stack([source.constants for source in inputs])))]
+        constants = self._combine(np.stack([source.constants for source in inputs]))
+        return [Flow(first.classes, np.full_like(constants, np.nan) if self._is_masked(call) else constants)]
+
+    def _is_masked(self, call: Call) -> bool:
+        return not self._masked.isdisjoint((*call.inputs, *call.outputs))
 
 
 class Sum(Elementwise):
-    """Add, from which inputs that are constant altogether can go: what is left of them is an offset."""
+    """Add, from which inputs that are constant altogether can go: what is left of them is an offset.
 
-    def __init__(self, layer: Any) -> None:
-        super().__init__(layer, _sum)
+    Not so where masks of padding come in, for the sum of fewer may have another mask.
+    """
+
+    def __init__(self, layer: Any, masked: Set[Tensor]) -> None:
+        super().__init__(layer, _sum, masked)
 
     def sources(self, call: Call, flows: Flows) -> Sequence[Tensor]:
+        if self._is_masked(call):
+            return call.inputs
         variable = [tensor for tensor in call.inputs if not flows[tensor].is_constant]
         return variable if any(tensor.shape == call.outputs[0].shape for tensor in variable) else call.inputs
 
@@ -280,9 +281,6 @@ class Linear(Rule):
         kernel, *bias = ranks
         return [(*(None,) * (kernel - 2), *channels), *(("outputs",) for _ in bias)]
 
-    def _positions(self, call: Call) -> int:
-        return _positions(call.inputs[0] if self._transposed else call.outputs[0])
-
     def _biases(self, constants: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """The bias of these outputs with what input channels of these values add to it, float64."""
         sums = np.zeros(len(outputs)) if self._bias is None else self._bias[outputs].astype(np.float64)
@@ -322,9 +320,6 @@ class Depthwise(Rule):
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
         kernel, *bias = ranks
         return [(*(None,) * (kernel - 2), "inputs", None), *(("outputs",) for _ in bias)]
-
-    def _positions(self, call: Call) -> int:
-        return _positions(call.outputs[0])
 
 
 class Opaque(Rule):
@@ -390,10 +385,6 @@ def _where_known(function: Function, constants: np.ndarray) -> np.ndarray:
         return constants
     results = np.asarray(function(np.where(known, constants, 0.0)), np.float64)
     return np.where(known & np.isfinite(results), results, np.nan)
-
-
-def _positions(tensor: Tensor) -> int:
-    return math.prod(size or 1 for size in tensor.shape[1:-1])
 
 
 def _values(layer: Any, assumptions: Assumptions) -> list[np.ndarray]:
@@ -498,8 +489,8 @@ def _elementwise(combine: Function | None) -> Factory:
         if len(call.inputs) < 2 or len({tensor.channels for tensor in (*call.inputs, *call.outputs)}) > 1:
             return None
         if combine is None and not assumptions.training:
-            return Sum(call.layer)
-        return Elementwise(call.layer, combine or _sum)
+            return Sum(call.layer, assumptions.masked)
+        return Elementwise(call.layer, combine or _sum, assumptions.masked)
 
     return make
 

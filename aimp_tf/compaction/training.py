@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.compaction.liveness import Liveness
-from aimp_tf.compaction.rules import Kept
 from aimp_tf.masked_model import MaskedModel, resource_of
 from aimp_tf.model_graph import Call, ModelGraph
 
@@ -23,7 +22,7 @@ class LivePart:
 
     Attributes:
         needed: Whether each class of channels stays, bool. Which classes there are depends on the graph alone.
-        share: Its multiplications with weights, as a fraction of those of the whole network.
+        share: Its multiplications with weights, as a fraction of those of the whole network, where they are known.
         weights: (variable, the indices that stay along each of its axes), of the variables that lose something.
         attributes: (layer, its attributes that change -> what they become).
     """
@@ -69,8 +68,8 @@ class LiveNetwork:
         seen: set[int] = set()
         for call in self._graph.calls:
             rule, kept = self._liveness.rules[call], self._liveness.kept(call, needed)
-            multiply_adds += rule.multiply_adds(call, kept)
-            of_whole += rule.multiply_adds(call, Kept.all_of(call))
+            multiply_adds += self._liveness.multiply_adds(call, kept) or 0
+            of_whole += self._liveness.multiply_adds(call) or 0
             if id(call.layer) in seen or not rule.is_tied:
                 continue
             seen.add(id(call.layer))

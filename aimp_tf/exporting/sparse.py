@@ -94,6 +94,8 @@ def sparse_inference(model: Any, batch_size: int = 1) -> Any:
 
     Returns:
         A functional model of the same generation, not trainable, that computes the same but for float32 rounding.
+        Layers that cannot be made from their configs share their weights with `model`, and stay trainable as they are;
+        they are logged at level INFO.
 
     Raises:
         TypeError, ValueError: `batch_size` is not a whole number above 0; or as `model_graph.copy_with`.
@@ -123,7 +125,9 @@ def sparse_inference_and_report(model: Any, batch_size: int = 1) -> tuple[Any, S
     copies = Copies(graph)
     sparse = graph.build(lambda call: replacements.get(id(call.layer)) or copies.of(call))
     copies.set_weights()
-    sparse.trainable = False
+    for layer in sparse.layers:
+        if layer.name not in copies.shared:  # Those would not train in the model itself any more, either.
+            layer.trainable = False
     compile_alike(sparse, model)
     return sparse, report
 
@@ -150,6 +154,8 @@ def _choose(calls: Sequence[Call], keras: Any, batch_size: int) -> tuple[LayerCh
     candidates = {
         method: sparse_layer(keras)(kernel, bias, layer.activation, strides, method, name=name) for method in METHODS
     }
+    for candidate in candidates.values():
+        candidate.supports_masking = layer.supports_masking
     seconds = _time({"dense": layer, **candidates}, shapes)
     best = min(METHODS, key=lambda method: seconds[method])
     choice = dataclasses.replace(choice, seconds=seconds)
@@ -223,7 +229,6 @@ def sparse_layer(keras: Any) -> Any:
 
         def __init__(self, kernel, bias, activation, strides, method, *, name):
             super().__init__(name=name, trainable=False, dtype="float32")
-            self.supports_masking = True
             self.supports_jit = False  # XLA knows no sparse products.
             self._method, self._activation, self._strides = method, activation, strides
             self._shape = tuple(map(int, kernel.shape))
