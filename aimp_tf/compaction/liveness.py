@@ -230,7 +230,7 @@ def _untrained(variable: Any, mask: np.ndarray | None) -> np.ndarray:
 def _trains_as_one(layer: Any) -> str | None:
     """What training changes as a whole, so that no part can be left out: the "outputs", all "weights", or nothing.
 
-    A constraint may look at weights that the gradient has just moved, though a mask zeroes them next.
+    A constraint may look at all weights of a variable together, such as those of a column.
     """
     for name, value in vars(layer).items():
         if value is None or name.startswith("_"):
