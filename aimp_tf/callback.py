@@ -19,7 +19,7 @@ from aimp_tf.masked_model import MaskedModel
 from aimp_tf.model_graph import ModelGraph
 from aimp_tf.other_callbacks import OtherCallbacks, check_saving
 from aimp_tf.plan import Round, least_survivors, make_plan, ramp_survivors
-from aimp_tf.ranking import check_finite, check_fours, keep_best
+from aimp_tf.ranking import check_finite, check_fours, keep_best, smallest_magnitude
 from aimp_tf.rounds import RoundResult, duration_text, plain_logs
 
 logger = logging.getLogger(__name__)
@@ -452,9 +452,7 @@ class GlobalMagnitudePruning(EpochCallback):
                 "in exclude, or set max_layer_sparsity or min_layer_survivors.",
                 ", ".join(emptied),
             )
-        self._thresholds = [
-            float(np.abs(weights[path][mask]).min()) if mask.any() else None for path, mask in after.items()
-        ]
+        self._thresholds = [smallest_magnitude(weights[path], mask) for path, mask in after.items()]
         masked.set_masks(after)
 
     def _rank(
