@@ -388,7 +388,7 @@ class GlobalMagnitudePruning(EpochCallback):
         elif round_.rewind == "reinitialize":
             assert self._first is not None
             generator = self._generator(round_.index)
-            masked.restore([generator.permutation(value.reshape(-1)).reshape(value.shape) for value in self._first])
+            masked.restore(generator.permutation(value.reshape(-1)).reshape(value.shape) for value in self._first)
         elif round_.index == 0 and self._first is not None:
             masked.restore(self._first)
         if round_.index and all(later.rewind != "reinitialize" for later in self._plan or ()):

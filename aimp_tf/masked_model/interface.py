@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,7 +107,7 @@ class MaskedModel(abc.ABC):
         """
         return [local_value(variable) for variable in self._all_variables()]
 
-    def restore(self, snapshot: list[np.ndarray]) -> None:
+    def restore(self, snapshot: Iterable[np.ndarray]) -> None:
         """Returns every weight to `snapshot`, the pruned ones to zero."""
         for variable, value in zip(self._all_variables(), snapshot, strict=True):
             variable.assign(value)
@@ -278,7 +278,9 @@ def zeroed(weight: Any, mask: Any) -> tf.Tensor:
     the time on a CPU.
     """
     weight = tf.convert_to_tensor(weight)
-    return tf.raw_ops.Select(condition=mask, x=weight, y=tf.zeros_like(weight))
+    # Zeros of a known shape become constants of a traced step, which it holds for good: as much memory as the weights.
+    unknown = tf.raw_ops.PlaceholderWithDefault(input=weight, shape=tf.TensorShape(None))
+    return tf.raw_ops.Select(condition=mask, x=weight, y=tf.zeros_like(unknown))
 
 
 def local_value(variable: Any) -> np.ndarray:
