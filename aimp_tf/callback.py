@@ -17,7 +17,7 @@ from aimp_tf.criteria import scores_of
 from aimp_tf.keras_own import is_keras_own
 from aimp_tf.masked_model import MaskedModel
 from aimp_tf.model_graph import ModelGraph
-from aimp_tf.other_callbacks import OtherCallbacks, check_saving
+from aimp_tf.other_callbacks import OtherCallbacks, Trained, check_saving
 from aimp_tf.plan import Round, least_survivors, make_plan, ramp_survivors
 from aimp_tf.ranking import check_finite, check_fours, keep_best, smallest_magnitude
 from aimp_tf.rounds import RoundResult, duration_text, plain_logs
@@ -94,7 +94,7 @@ class GlobalMagnitudePruning(EpochCallback):
         self.epoch_logs: list[dict[str, Any]] = []
         self._plan: tuple[Round, ...] | None = None
         self._cluster: Cluster | None = None
-        self._others = OtherCallbacks()
+        self._others = OtherCallbacks(self._trained)
         self._least: dict[str, int] = {}
         self._input_axes: dict[str, int] = {}
         self._first: list[np.ndarray] | None = None
@@ -152,8 +152,9 @@ class GlobalMagnitudePruning(EpochCallback):
         Keras' callbacks and subclasses of them, such as EarlyStopping, ReduceLROnPlateau and ModelCheckpoint, start
         each round with copies of the attributes that they had when they first came here; after the run they hold those
         of the final training. A LearningRateScheduler follows `round_schedule`: its function, made for
-        `config.epochs`, is called for each of these epochs as the round passes through them. Callbacks of your own are
-        handed on as they are.
+        `config.epochs`, is called for each of these epochs as the round passes through them. TensorBoard, CSVLogger,
+        RemoteMonitor and ModelCheckpoint are told the epochs of the run, in which those of earlier rounds count as far
+        as they were trained, and add to what they wrote. Callbacks of your own are handed on as they are.
 
         Raises:
             ValueError: With `compact_rounds`, one of them saves the model between batches.
@@ -401,6 +402,16 @@ class GlobalMagnitudePruning(EpochCallback):
                 "Use dataset.apply(tf.data.experimental.assert_cardinality(batches)), or steps_per_epoch."
             )
         masked.optimizer.stretch(round_.schedule_scale, round_.schedule_start * (steps or 0))
+
+    def _trained(self) -> Trained:
+        """How far the run has come, from the beginning of a `fit` on."""
+        before = sum(round_.epochs for round_ in self.rounds)
+        return Trained(
+            in_earlier_rounds=before,
+            epochs=before + len(self.epoch_logs),
+            steps_per_epoch=self.params.get("steps") or self._steps_per_epoch or 0,
+            last_round=self.round.index + 1 == self.round_count,
+        )
 
     def _time_left(self) -> str:
         """ ", about 12 min left", or nothing where no epoch tells yet how long one takes."""
