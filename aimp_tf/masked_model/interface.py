@@ -278,9 +278,11 @@ def zeroed(weight: Any, mask: Any) -> tf.Tensor:
     the time on a CPU.
     """
     weight = tf.convert_to_tensor(weight)
-    # Zeros of a known shape become constants of a traced step, which it holds for good: as much memory as the weights.
-    unknown = tf.raw_ops.PlaceholderWithDefault(input=weight, shape=tf.TensorShape(None))
-    return tf.raw_ops.Select(condition=mask, x=weight, y=tf.zeros_like(unknown))
+    # Not zeros_like, which becomes a constant of a traced step: as much memory as the weights, for good. After the
+    # weight, or those of all variables would be there from the beginning of the step.
+    with tf.control_dependencies([weight]):
+        zeros = tf.raw_ops.Empty(shape=weight.shape, dtype=weight.dtype, init=True)
+    return tf.raw_ops.Select(condition=mask, x=weight, y=zeros)
 
 
 def local_value(variable: Any) -> np.ndarray:
