@@ -17,9 +17,9 @@ from aimp_tf.criteria import scores_of
 from aimp_tf.keras_own import is_keras_own
 from aimp_tf.masked_model import MaskedModel
 from aimp_tf.model_graph import ModelGraph
-from aimp_tf.other_callbacks import OtherCallbacks, as_callbacks, check_saving, watch_from
+from aimp_tf.other_callbacks import OtherCallbacks, Trained, as_callbacks, check_saving, watch_from
 from aimp_tf.plan import Round, epoch_at_target, least_survivors, make_plan, ramp_survivors
-from aimp_tf.ranking import check_finite, check_fours, keep_best
+from aimp_tf.ranking import check_finite, check_fours, keep_best, smallest_magnitude
 from aimp_tf.rounds import RoundResult, duration_text, last_epoch_with, plain_logs
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class GlobalMagnitudePruning(EpochCallback):
         self.measure: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
         self._plan: tuple[Round, ...] | None = None
         self._cluster: Cluster | None = None
-        self._others = OtherCallbacks()
+        self._others = OtherCallbacks(self._trained)
         self._least: dict[str, int] = {}
         self._input_axes: dict[str, int] = {}
         self._first: list[np.ndarray] | None = None
@@ -163,8 +163,9 @@ class GlobalMagnitudePruning(EpochCallback):
         each round with copies of the attributes that they had when they first came here; after the run they hold those
         of the final training. A LearningRateScheduler follows `round_schedule`: its function, made for
         `config.epochs`, is called for each of these epochs as the round passes through them. With `method="gradual"`,
-        EarlyStopping looks at no epoch before the one that reaches the target. Callbacks of your own are handed on as
-        they are.
+        EarlyStopping looks at no epoch before the one that reaches the target. TensorBoard, CSVLogger, RemoteMonitor
+        and ModelCheckpoint are told the epochs of the run, in which those of earlier rounds count as far as they were
+        trained, and add to what they wrote. Callbacks of your own are handed on as they are.
 
         Raises:
             TypeError: `callbacks` is neither a callback nor a list of them.
@@ -439,10 +440,9 @@ class GlobalMagnitudePruning(EpochCallback):
         elif round_.rewind == "reinitialize":
             assert self._first is not None
             generator = self._generator(round_.index)
-            drawn = [generator.permutation(value.reshape(-1)).reshape(value.shape) for value in self._first]
-            trained = masked.is_trained()
             masked.restore(
-                [new if trains else first for new, first, trains in zip(drawn, self._first, trained, strict=True)]
+                generator.permutation(value.reshape(-1)).reshape(value.shape) if trains else value
+                for value, trains in zip(self._first, masked.is_trained(), strict=True)
             )
         elif round_.index == 0 and self._first is not None:
             masked.restore(self._first)
@@ -466,6 +466,16 @@ class GlobalMagnitudePruning(EpochCallback):
                 "dataset.apply(tf.data.experimental.assert_cardinality(batches)), or steps_per_epoch."
             )
         return batches
+
+    def _trained(self) -> Trained:
+        """How far the run has come, from the beginning of a `fit` on."""
+        before = sum(round_.epochs for round_ in self.rounds)
+        return Trained(
+            in_earlier_rounds=before,
+            epochs=before + len(self.epoch_logs),
+            steps_per_epoch=self.params.get("steps") or self.batches or max(self._steps_per_epoch, default=0),
+            last_round=self.round.index + 1 == self.round_count,
+        )
 
     def _time_left(self) -> str:
         """ ", about 12 min left", or nothing where no epoch tells yet how long one takes."""
@@ -516,9 +526,7 @@ class GlobalMagnitudePruning(EpochCallback):
                 "in exclude, or set max_layer_sparsity or min_layer_survivors.",
                 ", ".join(emptied),
             )
-        self._thresholds = [
-            float(np.abs(weights[path][mask]).min()) if mask.any() else None for path, mask in after.items()
-        ]
+        self._thresholds = [smallest_magnitude(weights[path], mask) for path, mask in after.items()]
         masked.set_masks(after)
         masked.constrain()
 

@@ -196,6 +196,24 @@ def keep_best(
     return choose(scores, masks, keep, least, signed=signed)
 
 
+def surviving(weight: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
+    """The values of the survivors of a tensor piece by piece, in their order, so that they are never copied at once.
+
+    Args:
+        weight: Array of any shape.
+        mask: Bool array of the same shape; True marks a survivor.
+    """
+    flat_weight, flat_mask = weight.reshape(-1), mask.reshape(-1)
+    for start in range(0, flat_weight.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        yield flat_weight[part][flat_mask[part]]
+
+
+def smallest_magnitude(weight: np.ndarray, mask: np.ndarray) -> float | None:
+    """The smallest magnitude among the survivors of a tensor, as in `surviving`; None where there are none."""
+    return min((float(np.abs(values).min()) for values in surviving(weight, mask) if values.size), default=None)
+
+
 def check_fours(masks: Mapping[str, np.ndarray], granularity: str, input_axes: Mapping[str, int]) -> None:
     """Raises RuntimeError, naming the variables, if masks do not have the structure of a granularity.
 

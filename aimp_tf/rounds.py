@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from aimp_tf.ranking import surviving
+
 _LOWEST_OCTAVE, _HIGHEST_OCTAVE = -20, 4
 _BINS_PER_OCTAVE = 4
 
@@ -46,7 +48,7 @@ class LayerResult:
             shape=weight.shape,
             kept=int(np.count_nonzero(mask)),
             threshold=threshold,
-            magnitudes=_count_magnitudes(weight[mask]),
+            magnitudes=_count_magnitudes(weight, mask),
         )
 
     @classmethod
@@ -248,10 +250,12 @@ def _left_dense(fields: Any) -> dict[str, str]:
     return {str(path): str(reason) for path, reason in fields.items()}
 
 
-def _count_magnitudes(values: np.ndarray) -> tuple[int, ...]:
-    """How many values lie in each bin."""
-    with np.errstate(divide="ignore"):
-        octaves = np.log2(np.abs(values.astype(np.float32)))
-    bins = np.floor(octaves * _BINS_PER_OCTAVE) - _LOWEST_OCTAVE * _BINS_PER_OCTAVE
-    count = len(MAGNITUDE_EDGES) - 1
-    return tuple(np.bincount(np.clip(bins, 0, count - 1).astype(np.int64), minlength=count).tolist())
+def _count_magnitudes(weight: np.ndarray, mask: np.ndarray) -> tuple[int, ...]:
+    """How many survivors lie in each bin."""
+    counts = np.zeros(len(MAGNITUDE_EDGES) - 1, np.int64)
+    for values in surviving(weight, mask):
+        with np.errstate(divide="ignore"):
+            octaves = np.log2(np.abs(values.astype(np.float32)))
+        bins = np.floor(octaves * _BINS_PER_OCTAVE) - _LOWEST_OCTAVE * _BINS_PER_OCTAVE
+        counts += np.bincount(np.clip(bins, 0, counts.size - 1).astype(np.int64), minlength=counts.size)
+    return tuple(counts.tolist())

@@ -16,6 +16,7 @@ from aimp_tf.benchmarks import (
     inference,
     inference_worker,
     layers,
+    memory,
     ranking,
     rounds,
     step,
@@ -99,6 +100,20 @@ def test_the_benchmark_of_rounds(K, monkeypatch):
     monkeypatch.setattr(rounds, "_prune", lambda *arguments: [rounds._fit(*arguments) for _ in range(2)])
     with pytest.raises(RuntimeError, match="prune: the training step was traced again after the first"):
         rounds.run(1, "lenet_300_100", [K.__name__], steps_per_epoch=1)
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_the_benchmark_of_memory(K, monkeypatch):
+    figures = memory.run(1, (8, 16, 3), [K.__name__])
+    measured = figures[f"MLP ({K.__name__})"]
+    assert list(measured) == ["fit", "prune", "prune, weights"] and len(figures["table"].splitlines()) == 3
+    fit, prune, rewound = (side["peak_bytes"] for side in measured.values())
+    assert 5e7 < fit < 3e9 and measured["fit"]["ratio"] == 1
+    assert measured["prune"]["ratio"] == (prune - (8 * 16 + 16 * 3)) / fit
+    assert measured["prune, weights"]["ratio"] == (rewound - 176 - 4 * (176 + 16 + 3)) / fit
+    monkeypatch.setattr(memory, "_work", lambda generation, widths, settings: {"epochs": 3 if settings else 2})
+    with pytest.raises(RuntimeError, match="the sides did not train as many epochs"):
+        memory.run(1, (8, 16, 3), [K.__name__])
 
 
 @pytest.mark.parametrize("K", ["keras"], indirect=True)

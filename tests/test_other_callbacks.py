@@ -147,3 +147,105 @@ def test_models_and_functions_of_a_callback_are_not_copied(K, make_mlp, blobs):
         taught.teachers.append("left from the last round")
     pruning.among([taught])
     assert taught.teachers == [teacher]
+
+
+ROUNDS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
+"""Rounds of 2, 2 and 3 epochs, 4 batches each with 16 examples in a batch."""
+
+
+def test_logs_count_the_epochs_of_the_run(K, make_mlp, blobs, tmp_path, read_events):
+    class Own(K.callbacks.TensorBoard):
+        epochs = []
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.epochs.append(epoch)
+            super().on_epoch_end(epoch, logs)
+
+    shown = Own(str(tmp_path / "log"), histogram_freq=1, update_freq=1, profile_batch=0, write_steps_per_second=True)
+    rows = K.callbacks.CSVLogger(str(tmp_path / "log.csv"))
+    saved = K.callbacks.ModelCheckpoint(str(tmp_path / "epoch_{epoch}.weights.h5"), save_weights_only=True)
+    aimp_tf.prune(
+        make_mlp(),
+        blobs,
+        validation_data=blobs,
+        callbacks=[shown, rows, saved],
+        fit_options={"batch_size": 16},
+        **ROUNDS,
+    )
+    events = read_events(tmp_path / "log")
+    assert shown.epochs == list(range(7))
+    for part in ("train", "validation"):
+        assert [step for step, _ in events[part]["epoch_loss"]] == list(range(7))
+    histograms = [steps for tag, steps in events["train"].items() if tag.endswith("histogram")]
+    assert histograms and all([step for step, _ in steps] == list(range(7)) for steps in histograms)
+    for tag in ("batch_loss", "batch_steps_per_second"):
+        assert [step for step, _ in events["train"][tag]] == list(range(1, 29))
+    assert [step for step, _ in events["validation"]["evaluation_loss_vs_iterations"]] == list(range(4, 29, 4))
+    assert len(list((tmp_path / "log" / "train").glob("events*"))) == 1
+    assert epochs_in(tmp_path / "log.csv") == [str(epoch) for epoch in range(7)]
+    assert {path.name for path in tmp_path.glob("*.h5")} == {f"epoch_{epoch}.weights.h5" for epoch in range(1, 8)}
+    # They are the user's own, as they came.
+    assert [type(callback).__module__.split(".")[0] for callback in (rows, saved)] == [K.__name__] * 2
+    assert not rows.append and rows.append_header
+    make_mlp().fit(*blobs, epochs=2, verbose=0, callbacks=[rows])
+    assert epochs_in(tmp_path / "log.csv") == ["0", "1"]
+
+
+def test_logs_of_a_run_that_goes_on_go_on(K, make_mlp, blobs, tmp_path, read_events):
+    class Stop(K.callbacks.Callback):
+        rounds = 0
+
+        def on_train_begin(self, logs=None):
+            self.rounds += 1
+
+        def on_epoch_end(self, epoch, logs=None):
+            if self.rounds == 2 and epoch == 1:
+                raise KeyboardInterrupt
+
+    def train(*others):
+        shown = K.callbacks.TensorBoard(
+            str(tmp_path / "log"), update_freq=2, profile_batch=0, write_steps_per_second=True
+        )
+        rows = K.callbacks.CSVLogger(str(tmp_path / "log.csv"))
+        options = {"callbacks": [shown, rows, *others], "workdir": tmp_path / "run", "fit_options": {"batch_size": 16}}
+        aimp_tf.prune(make_mlp(), blobs, **options, **ROUNDS)
+        return rows
+
+    stop = Stop()
+    with pytest.raises(KeyboardInterrupt):
+        train(stop)
+    # The first epoch of the second round may have been saved, or is trained again; the second one is.
+    told = epochs_in(tmp_path / "log.csv")
+    assert told == ["0", "1", "2", "3"]
+    train()
+    again = epochs_in(tmp_path / "log.csv")
+    assert again[:4] == told and again[4:] in (["2", "3", "4", "5", "6"], ["3", "4", "5", "6"])
+    events = read_events(tmp_path / "log")
+    assert {step for step, _ in events["train"]["epoch_loss"]} == set(range(7))
+    assert {step for step, _ in events["train"]["batch_loss"]} == set(range(2, 29, 2))
+
+
+def test_rounds_that_end_early_count_as_trained(K, make_mlp, blobs, tmp_path):
+    """And a round that fails leaves the logger as it came."""
+
+    class Stop(K.callbacks.Callback):
+        epochs = 0
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.epochs += 1
+            self.model.stop_training = self.epochs == 1
+            if self.epochs == 4:
+                raise KeyboardInterrupt
+
+    rows = K.callbacks.CSVLogger(str(tmp_path / "log.csv"))
+    with pytest.raises(KeyboardInterrupt):
+        aimp_tf.prune(make_mlp(), blobs, callbacks=[rows, Stop()], **ROUNDS)
+    assert epochs_in(tmp_path / "log.csv") == ["0", "1", "2", "3"]
+    assert type(rows) is K.callbacks.CSVLogger and not rows.append and rows.append_header
+
+
+def epochs_in(path):
+    """The first column of a CSV file, without its header, of which there is one."""
+    first, *others = (line.split(",")[0] for line in path.read_text().splitlines())
+    assert first == "epoch" and "epoch" not in others
+    return others

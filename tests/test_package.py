@@ -132,7 +132,8 @@ def test_types_are_shipped():
 # Each module may import those before it.
 LAYERS = [
     ["config", "safe_files", "keras_own", "swap"],
-    ["plan", "precision", "ranking", "criteria", "rounds"],
+    ["plan", "precision", "ranking", "criteria"],
+    ["rounds"],
     ["learning_rate", "input_pipeline", "device_arrays", "other_callbacks", "plots", "tensorboard", "cluster"],
     ["masked_model"],
     ["model_graph", "signature", "fitting"],

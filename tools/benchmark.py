@@ -16,6 +16,8 @@ Commands:
     step           training steps of masked models beside plain ones and, in tf_keras, tfmot's; about 3 minutes
     rounds         what lies between two rounds, on a ResNet-20; about 3 minutes on two cores
     end_to_end     a whole run on Fashion-MNIST beside a plain `fit` of as many epochs; about 10 minutes on two cores
+    memory         the most memory that `prune` takes on an MLP of 47 million weights with Adam, beside a plain `fit` of as
+                   many epochs, each in a process of its own; about 2 minutes a repetition on two cores, 3 GB of memory
     compact_rounds training steps of what is alive of a pruned network beside those of the whole one, which is what
                    `compact_rounds` saves; on Fashion-MNIST; about 12 minutes on two cores
     gpu            masked steps beside dense ones, runs in mixed precision beside float32, and with the data in the
@@ -38,7 +40,18 @@ from aimp_tf.benchmarks import options_of
 from aimp_tf.experiments import command_line
 from aimp_tf.safe_files import check_writable, write_atomically
 
-_COMMANDS = ("checkpoints", "inference", "layers", "ranking", "step", "rounds", "end_to_end", "compact_rounds", "gpu")
+_COMMANDS = (
+    "checkpoints",
+    "inference",
+    "layers",
+    "ranking",
+    "step",
+    "rounds",
+    "end_to_end",
+    "memory",
+    "compact_rounds",
+    "gpu",
+)
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "How often each side is timed.", lower_bound=1)
 _MODEL = flags.DEFINE_string("model", None, "The .keras file of a pruned model. For `inference`, which needs it.")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.benchmarks.side_by_side import compare, time_in_turn
+from aimp_tf.benchmarks.side_by_side import compare, resident_bytes, time_in_turn
 from aimp_tf.ranking import keep_largest
 
 _Weights = Mapping[str, np.ndarray]
@@ -140,11 +140,6 @@ def _extra_memory(work: Callable[[], object]) -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # Or it would be served from what was used and freed before.
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
-    before = _resident("VmRSS")
+    before = resident_bytes("VmRSS")
     work()
-    return max(0, _resident("VmHWM") - before)
-
-
-def _resident(field: str) -> int:
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+    return max(0, resident_bytes("VmHWM") - before)

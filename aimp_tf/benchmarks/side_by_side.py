@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -101,3 +102,12 @@ def compare(
 def spread_text(values: Sequence[float], unit: str = "") -> str:
     """The median of values, with the lowest and the highest."""
     return f"{statistics.median(values):.4g}{unit} ({min(values):.4g} to {max(values):.4g})"
+
+
+def resident_bytes(field: str) -> int:
+    """The resident memory of this process: "VmRSS" now, "VmHWM" at most. Linux only.
+
+    `resource.getrusage` would count what the parent had, too.
+    """
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

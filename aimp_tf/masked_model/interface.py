@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,7 +131,7 @@ class MaskedModel(abc.ABC):
         """
         return [local_value(variable) for variable in self._all_variables()]
 
-    def restore(self, snapshot: list[np.ndarray]) -> None:
+    def restore(self, snapshot: Iterable[np.ndarray]) -> None:
         """Returns every weight to `snapshot`, the pruned ones to zero."""
         for variable, value in zip(self._all_variables(), snapshot, strict=True):
             variable.assign(value)
@@ -383,7 +383,11 @@ def zeroed(weight: Any, mask: Any) -> tf.Tensor:
     the time on a CPU.
     """
     weight = tf.convert_to_tensor(weight)
-    return tf.raw_ops.Select(condition=mask, x=weight, y=tf.zeros_like(weight))
+    # Not zeros_like, which becomes a constant of a traced step: as much memory as the weights, for good. After the
+    # weight, or those of all variables would be there from the beginning of the step.
+    with tf.control_dependencies([weight]):
+        zeros = tf.raw_ops.Empty(shape=weight.shape, dtype=weight.dtype, init=True)
+    return tf.raw_ops.Select(condition=mask, x=weight, y=zeros)
 
 
 def local_value(variable: Any) -> np.ndarray:
