@@ -147,7 +147,7 @@ def prune(
         _build(model, fitting.train)
         if data_on_device:
             stack.enter_context(fitting.on_device_of(model))
-        directory = None
+        directory, kept = None, {}
         with cluster.as_one():
             if workdir is not None or cluster.size > 1:
                 signature = {
@@ -158,6 +158,9 @@ def prune(
                     signature["validation_data"] = data_signature(validation_data, fitting.validation, {})
             if workdir is not None:
                 directory = stack.enter_context(RunDirectory(workdir, config, signature, overwrite=overwrite))
+                kept = directory.keep_defaults()
+        config = config.replace(**cluster.from_chief(kept))
+        config.validate()
         if cluster.size > 1:
             # Shards that workers read on their own may differ in length.
             parts = {name: {**part, "batches": None} for name, part in signature.items()}

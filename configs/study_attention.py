@@ -1,0 +1,32 @@
+"""One attention block on scikit-learn's digits at 80% sparsity, by the floor of each layer, in both generations of Keras.
+
+    python tools/study.py --config=configs/study_attention.py --workdir=runs/study_attention
+
+Three seeds, the first table of "No layer is emptied" in docs/results.md. Ten minutes on two cores.
+"""
+
+from aimp_tf import PruningConfig
+from aimp_tf.experiments.experiment import Experiment
+from aimp_tf.experiments.study import Arm, Study
+
+_SHARES = (0, 0.05, 0.1, 0.25, 0.5)
+
+
+def get_config() -> Study:
+    return Study(
+        experiment=Experiment(
+            dataset="digits",
+            architecture="row_attention",
+            pruning=PruningConfig(target_sparsity=0.8, epochs=30, round_epochs=6),
+            learning_rate=0.05,
+            steps_per_execution=23,
+            validation_freq=6,
+        ),
+        arms={
+            f"{keras}_{100 * share:.0f}_percent": Arm(pruning={"min_layer_share": share}, experiment={"keras": keras})
+            for keras in ("keras", "tf_keras")
+            for share in _SHARES
+        },
+        sparsities=(0.8,),
+        seeds=(0, 1, 2),
+    )
