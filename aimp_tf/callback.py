@@ -449,7 +449,7 @@ class GlobalMagnitudePruning(EpochCallback):
         if emptied:
             logger.warning(
                 "Ranking leaves nothing of %s: nothing passes through there any more. Lower target_sparsity, name it "
-                "in exclude, or set max_layer_sparsity or min_layer_survivors.",
+                "in exclude, or set min_layer_share, max_layer_sparsity or min_layer_survivors.",
                 ", ".join(emptied),
             )
         self._thresholds = [

@@ -87,8 +87,8 @@ class RoundResult:
         seconds: Wall time from the beginning of its `fit`, ranking and rewinding included, to its end.
         metrics: The logs of its last epoch, such as {"loss": 0.1, "accuracy": 0.97, "val_accuracy": 0.95}; a list of
             numbers where a metric gives several.
-        guarded: Paths of the variables that kept more weights than their rank gave them, for `max_layer_sparsity` or
-            `min_layer_survivors`.
+        guarded: Paths of the variables that kept more weights than their rank gave them, for `max_layer_sparsity`,
+            `min_layer_survivors` or `min_layer_share`.
         layers: Each prunable variable by itself.
         left_dense: Paths of prunable variables that are not pruned and not counted, for their inputs are no multiple of
             four, which `granularity` needs.

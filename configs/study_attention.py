@@ -17,10 +17,10 @@ def get_config() -> Study:
         experiment=Experiment(
             dataset="digits",
             architecture="row_attention",
-            pruning=PruningConfig(target_sparsity=0.8, epochs=30, round_epochs=6),
+            pruning=PruningConfig(target_sparsity=0.8, epochs=10),
             learning_rate=0.05,
             steps_per_execution=23,
-            validation_freq=6,
+            validation_freq=10,
         ),
         arms={
             f"{keras}_{100 * share:.0f}_percent": Arm(pruning={"min_layer_share": share}, experiment={"keras": keras})

@@ -13,7 +13,7 @@ def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> 
         name: "lenet_300_100" (an MLP) or "lenet_5" (both LeCun et al., 1998; with ReLU and max pooling, as pruning
             papers use them), "wide_mlp" (two hidden layers of 2048 units), "small_cnn" (two convolutions with batch
             normalisation), "tiny_mobilenet" (four depthwise separable blocks as in Howard et al., 2017, table 1, with
-            ReLU6), "row_attention" (one encoder block of Vaswani et al., 2017, section 3, that reads an image as the
+            ReLU6), "row_attention" (an encoder block of Vaswani et al., 2017, section 3.1, over an image as the
             sequence of its rows), or "resnet_8" or "resnet_20" (the CIFAR family of He et al., 2016, section 4.2, with n = 1 and 3;
             where the shape changes, the shortcut is a 1 x 1 convolution with batch normalisation).
         keras: The module `keras` or `tf_keras`.
@@ -93,12 +93,9 @@ def _tiny_mobilenet(layers: Any, x: Any) -> Any:
 def _row_attention(layers: Any, x: Any) -> Any:
     rows = layers.Dense(32, name="embedding")(layers.Reshape(x.shape[1:3])(x))
     attended = layers.MultiHeadAttention(num_heads=2, key_dim=16, name="attention")(rows, rows)
-    x = layers.LayerNormalization(name="attention_norm")(layers.Add()([rows, attended]))
-    transformed = _chain(
-        x, layers.Dense(64, activation="relu", name="transform_1"), layers.Dense(32, name="transform_2")
-    )
-    x = layers.LayerNormalization(name="transform_norm")(layers.Add()([x, transformed]))
-    return layers.Flatten()(x)
+    x = layers.LayerNormalization()(layers.Add()([rows, attended]))
+    transformed = _chain(x, layers.Dense(64, activation="relu", name="hidden"), layers.Dense(32, name="projection"))
+    return layers.Flatten()(layers.LayerNormalization()(layers.Add()([x, transformed])))
 
 
 def _resnet(blocks: int) -> Callable[[Any, Any], Any]:
