@@ -474,9 +474,7 @@ def today_rounds_take_all_epochs(monkeypatch):
 
 
 @pytest.mark.parametrize("stopped_after", ["first round", "all rounds"])
-def test_a_run_of_version_1_ends_under_its_defaults(
-    K, make_model, blobs, tmp_path, monkeypatch, caplog, stopped_after
-):
+def test_a_run_of_version_1_ends_under_its_defaults(K, make_model, blobs, tmp_path, monkeypatch, caplog, stopped_after):
     def prune(**settings):
         settings = {**SETTINGS, "round_epochs": None, "epochs": 6, **settings}
         return aimp_tf.prune(fade(make_model(K.optimizers.SGD(1e-9))), blobs, workdir=tmp_path / "run", **settings)

@@ -221,6 +221,9 @@ def differences(stored: dict[str, Any], experiment: Experiment) -> list[str]:
         there = from_fields(stored)
     except (TypeError, ValueError) as error:
         return [str(error)]
+    if there.pruning.method != "iterative":
+        # As `merged` has it; earlier versions are read with the length that rounds would have.
+        there.pruning.round_epochs = None
     # As they come back from JSON, which has no tuples.
     here = from_fields(to_fields(experiment))
     return list_differences(dataclasses.asdict(there), dataclasses.asdict(here))
