@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 VERSION = 2
-"""Version of the fields that `to_json` writes. Whoever changes a default raises it, and has `upgrade` write the former."""
+"""Of the fields that `to_json` writes. Whoever changes a default raises it, and has `upgrade` write the former one."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("iterative", "gradual", "dense", "tfmot"),
@@ -112,7 +112,7 @@ class PruningConfig:
     granularity: str = dataclasses.field(default="unstructured", kw_only=True)
     max_layer_sparsity: float | None = dataclasses.field(default=None, kw_only=True)
     min_layer_survivors: int = dataclasses.field(default=0, kw_only=True)
-    min_layer_share: float = dataclasses.field(default=0.1, kw_only=True)
+    min_layer_share: float = dataclasses.field(default=0.05, kw_only=True)
     include: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     exclude: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     mixed_precision: str | None = dataclasses.field(default=None, kw_only=True)

@@ -105,7 +105,7 @@ def make_plan(config: PruningConfig, weight_count: int) -> tuple[Round, ...]:
 def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str, int]:
     """How many weights each variable keeps at least, whatever their rank.
 
-    `min_layer_share` gets what the other limits leave: where that is too little for the shares, each of which is rounded
+    `min_layer_share` gets what the other limits leave: where that is too little for the shares, each of them rounded
     up, they are scaled down and rounded down.
 
     Args:

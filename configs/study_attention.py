@@ -1,8 +1,8 @@
-"""One attention block on scikit-learn's digits at 80% sparsity, by the floor of each layer, in both generations of Keras.
+"""An attention block on scikit-learn's digits at 80% sparsity, by the share that each layer keeps, in both generations.
 
     python tools/study.py --config=configs/study_attention.py --workdir=runs/study_attention
 
-Three seeds, the first table of "No layer is emptied" in docs/results.md. Ten minutes on two cores.
+Three seeds: the table of "No layer is emptied" in docs/results.md, 780 epochs of 1,437 images.
 """
 
 from aimp_tf import PruningConfig
@@ -23,7 +23,9 @@ def get_config() -> Study:
             validation_freq=10,
         ),
         arms={
-            f"{keras}_{100 * share:.0f}_percent": Arm(pruning={"min_layer_share": share}, experiment={"keras": keras})
+            f"{keras}_share_{share}".replace(".", "_"): Arm(
+                pruning={"min_layer_share": share}, experiment={"keras": keras}
+            )
             for keras in ("keras", "tf_keras")
             for share in _SHARES
         },

@@ -53,7 +53,7 @@ def test_defaults_are_valid_and_rounds_take_a_fifth():
         ({"method": "tfmot", "criterion": "lamp"}, ValueError, "criterion must be 'magnitude'; got 'lamp'"),
         ({"min_layer_share": 1}, ValueError, r"min_layer_share must lie in \[0, 1\)"),
         ({"min_layer_share": None}, TypeError, "min_layer_share must be a number"),
-        ({"method": "tfmot", "min_layer_share": 0.2}, ValueError, "min_layer_share must be 0 or 0.1; got 0.2"),
+        ({"method": "tfmot", "min_layer_share": 0.2}, ValueError, "min_layer_share must be 0 or 0.05; got 0.2"),
         ({"method": "tfmot", "min_layer_survivors": 3}, ValueError, "min_layer_survivors must be 0; got 3"),
         ({"granularity": "4x1"}, ValueError, "granularity must be one of 'unstructured', '1x4', '2:4'; got '4x1'"),
         ({"granularity": "2:4"}, ValueError, "two of each four weights, so target_sparsity must be 0.5; got 0.9"),
@@ -151,7 +151,7 @@ def test_fields_of_version_1_mean_what_they_meant(fields):
 
 def test_fields_of_version_2_mean_what_they_meant():
     """As above."""
-    fields = {**LAST_OF_VERSION_1, "version": 2, "min_layer_share": 0.1}
+    fields = {**LAST_OF_VERSION_1, "version": 2, "min_layer_share": 0.05}
     assert json.loads(config(epochs=31).to_json()) == fields
     assert upgrade(fields) == upgrade({"version": 2, "target_sparsity": 0.9, "epochs": 31}) == fields
 

@@ -149,7 +149,7 @@ def test_limits_in_fours():
     ],
 )
 def test_every_variable_keeps_a_share(fields, sizes, expected):
-    config = PruningConfig(**{"target_sparsity": 0.8, "epochs": 1, **fields})
+    config = PruningConfig(**{"target_sparsity": 0.8, "epochs": 1, "min_layer_share": 0.1, **fields})
     assert least_survivors(config, sizes) == expected
 
 

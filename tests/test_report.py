@@ -251,7 +251,7 @@ def test_a_run_of_version_1_is_reported_as_it_was_planned(tmp_path):
     page = (tmp_path / "page.md").read_text()
     for row in (
         "| round_epochs | 1 | 1 |",
-        "| **min_layer_share** | **0.0** | **0.1** |",
+        "| **min_layer_share** | **0.0** | **0.05** |",
         "| method | iterative | iterative |",
     ):
         assert row in page, page

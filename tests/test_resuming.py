@@ -502,7 +502,7 @@ def test_a_run_of_version_1_ends_under_its_defaults(K, make_model, blobs, tmp_pa
     # And anew, under those of today.
     anew = prune(overwrite=True)
     assert [round_.epochs for round_ in anew.rounds] == [6, 6, 6]
-    assert [layer.kept for layer in anew.rounds[-1].layers] == [4, 40]  # 0.1 of 0.25 of 128, rounded up.
+    assert [layer.kept for layer in anew.rounds[-1].layers] == [2, 42]  # 0.05 of 0.25 of 128, rounded up.
     assert json.loads((tmp_path / "run" / "config.json").read_text())["version"] == 2
 
 

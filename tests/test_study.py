@@ -218,7 +218,7 @@ def test_a_cell_that_version_1_did_is_told_from_one_of_today(method):
     assert differences(stored, experiment) == []
     del stored["pruning"]["version"], stored["pruning"]["min_layer_share"]
     experiment.pruning.round_epochs = 6 if method == "iterative" else None  # A fifth of 30; as `merged` has it.
-    assert differences(stored, experiment) == ["pruning.min_layer_share: 0.0 there, 0.1 here"]
+    assert differences(stored, experiment) == ["pruning.min_layer_share: 0.0 there, 0.05 here"]
     experiment.pruning.min_layer_share = 0
     assert differences(stored, experiment) == []
 

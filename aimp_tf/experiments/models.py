@@ -14,8 +14,8 @@ def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> 
             papers use them), "wide_mlp" (two hidden layers of 2048 units), "small_cnn" (two convolutions with batch
             normalisation), "tiny_mobilenet" (four depthwise separable blocks as in Howard et al., 2017, table 1, with
             ReLU6), "row_attention" (an encoder block of Vaswani et al., 2017, section 3.1, over an image as the
-            sequence of its rows), or "resnet_8" or "resnet_20" (the CIFAR family of He et al., 2016, section 4.2, with n = 1 and 3;
-            where the shape changes, the shortcut is a 1 x 1 convolution with batch normalisation).
+            sequence of its rows), or "resnet_8" or "resnet_20" (the CIFAR family of He et al., 2016, section 4.2, with
+            n = 1 and 3; where the shape changes, the shortcut is a 1 x 1 convolution with batch normalisation).
         keras: The module `keras` or `tf_keras`.
         input_shape: Height, width and channels.
         classes: Number of logits.
