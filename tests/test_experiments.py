@@ -72,6 +72,12 @@ def test_unknown_names_are_refused(K):
             (9 * 16 + 9 * (16 + 32 + 64 + 64) + 16 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 1290)
             + 4 * (16 + 16 + 32 + 32 + 64 + 64 + 64 + 64 + 128),
         ),
+        # Embedding, four projections of attention, two of the block, two norms, logits.
+        (
+            "row_attention",
+            (8, 8, 1),
+            (8 + 1) * 32 + 4 * (32 + 1) * 32 + (32 + 1) * 64 + (64 + 1) * 32 + 2 * 64 + (256 + 1) * 10,
+        ),
         # Stem, three stages of two convolutions (the first of stages 2 and 3 doubles the filters), two projections, 10
         # logits; and four numbers of batch normalisation for each filter.
         (
