@@ -441,8 +441,9 @@ class GlobalMagnitudePruning(EpochCallback):
             assert self._first is not None
             generator = self._generator(round_.index)
             masked.restore(
-                generator.permutation(value.reshape(-1)).reshape(value.shape) if trains else value
+                drawn if trains else value
                 for value, trains in zip(self._first, masked.is_trained(), strict=True)
+                for drawn in [generator.permutation(value.reshape(-1)).reshape(value.shape)]
             )
         elif round_.index == 0 and self._first is not None:
             masked.restore(self._first)
@@ -523,7 +524,7 @@ class GlobalMagnitudePruning(EpochCallback):
         if emptied:
             logger.warning(
                 "Ranking leaves nothing of %s: nothing passes through there any more. Lower target_sparsity, name it "
-                "in exclude, or set max_layer_sparsity or min_layer_survivors.",
+                "in exclude, or set min_layer_share, max_layer_sparsity or min_layer_survivors.",
                 ", ".join(emptied),
             )
         self._thresholds = [smallest_magnitude(weights[path], mask) for path, mask in after.items()]

@@ -8,8 +8,11 @@ import difflib
 import json
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+VERSION = 2
+"""Of the fields that `to_json` writes. Whoever changes a default raises it, and has `upgrade` write the former one."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("iterative", "gradual", "dense", "tfmot"),
@@ -67,6 +70,10 @@ class PruningConfig:
         max_layer_sparsity: No variable gets sparser than this, in [target_sparsity, 1); others then give more. None
             sets no limit.
         min_layer_survivors: No variable keeps fewer weights than this, or than it has.
+        min_layer_share: No variable keeps less than this fraction, in [0, 1), of what it would keep if all ended with
+            the same sparsity, rounded up: one ranking of raw magnitudes follows the initialisers, and could empty the
+            layers whose weights start small. Where whole weights are too few for all of that beside the two limits
+            above, these go first. 0 sets no limit.
         include: fnmatch patterns on variable paths such as "head/dense/kernel"; only prunable variables that match one
             are pruned. Empty means all of them.
         exclude: fnmatch patterns on variable paths; variables that match one are not pruned.
@@ -105,6 +112,7 @@ class PruningConfig:
     granularity: str = dataclasses.field(default="unstructured", kw_only=True)
     max_layer_sparsity: float | None = dataclasses.field(default=None, kw_only=True)
     min_layer_survivors: int = dataclasses.field(default=0, kw_only=True)
+    min_layer_share: float = dataclasses.field(default=0.05, kw_only=True)
     include: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     exclude: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     mixed_precision: str | None = dataclasses.field(default=None, kw_only=True)
@@ -202,16 +210,17 @@ class PruningConfig:
                 "method='tfmot' trains in the dtype policies that the model has, so mixed_precision must be None; got "
                 f"{self.mixed_precision!r}. method='gradual' does much the same and takes it."
             )
-        for name, default in (
+        for name, *without_effect in (
             ("criterion", "magnitude"),
             ("granularity", "unstructured"),
             ("max_layer_sparsity", None),
             ("min_layer_survivors", 0),
+            ("min_layer_share", 0, PruningConfig.min_layer_share),
         ):
-            if getattr(self, name) != default:
+            if getattr(self, name) not in without_effect:
                 raise ValueError(
-                    f"method='tfmot' ranks single weights by magnitude in each layer, so {name} must be {default!r}; "
-                    f"got {getattr(self, name)!r}."
+                    f"method='tfmot' ranks single weights by magnitude in each layer, so {name} must be "
+                    f"{' or '.join(map(repr, without_effect))}; got {getattr(self, name)!r}."
                 )
 
     def replace(self, **overrides: Any) -> "PruningConfig":
@@ -220,15 +229,15 @@ class PruningConfig:
         return dataclasses.replace(self, **overrides)
 
     def to_json(self) -> str:
-        """The fields as a JSON object, one field a line; a function by its name, which `from_json` does not read."""
-        return json.dumps(dataclasses.asdict(self), indent=2, default=_as_json)
+        """The version and the fields as a JSON object, one a line; a function by its name, which `validate` refuses."""
+        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=2, default=_as_json)
 
     @classmethod
     def from_json(cls, text: str) -> "PruningConfig":
-        """Reads what `to_json` wrote.
+        """Reads what `to_json` wrote, in this version of the fields or, by `upgrade`, in an earlier one.
 
         Raises:
-            ValueError: The text is not JSON.
+            ValueError: The text is not JSON, or of a version that is not known.
             TypeError: It is not an object with the fields of this class, or a required one is missing.
         """
         try:
@@ -237,6 +246,8 @@ class PruningConfig:
             raise ValueError(f"A PruningConfig must be a JSON object; this is not JSON: {error}.") from error
         if not isinstance(fields, dict):
             raise TypeError(f"A PruningConfig must be a JSON object; got {type(fields).__name__}.")
+        fields = upgrade(fields)
+        del fields["version"]
         for name in ("include", "exclude"):
             if isinstance(fields.get(name), list):
                 fields[name] = tuple(fields[name])
@@ -255,11 +266,88 @@ class PruningConfig:
         return cls(**fields)
 
 
-def default_fields() -> dict[str, Any]:
+def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that any version of `to_json` wrote as `VERSION` has them, and with the meaning that they had then.
+
+    A field that is missing gets the default that it had when they were written, and so does one of which None stood for
+    what followed from other fields. Those of version 1 do not say their version.
+
+    Args:
+        fields: As they come from JSON, with "version".
+
+    Raises:
+        ValueError: The version is not known.
+    """
+    upgraded = {"version": 1, **fields}
+    version = upgraded["version"]
+    if not is_number(version, numbers.Integral) or not 1 <= version <= VERSION:
+        raise ValueError(
+            f"The config is of version {version!r}, and this aimp_tf reads versions 1 to {VERSION}. If a newer one "
+            "wrote it, install that one."
+        )
+    for former in range(version, VERSION):
+        for name, default in _FORMER_DEFAULTS[former].items():
+            if callable(default) and upgraded.get(name) is None:
+                upgraded[name] = default(upgraded)
+            upgraded.setdefault(name, default)
+    if version == 1:
+        upgraded.pop("data_on_device", None)  # An argument of `prune` since, which changes no result.
+    for name, default in _default_fields().items():
+        upgraded.setdefault(name, default)
+    return {**upgraded, "version": VERSION}
+
+
+def kept_defaults(config: PruningConfig, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields in which a run goes on with the defaults of the version that began it, not with those of today.
+
+    Args:
+        config: What the run is to go on with. A field that has today's default counts as one that was not set.
+        stored: The fields that it was begun with, as `upgrade` takes them.
+
+    Returns:
+        Of each field that was not set, then or now, and whose default has changed: its name and the former default.
+
+    Raises:
+        ValueError: As `upgrade`.
+    """
+    here, there = json.loads(config.to_json()), upgrade(stored)
+    today = _default_fields()
+    former = upgrade({"version": stored.get("version", 1), "epochs": there.get("epochs")})
+    return {
+        name: former[name]
+        for name, default in today.items()
+        if here[name] == default and there[name] == former[name] != default
+    }
+
+
+def _default_fields() -> dict[str, Any]:
     """The fields of a `PruningConfig` that have a default, with it, as they come from JSON."""
     fields = dataclasses.fields(PruningConfig)
     known = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
     return json.loads(json.dumps(known))
+
+
+def _fifth_of_epochs(fields: Mapping[str, Any]) -> int | None:
+    epochs = fields.get("epochs")
+    return max(1, math.ceil(epochs / 5)) if is_number(epochs, numbers.Integral) else None
+
+
+# Version -> the fields that it may lack or whose defaults the next one has changed -> their defaults, or a function of
+# the other fields that gives what None stood for.
+_FORMER_DEFAULTS: dict[int, dict[str, Any]] = {
+    1: {
+        "round_epochs": _fifth_of_epochs,
+        "method": "iterative",
+        "ramp": 0.5,
+        "final_rewind": None,
+        "stop_mask_distance": None,
+        "granularity": "unstructured",
+        "max_layer_sparsity": None,
+        "min_layer_survivors": 0,
+        "min_layer_share": 0.0,
+        "compact_rounds": False,
+    },
+}
 
 
 def check_choice(name: str, value: object) -> None:
@@ -307,6 +395,7 @@ _FRACTIONS = (
     ("ramp", 0, 1, "(]"),
     ("stop_mask_distance", 0, 1, "[)"),
     ("max_layer_sparsity", 0, 1, "()"),
+    ("min_layer_share", 0, 1, "[)"),
 )
 _OPTIONAL = ("round_epochs", "seed", "stop_mask_distance", "max_layer_sparsity", "mixed_precision")
 

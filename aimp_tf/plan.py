@@ -117,6 +117,9 @@ def make_plan(config: PruningConfig, weight_count: int, first: int | None = None
 def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str, int]:
     """How many weights each variable keeps at least, whatever their rank.
 
+    `min_layer_share` gets what the other limits leave: where that is too little for the shares, each of them rounded
+    up, they are scaled down and rounded down.
+
     Args:
         config: A valid config.
         sizes: Path -> number of weights.
@@ -125,7 +128,8 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
         Path -> number of weights, a multiple of `config.block_size`.
 
     Raises:
-        ValueError: These are more than `target_sparsity` keeps in all, or than "2:4" keeps of a variable.
+        ValueError: Without `min_layer_share`, these are more than `target_sparsity` keeps in all, or than "2:4" keeps
+            of a variable.
     """
     least = {path: min(config.min_layer_survivors, size) for path, size in sizes.items()}
     if config.max_layer_sparsity is not None:
@@ -148,7 +152,21 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
             f"at least {sum(least.values())} weights, but target_sparsity={config.target_sparsity} keeps {kept} of "
             f"{total}. Relax them or lower target_sparsity."
         )
-    return least
+    return _with_shares(config, sizes, least, kept)
+
+
+def _with_shares(
+    config: PruningConfig, sizes: Mapping[str, int], least: Mapping[str, int], kept: int
+) -> dict[str, int]:
+    """`least`, raised to the shares of `min_layer_share` as far as `kept` allows for all of them together."""
+    share, block = config.min_layer_share * (1 - config.target_sparsity), config.block_size
+    # In blocks. Rounded first, as above.
+    wanted = {path: math.ceil(round(share * size / block, 6)) for path, size in sizes.items()}
+    missing = {path: max(0, wanted[path] - least[path] // block) for path in sizes}
+    left, needed = (kept - sum(least.values())) // block, sum(missing.values())
+    if needed > left:
+        missing = {path: count * left // needed for path, count in missing.items()}
+    return {path: least[path] + missing[path] * block for path in sizes}
 
 
 def ramp_survivors(

@@ -141,7 +141,7 @@ def prune(
         build(model, fitting.train)
         if data_on_device:
             stack.enter_context(fitting.on_device_of(model))
-        directory = None
+        directory, kept = None, {}
         with cluster.as_one():
             if workdir is not None or cluster.size > 1:
                 signature = {
@@ -154,6 +154,9 @@ def prune(
                     signature["masks"] = masks if isinstance(masks, str) else checksum_of_arrays(masks.values())
             if workdir is not None:
                 directory = stack.enter_context(RunDirectory(workdir, config, signature, overwrite=overwrite))
+                kept = directory.keep_defaults()
+        config = config.replace(**cluster.from_chief(kept))
+        config.validate()
         if cluster.size > 1:
             # Shards that workers read on their own may differ in length.
             parts = {name: {**part, "batches": None} for name, part in signature.items()}

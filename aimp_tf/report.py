@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from aimp_tf.config import PruningConfig, nearest
+from aimp_tf.config import PruningConfig, nearest, upgrade
 from aimp_tf.plan import imp_epochs, make_plan
 from aimp_tf.plots import check_matplotlib, plot_cost, plot_latency, plot_layers, plot_magnitudes, plot_metric
 from aimp_tf.rounds import duration_text, layer_notes, layer_table, number_text, round_table
@@ -94,7 +94,7 @@ def write_report(
     if path.suffix not in (".html", ".md"):
         raise ValueError(f"The report must be a file that ends in .html or .md; got {path}.")
     check_writable(path.parent, "the folder of the report")
-    blocks = _blocks(_with_short_names(runs), metric, inference)
+    blocks = _blocks(_with_short_names([_with_fields_of_today(run) for run in runs]), metric, inference)
     if path.suffix == ".html":
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _html_page(blocks))
@@ -106,6 +106,16 @@ def write_report(
         write_atomically(file, svg)
     write_atomically(path, "\n\n".join(_markdown(block, folder.name) for block in blocks))
     return [path, *pictures]
+
+
+def _with_fields_of_today(run: RecordedRun) -> RecordedRun:
+    """With the config as this version would have written it, but for the version itself."""
+    try:
+        config = upgrade(run.config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The config of {run.name} is not that of a run: {error}") from error
+    del config["version"]
+    return dataclasses.replace(run, config=config)
 
 
 def _with_short_names(runs: Sequence[RecordedRun]) -> list[RecordedRun]:

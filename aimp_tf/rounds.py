@@ -91,8 +91,8 @@ class RoundResult:
             a list of numbers where a metric gives several. They are the logs of the last epoch, or of the one whose
             weights a callback brought back, such as EarlyStopping(restore_best_weights=True). Where weights came from
             elsewhere, they are measured anew; empty where that cannot be done.
-        guarded: Paths of the variables that kept more weights than their rank gave them, for `max_layer_sparsity` or
-            `min_layer_survivors`.
+        guarded: Paths of the variables that kept more weights than their rank gave them, for `max_layer_sparsity`,
+            `min_layer_survivors` or `min_layer_share`.
         layers: Each prunable variable by itself.
         left_dense: Path -> why, of weight matrices that are not pruned and not counted, though no pattern excludes
             them: they are frozen, their inputs are no multiple of four, which `granularity` needs, or their layers are

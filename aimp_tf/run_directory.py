@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aimp_tf.config import PruningConfig, default_fields, list_differences
+from aimp_tf.config import PruningConfig, kept_defaults, list_differences, upgrade
 from aimp_tf.rounds import RoundResult, by_split
 from aimp_tf.safe_files import (
     UNFINISHED,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ELSEWHERE = "Name another folder, or pass overwrite=True to begin anew in this one."
 _LOCK = ".aimp_tf_lock"
 _OVERWRITTEN = f"{UNFINISHED}overwritten"
 _ROUND_NAMES = re.compile(r"round_\d{3,}|final")
@@ -81,7 +82,7 @@ class RecordedRun:
 
     Attributes:
         name: What to call it.
-        config: The fields of its `PruningConfig`, as they come from JSON.
+        config: The version and the fields of its `PruningConfig`, as they come from JSON.
         environment: What `describe_environment` gave when it began, and the time.
         rounds: The rounds that are done.
         finished: Whether the final training is among them.
@@ -230,6 +231,31 @@ class RunDirectory:
         os.close(self._lock)
         self._lock = None
 
+    def keep_defaults(self) -> dict[str, Any]:
+        """Settles how a run of an older version that is here goes on: with the defaults of that version.
+
+        Returns:
+            The fields of the config, with their values, that this changes; what is planned must have them.
+
+        Raises:
+            ValueError, RuntimeError: As `begin`.
+        """
+        with _naming_the_folder(self.path):
+            self._recover()
+            if self._overwrite or not self._holds_run:
+                return {}
+            with self._trusting():
+                _read_noted(self.path / "signature.json", _SIGNED_FILES)
+                kept = kept_defaults(self._config, self._stored_config())
+        if kept:
+            logger.info(
+                "The run in %s was begun by an older version and goes on with its defaults: %s.",
+                self.path,
+                ", ".join(f"{name}={value!r}" for name, value in kept.items()),
+            )
+        self._config = self._config.replace(**kept)
+        return kept
+
     def begin(self, round_count: int) -> None:
         """Begins a run here, or makes sure that the one that is here is the same.
 
@@ -242,17 +268,13 @@ class RunDirectory:
         """
         self._round_count = round_count
         with _naming_the_folder(self.path):
-            if self._put_aside:  # By a process that was killed before it said what became of it.
-                if self._rounds() or (self.path / "metrics.jsonl").exists():
-                    shutil.rmtree(self.path / _OVERWRITTEN)
-                else:
-                    self._put_back()
+            self._recover()
             if self._overwrite and self._own_entries():
                 (self.path / _OVERWRITTEN).mkdir()
                 # The signature last, for it says that this is a run.
                 for entry in sorted(self._own_entries(), key=lambda entry: entry.name == "signature.json"):
                     os.replace(entry, self.path / _OVERWRITTEN / entry.name)
-            if os.path.lexists(self.path / "signature.json") or self._rounds():
+            if self._holds_run:
                 self._check_same()
                 return
             self._begun = True
@@ -419,18 +441,13 @@ class RunDirectory:
             self._tensorboard.add_epoch(logs)
 
     def _check_same(self) -> None:
-        elsewhere = "Name another folder, or pass overwrite=True to begin anew in this one."
-        try:
+        with self._trusting():
             there = _read_noted(self.path / "signature.json", _SIGNED_FILES)
-            # A field that a run is older than was at its default.
-            config = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-            there["config"] = {**default_fields(), **config}
+            there["config"] = upgrade(self._stored_config())
             environment = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"workdir {self.path} holds a run that cannot be trusted: {error}. {elsewhere}") from error
         here = {"config": json.loads(self._config.to_json()), **self._signature}
         if differing := list_differences(there, here):
-            raise ValueError(f"workdir {self.path} holds another run: {'; '.join(differing)}. {elsewhere}")
+            raise ValueError(f"workdir {self.path} holds another run: {'; '.join(differing)}. {_ELSEWHERE}")
         now = describe_environment()
         for name in ("python", "versions", "devices"):
             if environment.get(name) != now[name]:
@@ -441,6 +458,32 @@ class RunDirectory:
                     environment.get(name),
                     now[name],
                 )
+
+    @contextlib.contextmanager
+    def _trusting(self) -> Iterator[None]:
+        """Around reading what the run that is here says of itself."""
+        try:
+            yield
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"workdir {self.path} holds a run that cannot be trusted: {error}. {_ELSEWHERE}"
+            ) from error
+
+    def _stored_config(self) -> dict[str, Any]:
+        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+
+    def _recover(self) -> None:
+        """Settles what a process that was killed while it began anew did not."""
+        if not self._put_aside:
+            return
+        if self._rounds() or (self.path / "metrics.jsonl").exists():
+            shutil.rmtree(self.path / _OVERWRITTEN)
+        else:
+            self._put_back()
+
+    @property
+    def _holds_run(self) -> bool:
+        return os.path.lexists(self.path / "signature.json") or bool(self._rounds())
 
     def _folder(self, index: int) -> pathlib.Path:
         return self.path / ("final" if index == self._round_count - 1 else f"round_{index:03d}")

@@ -184,16 +184,23 @@ def test_a_changed_constant_rate_is_as_it_was_in_the_next_round(make_mlp, K, blo
     assert rates == [0.5, 0.25] * 3 + [0.5, 0.25, 0.125]
 
 
-def test_a_layer_left_empty_is_reported_by_name(K, blobs, caplog):
+@pytest.mark.parametrize("share", [0, 0.1])
+def test_a_layer_left_empty_is_reported_by_name(K, blobs, caplog, share):
     model = K.Sequential([K.Input((8,)), K.layers.Dense(16, name="large"), K.layers.Dense(3, name="tiny")])
     model.compile("sgd", K.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.get_layer("tiny").kernel.assign(np.full((16, 3), 1e-6))
     model.get_layer("large").kernel.assign(np.full((8, 16), 1.0))
     model.optimizer.learning_rate.assign(1e-9)
     with caplog.at_level(logging.WARNING, "aimp_tf"):
-        pruning, _ = run(model, blobs, PruningConfig(0.5, rate=0.5, epochs=1))
-    assert pruning.rounds[0].emptied == () and pruning.rounds[1].emptied == ("tiny/kernel",)
-    assert [record.message for record in caplog.records if "leaves nothing of tiny/kernel" in record.message]
+        pruning, _ = run(model, blobs, PruningConfig(0.5, rate=0.5, epochs=1, min_layer_share=share))
+    warnings = [record.message for record in caplog.records if "leaves nothing of tiny/kernel" in record.message]
+    last = pruning.rounds[1]
+    assert pruning.rounds[0].emptied == () and last.kept == 88
+    if share:
+        # 0.1 of half of 48 weights, rounded up.
+        assert (last.layers[1].kept, last.guarded, last.emptied, warnings) == (3, ("tiny/kernel",), (), [])
+    else:
+        assert (last.layers[1].kept, last.guarded, last.emptied, len(warnings)) == (0, (), ("tiny/kernel",), 1)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_mlp, K, blobs):

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import sys
 import typing
 
@@ -7,6 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from aimp_tf import PruningConfig
+from aimp_tf.config import kept_defaults, upgrade
 
 
 def config(**fields):
@@ -15,6 +17,8 @@ def config(**fields):
 
 def test_defaults_are_valid_and_rounds_take_a_fifth():
     config().validate()
+    config(method="tfmot").validate()
+    config(method="tfmot", min_layer_share=0).validate()
     assert [config(epochs=epochs).resolved_round_epochs for epochs in (1, 5, 6, 30)] == [1, 1, 2, 6]
     assert config(round_epochs=3).resolved_round_epochs == 3
 
@@ -47,6 +51,9 @@ def test_defaults_are_valid_and_rounds_take_a_fifth():
         ({"max_layer_sparsity": 95}, ValueError, "fraction, not percent"),
         ({"min_layer_survivors": -1}, ValueError, "min_layer_survivors must be at least 0"),
         ({"method": "tfmot", "criterion": "lamp"}, ValueError, "criterion must be 'magnitude'; got 'lamp'"),
+        ({"min_layer_share": 1}, ValueError, r"min_layer_share must lie in \[0, 1\)"),
+        ({"min_layer_share": None}, TypeError, "min_layer_share must be a number"),
+        ({"method": "tfmot", "min_layer_share": 0.2}, ValueError, "min_layer_share must be 0 or 0.05; got 0.2"),
         ({"method": "tfmot", "min_layer_survivors": 3}, ValueError, "min_layer_survivors must be 0; got 3"),
         ({"granularity": "4x1"}, ValueError, "granularity must be one of 'unstructured', '1x4', '2:4'; got '4x1'"),
         ({"granularity": "2:4"}, ValueError, "two of each four weights, so target_sparsity must be 0.5; got 0.9"),
@@ -91,6 +98,9 @@ def test_a_function_is_written_by_its_name():
     [
         ("{", ValueError, "not JSON"),
         ("[1]", TypeError, "must be a JSON object; got list"),
+        ('{"version": 3, "target_sparsity": 0.9, "epochs": 3}', ValueError, "of version 3, .* versions 1 to 2"),
+        ('{"version": "2", "target_sparsity": 0.9, "epochs": 3}', ValueError, "of version '2'"),
+        ('{"version": 0}', ValueError, "of version 0"),
         ('{"target_sparsity": 0.9}', TypeError, "epochs must be given"),
         ('{"target_sparsity": 0.9, "epoch": 3}', TypeError, "no field 'epoch'. Did you mean 'epochs'"),
     ],
@@ -98,6 +108,62 @@ def test_a_function_is_written_by_its_name():
 def test_bad_json_is_refused(text, error, message):
     with pytest.raises(error, match=message):
         PruningConfig.from_json(text)
+
+
+# What version 1 wrote, at first and at last, with all that has a default at that.
+OLDEST = {
+    "target_sparsity": 0.9,
+    "rate": 0.2,
+    "epochs": 31,
+    "round_epochs": None,
+    "rewind": "learning_rate",
+    "rewind_epoch": 0,
+    "round_schedule": "compress",
+    "scope": "global",
+    "criterion": "magnitude",
+    "include": [],
+    "exclude": [],
+    "mixed_precision": None,
+    "seed": None,
+}
+LAST_OF_VERSION_1 = {
+    **OLDEST,
+    "method": "iterative",
+    "ramp": 0.5,
+    "final_rewind": None,
+    "stop_mask_distance": None,
+    "granularity": "unstructured",
+    "max_layer_sparsity": None,
+    "min_layer_survivors": 0,
+    "compact_rounds": False,
+}
+
+
+@pytest.mark.parametrize("fields", [OLDEST, LAST_OF_VERSION_1, {**LAST_OF_VERSION_1, "data_on_device": True}])
+def test_fields_of_version_1_mean_what_they_meant(fields):
+    """A default that changes now must leave this as it is: raise VERSION, and let `upgrade` write the former one."""
+    assert upgrade(fields) == {**LAST_OF_VERSION_1, "version": 2, "round_epochs": 7, "min_layer_share": 0.0}
+    assert upgrade({**fields, "round_epochs": 3, "epochs": 30})["round_epochs"] == 3
+    read = PruningConfig.from_json(json.dumps(fields))
+    assert read == config(epochs=31, round_epochs=7, min_layer_share=0.0)
+    assert PruningConfig.from_json(read.to_json()) == read
+
+
+def test_fields_of_version_2_mean_what_they_meant():
+    """As above."""
+    fields = {**LAST_OF_VERSION_1, "version": 2, "min_layer_share": 0.05}
+    assert json.loads(config(epochs=31).to_json()) == fields
+    assert upgrade(fields) == upgrade({"version": 2, "target_sparsity": 0.9, "epochs": 31}) == fields
+
+
+def test_a_run_keeps_the_defaults_that_it_began_with():
+    fields = {**LAST_OF_VERSION_1, "epochs": 31}
+    today = config(epochs=31)
+    assert kept_defaults(today, fields) == {"round_epochs": 7, "min_layer_share": 0.0}
+    assert kept_defaults(today.replace(round_epochs=6, min_layer_share=0.2), fields) == {}
+    assert kept_defaults(today, {**fields, "round_epochs": 6}) == {"min_layer_share": 0.0}
+    assert kept_defaults(today, json.loads(today.to_json())) == {}
+    assert kept_defaults(today, {**json.loads(today.to_json()), "min_layer_share": 0.0}) == {}
 
 
 def test_replace_names_the_nearest_field():

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from aimp_tf import PruningConfig
-from aimp_tf.experiments import datasets, models
+from aimp_tf.experiments import datasets, exports, models
 from aimp_tf.experiments.experiment import CHOICES, Experiment
 from aimp_tf.experiments.run import Comparison, compiled_model, load_data, run, train_dense, weight_count
 from aimp_tf.masked_model.prunable import prunable_variables
+from aimp_tf.run_directory import RecordedRun
 
 IDX_DIR = pathlib.Path(os.environ.get("FASHION_MNIST_IDX_DIR", "/usr/share/datasets/fashion-mnist"))
 
@@ -71,6 +72,12 @@ def test_unknown_names_are_refused(K):
             (28, 28, 1),
             (9 * 16 + 9 * (16 + 32 + 64 + 64) + 16 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 1290)
             + 4 * (16 + 16 + 32 + 32 + 64 + 64 + 64 + 64 + 128),
+        ),
+        # Embedding, four projections of attention, two of the block, two norms, logits.
+        (
+            "row_attention",
+            (8, 8, 1),
+            (8 + 1) * 32 + 4 * (32 + 1) * 32 + (32 + 1) * 64 + (64 + 1) * 32 + 2 * 64 + (256 + 1) * 10,
         ),
         # Stem, three stages of two convolutions (the first of stages 2 and 3 doubles the filters), two projections, 10
         # logits; and four numbers of batch normalisation for each filter.
@@ -228,3 +235,19 @@ def test_how_the_rate_falls(K, schedule, rates):
     # 23 batches an epoch. A step into it, for a rate that drops at a step keeps it for that one.
     asked = [float(optimizer._learning_rate(epoch * 23 + (schedule == "steps"))) / 0.3 for epoch in range(4)]
     assert asked == pytest.approx(rates, rel=1e-5)
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_run_that_version_1_finished_is_exported(K, monkeypatch, tmp_path):
+    experiment = Experiment("digits", "lenet_300_100", PruningConfig(0.9, epochs=30))
+    model = models.build("lenet_300_100", K, (8, 8, 1), 10)
+    model.save_weights(tmp_path / "a.weights.h5")
+    stored = {"target_sparsity": 0.9, "epochs": 30, "round_epochs": None, "seed": 0}
+    monkeypatch.setattr(exports, "read_run", lambda workdir: RecordedRun("run", stored, {}, [], finished=True))
+    monkeypatch.setattr(exports, "final_weights", lambda workdir: tmp_path / "a.weights.h5")
+    loaded = exports.load_run(experiment, tmp_path)
+    for here, there in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(here, there)
+    experiment.pruning.min_layer_share = 0.5
+    with pytest.raises(ValueError, match="holds a run of another config: min_layer_share: 0.0 there, 0.5 here"):
+        exports.load_run(experiment, tmp_path)

@@ -125,6 +125,52 @@ def test_limits_in_fours():
         least_survivors(config.replace(granularity="2:4", min_layer_survivors=21), sizes)
 
 
+@pytest.mark.parametrize(
+    ("fields", "sizes", "expected"),
+    [
+        # 0.1 of 0.2 of each, rounded up.
+        ({}, {"large": 1000, "small": 100, "tiny": 1}, {"large": 20, "small": 2, "tiny": 1}),
+        ({"min_layer_share": 0}, {"large": 1000, "small": 100}, {"large": 0, "small": 0}),
+        ({"min_layer_share": 0.5}, {"large": 1000, "small": 101}, {"large": 100, "small": 11}),
+        # 0.1 * (1 - 0.7) * 100 is more than 3 in floating point.
+        ({"target_sparsity": 0.7}, {"a": 100, "b": 900}, {"a": 3, "b": 27}),
+        ({"min_layer_survivors": 5}, {"large": 1000, "small": 100}, {"large": 20, "small": 5}),
+        ({"max_layer_sparsity": 0.9}, {"large": 1000, "small": 100}, {"large": 100, "small": 10}),
+        ({"granularity": "1x4"}, {"large": 1000, "small": 40}, {"large": 20, "small": 4}),
+        ({"granularity": "2:4", "target_sparsity": 0.5}, {"large": 1000, "small": 40}, {"large": 50, "small": 2}),
+        # 20 of 100 are kept: fewer than one of each of the 25 variables.
+        ({}, {f"v{i}": 4 for i in range(25)}, {f"v{i}": 0 for i in range(25)}),
+        # The survivors take 192 of the 200, and the share of the large one, which is 17, gets the other 8.
+        (
+            {"min_layer_survivors": 2},
+            {"large": 810, **{f"v{i}": 2 for i in range(95)}},
+            {"large": 10, **{f"v{i}": 2 for i in range(95)}},
+        ),
+    ],
+)
+def test_every_variable_keeps_a_share(fields, sizes, expected):
+    config = PruningConfig(**{"target_sparsity": 0.8, "epochs": 1, "min_layer_share": 0.1, **fields})
+    assert least_survivors(config, sizes) == expected
+
+
+@given(
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=30),
+    sparsity=st.floats(0.01, 0.99),
+    share=st.floats(0, 0.999),
+    block=st.sampled_from(["unstructured", "1x4"]),
+)
+def test_shares_are_never_more_than_is_kept(sizes, sparsity, share, block):
+    config = PruningConfig(sparsity, epochs=1, granularity=block, min_layer_share=share)
+    unit = config.block_size
+    named = {str(i): size * unit for i, size in enumerate(sizes)}
+    blocks = sum(sizes)
+    if not 0 < round(sparsity * blocks) < blocks:
+        return
+    least = least_survivors(config, named)
+    assert sum(least.values()) <= make_plan(config, blocks * unit)[-1].kept
+    assert all(count % unit == 0 and 0 <= count <= named[path] for path, count in least.items())
+
+
 def test_the_ramp_is_cubic():
     assert [ramp_survivors(10**6, 0.9, progress) for progress in (0, 0.25, 0.5, 1)] == [
         10**6,

@@ -421,3 +421,27 @@ def test_gradual_pruning_counts_the_batches_of_data_that_does_not_tell(K, make_m
         aimp_tf.prune(model, data, target_sparsity=0.75, epochs=epochs, method="gradual", callbacks=note, verbose=0)
     assert kept["unknown"] == kept["known"] and len(set(kept["known"])) >= 8
     assert kept["known"].index(0.75) == 8 * epochs - 1 and len(kept["known"]) == 16 * epochs
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0, [0, 0, 0]), (0.1, [6, 6, 6]), (0.5, [26, 26, 26])])
+def test_attention_that_starts_small_keeps_its_share(K, share, kept):
+    """Ranked by raw magnitude, the kernels of an attention layer that starts a thousandth as large would all go."""
+    inputs = K.Input((4, 8))
+    attended = K.layers.MultiHeadAttention(2, 8, name="attention")(inputs, inputs)
+    outputs = K.layers.Dense(1, name="output")(K.layers.Dense(64, name="wide")(K.layers.Flatten()(attended)))
+    model = K.Model(inputs, outputs)
+    small = [weight for weight in model.weights if {"query", "key", "value"} & set(weight.name.split("/"))]
+    small = small or [
+        weight for weight in model.weights if {"query", "key", "value"} & set(getattr(weight, "path", "").split("/"))
+    ]
+    for weight in small:
+        weight.assign(weight * 1e-3)
+    model.compile(K.optimizers.SGD(1e-9), "mse")
+    data = np.ones((8, 4, 8), np.float32), np.zeros((8, 1), np.float32)
+    result = aimp_tf.prune(model, data, target_sparsity=0.6, epochs=1, min_layer_share=share, verbose=0)
+    layers = {layer.path.split("/")[-2]: layer for layer in result.rounds[-1].layers}
+    assert [layers[name].kept for name in ("query", "key", "value")] == kept
+    assert [layers[name].size for name in ("query", "key", "value")] == [128, 128, 128]
+    # With the same number of weights in all: 0.4 of 3 * 128 + 128 + 32 * 64 + 64.
+    assert result.rounds[-1].kept == 1050
+    assert bool(result.rounds[-1].emptied) == (share == 0)

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
-from aimp_tf import progress
+from aimp_tf import progress, run_directory
 from aimp_tf.safe_files import checksum, read_json, write_arrays, write_json
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 4, "round_epochs": 3, "verbose": 0, "seed": 1}
@@ -81,6 +81,16 @@ def run(make_model, blobs, workdir, callbacks=(), optimizer=None, **settings):
         fit_options=options,
         **settings,
     )
+
+
+def as_version_1(workdir, **fields):
+    """Lets what a run has left be what version 1 would have: its config said no version, and had no shares."""
+    config = json.loads((workdir / "config.json").read_text())
+    del config["version"], config["min_layer_share"]
+    (workdir / "config.json").write_text(json.dumps({**config, **fields}, indent=2))
+    signature = read_json(workdir / "signature.json")
+    signature["files"]["config.json"] = checksum(workdir / "config.json")
+    write_json(workdir / "signature.json", signature)
 
 
 def metrics_of(workdir):
@@ -471,3 +481,81 @@ def test_optimizers_that_a_model_holds_go_on_as_well(make_gan, blobs, tmp_path, 
         run(tmp_path / "run", CrashAt(keras, **crash))
     for one, other in zip(whole, run(tmp_path / "run"), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def fade(model):
+    """Lets one kernel start so small that one ranking leaves nothing of it."""
+    layer = model.layers[0]
+    layer.set_weights([layer.get_weights()[0] * 1e-4, *layer.get_weights()[1:]])
+    return model
+
+
+def today_rounds_take_all_epochs(monkeypatch):
+    """Lets the default length of a round be another one than version 1 had."""
+    length = property(lambda config: config.round_epochs or config.epochs)
+    monkeypatch.setattr(aimp_tf.PruningConfig, "resolved_round_epochs", length)
+
+
+@pytest.mark.parametrize("stopped_after", ["first round", "all rounds"])
+def test_a_run_of_version_1_ends_under_its_defaults(K, make_model, blobs, tmp_path, monkeypatch, caplog, stopped_after):
+    def prune(**settings):
+        settings = {**SETTINGS, "round_epochs": None, "epochs": 6, **settings}
+        return aimp_tf.prune(fade(make_model(K.optimizers.SGD(1e-9))), blobs, workdir=tmp_path / "run", **settings)
+
+    begun = prune(min_layer_share=0, round_epochs=2)
+    as_version_1(tmp_path / "run", round_epochs=None)
+    if stopped_after == "first round":
+        shutil.rmtree(tmp_path / "run" / "final")
+        shutil.rmtree(tmp_path / "run" / "round_001")
+    today_rounds_take_all_epochs(monkeypatch)
+    caplog.set_level("INFO", logger="aimp_tf")
+    again = prune()
+    # A fifth of 6, rounded up, in each of two rounds; today they would be 6. Of 128 and 48 weights, 44 are kept.
+    assert [round_.epochs for round_ in again.rounds] == [2, 2, 6]
+    assert [round_.kept for round_ in again.rounds] == [176, 88, 44]
+    assert [layer.kept for layer in again.rounds[-1].layers] == [0, 44] and again.rounds[-1].guarded == ()
+    assert (again.config.round_epochs, again.config.min_layer_share) == (2, 0)
+    assert_same(again, begun)
+    (message,) = [record.getMessage() for record in caplog.records if "older version" in record.getMessage()]
+    assert message.endswith("goes on with its defaults: round_epochs=2, min_layer_share=0.0.")
+    with pytest.raises(ValueError, match=r"another run: config.min_layer_share: 0.0 there, 0.2 here. Name"):
+        prune(min_layer_share=0.2)
+    with pytest.raises(ValueError, match=r"another run: config.round_epochs: 2 there, 3 here. Name"):
+        prune(round_epochs=3)
+    # And anew, under those of today.
+    anew = prune(overwrite=True)
+    assert [round_.epochs for round_ in anew.rounds] == [6, 6, 6]
+    assert [layer.kept for layer in anew.rounds[-1].layers] == [2, 42]  # 0.05 of 0.25 of 128, rounded up.
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["version"] == 2
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_an_overwriting_that_was_killed_leaves_the_old_run_its_defaults(make_model, blobs, tmp_path):
+    workdir, settings = tmp_path / "run", {"epochs": 1, "round_epochs": 1}
+    whole = run(make_model, blobs, workdir, min_layer_share=0, **settings)
+    as_version_1(workdir)
+    aside = workdir / ".unfinished_overwritten"
+    assert run_directory._OVERWRITTEN == aside.name
+    aside.mkdir()
+    for entry in list(workdir.iterdir()):
+        if entry.name not in (aside.name, ".aimp_tf_lock"):
+            entry.rename(aside / entry.name)
+    assert_same(run(make_model, blobs, workdir, **settings), whole)
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_run_of_a_newer_version_is_refused(make_model, blobs, tmp_path):
+    settings = {"epochs": 1, "round_epochs": 1}
+    run(make_model, blobs, tmp_path / "run", **settings)
+    as_version_1(tmp_path / "run", version=3, min_layer_share=0.1)
+    with pytest.raises(ValueError, match="cannot be trusted: The config is of version 3, .* install that one"):
+        run(make_model, blobs, tmp_path / "run", **settings)
+
+
+@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
+def test_a_baseline_of_version_1_goes_on(make_mlp, blobs, tmp_path):
+    settings = {"target_sparsity": 0.5, "epochs": 1, "method": "tfmot", "verbose": 0, "workdir": tmp_path / "run"}
+    whole = aimp_tf.prune(make_mlp(), blobs, **settings)
+    as_version_1(tmp_path / "run")
+    again = aimp_tf.prune(make_mlp(), blobs, **settings)
+    assert again.rounds == whole.rounds and again.config.min_layer_share == 0

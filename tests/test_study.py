@@ -18,7 +18,7 @@ import pytest
 from aimp_tf import PruningConfig, plots
 from aimp_tf.experiments import cell as cell_process
 from aimp_tf.experiments import executors, run_study, study_report
-from aimp_tf.experiments.experiment import Experiment, from_fields
+from aimp_tf.experiments.experiment import Experiment, from_fields, to_fields
 from aimp_tf.experiments.study import Arm, Cell, CellResult, Study, differences, planned_epochs
 
 TOOL = pathlib.Path(__file__).parent.parent / "tools" / "study.py"
@@ -208,6 +208,19 @@ def test_a_stored_experiment_is_told_from_another():
     stored["pruning"]["rate"] = 0.5
     assert differences(stored, experiment) == ["pruning.rate: 0.5 there, 0.2 here", "batch_size: 16 there, 64 here"]
     assert "no field 'rats'" in differences({**stored, "pruning": {"rats": 1}}, experiment)[0]
+
+
+@pytest.mark.parametrize("method", ["iterative", "gradual"])
+def test_a_cell_that_version_1_did_is_told_from_one_of_today(method):
+    experiment = make_study().experiment
+    experiment.pruning = experiment.pruning.replace(method=method, round_epochs=None)
+    stored = json.loads(json.dumps(to_fields(experiment)))
+    assert differences(stored, experiment) == []
+    del stored["pruning"]["version"], stored["pruning"]["min_layer_share"]
+    experiment.pruning.round_epochs = 6 if method == "iterative" else None  # A fifth of 30; as `merged` has it.
+    assert differences(stored, experiment) == ["pruning.min_layer_share: 0.0 there, 0.05 here"]
+    experiment.pruning.min_layer_share = 0
+    assert differences(stored, experiment) == []
 
 
 def test_done_cells_are_found_and_those_of_other_settings_refused(thousand_weights, tmp_path):

@@ -18,13 +18,13 @@ import subprocess
 import sys
 import threading
 
-from aimp_tf.experiments.experiment import Experiment, from_fields
+from aimp_tf.experiments.experiment import Experiment, from_fields, to_fields
 from aimp_tf.experiments.study import Cell, CellResult
 
 
 def order(cell: Cell, experiment: Experiment) -> str:
     """What cell.json is to hold."""
-    return json.dumps({**dataclasses.asdict(cell), "experiment": dataclasses.asdict(experiment)}, indent=2)
+    return json.dumps({**dataclasses.asdict(cell), "experiment": to_fields(experiment)}, indent=2)
 
 
 def read_result(folder: pathlib.Path) -> CellResult | None:
@@ -100,8 +100,10 @@ def run_cell(folder: pathlib.Path, data_dir: str | None) -> CellResult:
     experiment = from_fields(fields["experiment"])
     data = load_data(experiment, data_dir)
     pruned = train_pruned(experiment, data, folder / "run", verbose=0)
+    # "auto" stays, as the study has it.
+    pruning = pruned.config.replace(mixed_precision=experiment.pruning.mixed_precision)
     result = CellResult(
-        **fields,
+        **{**fields, "experiment": to_fields(dataclasses.replace(experiment, pruning=pruning))},
         accuracy=accuracy_of(pruned.model, data),
         measured_sparsity=pruned.sparsity,
         epochs=pruned.epochs,

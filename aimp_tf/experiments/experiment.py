@@ -19,6 +19,7 @@ CHOICES = {
         "wide_mlp",
         "small_cnn",
         "tiny_mobilenet",
+        "row_attention",
         "resnet_8",
         "resnet_20",
     ),
@@ -35,7 +36,8 @@ class Experiment:
 
     Attributes:
         dataset: "digits" or "fashion_mnist".
-        architecture: "lenet_300_100", "lenet_5", "wide_mlp", "small_cnn", "tiny_mobilenet", "resnet_8" or "resnet_20".
+        architecture: "lenet_300_100", "lenet_5", "wide_mlp", "small_cnn", "tiny_mobilenet", "row_attention",
+            "resnet_8" or "resnet_20".
         pruning: The pruning run; the dense training takes its `epochs`. Its `seed` is that of the experiment.
         learning_rate: First learning rate, above 0.
         schedule: How the rate falls over `pruning.epochs`: "steps" is tenfold after half and again after three quarters
@@ -99,8 +101,13 @@ class Experiment:
             raise ValueError(f"method='tfmot' prunes tf_keras models; set keras='tf_keras'. Got {self.keras!r}.")
 
 
+def to_fields(experiment: Experiment) -> dict[str, Any]:
+    """The fields of an experiment as they are stored as JSON, those of `pruning` with their version."""
+    return {**dataclasses.asdict(experiment), "pruning": json.loads(experiment.pruning.to_json())}
+
+
 def from_fields(fields: dict[str, Any]) -> Experiment:
-    """The experiment whose `dataclasses.asdict`, stored as JSON, gave `fields`; what they lack has its default.
+    """The experiment of which `to_fields`, stored as JSON, gave `fields`; what they lack has its default.
 
     Raises:
         TypeError, ValueError: They are something else.

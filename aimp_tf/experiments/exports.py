@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.compaction import compact_and_report
-from aimp_tf.config import default_fields, list_differences
+from aimp_tf.config import kept_defaults, list_differences, upgrade
 from aimp_tf.experiments import datasets, models
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.exporting import choose_formats, export
@@ -61,8 +61,9 @@ def load_run(experiment: Experiment, workdir: str | os.PathLike[str]) -> Any:
         ValueError: The run is of another config, is not finished, or is damaged.
         RuntimeError: It cannot be read.
     """
-    here = {**json.loads(experiment.pruning.to_json()), "seed": experiment.seed}
-    there = {**default_fields(), **read_run(workdir).config}  # An older run may lack a field.
+    stored = read_run(workdir).config
+    pruning = experiment.pruning.replace(**kept_defaults(experiment.pruning, stored))
+    here, there = {**json.loads(pruning.to_json()), "seed": experiment.seed}, upgrade(stored)
     del here[_RESOLVED], there[_RESOLVED]
     if differing := list_differences(there, here):
         raise ValueError(f"workdir {workdir} holds a run of another config: {'; '.join(differing)}.")

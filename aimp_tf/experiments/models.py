@@ -13,8 +13,9 @@ def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> 
         name: "lenet_300_100" (an MLP) or "lenet_5" (both LeCun et al., 1998; with ReLU and max pooling, as pruning
             papers use them), "wide_mlp" (two hidden layers of 2048 units), "small_cnn" (two convolutions with batch
             normalisation), "tiny_mobilenet" (four depthwise separable blocks as in Howard et al., 2017, table 1, with
-            ReLU6), or "resnet_8" or "resnet_20" (the CIFAR family of He et al., 2016, section 4.2, with n = 1 and 3;
-            where the shape changes, the shortcut is a 1 x 1 convolution with batch normalisation).
+            ReLU6), "row_attention" (an encoder block of Vaswani et al., 2017, section 3.1, over an image as the
+            sequence of its rows), or "resnet_8" or "resnet_20" (the CIFAR family of He et al., 2016, section 4.2, with
+            n = 1 and 3; where the shape changes, the shortcut is a 1 x 1 convolution with batch normalisation).
         keras: The module `keras` or `tf_keras`.
         input_shape: Height, width and channels.
         classes: Number of logits.
@@ -89,6 +90,14 @@ def _tiny_mobilenet(layers: Any, x: Any) -> Any:
     return layers.GlobalAveragePooling2D()(x)
 
 
+def _row_attention(layers: Any, x: Any) -> Any:
+    rows = layers.Dense(32, name="embedding")(layers.Reshape(x.shape[1:3])(x))
+    attended = layers.MultiHeadAttention(num_heads=2, key_dim=16, name="attention")(rows, rows)
+    x = layers.LayerNormalization()(layers.Add()([rows, attended]))
+    transformed = _chain(x, layers.Dense(64, activation="relu", name="hidden"), layers.Dense(32, name="projection"))
+    return layers.Flatten()(layers.LayerNormalization()(layers.Add()([x, transformed])))
+
+
 def _resnet(blocks: int) -> Callable[[Any, Any], Any]:
     """The features of a ResNet with three stages of so many blocks, two convolutions each."""
 
@@ -127,6 +136,7 @@ _FEATURES: dict[str, Callable[[Any, Any], Any]] = {
     "wide_mlp": _mlp(2048, 2048),
     "small_cnn": _small_cnn,
     "tiny_mobilenet": _tiny_mobilenet,
+    "row_attention": _row_attention,
     "resnet_8": _resnet(blocks=1),
     "resnet_20": _resnet(blocks=3),
 }

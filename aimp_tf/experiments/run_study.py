@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from aimp_tf.config import nearest
 from aimp_tf.experiments.cell import order, read_result
 from aimp_tf.experiments.executors import Executor
-from aimp_tf.experiments.experiment import Experiment
+from aimp_tf.experiments.experiment import Experiment, to_fields
 from aimp_tf.experiments.study import Cell, CellResult, Study, differences, planned_epochs
 from aimp_tf.rounds import duration_text
 from aimp_tf.safe_files import check_writable
@@ -133,7 +133,7 @@ def _weight_counts(experiments: Sequence[Experiment]) -> Callable[[Experiment], 
     models = {_model_key(experiment): experiment for experiment in experiments}
     done = subprocess.run(
         [sys.executable, "-P", "-c", _COUNT_WEIGHTS],
-        input=json.dumps([dataclasses.asdict(experiment) for experiment in models.values()]),
+        input=json.dumps([to_fields(experiment) for experiment in models.values()]),
         capture_output=True,
         text=True,
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from aimp_tf.config import PruningConfig, is_number, list_differences, nearest
-from aimp_tf.experiments.experiment import Experiment, from_fields
+from aimp_tf.experiments.experiment import Experiment, from_fields, to_fields
 from aimp_tf.plan import make_plan
 
 # What a cell sets by itself, and how it is said.
@@ -196,7 +196,8 @@ class CellResult:
         measured_sparsity: Fraction of the prunable weights that are exactly zero.
         epochs: Epochs trained in all.
         seconds: Wall time of the training.
-        experiment: The resolved `Experiment` as plain data.
+        experiment: The resolved `Experiment` as plain data, with the defaults of an earlier version where its run was
+            begun by one.
     """
 
     arm: str
@@ -220,8 +221,11 @@ def differences(stored: dict[str, Any], experiment: Experiment) -> list[str]:
         there = from_fields(stored)
     except (TypeError, ValueError) as error:
         return [str(error)]
+    if there.pruning.method != "iterative":
+        # As `merged` has it; earlier versions are read with the length that rounds would have.
+        there.pruning.round_epochs = None
     # As they come back from JSON, which has no tuples.
-    here = from_fields(json.loads(json.dumps(dataclasses.asdict(experiment))))
+    here = from_fields(to_fields(experiment))
     return list_differences(dataclasses.asdict(there), dataclasses.asdict(here))
 
 
