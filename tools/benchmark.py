@@ -17,7 +17,7 @@ Commands:
     rounds         what lies between two rounds, on a ResNet-20; about 3 minutes on two cores
     end_to_end     a whole run on Fashion-MNIST beside a plain `fit` of as many epochs; about 10 minutes on two cores
     memory         the most memory that `prune` takes on an MLP of 47 million weights with Adam, beside a plain `fit` of
-                   as many epochs, each in a process of its own; about 2 minutes a repetition on two cores, 3 GB of memory
+                   as many epochs, each in a process of its own; about 2 minutes a repetition on two cores, 3 GB
     compact_rounds training steps of what is alive of a pruned network beside those of the whole one, which is what
                    `compact_rounds` saves; on Fashion-MNIST; about 12 minutes on two cores
     gpu            masked steps beside dense ones, runs in mixed precision beside float32, and with the data in the

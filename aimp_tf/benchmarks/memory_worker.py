@@ -21,8 +21,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-import aimp_tf
 from aimp_tf.benchmarks.side_by_side import resident_bytes
+from aimp_tf.input_pipeline import array_dataset
+from aimp_tf.pruning import prune
 
 
 def main(job_file: str, result_file: str) -> None:
@@ -34,11 +35,11 @@ def main(job_file: str, result_file: str) -> None:
     x = generator.normal(size=(examples, job["widths"][0])).astype(np.float32)
     y = generator.integers(0, job["widths"][-1], examples)
     if job["settings"] is None:
-        data = aimp_tf.array_dataset((x, y), job["batch_size"], seed=0)
+        data = array_dataset((x, y), job["batch_size"], seed=0)
         epochs = len(model.fit(data, epochs=job["epochs"], verbose=0).epoch)
     else:
         options = {"batch_size": job["batch_size"]}
-        result = aimp_tf.prune(model, (x, y), fit_options=options, seed=0, verbose=0, **job["settings"])
+        result = prune(model, (x, y), fit_options=options, seed=0, verbose=0, **job["settings"])
         epochs = sum(round_.epochs for round_ in result.rounds)
     figures = {
         "peak_bytes": resident_bytes("VmHWM"),

@@ -70,7 +70,7 @@ def compact(model: Any) -> Any:
     It sees through Dense, Conv*, DepthwiseConv*, BatchNormalization, activations that work value by value, pooling,
     Flatten, Reshape, Dropout, Concatenate, Add and the other merging layers, and nested models, all channels-last, and
     through `x + y`, `tf.nn.relu(x)` and the like. What goes into any other layer, or comes out of it, stays as it is.
-    So do Adds that masks of padding reach, as of `Embedding(mask_zero=True)`: without a branch, they might mask otherwise.
+    So do Adds that masks of padding reach, as of `Embedding(mask_zero=True)`: they might mask otherwise.
 
     The new model is for inference. A layer that cannot be made from its config, such as one of your own whose
     `get_config` lacks an argument, is used with the weights of `model` itself, if it need not change: train either
