@@ -71,7 +71,7 @@ class OtherCallbacks:
             if not _is_stock(callback):
                 ready.append(callback)
             elif _is_rate_scheduler(callback):
-                ready.append(_following(callback, round_))
+                ready.append(_following(callback, round_, self._trained))
             else:
                 self._make_as_first(callback)
                 ready.append(_counting(callback, self._logs.setdefault(id(callback), _Log(self._trained))))
@@ -247,6 +247,11 @@ def _logs(base: type) -> bool:
     return base.__name__ in _COUNTING and is_keras_own(base)
 
 
+def follows_batches(callbacks: Sequence[Any]) -> bool:
+    """Whether one of the callbacks must know how many batches an epoch has."""
+    return any(map(_is_rate_scheduler, callbacks))
+
+
 def check_saving(callbacks: Sequence[Any]) -> None:
     """Raises ValueError if a callback saves the model between batches, when `compact_rounds` has made it smaller."""
     for callback in callbacks:
@@ -283,7 +288,7 @@ def _is_rate_scheduler(callback: Any) -> bool:
     return any(base.__name__ == "LearningRateScheduler" and is_keras_own(base) for base in type(callback).__mro__)
 
 
-def _following(scheduler: Any, round_: Callable[[], Round]) -> Any:
+def _following(scheduler: Any, round_: Callable[[], Round], trained: Callable[[], Trained]) -> Any:
     """A copy of a LearningRateScheduler that passes through the epochs of the schedule at the pace of the round."""
     kind = type(scheduler)
 
@@ -295,9 +300,17 @@ def _following(scheduler: Any, round_: Callable[[], Round]) -> Any:
             self._advance(0.0)
 
         def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-            steps = self.params.get("steps")
-            if batch and steps:
-                self._advance(batch / steps)
+            steps = trained().steps_per_epoch
+            if steps:
+                # Where the length is not known, Keras 3 begins one batch more before it finds that there is none.
+                self._advance(min(batch, steps - 1) / steps)
+            elif batch == 1 and self._epoch == 0 and round_().schedule_scale > 1:
+                logger.warning(
+                    "The training data does not tell how many batches an epoch has: in this round, %s follows it at "
+                    "the beginning of each epoch only. Use "
+                    "dataset.apply(tf.data.experimental.assert_cardinality(batches)).",
+                    kind.__name__,
+                )
 
         def _advance(self, fraction: float) -> None:
             position = round_().schedule_start + (self._epoch + fraction) * round_().schedule_scale

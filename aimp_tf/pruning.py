@@ -28,7 +28,7 @@ from aimp_tf.masked_model import (
     select_prunable,
     sparsity,
 )
-from aimp_tf.other_callbacks import as_callbacks, watch_from
+from aimp_tf.other_callbacks import as_callbacks, follows_batches, watch_from
 from aimp_tf.plan import epoch_at_target, imp_epochs
 from aimp_tf.precision import resolve_policy
 from aimp_tf.progress import RunProgress
@@ -185,7 +185,7 @@ def _prune_in_rounds(
             _check_validation_data(masked.model, fitting.validation, config)
         pruning = GlobalMagnitudePruning(config)
         pruning.measure = functools.partial(fitting.measure, masked.model)
-        if config.method == "gradual" or config.round_schedule == "tail":
+        if config.method == "gradual" or config.round_schedule == "tail" or follows_batches(fitting.callbacks):
             pruning.batches = masked.cluster.from_chief(fitting.batches())
         pruning.begin(masked)
         progress = RunProgress(pruning, masked, fitting.order, directory)

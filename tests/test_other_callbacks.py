@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import aimp_tf
 from aimp_tf import GlobalMagnitudePruning, PruningConfig
@@ -57,6 +58,25 @@ def test_a_learning_rate_scheduler_follows_the_round(K, make_mlp, blobs, rates_o
     assert rates_of_batches.rates[:3] == [[full[epoch] for epoch in short]] * 3
     assert rates_of_batches.rates[3] == [rate for rate in full for _ in range(4)]
     assert scheduler.schedule is function and type(scheduler) is K.callbacks.LearningRateScheduler
+
+
+def test_a_scheduler_follows_data_that_does_not_tell_its_length(K, make_mlp, blobs, rates_of_batches, caplog):
+    batches = tf.data.Dataset.from_tensor_slices(blobs).batch(16).filter(lambda x, y: True)
+    scheduler = K.callbacks.LearningRateScheduler(steps)
+    model = make_mlp(K.optimizers.SGD(0.1))
+    aimp_tf.prune(model, batches, callbacks=[rates_of_batches, scheduler], **SETTINGS)
+    squeezed = [steps(epoch) for epoch in [0, 0, 1, 2, 3, 3, 4, 5]]
+    assert rates_of_batches.rates[:3] == [squeezed] * 3 and not caplog.records
+    rates_of_batches.rates.clear()
+    # A loop of one's own knows it from the second round on, and says so.
+    masked = aimp_tf.wrap(make_mlp(K.optimizers.SGD(0.1)))
+    pruning = GlobalMagnitudePruning(PruningConfig(0.75, rate=0.6, epochs=6, round_epochs=2))
+    for _ in range(2):
+        masked.fit(batches, epochs=2, callbacks=pruning.among([rates_of_batches, scheduler]), verbose=0)
+    assert rates_of_batches.rates[0] == [steps(0)] * 4 + [steps(3)] * 4
+    assert [record.getMessage()[:52] for record in caplog.records] == [
+        "The training data does not tell how many batches an "
+    ]
 
 
 def test_a_scheduler_goes_on_from_the_rewind_epoch(K, make_mlp, blobs, rates_of_batches):
