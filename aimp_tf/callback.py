@@ -163,8 +163,8 @@ class GlobalMagnitudePruning(EpochCallback):
         each round with copies of the attributes that they had when they first came here; after the run they hold those
         of the final training. A LearningRateScheduler follows `round_schedule`: its function, made for
         `config.epochs`, is called for each of these epochs as the round passes through them. With `method="gradual"`,
-        EarlyStopping looks at no epoch before the one that reaches the target. TensorBoard, CSVLogger, RemoteMonitor
-        and ModelCheckpoint are told the epochs of the run, in which those of earlier rounds count as far as they were
+        EarlyStopping looks at no epoch before the one that reaches the target. TensorBoard, CSVLogger and
+        RemoteMonitor are told the epochs of the run, in which those of earlier rounds count as far as they were
         trained, and add to what they wrote. Callbacks of your own are handed on as they are.
 
         Raises:

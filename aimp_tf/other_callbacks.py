@@ -64,7 +64,7 @@ class OtherCallbacks:
 
         Returns:
             The same callbacks, but a LearningRateScheduler as a copy that follows the round, and those of Keras that
-            log or number files as stand-ins with the same attributes, which are told the epochs of the run.
+            log as stand-ins with the same attributes, which are told the epochs of the run.
         """
         ready: list[Any] = []
         for callback in callbacks:
@@ -225,11 +225,10 @@ class _InPlaceOf:
 
 _COUNTING: dict[str, type[_CountsEpochs]] = {
     "CSVLogger": _Appends,
-    "ModelCheckpoint": _CountsEpochs,
     "RemoteMonitor": _CountsEpochs,
     "TensorBoard": _CountsSteps,
 }
-"""Keras' callbacks that log, or name files by the epoch -> what is mixed into them."""
+"""Keras' callbacks that log -> what is mixed into them."""
 
 
 def _counting(callback: Any, log: _Log) -> Any:

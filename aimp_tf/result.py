@@ -59,10 +59,11 @@ class PruningResult:
         lines = [*_aligned(round_table(self.rounds)), "", *_aligned(layer_table(self.rounds[-1].layers)), ""]
         for note in layer_notes(self.rounds):
             lines += [note, ""]
+        if self.model is not None:
+            lines += [f"Of all weights of the model, {self.model_sparsity:.2%} were pruned.", ""]
         lines.append(
-            f"{self.sparsity:.2%} of the prunable weights are zero, which is {self.model_sparsity:.2%} of all weights "
-            f"of the model, after {self.epochs} epochs in {self.seconds:.0f} s; plain iterative magnitude pruning "
-            f"trains for {self.imp_epochs}."
+            f"{self.sparsity:.2%} of the prunable weights are zero, after {self.epochs} epochs in "
+            f"{self.seconds:.0f} s; plain iterative magnitude pruning trains for {self.imp_epochs}."
         )
         return "\n".join(lines)
 

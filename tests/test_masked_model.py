@@ -302,7 +302,8 @@ def test_multiple_outputs_keep_their_names(K):
     wrapped = aimp_tf.wrap(model)
     history = wrapped.fit(x, y, verbose=0)
     assert set(history.history) == set(expected)
-    assert set(aimp_tf.strip(wrapped).evaluate(x, y, verbose=0, return_dict=True)) == set(expected)
+    stripped = aimp_tf.strip(wrapped, unfinished=True)
+    assert set(stripped.evaluate(x, y, verbose=0, return_dict=True)) == set(expected)
 
 
 def test_losses_of_regularisers_are_counted_once(K):
@@ -848,7 +849,7 @@ def test_matrices_that_no_rule_is_known_for_are_named(K, blobs, caplog):
     assert f"Left dense ({reason}): own/matrix." in result.summary() and "own/matrix" in caplog.text
     # 6 of 32 + 16 + 16 weights of the first two layers twice, 8 of normalisation, 12 + 3 of the head.
     assert result.model_sparsity == pytest.approx(6 / (8 * 4 + 32 + 4 * 4 + 32 + 8 + 15))
-    assert f"which is {result.model_sparsity:.2%} of all weights" in result.summary()
+    assert f"Of all weights of the model, {result.model_sparsity:.2%} were pruned." in result.summary()
     caplog.clear()
     aimp_tf.strip(aimp_tf.wrap(model, exclude=("own/*",), masks="zeros"))
     assert "own/matrix" not in caplog.text
@@ -1011,3 +1012,24 @@ def test_optimizers_that_nothing_trains_with_are_left_alone(make_mlp, K):
     model = make_mlp()
     model.spare = K.optimizers.SGD(0.1, use_ema=True)  # Keras' own train_step cannot know of it.
     assert len(mask_model(model).optimizers.steps) == 1
+
+
+def test_what_is_to_follow_a_fit_follows_it_even_round_another(K, make_mlp, blobs):
+    masked = mask_model(make_mlp())
+    told = []
+
+    class Nesting(K.callbacks.Callback):
+        def __init__(self, name, nested=None):
+            super().__init__()
+            self.name, self.nested = name, nested
+
+        def on_train_end(self, logs=None):
+            masked.when_fit_is_over(lambda: told.append(f"after {self.name}"))
+            if self.nested:
+                masked.model.fit(*blobs, callbacks=[self.nested], verbose=0)
+            told.append(f"end of {self.name}")
+
+    masked.model.fit(*blobs, callbacks=[Nesting("outer", Nesting("inner"))], verbose=0)
+    assert told == ["end of inner", "after inner", "end of outer", "after outer"]
+    masked.when_fit_is_over(lambda: told.append("now"))
+    assert told[-1] == "now"

@@ -419,8 +419,10 @@ def test_gradual_pruning_counts_the_batches_of_data_that_does_not_tell(K, make_m
             on_train_batch_end=lambda batch, logs, name=name, model=model: kept[name].append(aimp_tf.sparsity(model))
         )
         aimp_tf.prune(model, data, target_sparsity=0.75, epochs=epochs, method="gradual", callbacks=note, verbose=0)
-    assert kept["unknown"] == kept["known"] and len(set(kept["known"])) >= 8
-    assert kept["known"].index(0.75) == 8 * epochs - 1 and len(kept["known"]) == 16 * epochs
+    assert kept["unknown"] == kept["known"] and len(kept["known"]) == 16 * epochs
+    # Half of the steps, of which the last ones change next to nothing, along the cubic curve.
+    assert kept["known"][4 * epochs - 1] == pytest.approx(0.75 * (1 - 0.5**3), abs=0.003)
+    assert kept["known"][8 * epochs - 1] == 0.75 and len(set(kept["known"])) >= 7
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0, [0, 0, 0]), (0.1, [6, 6, 6]), (0.5, [26, 26, 26])])

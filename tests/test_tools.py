@@ -106,8 +106,8 @@ def test_a_tool_with_commands_wants_one_first(arguments, came, tmp_path):
         "benchmark.py",
         arguments,
         tmp_path / "run",
-        "must be a command, one of checkpoints, inference, layers, ranking, step, rounds, end_to_end, compact_rounds, "
-        "gpu; ",
+        "must be a command, one of checkpoints, inference, layers, ranking, step, rounds, end_to_end, memory, "
+        "compact_rounds, gpu; ",
     )
     assert came in done.stderr
 

@@ -64,8 +64,7 @@ class MaskedModel(abc.ABC):
         self._part: SmallerVariables | None = None
         self._evaluations = contextlib.ExitStack()
         self._fits = 0
-        self._in_fit = False
-        self._after_fit: list[Callable[[], object]] = []
+        self._after_fit: list[Callable[[], object]] | None = None  # None where no `fit` runs.
         with model.distribute_strategy.scope():
             self.optimizers = ModelOptimizers(model)
             self._steps_before = self.optimizers.steps
@@ -174,23 +173,24 @@ class MaskedModel(abc.ABC):
 
     def when_fit_is_over(self, act: Callable[[], object]) -> None:
         """Calls `act` once the `fit` that runs has called the `on_train_end` of all callbacks; now if none runs."""
-        if self._in_fit:
-            self._after_fit.append(act)
-        else:
+        if self._after_fit is None:
             act()
+        else:
+            self._after_fit.append(act)
 
     def _settled_after(self, fit: Callable[..., Any]) -> Callable[..., Any]:
         """The model's `fit`, and then what `when_fit_is_over` was given: no callback writes weights after that."""
 
         @functools.wraps(fit)
         def fit_and_settle(*arguments: Any, **settings: Any) -> Any:
-            self._fits += 1
-            self._in_fit, self._after_fit = True, []
+            acts: list[Callable[[], object]] = []
+            outer, self._after_fit = self._after_fit, acts  # A callback may call `fit`, too.
             try:
                 history = fit(*arguments, **settings)
             finally:
-                self._in_fit = False
-            for act in self._after_fit:
+                self._after_fit = outer
+            self._fits += 1
+            for act in acts:
                 act()
             return history
 
@@ -312,8 +312,8 @@ class MaskedModel(abc.ABC):
             )
         if trained and self.rounds_left is None and not self.masks_given and self.kept == self.weight_count:
             raise RuntimeError(
-                "The model was trained, but nothing was pruned: no GlobalMagnitudePruning was among the callbacks of "
-                "fit. Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning]), or take the dense model as it is "
+                "The model was trained, but nothing was pruned, for no GlobalMagnitudePruning was among the callbacks. "
+                "Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning]), or take the dense model as it is "
                 "by aimp_tf.strip(model, unfinished=True)."
             )
         self.check_sparse()

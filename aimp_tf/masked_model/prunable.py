@@ -113,6 +113,8 @@ def select_for(
             if axis is None or selected[path].shape[axis] % FOUR:
                 left_dense[path] = f"its inputs are no multiple of {FOUR}, which granularity={granularity!r} needs"
     fitting = {path: variable for path, variable in selected.items() if path not in left_dense}
+    if not fitting:
+        raise ValueError(f"No variable can be pruned with granularity={granularity!r}: {reasons_text(left_dense)}.")
     for pattern in include:
         if not fnmatch.filter(fitting, pattern):
             raise ValueError(
@@ -120,8 +122,6 @@ def select_for(
                 f"{granularity!r}, for their inputs are no multiple of {FOUR}: "
                 f"{', '.join(fnmatch.filter(selected, pattern))}. Leave it out."
             )
-    if not fitting:
-        raise ValueError(f"No variable can be pruned with granularity={granularity!r}: {reasons_text(left_dense)}.")
     return Selection(fitting, {path: axes[path] for path in fitting}, left_dense)
 
 
