@@ -151,7 +151,9 @@ def prune(
                 if validation_data is not None:
                     signature["validation_data"] = data_signature(validation_data, fitting.validation, {})
                 if masks is not None:
-                    signature["masks"] = masks if isinstance(masks, str) else checksum_of_arrays(masks.values())
+                    # The rounds follow from how much is pruned already.
+                    first = (weight != 0 for weight in _prunable(model, config).values())
+                    signature["masks"] = checksum_of_arrays(first if isinstance(masks, str) else masks.values())
             if workdir is not None:
                 directory = stack.enter_context(RunDirectory(workdir, config, signature, overwrite=overwrite))
                 kept = directory.keep_defaults()

@@ -559,3 +559,33 @@ def test_a_baseline_of_version_1_goes_on(make_mlp, blobs, tmp_path):
     as_version_1(tmp_path / "run")
     again = aimp_tf.prune(make_mlp(), blobs, **settings)
     assert again.rounds == whole.rounds and again.config.min_layer_share == 0
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_pruning_further_goes_on_from_the_same_zeros_alone(K, make_model, blobs, tmp_path):
+    tf.config.experimental.enable_op_determinism()
+    pruned = make_model()
+    aimp_tf.prune(pruned, blobs, target_sparsity=0.5, rate=0.5, epochs=1, seed=0, verbose=0)
+    zeros = pruned.get_weights()
+
+    def further(workdir, *callbacks, weights=zeros):
+        model = make_model()
+        model.set_weights(weights)
+        return aimp_tf.prune(
+            model,
+            blobs,
+            masks="zeros",
+            workdir=workdir,
+            callbacks=callbacks,
+            fit_options={"batch_size": 16},
+            **SETTINGS,
+        )
+
+    whole = further(None)
+    assert [round_.kept for round_ in whole.rounds] == [88, 44]
+    with pytest.raises(Crash):
+        further(tmp_path / "run", CrashAt(K, 4))
+    assert_same(further(tmp_path / "run"), whole)
+    others = [np.where(np.arange(weight.size).reshape(weight.shape) % 3, weight, 0) for weight in zeros]
+    with pytest.raises(ValueError, match="holds another run: masks: "):
+        further(tmp_path / "run", weights=others)
