@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -64,8 +65,9 @@ class GlobalMagnitudePruning(EpochCallback):
         rounds: The results of the rounds so far.
         epoch_logs: The logs of each epoch of the round that trains or was trained last.
         batches: How many batches an epoch has, where the data does not tell `fit`; None if that is not known either.
-        measure: Gives the metrics of the weights that the model has now, for those that no epoch ended with, by the
-            names that the logs of the last epoch have; None where nothing can.
+            `prune` sets it, and so may you.
+        measure: Gives the metrics of the weights that the model has now, for those that no epoch ended with, from the
+            logs of the last epoch; None where nothing can. `prune` sets it, and so may you.
 
     Raises:
         TypeError, ValueError: The config is not valid.
@@ -101,6 +103,7 @@ class GlobalMagnitudePruning(EpochCallback):
         self._plan: tuple[Round, ...] | None = None
         self._cluster: Cluster | None = None
         self._others = OtherCallbacks(self._trained)
+        self._watching = contextlib.ExitStack()
         self._least: dict[str, int] = {}
         self._input_axes: dict[str, int] = {}
         self._first: list[np.ndarray] | None = None
@@ -176,7 +179,8 @@ class GlobalMagnitudePruning(EpochCallback):
             check_saving(callbacks)
         ready = self._others.for_round(callbacks, lambda: self.round)
         if self.config.method == "gradual":
-            watch_from(ready, epoch_at_target(self.config))
+            self._watching.close()
+            self._watching = watch_from(ready, epoch_at_target(self.config))
         return [self, *ready]
 
     def state_of_others(self) -> list[list[Any]]:
@@ -394,6 +398,7 @@ class GlobalMagnitudePruning(EpochCallback):
         masked.rounds_left = self.round_count - len(self.rounds)
         if self.finished:
             masked.train_whole()
+            self._watching.close()
 
     def _metrics(self, masked: MaskedModel) -> Mapping[str, Any]:
         """The metrics of the weights that the model has now, which may be those of an earlier epoch, or of none."""
@@ -440,11 +445,7 @@ class GlobalMagnitudePruning(EpochCallback):
         elif round_.rewind == "reinitialize":
             assert self._first is not None
             generator = self._generator(round_.index)
-            masked.restore(
-                drawn if trains else value
-                for value, trains in zip(self._first, masked.is_trained(), strict=True)
-                for drawn in [generator.permutation(value.reshape(-1)).reshape(value.shape)]
-            )
+            masked.restore(self._drawn_anew(generator, masked.is_trained()))
         elif round_.index == 0 and self._first is not None:
             masked.restore(self._first)
         if round_.index and all(later.rewind != "reinitialize" for later in self._plan or ()):
@@ -453,9 +454,16 @@ class GlobalMagnitudePruning(EpochCallback):
         optimizers.reset(self._rewind_steps if round_.index else ())
         steps = self._steps_per_epoch
         if len(steps) != len(optimizers.steps):
-            knows = round_.schedule_start == 0 or not optimizers.has_schedule
-            steps = [0 if knows else self._batches()] * len(optimizers.steps)
+            needed = round_.schedule_start > 0 and optimizers.has_schedule
+            steps = [self._batches() if needed else 0] * len(optimizers.steps)
         optimizers.stretch(round_.schedule_scale, round_.schedule_start, steps)
+
+    def _drawn_anew(self, generator: np.random.Generator, trained: Sequence[bool]) -> Iterator[np.ndarray]:
+        """The first values of the weights that are trained in a new order, and those of the others as they were."""
+        for value, trains in zip(self._first or (), trained, strict=True):
+            # Drawn for all, so that what the others are does not change what these get.
+            drawn = generator.permutation(value.reshape(-1)).reshape(value.shape)
+            yield drawn if trains else value
 
     def _batches(self) -> int:
         """How many batches an epoch has. Raises ValueError where that is not known."""

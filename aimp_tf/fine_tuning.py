@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import numbers
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from aimp_tf.config import is_number
 from aimp_tf.fitting import Fitting, build, check_fit_options
 from aimp_tf.masked_model import Masks, check_model, mask_model
 from aimp_tf.other_callbacks import as_callbacks
+
+logger = logging.getLogger(__name__)
 
 
 def fine_tune(
@@ -70,6 +73,11 @@ def fine_tune(
     fitting.settle_order(cluster)
     build(model, fitting.train)
     masked = mask_model(model, masks=masks)
+    if masked.optimizer.rate == 0:
+        logger.warning(
+            "The learning rate is 0, as where a schedule has come to its end: nothing will train. Compile the model "
+            "with another rate first."
+        )
     try:
         fitting.fit(masked.model, callbacks, epochs=epochs)
         masked.check_sparse()

@@ -60,6 +60,22 @@ class Fitting:
         *,
         order_goes_on: bool = False,
     ) -> None:
+        """Prepares the data, as `prune` takes all of it.
+
+        Args:
+            train_data: As in `prune`.
+            validation_data: As in `prune`.
+            callbacks: A list of Keras callbacks.
+            options: The other arguments of `fit`, as `check_fit_options` allows them.
+            verbose: As in `fit`.
+            seed: Of the order of arrays; None draws one.
+            generation: "keras" or "tf_keras".
+            cluster: The workers of the model.
+            order_goes_on: Whether each epoch reads arrays in the next order by itself, as `Order` says.
+
+        Raises:
+            TypeError, ValueError: The data cannot be read again for each `fit`, or does not fit the options.
+        """
         floatx = importlib.import_module(generation).backend.floatx()
         # Keras 3 makes NaN of a replica's share of a batch where there is nothing in it.
         least_batch = cluster.replicas if generation == "keras" else 1
@@ -195,6 +211,7 @@ class Fitting:
 
 
 def check_fit_options(model: Any, options: Mapping[str, Any]) -> None:
+    """Raises TypeError for options that `fit` of the model does not have, or that belong elsewhere."""
     known = [name for name in inspect.signature(model.fit).parameters if name not in _OWN_OPTIONS]
     for name in options:
         if name in _OWN_OPTIONS:

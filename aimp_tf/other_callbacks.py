@@ -3,6 +3,7 @@ or numbers files counts on."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import logging
@@ -116,17 +117,24 @@ def as_callbacks(callbacks: Any) -> list[Any]:
     return listed
 
 
-def watch_from(callbacks: Sequence[Any], epoch: int) -> None:
-    """Lets EarlyStopping look at no epoch before this one, from 0: those are less sparse than the last, and better."""
+def watch_from(callbacks: Sequence[Any], epoch: int) -> contextlib.ExitStack:
+    """Lets EarlyStopping look at no epoch before this one, from 0: those are less sparse than the last, and better.
+
+    Returns:
+        What undoes that when it is closed.
+    """
+    undo = contextlib.ExitStack()
     for callback in callbacks:
         if hasattr(callback, "start_from_epoch"):
-            callback.start_from_epoch = max(callback.start_from_epoch, epoch)
+            first = max(callback.start_from_epoch, epoch)
+            undo.enter_context(Swap(callback, "start_from_epoch", first))
         if getattr(callback, "save_best_only", False):
             logger.warning(
                 "%s(save_best_only=True) may keep an epoch before %d, which is less sparse than the target.",
                 type(callback).__name__,
                 epoch + 1,
             )
+    return undo
 
 
 class _Log:

@@ -24,6 +24,7 @@ from aimp_tf.masked_model import (
     check_model,
     fit_with_tfmot,
     keras_generation,
+    left_dense,
     mask_model,
     select_prunable,
     sparsity,
@@ -253,40 +254,46 @@ def _train_with_tfmot(
 ) -> tuple[RoundResult, dict[str, np.ndarray]]:
     started_at = time.monotonic()
     epoch_logs: list[dict[str, Any]] = []
-
     checksums: list[int] = []
-    wrapped_model: Any = None
+    last: int | None = None
 
     def fit(wrapped: Any, own: list[Any]) -> None:
-        nonlocal wrapped_model
-        wrapped_model = wrapped
+        nonlocal last
         fitting.fit(wrapped, [*own, *fitting.callbacks], epochs=config.epochs)
-        checksums.append(checksum_of_arrays(wrapped.get_weights()))
+        last = checksum_of_arrays(wrapped.get_weights())
 
-    def on_epoch_end(epoch: int, logs: dict[str, Any]) -> None:
+    def on_epoch_end(wrapped: Any, epoch: int, logs: dict[str, Any]) -> None:
         epoch_logs.append(plain_logs(logs))
-        checksums.append(checksum_of_arrays(wrapped_model.get_weights()))
+        checksums.append(checksum_of_arrays(wrapped.get_weights()))
         if directory is not None:
             directory.add_metrics(0, epoch, epoch_logs[-1])
         if fitting.order is not None:
             fitting.order.begin(0, epoch + 1)
 
-    watch_from(fitting.callbacks, epoch_at_target(config))
-    fit_with_tfmot(
-        model,
-        fit,
-        on_epoch_end,
-        target_sparsity=config.target_sparsity,
-        ramp_steps=max(1, round(config.ramp * config.epochs * fitting.batches())),
-        include=tuple(config.include),
-        exclude=tuple(config.exclude),
-    )
+    with watch_from(fitting.callbacks, epoch_at_target(config)):
+        fit_with_tfmot(
+            model,
+            fit,
+            on_epoch_end,
+            target_sparsity=config.target_sparsity,
+            ramp_steps=max(1, round(config.ramp * config.epochs * fitting.batches())),
+            include=tuple(config.include),
+            exclude=tuple(config.exclude),
+        )
     weights = _prunable(model, config)
     masks = _zero_masks(weights)
     check_finite(weights, masks)
-    epoch = last_epoch_with(checksums[-1], checksums[:-1])
+    epoch = last_epoch_with(last, checksums)
     metrics = fitting.measure(model, epoch_logs[-1]) if epoch is None else epoch_logs[epoch]
-    result = RoundResult.of(0, epoch_logs, weights, masks, time.monotonic() - started_at, metrics=metrics)
+    result = RoundResult.of(
+        0,
+        epoch_logs,
+        weights,
+        masks,
+        time.monotonic() - started_at,
+        left_dense=left_dense(model, config.include, config.exclude),
+        metrics=metrics,
+    )
     if directory is not None:
         directory.save_round(result, epoch_logs, masks, model.save_weights, {"weights": model.get_weights()})
     return result, masks

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,11 @@ class PruningResult:
     def epochs(self) -> int:
         """Epochs trained in all."""
         return sum(round_.epochs for round_ in self.rounds)
+
+    @property
+    def left_dense(self) -> Mapping[str, str]:
+        """Path -> why, of weight matrices that were not pruned though no pattern excludes them."""
+        return self.rounds[-1].left_dense
 
     @property
     def model_sparsity(self) -> float:

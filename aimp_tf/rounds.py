@@ -176,7 +176,7 @@ class RoundResult:
         return tuple(layer.path for layer in self.layers if not layer.kept)
 
 
-def last_epoch_with(checksum: int, checksums: Sequence[int | None]) -> int | None:
+def last_epoch_with(checksum: int | None, checksums: Sequence[int | None]) -> int | None:
     """The last epoch whose weights had this checksum, by those of the weights at the end of each; None if none had."""
     return max((epoch for epoch, other in enumerate(checksums) if other == checksum), default=None)
 

@@ -538,7 +538,7 @@ def test_weights_that_a_callback_sets_as_training_ends_are_checked_whoever_comes
     with pytest.raises(RuntimeError, match=r"not zero in hidden/kernel.*callback"):
         masked.fit(*blobs, epochs=pruning.next_epochs, callbacks=callbacks, verbose=0)
     assert not pruning.finished and len(pruning.rounds) == 1
-    with pytest.raises(RuntimeError, match="1 trainings of the run are not done"):
+    with pytest.raises(RuntimeError, match="trainings of the run that are not done: 1"):
         aimp_tf.strip(masked)
     model = aimp_tf.strip(masked, unfinished=True)
     assert aimp_tf.sparsity(model) == 0.75
@@ -581,7 +581,7 @@ def test_gradual_pruning_brings_back_the_best_of_the_epochs_at_the_target(K, mak
         verbose=0,
     )  # fmt: skip
     assert aimp_tf.sparsity(model) == result.sparsity == pytest.approx(0.9, abs=0.003)
-    assert best.start_from_epoch == 2  # The ramp takes three of six epochs.
+    assert best.best_epoch >= 2 and best.start_from_epoch == 0  # The ramp takes three of six epochs.
     assert result.rounds[0].metrics["val_loss"] == pytest.approx(model.evaluate(*blobs, verbose=0)[0], rel=1e-5)
 
 
@@ -623,7 +623,7 @@ def test_a_model_that_is_compiled_after_wrap_is_reset_and_stretched(K, make_mlp,
     assert steps == [8, 8, 16]
     assert rates[1:] == [[0.125] * 4 + [0.0] * 4, [0.125] * 8 + [0.0] * 8]
     model = aimp_tf.strip(masked)
-    assert type(model.optimizer.learning_rate).__name__ != "PiecewiseConstantDecay" or K.__name__ == "tf_keras"
+    assert type(vars(model.optimizer)["_learning_rate"]) is K.optimizers.schedules.PiecewiseConstantDecay
     assert model.optimizer is masked.optimizer and aimp_tf.sparsity(model) == 0.75
 
 
@@ -691,7 +691,7 @@ def test_a_pruned_model_is_pruned_further_from_where_it_is(K, make_mlp, blobs, m
     seen = []
     note = K.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(aimp_tf.sparsity(model)))
     second = aimp_tf.prune(model, blobs, target_sparsity=0.75, masks="zeros", method=method, callbacks=note, **settings)
-    assert not caplog.records and seen[-1] == 0.75
+    assert not [record for record in caplog.records if record.name.startswith("aimp_tf")] and seen[-1] == 0.75
     if method == "iterative":
         assert seen[0] == 0.5
         assert [round_.kept for round_ in second.rounds] == [88, 62, 44] and second.imp_epochs == 12

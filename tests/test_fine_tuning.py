@@ -34,7 +34,7 @@ def test_zeros_stay_and_the_rest_trains(K, pruned, blobs, tmp_path, caplog):
             assert (kernel != before[name]).any()
         start.fit(*blobs, verbose=0)  # It is the user's own again.
         assert aimp_tf.sparsity(start) < 0.1
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.startswith("aimp_tf")]
 
 
 def test_examples_come_in_another_order_in_each_epoch(K, pruned, blobs):
@@ -99,3 +99,32 @@ def test_masks_that_are_given_hold_in_a_loop_of_ones_own(pruned, make_mlp, blobs
     with pytest.raises(ValueError, match="masks leave nothing"):
         aimp_tf.wrap(model, masks="zeros")
     aimp_tf.strip(aimp_tf.wrap(model))  # What was refused has left nothing behind.
+
+
+def test_masks_of_some_variables_leave_the_others_free(K, pruned, blobs, caplog):
+    """As those of a run that excluded some, or of which some are frozen by now."""
+    model, before = pruned()
+    masks = {"hidden/kernel": before["hidden"] != 0}
+    model.get_layer("logits").trainable = False
+    model.compile(K.optimizers.SGD(0.1), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    aimp_tf.fine_tune(model, blobs, epochs=1, masks={**masks, "logits/kernel": before["logits"] != 0}, verbose=0)
+    after = kernels(model)
+    np.testing.assert_array_equal(after["logits"], before["logits"])
+    np.testing.assert_array_equal(after["hidden"] == 0, before["hidden"] == 0)
+    model.get_layer("logits").trainable = True
+    model.compile(K.optimizers.SGD(0.1), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    aimp_tf.fine_tune(model, blobs, epochs=1, masks=masks, verbose=0)
+    assert np.mean(kernels(model)["logits"] == 0) < 0.1
+    caplog.clear()
+    aimp_tf.strip(aimp_tf.wrap(model, exclude=("hidden/*",)))
+    assert "96 weights of hidden/kernel are zero" in caplog.text.replace(str(int((before["hidden"] == 0).sum())), "96")
+
+
+def test_a_rate_of_zero_is_told(K, pruned, blobs, caplog):
+    model, _ = pruned()
+    ended = K.optimizers.schedules.PolynomialDecay(0.1, 1, 0.0)
+    model.compile(K.optimizers.SGD(ended), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(*blobs, epochs=0, verbose=0)
+    model.optimizer.iterations.assign(5)
+    aimp_tf.fine_tune(model, blobs, epochs=1, verbose=0)
+    assert "The learning rate is 0" in caplog.text

@@ -204,10 +204,7 @@ def test_logs_count_the_epochs_of_the_run(K, make_mlp, blobs, tmp_path, read_eve
     assert len(list((tmp_path / "log" / "train").glob("events*"))) == 1
     assert epochs_in(tmp_path / "log.csv") == [str(epoch) for epoch in range(7)]
     # Files are of the last round that had so many epochs, in the end of the final training.
-    lengths = [ROUNDS["round_epochs"], ROUNDS["epochs"]]
-    assert {path.name for path in tmp_path.glob("*.h5")} == {
-        f"epoch_{epoch}.weights.h5" for epoch in range(1, max(lengths) + 1)
-    }
+    assert {path.name for path in tmp_path.glob("*.h5")} == {f"epoch_{epoch}.weights.h5" for epoch in (1, 2, 3)}
     # They are the user's own, as they came.
     assert [type(callback).__module__.split(".")[0] for callback in (rows, saved)] == [K.__name__] * 2
     assert not rows.append and rows.append_header

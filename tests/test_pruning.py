@@ -447,3 +447,15 @@ def test_attention_that_starts_small_keeps_its_share(K, share, kept):
     # With the same number of weights in all: 0.4 of 3 * 128 + 128 + 32 * 64 + 64.
     assert result.rounds[-1].kept == 1050
     assert bool(result.rounds[-1].emptied) == (share == 0)
+
+
+@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
+def test_tfmots_own_pruning_leaves_what_is_frozen_alone_and_says_so(K, make_mlp, blobs, caplog):
+    model = make_mlp()
+    model.get_layer("hidden").trainable = False
+    model.compile("adam", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = model.get_layer("hidden").kernel.numpy()
+    result = aimp_tf.prune(model, blobs, target_sparsity=0.5, epochs=2, method="tfmot", verbose=0)
+    np.testing.assert_array_equal(model.get_layer("hidden").kernel.numpy(), before)
+    assert list(result.masks) == ["logits/kernel"] and result.sparsity == 0.5
+    assert result.left_dense == {"hidden/kernel": "frozen (trainable=False)"} and "hidden/kernel" in caplog.text

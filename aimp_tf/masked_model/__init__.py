@@ -33,6 +33,7 @@ __all__ = [
     "fit_with_tfmot",
     "fit_ready",
     "is_built",
+    "left_dense",
     "keras_generation",
     "Masks",
     "local_value",
@@ -132,10 +133,7 @@ def mask_model(
     except BaseException:
         masked.strip()
         raise
-    if masked.left_dense:
-        logger.warning(
-            "Left dense: %s. target_sparsity is that of the other variables.", reasons_text(masked.left_dense)
-        )
+    _warn_of_left_dense(masked.left_dense)
     return masked
 
 
@@ -161,8 +159,8 @@ def wrap(
         granularity: As in `PruningConfig`.
         masks: What is pruned already. None is nothing: the zeros of a model that was pruned before may then become
             other numbers, of which a warning tells. "zeros" keeps all weights at zero that are zero now, be it to
-            train a pruned model on (see `fine_tune`) or to prune it further. Or path -> bool array, True for what is
-            kept, such as `PruningResult.masks`.
+            train a pruned model on (see `fine_tune`) or to prune it further; those of variables that are excluded are
+            not kept. Or path -> bool array, True for what is kept, such as `PruningResult.masks`.
 
     Returns:
         The compiled model to call `fit` on. In Keras 3 it is `model` itself; in tf_keras it is a copy that shares all
@@ -184,7 +182,8 @@ def strip(model: Any, *, unfinished: bool = False) -> Any:
             made zero.
 
     Returns:
-        The model that `wrap` was given: pruned weights exactly 0.0, compiled as before, free of aimp_tf and tfmot.
+        The model that `wrap` was given: pruned weights exactly 0.0, compiled as before, or as it was since, and free of
+        aimp_tf and tfmot.
 
     Raises:
         TypeError: `model` is not a Keras model.
@@ -239,6 +238,19 @@ def select_prunable(
     `sparsity`."""
     variables = select_for(granularity, model, include, exclude, frozen=frozen).variables
     return {path: np.asarray(variable.numpy()) for path, variable in variables.items()}
+
+
+def left_dense(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, str]:
+    """Path -> why, of the matrices of a built, unmasked model that are not pruned though no pattern excludes them, of
+    which a warning tells."""
+    reasons = select_for("unstructured", model, include, exclude).left_dense
+    _warn_of_left_dense(reasons)
+    return reasons
+
+
+def _warn_of_left_dense(reasons: dict[str, str]) -> None:
+    if reasons:
+        logger.warning("Left dense: %s. target_sparsity is that of the other variables.", reasons_text(reasons))
 
 
 def check_plain(model: Any) -> None:

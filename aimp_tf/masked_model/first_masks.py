@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from aimp_tf.masked_model.interface import MaskedModel
+from aimp_tf.masked_model.interface import MaskedModel, local_value
+from aimp_tf.masked_model.prunable import prunable_variables
 from aimp_tf.ranking import check_fours
 
 logger = logging.getLogger(__name__)
@@ -30,13 +32,21 @@ def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
         TypeError, ValueError: They are not masks for the variables of the model, leave nothing, or do not have the
             structure of its granularity.
     """
+    left_out = {
+        path: variable
+        for path, variable in prunable_variables(masked.original).items()
+        if path not in masked.variables and path not in masked.left_dense
+    }
+    _warn_of_zeros(left_out, ", for no mask is asked for there")
     if masks is None:
-        _warn_of_zeros(masked)
+        _warn_of_zeros(masked.variables, ". To keep them zero, pass masks='zeros'")
         return
     if isinstance(masks, str) and masks == "zeros":
         first = {path: weight != 0 for path, weight in masked.weights().items()}
+        if all(mask.all() for mask in first.values()):
+            logger.warning("masks='zeros' has no zeros to keep: nothing is pruned yet.")
     elif isinstance(masks, Mapping):
-        first = _checked(masks, masked.masks())
+        first = _checked(masks, masked.masks(), masked.left_dense)
     else:
         raise TypeError(
             f"masks must be None, 'zeros', or a dict from the path of each prunable variable to a bool array; got "
@@ -58,12 +68,16 @@ def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
     masked.masks_given = True
 
 
-def _checked(masks: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    if masks.keys() != expected.keys():
+def _checked(
+    masks: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], left_dense: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """A mask for each of the `expected` variables: all True where none is given."""
+    known = [path for path in masks if path in expected]
+    if not known or any(path not in expected and path not in left_dense for path in masks):
         raise ValueError(
             f"masks must be of the prunable variables {', '.join(expected)}; got those of {', '.join(masks) or 'none'}."
         )
-    arrays = {path: np.asarray(masks[path]) for path in expected}
+    arrays = {path: np.asarray(masks.get(path, expected[path])) for path in expected}
     for path, mask in arrays.items():
         if mask.dtype != bool or mask.shape != expected[path].shape:
             raise ValueError(
@@ -73,14 +87,18 @@ def _checked(masks: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
     return arrays
 
 
-def _warn_of_zeros(masked: MaskedModel) -> None:
-    zeros = {path: weight.size - int(np.count_nonzero(weight)) for path, weight in masked.weights().items()}
-    # Nothing but zeros may be an initializer's.
-    pruned = [path for path, mask in masked.masks().items() if _NOTICED * mask.size <= zeros[path] < mask.size]
+def _warn_of_zeros(variables: Mapping[str, Any], why: str) -> None:
+    """Warns of variables that look as if they were pruned, and whose zeros nothing keeps."""
+    pruned: dict[str, int] = {}
+    for path, variable in variables.items():
+        value = local_value(variable)
+        zeros = value.size - int(np.count_nonzero(value))
+        if _NOTICED * value.size <= zeros < value.size:  # Nothing but zeros may be an initializer's.
+            pruned[path] = zeros
     if pruned:
         logger.warning(
-            "%d weights of %s are zero, as in a pruned model, and may become other numbers in training. To keep them "
-            "zero, pass masks='zeros'.",
-            sum(zeros.values()),
+            "%d weights of %s are zero, as in a pruned model, and may become other numbers in training%s.",
+            sum(pruned.values()),
             ", ".join(pruned),
+            why,
         )

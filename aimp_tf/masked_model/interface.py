@@ -155,8 +155,13 @@ class MaskedModel(abc.ABC):
 
         Raises:
             ValueError: As `ModelOptimizers`, of the new ones; or the model computes in float16, for which the loss of
-                the new one would have to be scaled.
+                the new one would have to be scaled; or the user's own was compiled, which `fit` is not called on.
         """
+        if self.original.optimizer not in (self.model.optimizer, self.optimizers.main.optimizer):
+            raise ValueError(
+                f"The model {self.original.name!r} was compiled after aimp_tf.wrap, which returned another one to "
+                "train. Compile that one, or compile before aimp_tf.wrap."
+            )
         if self.optimizers.are_those_of(self.model):
             return
         if resolve_policy(self.mixed_precision) == "mixed_float16":
@@ -296,16 +301,15 @@ class MaskedModel(abc.ABC):
             raise RuntimeError(
                 f"Pruned weights are not zero in {', '.join(wrong)}. Something assigns to these variables without "
                 "their constraint: a custom train_step that does not use the optimizer, or what sets weights, such as "
-                "load_weights, or a callback with those of an epoch that was less sparse. aimp_tf.strip(model, "
-                "unfinished=True) removes them all the same."
+                "load_weights, or a callback with those of an epoch that was less sparse."
             )
 
     def check_finished(self) -> None:
-        """Raises RuntimeError if the model was trained and not pruned as far as it was to be, or as `check_sparse`."""
+        """Raises RuntimeError if the model was trained and not pruned as far as it was to be, or is not sparse now."""
         trained = self._fits > 0 or self.optimizers.steps != self._steps_before
         if trained and self.rounds_left:
             raise RuntimeError(
-                f"Pruning is not finished: {self.rounds_left} trainings of the run are not done, and "
+                f"Pruning is not finished: trainings of the run that are not done: {self.rounds_left}, and "
                 f"{1 - self.kept / self.weight_count:.2%} of the prunable weights are pruned. Go on with "
                 "fit(..., epochs=pruning.next_epochs, callbacks=[pruning]) until pruning.finished, or take the model "
                 "as it is by aimp_tf.strip(model, unfinished=True)."
@@ -316,7 +320,10 @@ class MaskedModel(abc.ABC):
                 "Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning]), or take the dense model as it is "
                 "by aimp_tf.strip(model, unfinished=True)."
             )
-        self.check_sparse()
+        try:
+            self.check_sparse()
+        except RuntimeError as error:
+            raise RuntimeError(f"{error} aimp_tf.strip(model, unfinished=True) makes them zero.") from error
 
     def strip(self) -> Any:
         """Takes the masks away and returns the user's own model, its pruned weights zero, its optimizer as it was.

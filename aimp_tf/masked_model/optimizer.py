@@ -80,6 +80,14 @@ class ResettableOptimizer:
         return int(_value(self._iterations))
 
     @property
+    def rate(self) -> float | None:
+        """The learning rate of the next step; None where it is neither a variable nor a LearningRateSchedule."""
+        if self._schedule is not None:
+            return float(_value(tf.convert_to_tensor(self._stretched(self._iterations))))
+        learning_rate = _learning_rate(self._inner)
+        return float(_value(learning_rate)) if hasattr(learning_rate, "assign") else None
+
+    @property
     def has_schedule(self) -> bool:
         """Whether the rate follows a LearningRateSchedule."""
         return self._schedule is not None
@@ -228,10 +236,9 @@ def _build(optimizer: Any, trainable_variables: Sequence[Any]) -> None:
     if hasattr(optimizer, "_create_all_weights"):  # tf_keras.optimizers.legacy
         optimizer._create_all_weights(trainable_variables)
         return
+    # Keras 3 builds that of a model from an .h5 file for no variables, and could not train with it.
     if getattr(optimizer, "_trainable_variables", None) == []:
-        optimizer.built = (
-            False  # Keras 3 builds that of a model from an .h5 file for no variables, and cannot train it.
-        )
+        optimizer.built = False
     if not (getattr(optimizer, "built", False) or getattr(optimizer, "_built", False)):
         optimizer.build(trainable_variables)
 

@@ -270,7 +270,7 @@ def _unknown_matrices(root: Any, known: set[int]) -> dict[str, str]:
 
 def _why_no_variable(layer: Any) -> str:
     if getattr(layer, "lora_enabled", False):
-        return "under LoRA, a sum of matrices; merge them first"
+        return "under LoRA, a sum of matrices; prune before enable_lora()"
     return "quantized" if getattr(layer, "quantization_mode", None) else "made of other variables, or no floats"
 
 

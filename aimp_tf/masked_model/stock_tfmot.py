@@ -16,7 +16,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras import (
     pruning_schedule,
 )
 
-from aimp_tf.masked_model.prunable import prunable_variables, select
+from aimp_tf.masked_model.prunable import select_for
 
 _FREQUENCY = 100
 
@@ -37,7 +37,7 @@ class _OnlyLayersWith(pruning_policy.PruningPolicy):
 def fit_with_tfmot(
     model: Any,
     fit: Callable[[Any, list[Any]], object],
-    on_epoch_end: Callable[[int, dict[str, Any]], object],
+    on_epoch_end: Callable[[Any, int, dict[str, Any]], object],
     *,
     target_sparsity: float,
     ramp_steps: int,
@@ -51,7 +51,7 @@ def fit_with_tfmot(
     Args:
         model: A compiled, built Sequential or functional model. It gets the trained weights.
         fit: Called with the model to train, a wrapped copy of `model`, and the callbacks that it needs.
-        on_epoch_end: Called with the number and the logs of each epoch.
+        on_epoch_end: Called with the model to train, and the number and the logs of each epoch.
         target_sparsity: Of each layer, in (0, 1).
         ramp_steps: Optimizer steps over which the sparsity rises, at least 1.
         include: As in `PruningConfig`.
@@ -70,7 +70,8 @@ def fit_with_tfmot(
         frequency=frequency,
     )
     wrapped = _wrap(model, schedule, include, exclude)
-    fit(wrapped, [pruning_callbacks.UpdatePruningStep(), tf_keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)])
+    note = tf_keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: on_epoch_end(wrapped, epoch, logs))
+    fit(wrapped, [pruning_callbacks.UpdatePruningStep(), note])
     model.set_weights(prune.strip_pruning(wrapped).get_weights())
 
 
@@ -91,7 +92,7 @@ def _wrap(
     wrapped = prune.prune_low_magnitude(
         copied,
         pruning_schedule=schedule,
-        pruning_policy=_OnlyLayersWith(select(prunable_variables(copied), include, exclude)),
+        pruning_policy=_OnlyLayersWith(select_for("unstructured", copied, include, exclude).variables),
     )
     optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
     wrapped.compile(**{**model._compile_config.config, "optimizer": optimizer})

@@ -108,8 +108,8 @@ class WrappedModel(MaskedModel):
         for name in vars(self.original).keys() - vars(self.model).keys():
             setattr(self.model, name, getattr(self.original, name))
         _compile_like(self.original, self.model)
-        # The files that a callback writes or reads hold the plain model.
-        for method in ("save", "save_weights", "load_weights"):
+        # What a callback takes from the model or gives it, and the files that it writes or reads, are the plain one's.
+        for method in ("save", "save_weights", "load_weights", "get_weights", "set_weights"):
             setattr(self.model, method, getattr(self.original, method))
         masks = {id(weight): mask for layer in self._wrappers.values() for weight, mask, _ in layer.pruning_vars}
         for path, variable in self.variables.items():
