@@ -117,14 +117,13 @@ def test_masks_of_some_variables_leave_the_others_free(K, pruned, blobs, caplog)
     assert np.mean(kernels(model)["logits"] == 0) < 0.1
     caplog.clear()
     aimp_tf.strip(aimp_tf.wrap(model, exclude=("hidden/*",)))
-    assert "96 weights of hidden/kernel are zero" in caplog.text.replace(str(int((before["hidden"] == 0).sum())), "96")
+    assert f"{np.sum(before['hidden'] == 0)} weights of hidden/kernel are zero" in caplog.text
 
 
 def test_a_rate_of_zero_is_told(K, pruned, blobs, caplog):
     model, _ = pruned()
     ended = K.optimizers.schedules.PolynomialDecay(0.1, 1, 0.0)
     model.compile(K.optimizers.SGD(ended), K.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(*blobs, epochs=0, verbose=0)
-    model.optimizer.iterations.assign(5)
+    model.fit(*blobs, verbose=0)
     aimp_tf.fine_tune(model, blobs, epochs=1, verbose=0)
     assert "The learning rate is 0" in caplog.text
