@@ -286,9 +286,7 @@ class GlobalMagnitudePruning(EpochCallback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
         masked.make_whole()  # A fit that was interrupted may not have.
-        optimizers = masked.optimizers
-        masked.adopt_optimizers()
-        if masked.optimizers is not optimizers:
+        if masked.adopt_optimizers():
             self._traced_channels = None
         self._begin_round(masked)
         if self._graph is not None:

@@ -73,12 +73,12 @@ def fine_tune(
     fitting.settle_order(cluster)
     build(model, fitting.train)
     masked = mask_model(model, masks=masks)
-    if masked.optimizer.rate == 0:
-        logger.warning(
-            "The learning rate is 0, as where a schedule has come to its end: nothing will train. Compile the model "
-            "with another rate first."
-        )
     try:
+        if masked.optimizer.rate == 0:
+            logger.warning(
+                "The learning rate is 0, as where a schedule has come to its end: nothing will train. Compile the "
+                "model with another rate first."
+            )
         fitting.fit(masked.model, callbacks, epochs=epochs)
         masked.check_sparse()
     finally:

@@ -1,5 +1,5 @@
 """The user's callbacks in the rounds of a run: Keras' own start each one afresh, rates follow the round, and what logs
-or numbers files counts on."""
+counts on."""
 
 from __future__ import annotations
 

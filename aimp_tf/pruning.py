@@ -252,6 +252,7 @@ def _prune_with_tfmot(
 def _train_with_tfmot(
     model: Any, config: PruningConfig, fitting: Fitting, directory: RunDirectory | None
 ) -> tuple[RoundResult, dict[str, np.ndarray]]:
+    reasons = left_dense(model, config.include, config.exclude)
     started_at = time.monotonic()
     epoch_logs: list[dict[str, Any]] = []
     checksums: list[int] = []
@@ -291,7 +292,7 @@ def _train_with_tfmot(
         weights,
         masks,
         time.monotonic() - started_at,
-        left_dense=left_dense(model, config.include, config.exclude),
+        left_dense=reasons,
         metrics=metrics,
     )
     if directory is not None:

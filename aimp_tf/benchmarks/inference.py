@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.benchmarks import inference_worker
-from aimp_tf.benchmarks.side_by_side import spread_text
+from aimp_tf.benchmarks.side_by_side import spread_text, work_in_fresh_process
 from aimp_tf.compaction import compact
 from aimp_tf.experiments.exports import load_inputs, load_keras_file
 from aimp_tf.exporting.lite import to_tflite
@@ -200,14 +197,7 @@ def _filled(model: Any) -> Any:
 
 def _work(job: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """What a fresh process gives for a job."""
-    job_file, result_file = folder / "job.json", folder / "result.json"
-    job_file.write_text(json.dumps(job))
-    # -P, lest modules beside the program be taken for others of their name.
-    command = [sys.executable, "-P", inference_worker.__file__, str(job_file), str(result_file)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{', '.join(job['files'])} could not be run in a fresh process:\n{done.stderr[-2000:]}")
-    return json.loads(result_file.read_text())
+    return work_in_fresh_process(inference_worker.__file__, job, folder, ", ".join(job["files"]))
 
 
 def _differences(outputs: Mapping[str, str]) -> dict[str, float | None]:

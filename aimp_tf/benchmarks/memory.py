@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aimp_tf.benchmarks import memory_worker
-from aimp_tf.benchmarks.side_by_side import spread_text
+from aimp_tf.benchmarks.side_by_side import spread_text, work_in_fresh_process
 
 _SETTINGS = {"target_sparsity": 0.5, "rate": 0.3, "epochs": 1, "round_epochs": 1}  # Two rounds and a last training.
 _SIDES: dict[str, tuple[dict[str, Any] | None, int]] = {
@@ -72,14 +69,7 @@ def run(
 
 
 def _work(generation: str, widths: Sequence[int], settings: Mapping[str, Any] | None) -> dict[str, int]:
-    """What `memory_worker` gives for a job. Raises RuntimeError, with its last lines, if it fails."""
     job = {"generation": generation, "widths": list(widths), "batch_size": 32, "steps": 3}
     job |= {"epochs": 3, "settings": settings}
     with tempfile.TemporaryDirectory() as folder:
-        job_file, result_file = pathlib.Path(folder, "job.json"), pathlib.Path(folder, "result.json")
-        job_file.write_text(json.dumps(job))
-        command = [sys.executable, "-P", "-m", memory_worker.__name__, str(job_file), str(result_file)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"{generation} could not be run in a fresh process:\n{done.stderr[-2000:]}")
-        return json.loads(result_file.read_text())
+        return work_in_fresh_process(memory_worker.__file__, job, pathlib.Path(folder), generation)

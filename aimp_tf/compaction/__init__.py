@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.compaction.liveness import Liveness
+from aimp_tf.compaction.multiplications import channels_of
 from aimp_tf.compaction.rules import Opaque, Sum
 from aimp_tf.model_graph import Call, Copies, ModelGraph, compile_alike
 
@@ -138,7 +139,11 @@ class _Compaction:
 
     def channels(self) -> dict[str, int]:
         """Layer -> units or filters, of the layers that multiply."""
-        return {call.name: _channels(call) for call in self._graph.calls if self._liveness.multiply_adds(call)}
+        return {
+            call.name: channels_of(call.layer, call.outputs[0].shape)
+            for call in self._graph.calls
+            if self._liveness.multiply_adds(call)
+        }
 
     def left_alone(self) -> dict[str, str]:
         """Layer -> class of those that are not seen through."""
@@ -203,10 +208,3 @@ class _Compaction:
             for call, rule in self._liveness.rules.items()
             if isinstance(rule, Sum) and len(rule.sources(call, self._liveness.flows)) < len(call.inputs)
         }
-
-
-def _channels(call: Call) -> int:
-    output = call.outputs[0]
-    if getattr(call.layer, "data_format", None) == "channels_first" and len(output.shape) > 2:
-        return output.shape[1] or 0
-    return output.channels

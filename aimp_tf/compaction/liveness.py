@@ -74,7 +74,7 @@ class Liveness:
     def multiply_adds(self, call: Call, kept: Kept | None = None) -> int | None:
         """Multiplications with weights in a call, for one example, with what is kept of the layer, or all of it. None
         where they are not known, as `multiply_adds` says, which is then all that is known of any part."""
-        whole, rule = multiply_adds(call, self._graph.keras), self.rules[call]
+        whole, rule = multiply_adds(call), self.rules[call]
         if not whole or kept is None or not rule.is_tied:
             return whole
         return whole * math.prod(map(len, rule.indices(kept)[0])) // math.prod(call.layer.weights[0].shape)

@@ -12,7 +12,7 @@ from aimp_tf.model_graph import Call, ModelGraph
 Shape = tuple[int | None, ...]
 
 
-def multiply_adds(call: Call, keras: Any) -> int | None:
+def multiply_adds(call: Call) -> int | None:
     """Multiplications of weights with what flows through a layer in one call, for one example.
 
     Counted are matrix products, convolutions and projections: of recurrent layers in all steps, of attention those of
@@ -21,7 +21,6 @@ def multiply_adds(call: Call, keras: Any) -> int | None:
 
     Args:
         call: The call. Axes of open size count as 1.
-        keras: The module of its generation of Keras.
 
     Returns:
         Their number; None where a layer holds matrices of weights, but what it does with them is not known.
@@ -33,26 +32,24 @@ def multiply_adds(call: Call, keras: Any) -> int | None:
             return _attention(call)
         if kind == "ReversibleEmbedding" and (call.kwargs.get("reverse") or True in call.args[1:]):
             return math.prod(layer.embeddings.shape) * _product(call.inputs[0].shape[1:-1])
-    return _count(layer, call.inputs[0].shape if call.inputs else (), keras)
+    return _count(layer, call.inputs[0].shape if call.inputs else ())
 
 
-def _count(layer: Any, shape: Shape, keras: Any) -> int | None:
+def _count(layer: Any, shape: Shape) -> int | None:
     """As `multiply_adds`, for an input of this shape."""
     kind = type(layer).__name__
     if is_keras_own(type(layer)):
         if kind in _VALUE_BY_VALUE:
             return 0
         if kind in _COUNTS:
-            return _COUNTS[kind](layer, shape, keras)
+            return _COUNTS[kind](layer, shape)
     if not any(len(weight.shape) > 1 for weight in getattr(layer, "weights", ())):
         return 0
-    if isinstance(layer, keras.Model):
-        try:
-            graph = ModelGraph.of(layer, masked=True)
-        except ValueError:  # A subclassed one.
-            return None
-        return _total(multiply_adds(call, keras) for call in graph.calls)
-    return None
+    try:
+        graph = ModelGraph.of(layer, masked=True)
+    except (TypeError, ValueError):  # No model, or a subclassed one.
+        return None
+    return _total(map(multiply_adds, graph.calls))
 
 
 def _total(counts: Iterable[int | None]) -> int | None:
@@ -69,8 +66,18 @@ def _product(sizes: Iterable[int | None]) -> int:
     return math.prod(size or 1 for size in sizes)
 
 
+def channels_of(layer: Any, shape: Shape) -> int:
+    """The channels of what goes into or comes out of a layer, of this shape; 0 where there are none or that is open."""
+    return (shape[_channel_axis(layer, shape)] or 0) if len(shape) > 1 else 0
+
+
 def _spatial(layer: Any, shape: Shape) -> Shape:
-    return shape[2:] if getattr(layer, "data_format", None) == "channels_first" else shape[1:-1]
+    axis = _channel_axis(layer, shape)
+    return (*shape[1:axis], *shape[axis + 1 :])
+
+
+def _channel_axis(layer: Any, shape: Shape) -> int:
+    return 1 if getattr(layer, "data_format", None) == "channels_first" else len(shape) - 1
 
 
 def _weights(layer: Any) -> int:
@@ -80,11 +87,11 @@ def _weights(layer: Any) -> int:
     return sum(math.prod(kernel.shape) for kernel in kernels if kernel is not None)
 
 
-def _dense(layer: Any, shape: Shape, keras: Any) -> int:
+def _dense(layer: Any, shape: Shape) -> int:
     return _weights(layer) * _product(shape[1:-1])
 
 
-def _einsum(layer: Any, shape: Shape, keras: Any) -> int:
+def _einsum(layer: Any, shape: Shape) -> int:
     source, kernel = layer.equation.split("->")[0].replace(" ", "").split(",")
     before, _, after = source.partition("...")
     axes = [*before, *"." * (len(shape) - len(before) - len(after)), *after]
@@ -93,55 +100,54 @@ def _einsum(layer: Any, shape: Shape, keras: Any) -> int:
     )
 
 
-def _convolution(layer: Any, shape: Shape, keras: Any) -> int:
+def _convolution(layer: Any, shape: Shape) -> int:
     """Each weight is used once for each position of the output."""
     return _weights(layer) * _product(_spatial(layer, tuple(layer.compute_output_shape(shape))))
 
 
-def _transposed(layer: Any, shape: Shape, keras: Any) -> int:
+def _transposed(layer: Any, shape: Shape) -> int:
     """Each weight is used once for each position of the input."""
     return _weights(layer) * _product(_spatial(layer, shape))
 
 
-def _locally_connected(layer: Any, shape: Shape, keras: Any) -> int:
+def _locally_connected(layer: Any, shape: Shape) -> int:
     """Each position of the output has weights of its own, which not all implementations store alone."""
-    channels = shape[1] if layer.data_format == "channels_first" else shape[-1]
     positions = _product(_spatial(layer, tuple(layer.compute_output_shape(shape))))
-    return positions * math.prod(layer.kernel_size) * (channels or 1) * layer.filters
+    return positions * math.prod(layer.kernel_size) * channels_of(layer, shape) * layer.filters
 
 
-def _cell(layer: Any, shape: Shape, keras: Any) -> int:
+def _cell(layer: Any, shape: Shape) -> int:
     return _weights(layer)
 
 
-def _cells(layer: Any, shape: Shape, keras: Any) -> int | None:
-    return _total(_count(cell, shape, keras) for cell in layer.cells)
+def _cells(layer: Any, shape: Shape) -> int | None:
+    return _total(_count(cell, shape) for cell in layer.cells)
 
 
-def _recurrent(layer: Any, shape: Shape, keras: Any) -> int | None:
-    step = _count(layer.cell, (shape[0], *shape[2:]), keras)
+def _recurrent(layer: Any, shape: Shape) -> int | None:
+    step = _count(layer.cell, (shape[0], *shape[2:]))
     steps = shape[0 if getattr(layer, "time_major", False) else 1]
     return None if step is None else step * (steps or 1)
 
 
-def _recurrent_convolution(layer: Any, shape: Shape, keras: Any) -> int:
+def _recurrent_convolution(layer: Any, shape: Shape) -> int:
     output = layer.compute_output_shape(shape)
     output = tuple(output[0] if layer.return_state else output)
     step = (output[0], *output[2:]) if layer.return_sequences else output
     return _weights(layer.cell) * _product(_spatial(layer, step)) * (shape[1] or 1)
 
 
-def _both_directions(layer: Any, shape: Shape, keras: Any) -> int | None:
-    return _total(_count(part, shape, keras) for part in (layer.forward_layer, layer.backward_layer))
+def _both_directions(layer: Any, shape: Shape) -> int | None:
+    return _total(_count(part, shape) for part in (layer.forward_layer, layer.backward_layer))
 
 
-def _time_distributed(layer: Any, shape: Shape, keras: Any) -> int | None:
-    step = _count(layer.layer, (shape[0], *shape[2:]), keras)
+def _time_distributed(layer: Any, shape: Shape) -> int | None:
+    step = _count(layer.layer, (shape[0], *shape[2:]))
     return None if step is None else step * (shape[1] or 1)
 
 
-def _wrapped(layer: Any, shape: Shape, keras: Any) -> int | None:
-    return _count(layer.layer, shape, keras)
+def _wrapped(layer: Any, shape: Shape) -> int | None:
+    return _count(layer.layer, shape)
 
 
 def _attention(call: Call) -> int:
@@ -163,7 +169,7 @@ _VALUE_BY_VALUE = (
 ).split()
 """Layers of Keras with weights that may be matrices, but multiply none."""
 
-_COUNTS: dict[str, Callable[[Any, Shape, Any], int | None]] = {
+_COUNTS: dict[str, Callable[[Any, Shape], int | None]] = {
     "Dense": _dense,
     "EinsumDense": _einsum,
     **{f"{kind}Conv{rank}D": _convolution for kind in ("", "Depthwise", "Separable") for rank in (1, 2, 3)},

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from aimp_tf.masked_model.interface import MaskedModel, local_value
+from aimp_tf.masked_model.interface import MaskedModel, Values
 from aimp_tf.masked_model.prunable import prunable_variables
 from aimp_tf.ranking import check_fours
 
@@ -37,9 +36,9 @@ def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
         for path, variable in prunable_variables(masked.original).items()
         if path not in masked.variables and path not in masked.left_dense
     }
-    _warn_of_zeros(left_out, ", for no mask is asked for there")
+    _warn_of_zeros(Values(left_out), ", for no mask is asked for there")
     if masks is None:
-        _warn_of_zeros(masked.variables, ". To keep them zero, pass masks='zeros'")
+        _warn_of_zeros(masked.weights(), ". To keep them zero, pass masks='zeros'")
         return
     if isinstance(masks, str) and masks == "zeros":
         first = {path: weight != 0 for path, weight in masked.weights().items()}
@@ -87,11 +86,10 @@ def _checked(
     return arrays
 
 
-def _warn_of_zeros(variables: Mapping[str, Any], why: str) -> None:
+def _warn_of_zeros(weights: Mapping[str, np.ndarray], why: str) -> None:
     """Warns of variables that look as if they were pruned, and whose zeros nothing keeps."""
     pruned: dict[str, int] = {}
-    for path, variable in variables.items():
-        value = local_value(variable)
+    for path, value in weights.items():
         zeros = value.size - int(np.count_nonzero(value))
         if _NOTICED * value.size <= zeros < value.size:  # Nothing but zeros may be an initializer's.
             pruned[path] = zeros

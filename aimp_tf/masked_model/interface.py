@@ -105,7 +105,7 @@ class MaskedModel(abc.ABC):
 
         The arrays are read-only, and those of a CPU are no copies. One that is held keeps the value that it has.
         """
-        return _Values(self.variables)
+        return Values(self.variables)
 
     def masks(self) -> dict[str, np.ndarray]:
         """Copies of the masks, bool; True is kept."""
@@ -150,8 +150,11 @@ class MaskedModel(abc.ABC):
         """Of all weights, as `snapshot` gives them."""
         return checksum_of_arrays(map(_view, self._all_variables()))
 
-    def adopt_optimizers(self) -> None:
+    def adopt_optimizers(self) -> bool:
         """Takes the optimizers that the model trains with now, for it may have been compiled since it was masked.
+
+        Returns:
+            Whether they are others than before.
 
         Raises:
             ValueError: As `ModelOptimizers`, of the new ones; or the model computes in float16, for which the loss of
@@ -163,7 +166,7 @@ class MaskedModel(abc.ABC):
                 "train. Compile that one, or compile before aimp_tf.wrap."
             )
         if self.optimizers.are_those_of(self.model):
-            return
+            return False
         if resolve_policy(self.mixed_precision) == "mixed_float16":
             raise ValueError(
                 f"The model {self.original.name!r} was compiled after aimp_tf.wrap, which had put loss scaling round "
@@ -175,6 +178,7 @@ class MaskedModel(abc.ABC):
             self.optimizers.release()
             self.optimizers = ModelOptimizers(self.model)
         self._compiled_again()
+        return True
 
     def when_fit_is_over(self, act: Callable[[], object]) -> None:
         """Calls `act` once the `fit` that runs has called the `on_train_end` of all callbacks; now if none runs."""
@@ -369,7 +373,9 @@ class MaskedModel(abc.ABC):
         """Undoes `_attach`, also one that failed half-way."""
 
 
-class _Values(Mapping[str, np.ndarray]):
+class Values(Mapping[str, np.ndarray]):
+    """Path -> value of variables, as `MaskedModel.weights` gives them."""
+
     def __init__(self, variables: Mapping[str, Any]) -> None:
         self._variables = variables
 
