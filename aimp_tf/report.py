@@ -213,12 +213,16 @@ class _Plan:
             # A criterion of the user's is stored by its name, and does not matter here.
             config = PruningConfig.from_fields({**run.config, "criterion": "magnitude"})
             config.validate()
-            self.round_count = len(make_plan(config, self.weight_count))
+            # Rounds go down from what was left when they began.
+            first = run.rounds[0].kept if config.method == "iterative" else None
+            self.round_count = len(make_plan(config, self.weight_count, first))
         except (TypeError, ValueError) as error:
             raise ValueError(f"The config of {run.name} is not that of a run: {error}") from error
         self.epochs = sum(round_.epochs for round_ in run.rounds)
         self.seconds = sum(round_.seconds for round_ in run.rounds)
-        self.imp_epochs = imp_epochs(config, self.weight_count) if run.finished else len(run.rounds) * config.epochs
+        self.imp_epochs = (
+            imp_epochs(config, self.weight_count, first) if run.finished else len(run.rounds) * config.epochs
+        )
         self.imp_seconds = self.seconds / self.epochs * self.imp_epochs if self.epochs else 0.0
 
 

@@ -682,7 +682,7 @@ def test_normalization_computes_with_the_statistics_that_a_rewind_brought_back(K
 
 
 @pytest.mark.parametrize("method", ["iterative", "gradual"])
-def test_a_pruned_model_is_pruned_further_from_where_it_is(K, make_mlp, blobs, method, caplog):
+def test_a_pruned_model_is_pruned_further_from_where_it_is(K, make_mlp, blobs, method, caplog, tmp_path):
     """176 prunable weights: 88 are left at first, 44 are to be."""
     model = make_mlp()
     settings = {"rate": 0.3, "epochs": 4, "round_epochs": 1, "seed": 0, "verbose": 0}
@@ -695,6 +695,7 @@ def test_a_pruned_model_is_pruned_further_from_where_it_is(K, make_mlp, blobs, m
     if method == "iterative":
         assert seen[0] == 0.5
         assert [round_.kept for round_ in second.rounds] == [88, 62, 44] and second.imp_epochs == 12
+        assert "6 (50% of plain IMP's 12)" in second.report(tmp_path / "page.md")[0].read_text()
     else:
         assert seen[0] == pytest.approx(0.5 + 0.25 * (1 - 0.75**3), abs=0.005)  # A quarter of the ramp.
     assert not any((second.masks[path] & ~mask).any() for path, mask in first.masks.items())
