@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from aimp_tf.fine_tuning import fine_tune
     from aimp_tf.input_pipeline import array_dataset
     from aimp_tf.masked_model import sparsity, strip, wrap
+    from aimp_tf.preview import RunPlan, plan
     from aimp_tf.pruning import prune
     from aimp_tf.result import PruningResult
     from aimp_tf.rounds import RoundResult
@@ -25,10 +26,12 @@ __all__ = [
     "PruningConfig",
     "PruningResult",
     "RoundResult",
+    "RunPlan",
     "array_dataset",
     "compact",
     "export",
     "fine_tune",
+    "plan",
     "prune",
     "sparse_inference",
     "sparsity",
@@ -40,10 +43,12 @@ _HOMES = {
     "GlobalMagnitudePruning": "callback",
     "PruningResult": "result",
     "RoundResult": "rounds",
+    "RunPlan": "preview",
     "array_dataset": "input_pipeline",
     "compact": "compaction",
     "export": "exporting",
     "fine_tune": "fine_tuning",
+    "plan": "preview",
     "prune": "pruning",
     "sparse_inference": "exporting.sparse",
     "sparsity": "masked_model",

@@ -11,15 +11,16 @@ from typing import Any
 import keras
 import numpy as np
 
+from aimp_tf.arguments import config_of
 from aimp_tf.cluster import Cluster
 from aimp_tf.compaction.training import LiveNetwork
 from aimp_tf.config import PruningConfig
 from aimp_tf.criteria import scores_of
 from aimp_tf.keras_own import is_keras_own
-from aimp_tf.masked_model import MaskedModel
+from aimp_tf.masked_model import WRAPPED_FIELDS, MaskedModel
 from aimp_tf.model_graph import ModelGraph
 from aimp_tf.other_callbacks import OtherCallbacks, Trained, as_callbacks, check_saving, watch_from
-from aimp_tf.plan import Round, epoch_at_target, least_survivors, make_plan, ramp_survivors
+from aimp_tf.planning import Round, epoch_at_target, least_survivors, make_plan, ramp_survivors
 from aimp_tf.ranking import check_finite, check_fours, keep_best, smallest_magnitude
 from aimp_tf.rounds import RoundResult, duration_text, last_epoch_with, plain_logs
 
@@ -58,8 +59,9 @@ class GlobalMagnitudePruning(EpochCallback):
     `fit` is all, and the ranking goes on while it trains; with `method="dense"`, nothing is pruned.
 
     Args:
-        config: What to do. `include` and `exclude` are for `aimp_tf.wrap`, which has chosen the variables already. So
-            are `granularity`, which must be what `wrap` was given, and `mixed_precision`, which must be that or None.
+        config: What to do. `include`, `exclude`, `granularity` and `mixed_precision` are for `aimp_tf.wrap`, which has
+            chosen the variables already: they must be what it was given, or () and None.
+        **fields: Fields of the config, which count rather than its own; enough without one.
 
     Attributes:
         rounds: The results of the rounds so far.
@@ -74,9 +76,8 @@ class GlobalMagnitudePruning(EpochCallback):
 
     Example:
         ```python
-        config = aimp_tf.PruningConfig(target_sparsity=0.9, epochs=30, round_epochs=6)
         masked = aimp_tf.wrap(model)
-        pruning = aimp_tf.GlobalMagnitudePruning(config)
+        pruning = aimp_tf.GlobalMagnitudePruning(target_sparsity=0.9, epochs=30, round_epochs=6)
         while not pruning.finished:
             masked.fit(dataset, epochs=pruning.next_epochs, callbacks=[pruning])
         model = aimp_tf.strip(masked)
@@ -88,9 +89,14 @@ class GlobalMagnitudePruning(EpochCallback):
         and Fine-tuning in Neural Network Pruning", ICLR 2020, section 2.
     """
 
-    def __init__(self, config: PruningConfig) -> None:
+    def __init__(self, config: PruningConfig | None = None, **fields: Any) -> None:
         super().__init__()
-        config.validate()
+        config = config_of(config, fields)
+        if config.total_epochs is not None:
+            raise ValueError(
+                "total_epochs is for aimp_tf.prune, which knows the model that the lengths follow from. "
+                "print(aimp_tf.plan(model, config)) shows the epochs and round_epochs to write."
+            )
         if config.method == "tfmot":
             raise ValueError(
                 "method='tfmot' is tfmot's own callback, which GlobalMagnitudePruning is not; aimp_tf.prune runs it."
@@ -196,25 +202,21 @@ class GlobalMagnitudePruning(EpochCallback):
 
         Raises:
             ValueError: The target or the limits cannot be met with the model's sizes, the criterion cannot rank,
-                `mixed_precision` or `granularity` is not what the model was wrapped with, or `compact_rounds` is asked
+                a field that `wrap` heeds is not what the model was wrapped with, or `compact_rounds` is asked
                 for a model that is not functional, on several devices, or with an optimizer that does not allow it.
             TypeError: The criterion gives something other than scores.
         """
         if self._plan is not None:
             return
         self._cluster = masked.cluster
-        if self.config.mixed_precision not in (None, masked.mixed_precision):
-            raise ValueError(
-                f"The config asks for mixed_precision={self.config.mixed_precision!r}, but the model was wrapped with "
-                f"mixed_precision={masked.mixed_precision!r}, which decides. Call aimp_tf.wrap(model, mixed_precision="
-                f"{self.config.mixed_precision!r})."
-            )
-        if self.config.granularity != masked.granularity:
-            raise ValueError(
-                f"The config asks for granularity={self.config.granularity!r}, but the model was wrapped with "
-                f"granularity={masked.granularity!r}. Call aimp_tf.wrap(model, granularity="
-                f"{self.config.granularity!r})."
-            )
+        for name in WRAPPED_FIELDS:
+            asked, given = getattr(self.config, name), getattr(masked, name)
+            asked = tuple(asked) if isinstance(given, tuple) else asked
+            if asked not in (given, (), None):
+                raise ValueError(
+                    f"The config asks for {name}={asked!r}, but the model was wrapped with {name}={given!r}, which "
+                    f"decides. Call aimp_tf.wrap(model, config), or aimp_tf.wrap(model, {name}={asked!r})."
+                )
         self._input_axes = {path: axis for path, axis in masked.input_axes.items() if axis is not None}
         if self._compacts:
             self._graph = _graph_for_parts(masked)

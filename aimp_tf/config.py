@@ -14,8 +14,12 @@ from typing import Any
 VERSION = 2
 """Of the fields that `to_json` writes. Whoever changes a default raises it, and has `upgrade` write the former one."""
 
+ROUNDS_IN_LAST_TRAINING = 5
+"""By default, the final training is as long as this many rounds (docs/results.md)."""
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("iterative", "gradual", "dense", "tfmot"),
+    "start": ("untrained", "trained"),
     "rewind": ("weights", "learning_rate", "reinitialize"),
     "round_schedule": ("compress", "head", "tail"),
     "scope": ("global", "layer"),
@@ -36,14 +40,19 @@ class PruningConfig:
     Attributes:
         target_sparsity: Fraction of the prunable weights that ends zero, in (0, 1).
         rate: Fraction of the surviving weights removed after a round, in (0, 1).
-        epochs: Epochs of the final training, at least 1: what the model takes to train when it is not pruned.
+        epochs: Epochs of the final training, at least 1: what the model takes to train when it is not pruned. None
+            needs `total_epochs`.
         round_epochs: Epochs of every earlier round, in [1, epochs]. None takes a fifth of `epochs`, rounded up.
             `round_epochs == epochs` is plain iterative magnitude pruning.
+        total_epochs: Epochs of all trainings together, in place of `epochs`: at least one for each. Unless
+            `round_epochs` is given, the final training gets five times the epochs of a round, and what is left over.
         method: "iterative" is AIMP. The others are one `fit` of `epochs`, to compare with. "gradual" raises the
             sparsity while it trains, by the same ranking, along the cubic curve of Zhu and Gupta (2017, section 3).
             "tfmot" is the same curve by tfmot's `prune_low_magnitude` itself, for tf_keras models, with the target
             sparsity in each layer. "dense" prunes nothing. What is said of rounds and rewinding below is for
             "iterative" alone.
+        start: "untrained" begins with a round of the whole model, before anything is removed. "trained" prunes the
+            model as it comes, and its weights are those that rewinding returns to: one round less.
         ramp: Fraction of `epochs` over which "gradual" and "tfmot" raise the sparsity from 0, in (0, 1].
         rewind: What starts again after a round. "learning_rate": the schedule alone, the weights stay (Renda et al.,
             ICLR 2020). "weights": every variable of the model as well (Frankle and Carbin, ICLR 2019).
@@ -98,9 +107,11 @@ class PruningConfig:
 
     target_sparsity: float
     rate: float = 0.2
-    epochs: int = dataclasses.field(kw_only=True)
+    epochs: int | None = dataclasses.field(default=None, kw_only=True)
     round_epochs: int | None = dataclasses.field(default=None, kw_only=True)
+    total_epochs: int | None = dataclasses.field(default=None, kw_only=True)
     method: str = dataclasses.field(default="iterative", kw_only=True)
+    start: str = dataclasses.field(default="untrained", kw_only=True)
     ramp: float = dataclasses.field(default=0.5, kw_only=True)
     rewind: str = dataclasses.field(default="learning_rate", kw_only=True)
     final_rewind: str | None = dataclasses.field(default=None, kw_only=True)
@@ -121,9 +132,9 @@ class PruningConfig:
 
     @property
     def resolved_round_epochs(self) -> int:
-        """Epochs of a round, with the default filled in."""
+        """Epochs of a round, with the default filled in, where `epochs` are given."""
         if self.round_epochs is None:
-            return max(1, math.ceil(self.epochs / 5))
+            return max(1, math.ceil((self.epochs or 0) / ROUNDS_IN_LAST_TRAINING))
         return self.round_epochs
 
     @property
@@ -144,13 +155,12 @@ class PruningConfig:
                 continue
             interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
             if not is_number(value, numbers.Real):
-                raise TypeError(f"{name} must be a number in {interval}; got {value!r}.")
+                raise TypeError(f"{name} must be a number in {interval}; got {value!r}.{_as_fraction(name, value)}")
             above = value >= low if ends[0] == "[" else value > low
             below = value <= high if ends[1] == "]" else value < high
             if not (above and below):
-                hint = " It is a fraction, not percent." if value > 1 else ""
-                raise ValueError(f"{name} must lie in {interval}; got {value!r}.{hint}")
-        for name in ("epochs", "round_epochs", "rewind_epoch", "min_layer_survivors", "seed"):
+                raise ValueError(f"{name} must lie in {interval}; got {value!r}.{_as_fraction(name, value)}")
+        for name in ("epochs", "round_epochs", "total_epochs", "rewind_epoch", "min_layer_survivors", "seed"):
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
@@ -158,19 +168,7 @@ class PruningConfig:
                 raise TypeError(f"{name} must be a whole number; got {value!r}.")
         if not isinstance(self.compact_rounds, bool):
             raise TypeError(f"compact_rounds must be True or False; got {self.compact_rounds!r}.")
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1; got {self.epochs}.")
-        if not 1 <= self.resolved_round_epochs <= self.epochs:
-            raise ValueError(
-                f"round_epochs must lie between 1 and epochs={self.epochs}, the length of the final training; "
-                f"got {self.round_epochs}."
-            )
-        if not 0 <= self.rewind_epoch < self.resolved_round_epochs:
-            raise ValueError(
-                f"rewind_epoch must lie between 0 and {self.resolved_round_epochs - 1}, for the weights return to an "
-                f"epoch of the first round before its end, round_epochs={self.resolved_round_epochs}; "
-                f"got {self.rewind_epoch}."
-            )
+        self._check_epochs()
         if self.min_layer_survivors < 0:
             raise ValueError(f"min_layer_survivors must be at least 0; got {self.min_layer_survivors}.")
         for name in CHOICES:
@@ -192,13 +190,51 @@ class PruningConfig:
             )
         self._check_method()
         for name in ("include", "exclude"):
+            check_patterns(name, getattr(self, name))
+
+    def _check_epochs(self) -> None:
+        """Refuses lengths that do not fit each other."""
+        if self.start == "trained" and self.rewind_epoch:
+            raise ValueError(
+                "With start='trained', the weights return to those that the model comes with, so rewind_epoch must be "
+                f"0; got {self.rewind_epoch}."
+            )
+        if (self.epochs is None) == (self.total_epochs is None):
+            raise ValueError(
+                "Either epochs, the length of the final training, or total_epochs, that of all trainings together, "
+                f"must be given; got epochs={self.epochs}, total_epochs={self.total_epochs}."
+            )
+        for name in ("epochs", "round_epochs", "total_epochs"):
             value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(pattern, str) for pattern in value):
-                raise TypeError(f"{name} must be a tuple of patterns such as ('head/*',); got {value!r}.")
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}.")
+        if self.epochs is None:
+            return  # What remains to be looked at follows from the model.
+        if self.resolved_round_epochs > self.epochs:
+            raise ValueError(
+                f"round_epochs must lie between 1 and epochs={self.epochs}, the length of the final training; "
+                f"got {self.round_epochs}."
+            )
+        if not 0 <= self.rewind_epoch < self.resolved_round_epochs:
+            raise ValueError(
+                f"rewind_epoch must lie between 0 and {self.resolved_round_epochs - 1}, for the weights return to an "
+                f"epoch of the first round before its end, round_epochs={self.resolved_round_epochs}; "
+                f"got {self.rewind_epoch}."
+            )
 
     def _check_method(self) -> None:
         """Refuses what the method cannot do."""
-        if self.stop_mask_distance is not None and self.method == "iterative" and self.resolved_round_epochs < 2:
+        if self.start == "trained" and self.method != "iterative":
+            raise ValueError(
+                f"start='trained' leaves out the first of the rounds, which method={self.method!r} does not have: it "
+                "takes the model as it comes in any case. Leave out start."
+            )
+        if (
+            self.epochs is not None
+            and self.stop_mask_distance is not None
+            and self.method == "iterative"
+            and self.resolved_round_epochs < 2
+        ):
             raise ValueError(
                 "stop_mask_distance compares the ends of two epochs, so round_epochs must be at least 2; got "
                 f"{self.resolved_round_epochs}."
@@ -257,7 +293,10 @@ class PruningConfig:
     def from_fields(cls, fields: dict[str, Any]) -> "PruningConfig":
         """A config from a dict of its fields. Raises TypeError that names unknown or missing ones."""
         _check_names(fields)
-        missing = [name for name in ("target_sparsity", "epochs") if name not in fields]
+        given = {name for name, value in fields.items() if value is not None}
+        missing = [name for name in ("target_sparsity", "epochs") if name not in given]
+        if "total_epochs" in given:
+            missing = [name for name in missing if name != "epochs"]
         if missing:
             raise TypeError(
                 f"{' and '.join(missing)} must be given, such as target_sparsity=0.9, epochs=30: the fraction of "
@@ -355,12 +394,23 @@ def check_choice(name: str, value: object) -> None:
     choices = CHOICES[name]
     if value in choices or value is None and name in _OPTIONAL or callable(value) and name == "criterion":
         return
+    write = _METHODS_BY_SETTINGS.get(str(value).lower().replace("-", "_").replace(" ", "_"))
+    if name == "method" and write is not None:
+        raise ValueError(f"method={value!r} goes by other settings here. Write {write}.")
     none = "None or " if name in _OPTIONAL else ""
     function = ", or a function (weights, masks) -> scores" if name == "criterion" else ""
     raise ValueError(
         f"{name} must be {none}one of {', '.join(map(repr, choices))}{function}; got {value!r}."
         f"{nearest(value, choices)}"
     )
+
+
+def check_patterns(name: str, patterns: object) -> None:
+    """Raises TypeError unless these are texts in a tuple or the like."""
+    if isinstance(patterns, str):
+        raise TypeError(f"{name} must be a tuple of patterns; got {patterns!r}. Write {name}=({patterns!r},).")
+    if not isinstance(patterns, Iterable) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise TypeError(f"{name} must be a tuple of patterns such as ('head/*',); got {patterns!r}.")
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
@@ -388,6 +438,39 @@ def _flat(fields: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _as_fraction(name: str, value: object) -> str:
+    """What to write in place of percent or of a number in a text; nothing where it is not clear what was meant."""
+    text = str(value).strip()
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        return ""
+    if text.endswith("%") or number > 1:
+        number /= 100
+    return f" Write {name}={number:g}: it is a fraction, not percent." if 0 < number < 1 else ""
+
+
+_ONE_SHOT = "rate=0.9, target_sparsity=0.9, epochs=30, round_epochs=30: a rate as high as the target is one round"
+_IMP = "epochs=30, round_epochs=30: rounds as long as the last training are plain iterative magnitude pruning"
+
+_METHODS_BY_SETTINGS: dict[str, str] = {
+    **dict.fromkeys(("imp", "iterative_magnitude_pruning"), _IMP),
+    **dict.fromkeys(("one_shot", "oneshot", "single_shot"), _ONE_SHOT),
+    **dict.fromkeys(("aimp", "accelerated"), "method='iterative', the default"),
+    **dict.fromkeys(("lottery_ticket", "lth", "lottery"), f"rewind='weights', {_IMP}"),
+    **dict.fromkeys(("magnitude", "l1", "l1_unstructured"), "criterion='magnitude', the default, and leave out method"),
+    "lamp": "criterion='lamp', and leave out method",
+    "random": "criterion='random', and leave out method",
+    **dict.fromkeys(("global", "layer", "layerwise", "local"), "scope='global' or scope='layer', and leave out method"),
+    **dict.fromkeys(
+        ("structured", "channel", "channels", "filter", "block", "n:m", "2:4", "1x4"),
+        "granularity='1x4' or granularity='2:4', and leave out method",
+    ),
+    **dict.fromkeys(("polynomial", "polynomial_decay", "cubic", "agp"), "method='gradual'"),
+    **dict.fromkeys(("none", "baseline"), "method='dense'"),
+}
+"""What is called a method elsewhere -> the settings that it is here."""
+
 # Field, limits, and whether these belong to it.
 _FRACTIONS = (
     ("target_sparsity", 0, 1, "()"),
@@ -397,7 +480,15 @@ _FRACTIONS = (
     ("max_layer_sparsity", 0, 1, "()"),
     ("min_layer_share", 0, 1, "[)"),
 )
-_OPTIONAL = ("round_epochs", "seed", "stop_mask_distance", "max_layer_sparsity", "mixed_precision")
+_OPTIONAL = (
+    "epochs",
+    "round_epochs",
+    "total_epochs",
+    "seed",
+    "stop_mask_distance",
+    "max_layer_sparsity",
+    "mixed_precision",
+)
 
 
 def _as_json(value: Any) -> Any:

@@ -40,8 +40,8 @@ class DeviceArrays:
         except (tf.errors.ResourceExhaustedError, tf.errors.InternalError) as error:
             size = sum(tensor.dtype.size * tensor.shape.num_elements() for tensor in tf.nest.flatten(arrays))
             raise ValueError(
-                f"train_data takes {size / 1e9:.3g} GB, which could not be copied into the memory of {device}. Set "
-                f"data_on_device=False, which takes each batch there by itself. The error was: {error}"
+                f"The training data takes {size / 1e9:.3g} GB, which could not be copied into the memory of {device}. "
+                f"Set data_on_device=False, which takes each batch there by itself. The error was: {error}"
             ) from error
         self.batches = positions.map(lambda chosen: {_KEY: chosen}).prefetch(2)
 

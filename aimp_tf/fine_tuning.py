@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import numbers
-from collections.abc import Mapping
 from typing import Any
 
+from aimp_tf.arguments import check_names, fit_arguments, split_off, training_data
 from aimp_tf.cluster import Cluster
 from aimp_tf.config import is_number
-from aimp_tf.fitting import Fitting, build, check_fit_options
+from aimp_tf.fitting import Fitting, build
 from aimp_tf.masked_model import Masks, check_model, mask_model
 from aimp_tf.other_callbacks import as_callbacks
 
@@ -18,14 +18,17 @@ logger = logging.getLogger(__name__)
 
 def fine_tune(
     model: Any,
-    train_data: Any,
+    x: Any = None,
+    y: Any = None,
     *,
     epochs: int,
+    sample_weight: Any = None,
+    validation_split: float = 0.0,
     validation_data: Any = None,
     callbacks: Any = (),
     masks: Masks = "zeros",
-    fit_options: Mapping[str, Any] | None = None,
     verbose: str | int = "auto",
+    **options: Any,
 ) -> Any:
     """Trains a pruned model on: every prunable weight that is zero stays exactly zero, the others train.
 
@@ -35,13 +38,16 @@ def fine_tune(
     Args:
         model: A compiled Keras 3 or tf_keras model with zeros, such as `PruningResult.model` or one that was loaded
             from a file. It is trained in place.
-        train_data: As in `prune`.
+        x: As in `prune`, like y, sample_weight, validation_split and validation_data.
+        y: The targets.
         epochs: How many epochs to train, at least 1.
-        validation_data: As in `prune`.
+        sample_weight: The weights of the examples.
+        validation_split: Which fraction of arrays is for validation.
+        validation_data: What is evaluated after each epoch.
         callbacks: Keras callbacks, or one, as in `fit`.
         masks: What stays zero, as in `wrap`: "zeros", or a dict such as `PruningResult.masks`.
-        fit_options: As in `prune`.
         verbose: As in `fit`.
+        **options: The other arguments of `fit`, such as batch_size and class_weight.
 
     Returns:
         `model`. What became of each epoch is in a callback such as `keras.callbacks.History()`.
@@ -55,7 +61,7 @@ def fine_tune(
     Example:
         ```python
         model = keras.models.load_model("pruned.keras")
-        aimp_tf.fine_tune(model, (x, y), epochs=3)
+        aimp_tf.fine_tune(model, x, y, epochs=3)
         ```
     """
     generation = check_model(model)
@@ -63,13 +69,13 @@ def fine_tune(
         raise TypeError(f"epochs must be a whole number; got {epochs!r}.")
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1; got {epochs}.")
-    options = dict(fit_options or {})
-    check_fit_options(model, options)
+    check_names("fine_tune", options, fit_arguments(model))
+    data = training_data("fine_tune", model, x, y, sample_weight)
+    if validation_data is None:
+        data, validation_data = split_off(data, validation_split)
     cluster = Cluster(model.distribute_strategy)
     callbacks = as_callbacks(callbacks)
-    fitting = Fitting(
-        train_data, validation_data, callbacks, options, verbose, None, generation, cluster, order_goes_on=True
-    )
+    fitting = Fitting(data, validation_data, callbacks, options, verbose, None, generation, cluster, order_goes_on=True)
     fitting.settle_order(cluster)
     build(model, fitting.train)
     masked = mask_model(model, masks=masks)

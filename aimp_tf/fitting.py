@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.cluster import Cluster
-from aimp_tf.config import nearest
 from aimp_tf.device_arrays import DeviceArrays
 from aimp_tf.input_pipeline import Order, array_positions, batch_count, in_batches, prepare, spec_of
 from aimp_tf.keras_own import is_keras_own
@@ -22,17 +20,7 @@ from aimp_tf.rounds import plain_logs
 
 logger = logging.getLogger(__name__)
 
-_OWN_OPTIONS = {
-    "x": "give it as train_data",
-    "y": "give it as train_data=(x, y)",
-    "sample_weight": "give it as train_data=(x, y, sample_weight)",
-    "validation_data": "give it to prune",
-    "validation_split": "split the arrays and give validation_data to prune",
-    "callbacks": "give them to prune",
-    "verbose": "give it to prune",
-    "epochs": "set epochs and round_epochs in the config",
-    "initial_epoch": "each round starts at its first epoch",
-}
+_TRAINING = "The training data"
 _BATCH_SIZES = ("batch_size", "validation_batch_size")
 
 
@@ -63,10 +51,10 @@ class Fitting:
         """Prepares the data, as `prune` takes all of it.
 
         Args:
-            train_data: As in `prune`.
-            validation_data: As in `prune`.
+            train_data: As `input_pipeline.prepare` takes it.
+            validation_data: The same.
             callbacks: A list of Keras callbacks.
-            options: The other arguments of `fit`, as `check_fit_options` allows them.
+            options: The other arguments of `fit`.
             verbose: As in `fit`.
             seed: Of the order of arrays; None draws one.
             generation: "keras" or "tf_keras".
@@ -91,7 +79,7 @@ class Fitting:
             self.order = Order(seed, shuffle=bool(options.get("shuffle", True)), goes_on=order_goes_on)
             self._arrays = array_positions(
                 train_data,
-                "train_data",
+                _TRAINING,
                 batch_size=batch_size,
                 order=self.order,
                 steps_per_epoch=options.get("steps_per_epoch"),
@@ -100,15 +88,15 @@ class Fitting:
             )
             self.train = in_batches(*self._arrays)
         else:
-            self.train = prepare(train_data, "train_data", batch_size=batch_size)
+            self.train = prepare(train_data, _TRAINING, batch_size=batch_size)
         if cluster.size > 1 and not isinstance(self.train, tf.data.Dataset):
             raise ValueError(
-                f"train_data is a {type(train_data).__name__}, which every worker would read in an order of its own. "
-                "With several workers, it must be a tf.data.Dataset or a tuple (x, y) of arrays."
+                f"The training data is a {type(train_data).__name__}, which every worker would read in an order of its "
+                "own. With several workers, it must be a tf.data.Dataset or arrays x, y."
             )
         if isinstance(self.train, tf.data.Dataset):
             self.options["shuffle"] = False  # Keras 3 warns of its own default, which does not apply to a Dataset.
-        _check_end(self.train, "train_data", options.get("steps_per_epoch"), "steps_per_epoch")
+        _check_end(self.train, _TRAINING, options.get("steps_per_epoch"), "steps_per_epoch")
         self.validation = None
         if validation_data is not None:
             if validation_batch_size is None and isinstance(validation_data, tuple):
@@ -127,7 +115,7 @@ class Fitting:
         steps = self.options.get("steps_per_epoch") or batch_count(self.train)
         if steps > 0:
             return steps
-        logger.info("train_data does not tell how many batches it has; reading it once to count them.")
+        logger.info("The training data does not tell how many batches it has; reading it once to count them.")
         return int(self.train.reduce(np.int64(0), lambda count, _: count + 1))
 
     def measure(self, model: Any, logs: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,13 +139,13 @@ class Fitting:
         """Raises TypeError or ValueError if `data_on_device` cannot be done."""
         if self._arrays is None:
             raise TypeError(
-                "data_on_device takes train_data as a tuple (x, y) or (x, y, sample_weight) of arrays; got "
-                f"{type(self.train).__name__}. Give arrays, or set data_on_device=False."
+                f"data_on_device takes arrays x, y; got {type(self.train).__name__}. Give arrays, or set "
+                "data_on_device=False."
             )
         for array in tf.nest.flatten(self._arrays[0]):
             if not (array.dtype.is_integer or array.dtype.is_floating or array.dtype.is_complex or array.dtype.is_bool):
                 raise TypeError(
-                    f"data_on_device takes arrays of numbers; got one of dtype {array.dtype.name} in train_data. Make "
+                    f"data_on_device takes arrays of numbers; got one of dtype {array.dtype.name}. Make "
                     "numbers of it, or set data_on_device=False."
                 )
         if not cluster.on_one_device:
@@ -168,7 +156,7 @@ class Fitting:
         if self.options.get("class_weight") is not None:
             raise ValueError(
                 "With data_on_device, fit does not see the classes that class_weight is for. Give each example its "
-                "weight, as train_data=(x, y, sample_weight), or set data_on_device=False."
+                "weight by sample_weight, or set data_on_device=False."
             )
         for name in ("fit", "make_train_function"):
             if not is_keras_own(getattr(type(model), name)):
@@ -210,16 +198,6 @@ class Fitting:
             )
 
 
-def check_fit_options(model: Any, options: Mapping[str, Any]) -> None:
-    """Raises TypeError for options that `fit` of the model does not have, or that belong elsewhere."""
-    known = [name for name in inspect.signature(model.fit).parameters if name not in _OWN_OPTIONS]
-    for name in options:
-        if name in _OWN_OPTIONS:
-            raise TypeError(f"fit_options must not hold {name!r}: {_OWN_OPTIONS[name]}.")
-        if name not in known:
-            raise TypeError(f"fit() has no argument {name!r}, which came in fit_options.{nearest(name, known)}")
-
-
 def build(model: Any, train: Any) -> None:
     """Gives a model that has no weights yet its weights, by calling it on one batch."""
     if is_built(model):
@@ -230,14 +208,27 @@ def build(model: Any, train: Any) -> None:
             model(batch[0] if isinstance(batch, tuple) else batch)
     except Exception as error:
         raise ValueError(
-            f"The model {model.name!r} cannot be built from train_data, which gives {spec_of(train)}. The error was: "
-            f"{error}"
+            f"The model {model.name!r} cannot be built from the training data, which gives {spec_of(train)}. The error "
+            f"was: {error}"
         ) from error
+
+
+def check_batches(model: Any, data: Any, name: str) -> None:
+    """Raises ValueError for a dataset of single examples of the one input of a model, which is to be batched."""
+    spec = data.element_spec if isinstance(data, tf.data.Dataset) else None
+    spec = spec[0] if isinstance(spec, tuple) else spec
+    inputs = getattr(model, "inputs", None) or ()
+    if not isinstance(spec, tf.TensorSpec) or len(inputs) != 1 or spec.shape.rank is None:
+        return
+    example = tuple(inputs[0].shape)[1:]
+    if tuple(spec.shape) == example and None not in example and example:
+        raise ValueError(
+            f"{name} gives single examples, of shape {example}, and the model {model.name!r} takes batches of them. "
+            "Write dataset.batch(32)."
+        )
 
 
 def _check_end(data: Any, name: str, steps: int | None, option: str) -> None:
     """Raises ValueError for data without end, of which `fit` is not told how much to read."""
     if steps is None and isinstance(data, tf.data.Dataset) and batch_count(data) == tf.data.INFINITE_CARDINALITY:
-        raise ValueError(
-            f"{name} never ends. Give {option} in fit_options, or the part of it to read, as dataset.take(batches)."
-        )
+        raise ValueError(f"{name} never ends. Give {option}, or the part of it to read, as dataset.take(batches).")

@@ -93,8 +93,8 @@ def prepare(
     What Keras reads otherwise, a PyDataset or Sequence, is passed on.
 
     Args:
-        data: A tf.data.Dataset of batches, a tuple (x, y) or (x, y, sample_weight) of arrays or of nested dicts and
-            tuples of arrays with the same first dimension, or anything with a length that `fit` reads.
+        data: A tf.data.Dataset of batches, a tuple (x,), (x, y) or (x, y, sample_weight) of arrays or of nested dicts
+            and tuples of arrays with the same first dimension, or anything with a length that `fit` reads.
         name: What to call it in errors.
         batch_size: For arrays; None is 32, as in `fit`. It must be None for anything else.
         order: The order in which arrays are read; None is their own.
@@ -113,7 +113,8 @@ def prepare(
     if isinstance(data, Iterator) or not hasattr(data, "__len__") and not isinstance(data, tf.data.Dataset):
         raise TypeError(
             f"{name} must be a tf.data.Dataset, a tuple (x, y) or (x, y, sample_weight) of arrays, or a PyDataset; got "
-            f"{type(data).__name__}. Every round reads it from the start, which a generator does not allow."
+            f"{type(data).__name__}. Every round reads it from the start, which a generator does not allow: write "
+            "tf.data.Dataset.from_generator(function, output_signature=...)."
         )
     if isinstance(data, (list, dict, str, np.ndarray, tf.Tensor)):
         raise TypeError(
@@ -138,7 +139,7 @@ def array_positions(
     """Arrays as tensors in the host's memory, and the positions of the examples in each batch, a dataset of int64.
 
     Args:
-        data: (x, y) or (x, y, sample_weight), as `prepare` takes it.
+        data: (x,), (x, y) or (x, y, sample_weight), as `prepare` takes it.
         name: As there, like the other arguments.
         batch_size: Examples a batch.
         order: Their order.
@@ -237,7 +238,7 @@ def _as_tensors(arrays: tuple, name: str, floatx: str) -> tuple:
     """The same structure of tensors, checked."""
     if len(arrays) == 3 and arrays[2] is None:
         arrays = arrays[:2]
-    if not 2 <= len(arrays) <= 3:
+    if not 1 <= len(arrays) <= 3:
         raise TypeError(f"{name} must be a tuple (x, y) or (x, y, sample_weight); got a tuple of {len(arrays)}.")
 
     def as_tensor(array: Any) -> tf.Tensor:

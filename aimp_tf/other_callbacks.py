@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.keras_own import is_keras_own
-from aimp_tf.plan import Round
+from aimp_tf.planning import Round
 from aimp_tf.swap import Swap
 
 logger = logging.getLogger(__name__)

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.arguments import config_of, sort_arguments, split_off, training_data
 from aimp_tf.callback import GlobalMagnitudePruning
 from aimp_tf.cluster import Cluster
 from aimp_tf.config import PruningConfig
 from aimp_tf.exporting import export
-from aimp_tf.fitting import Fitting, build, check_fit_options
+from aimp_tf.fitting import Fitting, build, check_batches
 from aimp_tf.input_pipeline import spec_of
 from aimp_tf.masked_model import (
     Masks,
@@ -30,7 +31,7 @@ from aimp_tf.masked_model import (
     sparsity,
 )
 from aimp_tf.other_callbacks import as_callbacks, follows_batches, watch_from
-from aimp_tf.plan import epoch_at_target, imp_epochs
+from aimp_tf.planning import epoch_at_target, imp_epochs, settled
 from aimp_tf.precision import resolve_policy
 from aimp_tf.progress import RunProgress
 from aimp_tf.ranking import check_finite
@@ -43,20 +44,22 @@ from aimp_tf.signature import data_signature, model_signature
 
 def prune(
     model: Any,
-    train_data: Any,
-    config: PruningConfig | None = None,
+    x: Any = None,
+    y: Any = None,
     *,
+    config: PruningConfig | None = None,
+    sample_weight: Any = None,
+    validation_split: float = 0.0,
     validation_data: Any = None,
     callbacks: Any = (),
     masks: Masks = None,
     workdir: str | os.PathLike[str] | None = None,
-    fit_options: Mapping[str, Any] | None = None,
     data_on_device: bool = False,
     verbose: str | int = "auto",
     overwrite: bool = False,
-    **overrides: Any,
+    **settings: Any,
 ) -> PruningResult:
-    """Prunes a Keras model with Accelerated Iterative Magnitude Pruning.
+    """Prunes a Keras model with Accelerated Iterative Magnitude Pruning. It is called as `model.fit` is.
 
     Trains the model in short rounds, each time removing the smallest surviving weights of the whole network and
     rewinding, then once in full. In all `N * round_epochs + epochs` epochs, where plain iterative magnitude pruning
@@ -66,10 +69,16 @@ def prune(
         model: A compiled Keras 3 or tf_keras model, built or buildable from the data. A model made under a
             tf.distribute strategy stays under it: OneDeviceStrategy, MirroredStrategy or MultiWorkerMirroredStrategy.
             With several workers, each calls this with the same arguments and gets the same result.
-        train_data: What `model.fit` takes and can read more than once: a tf.data.Dataset of batches, a tuple (x, y) or
-            (x, y, sample_weight) of arrays, a PyDataset or Sequence.
-        config: What to do. None makes one of `overrides`.
-        validation_data: As `train_data`; evaluated after each epoch.
+        x: The training data, as in `fit`: arrays of (examples, ...), in lists or dicts where the model has several
+            inputs; a tuple (x, y) or (x, y, sample_weight) of them; or what gives batches of them and can be read more
+            than once, such as a tf.data.Dataset or a PyDataset.
+        y: The targets, where x is arrays.
+        config: What to do. Its fields may be given as keywords instead, such as `target_sparsity=0.9, epochs=30`, which
+            count where both are given.
+        sample_weight: The weights of the examples, where x is arrays.
+        validation_split: Which fraction of arrays, their last part, is for validation, in [0, 1).
+        validation_data: Evaluated after each epoch: a tuple (x, y) or (x, y, sample_weight), or batches as for x. It
+            counts rather than `validation_split`.
         callbacks: Keras callbacks, or one, handed to every `fit`. They see one `fit` a round; how those of Keras start
             each round afresh, and a LearningRateScheduler follows it, says `GlobalMagnitudePruning.among`.
         masks: What is pruned already, as in `wrap`: "zeros" prunes a pruned model further, and lets nothing back that
@@ -78,15 +87,13 @@ def prune(
             pruned SavedModel. It is new or empty, or that of a run with the same config, model and data, which then
             goes on where it stopped: at the end of an epoch, or with what it ended with. Of several workers, the chief
             alone reads and writes it.
-        fit_options: Further arguments of `fit`: batch_size (arrays only; default 32), shuffle, class_weight,
-            steps_per_epoch, validation_batch_size, validation_steps, validation_freq.
-        data_on_device: Whether the arrays of `train_data` are copied once into the memory of the device that trains,
-            such as a GPU, where each step then gathers its batch, rather than batch by batch. The batches are the same
-            to the last bit. It takes a model on one device, with arrays that fit there beside it; on a CPU nothing is
-            gained.
+        data_on_device: Whether arrays are copied once into the memory of the device that trains, such as a GPU, where
+            each step then gathers its batch, rather than batch by batch. The batches are the same to the last bit. It
+            takes a model on one device, with arrays that fit there beside it; on a CPU nothing is gained.
         verbose: As in `fit`.
         overwrite: Whether what an earlier run left in `workdir` is removed first.
-        **overrides: Fields of `PruningConfig` that replace those of `config`.
+        **settings: Fields of `PruningConfig`, and the other arguments of `fit`: batch_size (arrays only; default 32),
+            shuffle, class_weight, steps_per_epoch, validation_batch_size, validation_steps, validation_freq.
 
     Returns:
         The pruned model, its masks and the story of every round.
@@ -101,7 +108,7 @@ def prune(
 
     Example:
         ```python
-        result = aimp_tf.prune(model, dataset, target_sparsity=0.9, epochs=30, round_epochs=6)
+        result = aimp_tf.prune(model, x, y, target_sparsity=0.9, epochs=30, batch_size=64, validation_split=0.1)
         print(result.summary())
         result.model.save("pruned.keras")
         ```
@@ -115,17 +122,18 @@ def prune(
     with contextlib.ExitStack() as stack:
         stack.enter_context(cluster.explaining_losses())
         with cluster.as_one():
-            config = config.replace(**overrides) if config is not None else PruningConfig.from_fields(overrides)
-            config.validate()
+            fields, options = sort_arguments("prune", settings, model)
+            data = training_data("prune", model, x, y, sample_weight)
+            config = config_of(config, fields)
             generation = check_model(model)
-            options = dict(fit_options or {})
-            check_fit_options(model, options)
+            if validation_data is None:
+                data, validation_data = split_off(data, validation_split)
             if not cluster.chief:
                 workdir = None
             if workdir is not None:
                 check_workdir(workdir)
             fitting = Fitting(
-                train_data, validation_data, as_callbacks(callbacks), options, verbose, config.seed, generation, cluster
+                data, validation_data, as_callbacks(callbacks), options, verbose, config.seed, generation, cluster
             )
             if masks is not None and config.method == "tfmot":
                 raise ValueError(
@@ -140,6 +148,8 @@ def prune(
         config = config.replace(mixed_precision=cluster.from_chief(resolve_policy(config.mixed_precision)))
         fitting.settle_order(cluster)
         build(model, fitting.train)
+        check_batches(model, fitting.train, "The training data")
+        check_batches(model, fitting.validation, "validation_data")
         if data_on_device:
             stack.enter_context(fitting.on_device_of(model))
         directory, kept = None, {}
@@ -147,7 +157,7 @@ def prune(
             if workdir is not None or cluster.size > 1:
                 signature = {
                     "model": model_signature(model, config.include, config.exclude),
-                    "data": data_signature(train_data, fitting.train, options),
+                    "data": data_signature(data, fitting.train, options),
                 }
                 if validation_data is not None:
                     signature["validation_data"] = data_signature(validation_data, fitting.validation, {})
@@ -186,6 +196,7 @@ def _prune_in_rounds(
     try:
         if fitting.validation is not None:
             _check_validation_data(masked.model, fitting.validation, config)
+        config = settled(config, masked.weight_count, first)
         pruning = GlobalMagnitudePruning(config)
         pruning.measure = functools.partial(fitting.measure, masked.model)
         if config.method == "gradual" or config.round_schedule == "tail" or follows_batches(fitting.callbacks):
@@ -205,7 +216,7 @@ def _prune_in_rounds(
                 if any(masked.optimizers.steps) or pruning.rounds:
                     raise
                 raise ValueError(
-                    f"fit failed before its first step, and nothing was trained. train_data gives "
+                    f"fit failed before its first step, and nothing was trained. The training data gives "
                     f"{spec_of(fitting.train)}; the model {model.name!r} takes {_inputs(model, config)}. The error "
                     f"was: {error}"
                 ) from error
@@ -236,6 +247,7 @@ def _prune_with_tfmot(
     if fitting.validation is not None:
         _check_validation_data(model, fitting.validation, config)
     weight_count = sum(weight.size for weight in _prunable(model, config).values())
+    config = settled(config, weight_count)
     rounds = []
     if directory is not None:
         directory.begin(round_count=1)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aimp_tf.config import PruningConfig, nearest, upgrade
-from aimp_tf.plan import imp_epochs, make_plan
+from aimp_tf.planning import imp_epochs, make_plan
 from aimp_tf.plots import check_matplotlib, plot_cost, plot_latency, plot_layers, plot_magnitudes, plot_metric
 from aimp_tf.rounds import duration_text, layer_notes, layer_table, number_text, round_table
 from aimp_tf.run_directory import RecordedRun

@@ -14,7 +14,7 @@ import numpy as np
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.report import write_report
-from aimp_tf.rounds import RoundResult, layer_notes, layer_table, round_table
+from aimp_tf.rounds import RoundResult, aligned, layer_notes, layer_table, round_table
 from aimp_tf.run_directory import RecordedRun, describe_environment
 
 
@@ -62,7 +62,7 @@ class PruningResult:
 
     def summary(self) -> str:
         """The rounds as a table, the layers as another, and one line that sums up."""
-        lines = [*_aligned(round_table(self.rounds)), "", *_aligned(layer_table(self.rounds[-1].layers)), ""]
+        lines = [*aligned(round_table(self.rounds)), "", *aligned(layer_table(self.rounds[-1].layers)), ""]
         for note in layer_notes(self.rounds):
             lines += [note, ""]
         if self.model is not None:
@@ -92,13 +92,3 @@ class PruningResult:
         fields = json.loads(self.config.to_json())
         run = RecordedRun(name, fields, describe_environment(), self.rounds, finished=True)
         return write_report([run], path, metric)
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]

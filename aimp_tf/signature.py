@@ -35,15 +35,15 @@ def model_signature(model: Any, include: Sequence[str], exclude: Sequence[str]) 
     )
 
 
-def data_signature(data: Any, prepared: Any, fit_options: Mapping[str, Any]) -> dict[str, Any]:
+def data_signature(data: Any, prepared: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Of training or validation data: its shapes and dtypes, its length and, of arrays, what is in them.
 
     Args:
-        data: As `prune` takes it.
+        data: A tuple of arrays, or batches.
         prepared: What `input_pipeline.prepare` made of it.
-        fit_options: The options of `fit` that it is read with.
+        options: The arguments of `fit` that it is read with.
     """
-    signature = {"fit_options": fit_options, "batches": batch_count(prepared), "spec": spec_of(prepared)}
+    signature = {"fit_options": options, "batches": batch_count(prepared), "spec": spec_of(prepared)}
     if isinstance(data, tuple):
         checksum = 0
         for array in tf.nest.flatten(data):

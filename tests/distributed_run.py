@@ -105,7 +105,7 @@ def refusals(K, strategy, index):
     refused = {
         "another config": prune(seed=index),
         "other arrays": prune(points(64 - index)),
-        "wrong on one": prune(fit_options={"batch_sise": 8} if index == 1 else {}),
+        "wrong on one": prune(**({"batch_sise": 8} if index == 1 else {})),
         "unreadable on the chief": prune(workdir=__file__ if index == 0 else None),
         "sequence": prune(Batches()),
         "empty share": prune(points(65)),
@@ -156,7 +156,7 @@ def main(folder, cells):
                 validation_data=points(32),
                 callbacks=[Kill()] if what == "killed" else [],
                 workdir=folder / f"{keras_name}_killed" if what in ("killed", "again") else folder / cell,
-                fit_options={"batch_size": 16},
+                batch_size=16,
                 **SETTINGS,
                 **settings,
             )

@@ -9,7 +9,7 @@ import aimp_tf
 from aimp_tf import GlobalMagnitudePruning, PruningConfig
 from aimp_tf.masked_model import MaskedModel, mask_model
 from aimp_tf.masked_model.prunable import prunable_variables
-from aimp_tf.plan import ramp_survivors
+from aimp_tf.planning import ramp_survivors
 from aimp_tf.ranking import keep_largest
 
 
@@ -45,7 +45,7 @@ def recorder(K):
 
 def run(model, data, config, *callbacks):
     """The documented loop, the pruning callback last. Returns it and the stripped model."""
-    masked = aimp_tf.wrap(model, config.include, config.exclude)
+    masked = aimp_tf.wrap(model, config)
     pruning = GlobalMagnitudePruning(config)
     while not pruning.finished:
         masked.fit(*data, epochs=pruning.next_epochs, verbose=0, shuffle=False, callbacks=[*callbacks, pruning])
@@ -299,7 +299,7 @@ def test_misuse_is_refused(make_mlp, blobs):
 N = 8 * 16 + 16 * 3
 
 
-@pytest.mark.parametrize("schedule", [None, "compress", "tail"])
+@pytest.mark.parametrize("planning", [None, "compress", "tail"])
 def test_weights_return_to_an_epoch_of_the_first_round(K, make_mlp, blobs, recorder, schedule):
     rate = K.optimizers.schedules.PolynomialDecay(0.1, 2 * 6, 0.0) if schedule else 0.1
     config = PruningConfig(0.5, rate=0.5, epochs=6, round_epochs=3, rewind="weights", rewind_epoch=2)

@@ -36,13 +36,21 @@ def test_defaults_are_valid_and_rounds_take_a_fifth():
         ({"epochs": 0}, ValueError, "epochs must be at least 1"),
         ({"epochs": 2.5}, TypeError, "epochs must be a whole number"),
         ({"epochs": True}, TypeError, "epochs must be a whole number"),
+        ({"total_epochs": 20}, ValueError, "Either epochs.* or total_epochs.*; got epochs=10, total_epochs=20"),
+        ({"epochs": None}, ValueError, "Either epochs"),
+        ({"epochs": None, "total_epochs": 0}, ValueError, "total_epochs must be at least 1; got 0"),
+        ({"start": "trained", "rewind_epoch": 1}, ValueError, "With start='trained'.*must be 0; got 1"),
+        ({"start": "trained", "method": "gradual"}, ValueError, "method='gradual' does not have.*Leave out start"),
+        ({"target_sparsity": 90}, ValueError, "Write target_sparsity=0.9: it is a fraction"),
+        ({"target_sparsity": "90%"}, TypeError, "Write target_sparsity=0.9: it is a fraction"),
+        ({"target_sparsity": 0}, ValueError, r"in \(0, 1\); got 0\.$"),
         ({"round_epochs": 11}, ValueError, "between 1 and epochs=10"),
-        ({"round_epochs": 0}, ValueError, "between 1 and epochs=10"),
+        ({"round_epochs": 0}, ValueError, "round_epochs must be at least 1; got 0"),
         ({"rewind_epoch": 2}, ValueError, "between 0 and 1, .*round_epochs=2; got 2"),
         ({"rewind_epoch": -1}, ValueError, "between 0 and 1, .*round_epochs=2; got -1"),
         ({"rewind_epoch": None}, TypeError, "rewind_epoch must be a whole number"),
         ({"final_rewind": "weight"}, ValueError, "Did you mean 'weights'"),
-        ({"method": "oneshot"}, ValueError, "method must be one of 'iterative', 'gradual', 'dense', 'tfmot'"),
+        ({"method": "iterativ"}, ValueError, "method must be one of 'iterative', 'gradual', 'dense', 'tfmot'"),
         ({"ramp": 0}, ValueError, r"ramp must lie in \(0, 1\]"),
         ({"ramp": None}, TypeError, "ramp must be a number"),
         ({"stop_mask_distance": 1.0}, ValueError, r"stop_mask_distance must lie in \[0, 1\)"),
@@ -139,10 +147,20 @@ LAST_OF_VERSION_1 = {
 }
 
 
+# What came after these versions, as it was done before there was a choice.
+SINCE = {"start": "untrained", "total_epochs": None}
+
+
 @pytest.mark.parametrize("fields", [OLDEST, LAST_OF_VERSION_1, {**LAST_OF_VERSION_1, "data_on_device": True}])
 def test_fields_of_version_1_mean_what_they_meant(fields):
     """A default that changes now must leave this as it is: raise VERSION, and let `upgrade` write the former one."""
-    assert upgrade(fields) == {**LAST_OF_VERSION_1, "version": 2, "round_epochs": 7, "min_layer_share": 0.0}
+    assert upgrade(fields) == {
+        **LAST_OF_VERSION_1,
+        **SINCE,
+        "version": 2,
+        "round_epochs": 7,
+        "min_layer_share": 0.0,
+    }
     assert upgrade({**fields, "round_epochs": 3, "epochs": 30})["round_epochs"] == 3
     read = PruningConfig.from_json(json.dumps(fields))
     assert read == config(epochs=31, round_epochs=7, min_layer_share=0.0)
@@ -151,7 +169,7 @@ def test_fields_of_version_1_mean_what_they_meant(fields):
 
 def test_fields_of_version_2_mean_what_they_meant():
     """As above."""
-    fields = {**LAST_OF_VERSION_1, "version": 2, "min_layer_share": 0.05}
+    fields = {**LAST_OF_VERSION_1, **SINCE, "version": 2, "min_layer_share": 0.05}
     assert json.loads(config(epochs=31).to_json()) == fields
     assert upgrade(fields) == upgrade({"version": 2, "target_sparsity": 0.9, "epochs": 31}) == fields
 

@@ -99,7 +99,7 @@ def test_a_run_on_it_is_the_same_bit_for_bit(K, make_mlp, blobs, compact_rounds)
                 data_on_device=data_on_device,
                 compact_rounds=compact_rounds,
                 validation_data=(x, y),
-                fit_options=FIT_OPTIONS,
+                **FIT_OPTIONS,
                 **SETTINGS,
             )
         )
@@ -131,7 +131,7 @@ def test_it_lies_where_the_model_does_lets_other_data_be_and_ends_with_the_run(K
     monkeypatch.setattr(DeviceArrays, "_gathered", noting)
     with tf.distribute.OneDeviceStrategy("CPU:1").scope():
         model = make_mlp()
-    options = dict(fit_options=FIT_OPTIONS, callbacks=[OtherData()], **SETTINGS)
+    options = dict(**FIT_OPTIONS, callbacks=[OtherData()], **SETTINGS)
     result = aimp_tf.prune(model, blobs, data_on_device=True, **options)
     assert result.sparsity == pytest.approx(0.6, abs=0.01)
     assert len(others) == sum(round_.epochs for round_ in result.rounds)
@@ -145,7 +145,7 @@ def test_what_it_cannot_hold_is_refused_before_training(K, make_mlp, blobs, tmp_
     def refused(error, message, data=blobs, model=None, asked=True, **options):
         model = make_mlp() if model is None else model
         with pytest.raises(error, match=message):
-            aimp_tf.prune(model, data, data_on_device=asked, fit_options=options, workdir=tmp_path / "run", **SETTINGS)
+            aimp_tf.prune(model, data, data_on_device=asked, **options, workdir=tmp_path / "run", **SETTINGS)
         assert model.optimizer.iterations.numpy() == 0 and not list(tmp_path.rglob("*.*"))
 
     refused(TypeError, r"as a tuple \(x, y\).*got .*Dataset", tf.data.Dataset.from_tensors((x, y)))

@@ -39,7 +39,7 @@ def prune(model, **settings):
     return aimp_tf.prune(
         model,
         distributed_run.points(),
-        **{**distributed_run.SETTINGS, "fit_options": {"batch_size": 16}, "seed": 1, **settings},
+        **{**distributed_run.SETTINGS, "batch_size": 16, "seed": 1, **settings},
     )
 
 
@@ -80,7 +80,7 @@ def test_moving_statistics_are_those_that_keras_gives(K, strategy):
     plain = distributed_run.make_model(K, strategy)
     plain.fit(*data, batch_size=16, epochs=3, shuffle=False, verbose=0)
     model = distributed_run.make_model(K, strategy)
-    prune(model, method="dense", epochs=3, round_epochs=None, fit_options={"batch_size": 16, "shuffle": False})
+    prune(model, method="dense", epochs=3, round_epochs=None, batch_size=16, shuffle=False)
     for here, there in zip(model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-7)
 
@@ -114,7 +114,7 @@ def test_a_mirrored_run_goes_on_exactly(K, strategy, tmp_path, monkeypatch):
 def test_batches_too_small_for_keras_3(strategy):
     model = distributed_run.make_model(keras, strategy)
     data = distributed_run.points(65)
-    with pytest.raises(ValueError, match="train_data has 65 examples, which leaves 1 in the last batch of 32: too few"):
+    with pytest.raises(ValueError, match="data has 65 examples, which leaves 1 in the last batch of 32: too few"):
         aimp_tf.prune(model, data, **distributed_run.SETTINGS)
     with pytest.raises(ValueError, match="validation_data has 65 examples"):
         aimp_tf.prune(model, distributed_run.points(), validation_data=data, **distributed_run.SETTINGS)
@@ -241,7 +241,7 @@ def test_all_workers_refuse_what_is_wrong_on_one(workers, keras_name):
     for name, message in {
         "another config": "ValueError: All workers must have the same .* of worker 0, the chief: config of worker 1.",
         "other arrays": "ValueError: All workers .* of worker 0, the chief: data of worker 1.",
-        "sequence": "ValueError: train_data is a Batches.*must be a tf.data.Dataset or a tuple",
+        "sequence": "ValueError: The training data is a Batches.*must be a tf.data.Dataset or arrays",
     }.items():
         assert re.fullmatch(f"{message}.*", chief[name]), chief[name]
         assert chief[name] == other[name]

@@ -48,7 +48,7 @@ def test_examples_come_in_another_order_in_each_epoch(K, pruned, blobs):
 
     model.compile(K.optimizers.SGD(0.0), loss, run_eagerly=True)
     positions = np.arange(64.0, dtype="float32")[:, np.newaxis]
-    aimp_tf.fine_tune(model, (blobs[0], positions), epochs=3, fit_options={"batch_size": 64}, verbose=0)
+    aimp_tf.fine_tune(model, (blobs[0], positions), epochs=3, batch_size=64, verbose=0)
     assert len(set(map(tuple, seen))) == 3 and all(sorted(epoch) == list(range(64)) for epoch in seen)
 
 
@@ -64,7 +64,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(pruned, blobs, K):
             "masks must be of the prunable variables hidden/kernel, logits/kernel",
         ),
         ({"epochs": 1, "callbacks": [3]}, TypeError, "callbacks must be Keras callbacks"),
-        ({"epochs": 1, "fit_options": {"epochs": 3}}, TypeError, "fit_options must not hold 'epochs'"),
+        ({"epochs": 1, "fit_options": {"batch_size": 3}}, TypeError, "Write its entries as arguments of their own"),
     ):
         with pytest.raises(error, match=message):
             aimp_tf.fine_tune(model, blobs, **arguments, verbose=0)

@@ -10,7 +10,7 @@ import aimp_tf
 from aimp_tf import GlobalMagnitudePruning, PruningConfig
 from aimp_tf.masked_model import MaskedModel
 from aimp_tf.masked_model.prunable import prunable_variables, select_for
-from aimp_tf.plan import ramp_survivors
+from aimp_tf.planning import ramp_survivors
 from aimp_tf.safe_files import checksum, read_json, write_json
 
 N = 8 * 16 + 16 * 3
@@ -191,7 +191,7 @@ def test_real_digits_are_learnt_in_fours(K, digits, kind, granularity, sparsity)
         target_sparsity=sparsity,
         granularity=granularity,
         validation_data=(images[1400:], labels[1400:]),
-        fit_options=options,
+        **options,
         **settings,
     )
     assert result.sparsity == pytest.approx(sparsity, abs=1e-3)

@@ -988,7 +988,7 @@ def test_optimizers_that_a_model_holds_are_reset_and_stretched(make_gan, blobs):
             )
 
     result = aimp_tf.prune(
-        model, (blobs[0], blobs[0]), fit_options={"batch_size": 16}, target_sparsity=0.75, rate=0.75, epochs=4,
+        model, (blobs[0], blobs[0]), batch_size=16, target_sparsity=0.75, rate=0.75, epochs=4,
         round_epochs=2, callbacks=Watch(), verbose=0,
     )  # fmt: skip
     rate = np.float32(0.01)

@@ -34,14 +34,14 @@ def halved(epoch, rate):
 
 
 @pytest.mark.parametrize("function", [steps, halved])
-@pytest.mark.parametrize("schedule", ["compress", "head", "tail"])
+@pytest.mark.parametrize("planning", ["compress", "head", "tail"])
 def test_a_learning_rate_scheduler_follows_the_round(K, make_mlp, blobs, rates_of_batches, function, schedule):
     scheduler = K.callbacks.LearningRateScheduler(function)
     aimp_tf.prune(
         make_mlp(K.optimizers.SGD(0.1)),
         blobs,
         callbacks=[rates_of_batches, scheduler],
-        fit_options={"batch_size": 16},
+        batch_size=16,
         round_schedule=schedule,
         **SETTINGS,
     )
@@ -87,7 +87,7 @@ def test_a_scheduler_goes_on_from_the_rewind_epoch(K, make_mlp, blobs, rates_of_
             rates_of_batches,
             K.callbacks.LearningRateScheduler(lambda epoch: [0.6, 0.5, 0.4, 0.3, 0.2, 0.1][epoch]),
         ],
-        fit_options={"batch_size": 32},
+        batch_size=32,
         rewind="weights",
         rewind_epoch=1,
         **SETTINGS,
@@ -189,7 +189,7 @@ def test_logs_count_the_epochs_of_the_run(K, make_mlp, blobs, tmp_path, read_eve
         blobs,
         validation_data=blobs,
         callbacks=[shown, rows, saved],
-        fit_options={"batch_size": 16},
+        batch_size=16,
         **ROUNDS,
     )
     events = read_events(tmp_path / "log")
@@ -228,7 +228,7 @@ def test_logs_of_a_run_that_goes_on_go_on(K, make_mlp, blobs, tmp_path, read_eve
             str(tmp_path / "log"), update_freq=2, profile_batch=0, write_steps_per_second=True
         )
         rows = K.callbacks.CSVLogger(str(tmp_path / "log.csv"))
-        options = {"callbacks": [shown, rows, *others], "workdir": tmp_path / "run", "fit_options": {"batch_size": 16}}
+        options = {"callbacks": [shown, rows, *others], "workdir": tmp_path / "run", "batch_size": 16}
         aimp_tf.prune(make_mlp(), blobs, **options, **ROUNDS)
         return rows
 

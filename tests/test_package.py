@@ -102,7 +102,7 @@ def test_public_names():
         _ = aimp_tf.prun
 
 
-@pytest.mark.parametrize("module", ["config", "plan", "precision", "ranking"])
+@pytest.mark.parametrize("module", ["config", "planning", "precision", "ranking"])
 def test_examples_in_docstrings(module):
     tested = doctest.testmod(importlib.import_module(f"aimp_tf.{module}"))
     assert tested.attempted > 0 and tested.failed == 0
@@ -132,7 +132,7 @@ def test_types_are_shipped():
 # Each module may import those before it.
 LAYERS = [
     ["config", "safe_files", "keras_own", "swap"],
-    ["plan", "precision", "ranking", "criteria"],
+    ["planning", "precision", "ranking", "criteria", "arguments"],
     ["rounds"],
     ["learning_rate", "input_pipeline", "device_arrays", "other_callbacks", "plots", "tensorboard", "cluster"],
     ["masked_model"],
@@ -142,7 +142,7 @@ LAYERS = [
     ["run_directory"],
     ["progress", "report"],
     ["result"],
-    ["pruning", "fine_tuning"],
+    ["pruning", "fine_tuning", "preview"],
     ["experiments"],
     ["benchmarks"],
 ]
@@ -175,7 +175,7 @@ def test_imports_point_downwards():
     ("module", "forbidden"),
     [
         ("config.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
-        ("plan.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
+        ("planning.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("precision.py", {"keras", "tf_keras"}),
         ("safe_files.py", {"tensorflow", "keras", "tf_keras"}),
         ("ranking.py", {"tensorflow", "keras", "tf_keras"}),

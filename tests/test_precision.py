@@ -367,7 +367,7 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_stays(K):
     settings = {**SETTINGS, "epochs": 3, "round_epochs": 3}
     options = {"batch_size": 16}
     result = aimp_tf.prune(
-        model, Overflow(), callbacks=[Watch()], fit_options=options, mixed_precision="mixed_float16", **settings
+        model, Overflow(), callbacks=[Watch()], **options, mixed_precision="mixed_float16", **settings
     )
     steps = 3 * 4
     skipped = [scale < before for before, scale in zip([2.0**15, *scales], scales, strict=False)]
@@ -396,7 +396,7 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all(K, blobs):
         model = K.Sequential([K.Input((8,)), K.layers.Dense(4, name="hidden"), K.layers.Dense(1)])
         model.compile(K.optimizers.SGD(1e-9), "mse")
     options = {"batch_size": 8, "shuffle": False}
-    settings = {**BRIEF, "method": "dense", "mixed_precision": "mixed_float16", "fit_options": options}
+    settings = {**BRIEF, "method": "dense", "mixed_precision": "mixed_float16", **options}
     result = aimp_tf.prune(model, (x, np.ones((64, 1), "float32")), **settings)
     assert np.isfinite(result.rounds[-1].metrics["loss"])
     for variable in model.trainable_variables:
@@ -617,7 +617,7 @@ def test_bfloat16_is_as_accurate_as_float32(K, digits):
                 epochs=15,
                 round_epochs=3,
                 mixed_precision=policy,
-                fit_options={"batch_size": 64},
+                batch_size=64,
                 seed=seed,
                 verbose=0,
             )

@@ -13,7 +13,7 @@ SETTINGS = {"target_sparsity": 0.75, "rate": 0.4, "epochs": 3, "round_epochs": 2
 
 def test_prune_gives_back_the_pruned_model_and_its_story(make_mlp, blobs):
     model = make_mlp()
-    result = aimp_tf.prune(model, blobs, validation_data=blobs, fit_options={"batch_size": 16}, **SETTINGS)
+    result = aimp_tf.prune(model, blobs, validation_data=blobs, batch_size=16, **SETTINGS)
     assert result.model is model and MaskedModel.of(model) is None
     assert [round_.index for round_ in result.rounds] == [0, 1, 2, 3]
     assert [round_.epochs for round_ in result.rounds] == [2, 2, 2, 3]
@@ -73,8 +73,8 @@ def test_digits_stay_within_half_a_point_of_dense(K, get_config, config):
         pruned = aimp_tf.prune(
             compiled_model(experiment, data),
             (data.train_images, data.train_labels),
-            experiment.pruning,
-            fit_options={"batch_size": experiment.batch_size},
+            config=experiment.pruning,
+            batch_size=experiment.batch_size,
             verbose=0,
             seed=experiment.seed,
         )
@@ -100,7 +100,7 @@ def test_datasets_and_sequences_are_data_too(make_mlp, blobs, K):
     assert aimp_tf.prune(make_mlp(), Batches(), **SETTINGS).sparsity == 0.75
 
 
-def test_fit_options_reach_fit(make_mlp, K, blobs):
+def test_arguments_of_fit_reach_fit(make_mlp, K, blobs):
     steps = []
 
     class Count(K.callbacks.Callback):
@@ -108,9 +108,9 @@ def test_fit_options_reach_fit(make_mlp, K, blobs):
             steps.append(batch)
 
     options = {"steps_per_epoch": None}
-    assert aimp_tf.prune(make_mlp(), blobs, fit_options=options, **SETTINGS).sparsity == 0.75
+    assert aimp_tf.prune(make_mlp(), blobs, **options, **SETTINGS).sparsity == 0.75
     options = {"steps_per_epoch": 7, "batch_size": 16, "class_weight": {0: 1.0, 1: 2.0, 2: 1.0}}
-    aimp_tf.prune(make_mlp(), blobs, callbacks=[Count()], fit_options=options, **SETTINGS)
+    aimp_tf.prune(make_mlp(), blobs, callbacks=[Count()], **options, **SETTINGS)
     assert len(steps) == 7 * (3 * 2 + 3)
 
 
@@ -122,7 +122,7 @@ def test_model_without_weights_is_built_from_the_data(K, blobs):
 
 def test_a_config_and_overrides(make_mlp, blobs):
     config = aimp_tf.PruningConfig(0.5, rate=0.5, epochs=2, round_epochs=1, exclude=("logits/*",))
-    result = aimp_tf.prune(make_mlp(), blobs, config, epochs=1, verbose=0)
+    result = aimp_tf.prune(make_mlp(), blobs, config=config, epochs=1, verbose=0)
     assert [round_.epochs for round_ in result.rounds] == [1, 1]
     assert list(result.masks) == ["hidden/kernel"] and result.sparsity == 0.5
     assert config.epochs == 2
@@ -151,19 +151,19 @@ def untouched(make_mlp):
     [
         ({"target_sparsity": 1.5}, ValueError, "target_sparsity must lie in"),
         ({"round_epochs": 9}, ValueError, "round_epochs must lie between 1 and epochs=3"),
-        ({"rewinding": "weights"}, TypeError, "no field 'rewinding'. Did you mean 'rewind'"),
+        ({"rewinding": "weights"}, TypeError, "no argument 'rewinding'. Did you mean 'rewind'"),
         ({"include": ("nothing/*",)}, ValueError, "matches no prunable variable"),
         ({"target_sparsity": 0.999}, ValueError, "leaves none of the 176"),
-        ({"fit_options": {"epochs": 3}}, TypeError, "must not hold 'epochs': set epochs and round_epochs"),
-        ({"fit_options": {"batchsize": 3}}, TypeError, "no argument 'batchsize'.*Did you mean 'batch_size'"),
-        ({"train_data": None}, TypeError, "train_data must be"),
-        ({"train_data": iter([])}, TypeError, "train_data must be"),
+        ({"fit_options": {"shuffle": False}}, TypeError, "Write its entries as arguments of their own"),
+        ({"batchsize": 3}, TypeError, "no argument 'batchsize'.*Did you mean 'batch_size'"),
+        ({"x": None}, TypeError, "No training data came"),
+        ({"x": iter([])}, TypeError, "training data must be"),
         (
-            {"train_data": (np.zeros((4, 9)), np.zeros(4, int))},
+            {"x": (np.zeros((4, 9)), np.zeros(4, int))},
             ValueError,
-            r"nothing was trained. train_data gives .*\[None, 9\].*inputs of shape \(None, 8\)",
+            r"nothing was trained. The training data gives .*\[None, 9\].*inputs of shape \(None, 8\)",
         ),
-        ({"train_data": (np.zeros((4, 8)), np.zeros((4, 5, 2)))}, ValueError, "nothing was trained"),
+        ({"x": (np.zeros((4, 8)), np.zeros((4, 5, 2)))}, ValueError, "nothing was trained"),
         (
             {"validation_data": (np.zeros((4, 9)), np.zeros(4, int))},
             ValueError,
@@ -172,7 +172,7 @@ def untouched(make_mlp):
     ],
 )
 def test_bad_input_is_refused_before_any_training(untouched, blobs, tmp_path, arguments, error, message):
-    arguments = {"train_data": blobs, **SETTINGS, **arguments}
+    arguments = {"x": blobs, **SETTINGS, **arguments}
     with pytest.raises(error, match=message):
         aimp_tf.prune(untouched, workdir=tmp_path / "run", **arguments)
     assert not (tmp_path / "run").exists()
@@ -290,7 +290,7 @@ def test_every_arm_trains_for_the_epochs_of_the_formula(K, make_mlp, blobs, sett
 
     model = make_mlp()
     config = aimp_tf.PruningConfig(**{**SETTINGS_OF_CONFIG, **settings})
-    result = aimp_tf.prune(model, blobs, config, callbacks=[Count()], verbose=0)
+    result = aimp_tf.prune(model, blobs, config=config, callbacks=[Count()], verbose=0)
     assert len(counted) == result.epochs == epochs
     sparsity = 0.0 if settings.get("method") == "dense" else 0.75
     assert result.sparsity == aimp_tf.sparsity(model) == pytest.approx(sparsity)
@@ -340,7 +340,7 @@ def test_tfmots_own_pruning(K, make_mlp, blobs, tmp_path):
         validation_data=blobs,
         workdir=tmp_path / "run",
         callbacks=[Sparsity()],
-        fit_options=options,
+        **options,
         **settings,
     )
     # 16 steps an epoch, a ramp of half the training, and a new mask every 4 steps.
@@ -354,23 +354,21 @@ def test_tfmots_own_pruning(K, make_mlp, blobs, tmp_path):
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2 * 6
     assert (tmp_path / "run" / "final" / "saved_model").is_dir()
     still = make_mlp(K.optimizers.SGD(0.0))
-    rarely = aimp_tf.prune(
-        make_mlp(), blobs, validation_data=blobs, fit_options={**options, "validation_freq": 3}, **settings
-    )
+    rarely = aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, **options, validation_freq=3, **settings)
     assert "val_accuracy" in rarely.rounds[-1].metrics
     with pytest.raises(ValueError, match="cannot be evaluated on validation_data"):
         aimp_tf.prune(make_mlp(), blobs, validation_data=(blobs[0][:, :5], blobs[1]), **settings)
-    partly = aimp_tf.prune(still, blobs, include=("logits/*",), fit_options=options, **settings)
+    partly = aimp_tf.prune(still, blobs, include=("logits/*",), **options, **settings)
     assert list(partly.masks) == ["logits/kernel"]
     np.testing.assert_array_equal(still.get_layer("hidden").kernel, before[0])
     logits, mask = make_mlp().get_layer("logits").kernel.numpy(), partly.masks["logits/kernel"]
     np.testing.assert_array_equal(still.get_layer("logits").kernel, np.where(mask, logits, 0))
     endless = tf.data.Dataset.from_tensor_slices(blobs).repeat().batch(4)
-    with pytest.raises(ValueError, match=r"train_data never ends. Give steps_per_epoch in fit_options"):
+    with pytest.raises(ValueError, match=r"The training data never ends. Give steps_per_epoch"):
         aimp_tf.prune(make_mlp(), endless, **settings)
     with pytest.raises(ValueError, match=r"validation_data never ends. Give validation_steps"):
         aimp_tf.prune(make_mlp(), blobs, validation_data=endless, **settings)
-    assert aimp_tf.prune(make_mlp(), endless, fit_options={"steps_per_epoch": 16}, **settings).sparsity == 0.75
+    assert aimp_tf.prune(make_mlp(), endless, steps_per_epoch=16, **settings).sparsity == 0.75
 
 
 def test_gradual_pruning_of_real_digits_keeps_their_accuracy(K, digits):
@@ -459,3 +457,30 @@ def test_tfmots_own_pruning_leaves_what_is_frozen_alone_and_says_so(K, make_mlp,
     np.testing.assert_array_equal(model.get_layer("hidden").kernel.numpy(), before)
     assert list(result.masks) == ["logits/kernel"] and result.sparsity == 0.5
     assert result.left_dense == {"hidden/kernel": "frozen (trainable=False)"} and "hidden/kernel" in caplog.text
+
+
+def test_a_trained_model_is_pruned_as_it_comes(make_mlp, K, blobs, tmp_path):
+    """Its weights are what rewinding returns to, and the first ranking is theirs."""
+    model = make_mlp()
+    model.fit(*blobs, epochs=3, verbose=0)
+    trained = {name: np.array(model.get_layer(name).kernel) for name in ("hidden", "logits")}
+    begun = []
+
+    class See(K.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            begun.append({name: np.array(model.get_layer(name).kernel) for name in trained})
+
+    settings = {**SETTINGS, "start": "trained", "rewind": "weights", "min_layer_share": 0}
+    result = aimp_tf.prune(model, *blobs, **settings, workdir=tmp_path / "run", callbacks=See())
+    assert [round_.kept for round_ in result.rounds] == [106, 63, 44]
+    assert [round_.epochs for round_ in result.rounds] == [2, 2, 3] and result.imp_epochs == 3 * 3
+    threshold = np.sort(np.concatenate([np.abs(value).ravel() for value in trained.values()]))[-106]
+    first = np.load(tmp_path / "run" / "round_000" / "masks.npz")
+    for name, value in trained.items():
+        np.testing.assert_array_equal(first[f"{name}/kernel"], np.abs(value) >= threshold)
+    for values, folder in zip(begun, ("round_000", "round_001", "final"), strict=True):
+        masks = np.load(tmp_path / "run" / folder / "masks.npz")
+        for name, value in values.items():
+            np.testing.assert_array_equal(value, np.where(masks[f"{name}/kernel"], trained[name], 0))
+    again = aimp_tf.prune(model, *blobs, **settings, workdir=tmp_path / "run", callbacks=See())
+    assert again.rounds == result.rounds and len(begun) == 3

@@ -70,15 +70,13 @@ def make_model(K):
 
 
 def run(make_model, blobs, workdir, callbacks=(), optimizer=None, **settings):
-    settings = {**SETTINGS, **settings}
-    options = {"batch_size": 16, **settings.pop("fit_options", {})}
+    settings = {**SETTINGS, "batch_size": 16, **settings}
     return aimp_tf.prune(
         make_model(optimizer and optimizer()),
         blobs,
         validation_data=blobs,
         callbacks=callbacks,
         workdir=workdir,
-        fit_options=options,
         **settings,
     )
 
@@ -133,7 +131,7 @@ REINITIALIZE = {"rewind": "reinitialize", "criterion": "random", "final_rewind":
 BLOCKS = {"granularity": "1x4", "criterion": "lamp"}
 GRADUAL = {"method": "gradual", "epochs": 7}
 HALF = {"mixed_precision": "mixed_float16"}
-SETTLED = {"stop_mask_distance": 0.9, "fit_options": {"steps_per_epoch": 3}}
+SETTLED = {"stop_mask_distance": 0.9, "steps_per_epoch": 3}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +258,7 @@ def test_a_run_that_is_done_is_not_trained_again(K, make_model, blobs, tmp_path)
 
 @pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
 def test_tfmots_own_pruning_begins_anew_but_is_not_done_twice(K, make_model, blobs, tmp_path):
-    settings = {"method": "tfmot", "round_epochs": None, "fit_options": {"shuffle": False}}
+    settings = {"method": "tfmot", "round_epochs": None, "shuffle": False}
     with pytest.raises(Crash):
         run(make_model, blobs, tmp_path / "run", [CrashAt(K, 2)], **settings)
     assert len(metrics_of(tmp_path / "run")) == 2 * 2
@@ -288,7 +286,7 @@ def test_another_run_is_refused_with_what_differs(K, make_model, blobs, interrup
     for data, changes, message in (
         (blobs, {"rate": 0.4, "epochs": 5}, r"config.rate: 0.5 there, 0.4 here; config.epochs: 4 there, 5 here"),
         (blobs, {"optimizer": lambda: K.optimizers.SGD(0.1)}, "model.optimizer.class_name: 'Adam' there, 'SGD' here"),
-        (blobs, {"fit_options": {"batch_size": 8}}, "data.fit_options.batch_size: 16 there, 8 here"),
+        (blobs, {"batch_size": 8}, "data.fit_options.batch_size: 16 there, 8 here"),
         ((other_x, y), {}, r"data.crc32: \d+ there, \d+ here"),
         ((x[:40], y[:40]), {}, r"data.batches: 4 there, 3 here"),
         ((x, y, np.ones(64)), {}, "data.spec: "),
@@ -472,7 +470,7 @@ def test_optimizers_that_a_model_holds_go_on_as_well(make_gan, blobs, tmp_path, 
         model = make_gan()
         data = (blobs[0], blobs[0])
         options = {"batch_size": 16}
-        aimp_tf.prune(model, data, workdir=workdir, fit_options=options, callbacks=callbacks, **SETTINGS)
+        aimp_tf.prune(model, data, workdir=workdir, **options, callbacks=callbacks, **SETTINGS)
         slots = [variable.numpy() for optimizer in model.own.values() for variable in optimizer.variables]
         return [*model.get_weights(), *slots]
 
@@ -577,7 +575,7 @@ def test_pruning_further_goes_on_from_the_same_zeros_alone(K, make_model, blobs,
             masks="zeros",
             workdir=workdir,
             callbacks=callbacks,
-            fit_options={"batch_size": 16},
+            batch_size=16,
             **SETTINGS,
         )
 

@@ -68,7 +68,7 @@ def test_what_a_run_leaves(make_mlp, blobs, tmp_path):
 
 def test_metrics_stand_at_their_epoch(make_mlp, blobs, tmp_path):
     options = {"validation_freq": 2}
-    aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, fit_options=options, workdir=tmp_path / "run", **SETTINGS)
+    aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, **options, workdir=tmp_path / "run", **SETTINGS)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     validated = [(line["round"], line["epoch"]) for line in lines if line["split"] == "validation"]
     assert validated == [(0, 1), (1, 1), (2, 1)]

@@ -89,6 +89,6 @@ def _prune(architecture: str, steps_per_epoch: int, workdir: pathlib.Path | None
         round_epochs=2,
         seed=0,
         workdir=workdir,
-        fit_options={"batch_size": 128},
+        batch_size=128,
         verbose=0,
     )

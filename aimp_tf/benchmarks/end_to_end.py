@@ -88,7 +88,7 @@ def _prune(
         epochs=epochs,
         round_epochs=1,
         seed=0,
-        fit_options={"batch_size": BATCH_SIZE},
+        batch_size=BATCH_SIZE,
         verbose=0,
     )
     epochs = sum(round_.epochs for round_ in result.rounds)

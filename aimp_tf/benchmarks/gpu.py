@@ -88,7 +88,7 @@ def _time_runs(architecture: str, keras: Any, steps: int, repetitions: int) -> d
     def train(mixed_precision: str | None) -> list[np.ndarray]:
         model = _compiled(architecture, keras)
         config = PruningConfig(target_sparsity=0.5, rate=0.3, epochs=2, round_epochs=1, mixed_precision=mixed_precision)
-        result = prune(model, data, config, verbose=0)
+        result = prune(model, data, config=config, verbose=0)
         # Half precision finds other weights; what must be the same is how many are left.
         return [np.array([round_.kept for round_ in result.rounds])]
 
@@ -103,7 +103,7 @@ def _time_data(architecture: str, keras: Any, steps: int, repetitions: int) -> d
         model = _compiled(architecture, keras)
         config = PruningConfig(target_sparsity=0.5, method="dense", epochs=4, seed=0)
         options = {"batch_size": batch_size, "steps_per_epoch": steps}
-        prune(model, data, config, fit_options=options, data_on_device=data_on_device, verbose=0)
+        prune(model, data, config=config, **options, data_on_device=data_on_device, verbose=0)
         return [np.asarray(variable.numpy()) for variable in model.trainable_variables]
 
     return time_in_turn(

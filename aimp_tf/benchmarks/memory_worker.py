@@ -39,7 +39,7 @@ def main(job_file: str, result_file: str) -> None:
         epochs = len(model.fit(data, epochs=job["epochs"], verbose=0).epoch)
     else:
         options = {"batch_size": job["batch_size"]}
-        result = prune(model, (x, y), fit_options=options, seed=0, verbose=0, **job["settings"])
+        result = prune(model, x, y, **options, seed=0, verbose=0, **job["settings"])
         epochs = sum(round_.epochs for round_ in result.rounds)
     figures = {
         "peak_bytes": resident_bytes("VmHWM"),

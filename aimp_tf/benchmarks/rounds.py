@@ -113,7 +113,7 @@ def _prune(architecture: str, keras: Any, steps: int, clock: Any) -> None:
         rewind="weights",
         seed=0,
         callbacks=[clock],
-        fit_options={"batch_size": BATCH_SIZE},
+        batch_size=BATCH_SIZE,
         verbose=0,
     )
 

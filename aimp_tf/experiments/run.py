@@ -239,15 +239,14 @@ def train_pruned(
     """The pruning run of an experiment, validated on the test images, in a run directory of its own."""
     return prune(
         compiled_model(experiment, data, strategy),
-        (data.train_images, data.train_labels),
-        experiment.pruning,
+        data.train_images,
+        data.train_labels,
+        config=experiment.pruning,
         validation_data=(data.test_images, data.test_labels),
         workdir=workdir,
-        fit_options={
-            "batch_size": experiment.batch_size,
-            "validation_batch_size": _TEST_BATCH_SIZE,
-            "validation_freq": experiment.validation_freq,
-        },
+        batch_size=experiment.batch_size,
+        validation_batch_size=_TEST_BATCH_SIZE,
+        validation_freq=experiment.validation_freq,
         verbose=verbose,
         overwrite=overwrite,
         seed=experiment.seed,
@@ -268,7 +267,10 @@ def train_dense(
     with fit_ready(model):
         model.fit(
             prepare(
-                (data.train_images, data.train_labels), "train_data", batch_size=experiment.batch_size, order=order
+                (data.train_images, data.train_labels),
+                "The training data",
+                batch_size=experiment.batch_size,
+                order=order,
             ),
             validation_data=prepare(
                 (data.test_images, data.test_labels), "validation_data", batch_size=_TEST_BATCH_SIZE

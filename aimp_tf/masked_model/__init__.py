@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.arguments import check_config, check_names
+from aimp_tf.config import PruningConfig
 from aimp_tf.masked_model.constraints import ConstrainedModel, MaskConstraint
 from aimp_tf.masked_model.first_masks import Masks, set_first_masks
 from aimp_tf.masked_model.interface import MaskedModel, local_value
@@ -48,6 +50,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+WRAPPED_FIELDS = ("include", "exclude", "granularity", "mixed_precision")
+"""The fields of the config that `wrap` heeds."""
 
 _LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 
@@ -126,6 +131,7 @@ def mask_model(
                 f"it cast to self.compute_dtype, or leave mixed_precision at None. The error was: {error}"
             ) from error
         masked.mixed_precision, masked.granularity = mixed_precision, granularity
+        masked.include, masked.exclude = tuple(include), tuple(exclude)
         masked.input_axes, masked.left_dense = selection.input_axes, selection.left_dense
         masked.on_strip = undo.pop_all().close
     try:
@@ -137,15 +143,7 @@ def mask_model(
     return masked
 
 
-def wrap(
-    model: Any,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    mixed_precision: str | None = None,
-    granularity: str = "unstructured",
-    *,
-    masks: Masks = None,
-) -> Any:
+def wrap(model: Any, config: PruningConfig | None = None, *, masks: Masks = None, **fields: Any) -> Any:
     """Prepares a model for pruning in your own training loop, as tfmot's `prune_low_magnitude` does.
 
     Train what it returns with `fit` and a `GlobalMagnitudePruning` callback, then take the masks off with `strip`.
@@ -153,24 +151,26 @@ def wrap(
 
     Args:
         model: A compiled, built Keras 3 or tf_keras model.
-        include: fnmatch patterns on variable paths such as "head/dense/kernel"; empty means every prunable variable.
-        exclude: fnmatch patterns on variable paths that are not pruned.
-        mixed_precision: As in `PruningConfig`. Until `strip`, the layers of `model` compute in half precision.
-        granularity: As in `PruningConfig`.
+        config: What the callback gets, of which this heeds `include`, `exclude`, `granularity` and `mixed_precision`.
+            Until `strip`, the layers of `model` compute in the precision of the last one.
         masks: What is pruned already. None is nothing: the zeros of a model that was pruned before may then become
             other numbers, of which a warning tells. "zeros" keeps all weights at zero that are zero now, be it to
             train a pruned model on (see `fine_tune`) or to prune it further; those of variables that are excluded are
             not kept. Or path -> bool array, True for what is kept, such as `PruningResult.masks`.
+        **fields: Those four fields of the config, which count rather than its own.
 
     Returns:
         The compiled model to call `fit` on. In Keras 3 it is `model` itself; in tf_keras it is a copy that shares all
         layers and weights with `model`.
 
     Raises:
-        TypeError: `model` is not a Keras model.
-        ValueError: As `mask_model`.
+        TypeError: `model` is not a Keras model, `config` is no config, or a name is unknown.
+        ValueError: As `mask_model`, or a field is out of its range.
     """
-    return mask_model(model, include, exclude, mixed_precision, granularity, masks).model
+    check_config(config)
+    check_names("wrap", fields, WRAPPED_FIELDS)
+    chosen = {name: getattr(config, name) for name in WRAPPED_FIELDS} if config is not None else {}
+    return mask_model(model, masks=masks, **{**chosen, **fields}).model
 
 
 def strip(model: Any, *, unfinished: bool = False) -> Any:
@@ -287,9 +287,14 @@ def keras_generation(model: Any) -> str:
                 )
             return name
     kind = type(model)
+    hint = " The model comes first, then the data: write prune(model, x, y, ...)." if hasattr(model, "shape") else ""
+    if isinstance(model, (str, os.PathLike)):
+        hint = f" Load it first: keras.models.load_model({os.fspath(model)!r})."
+    if kind.__module__.startswith("torch"):
+        hint = " aimp_tf prunes a keras.Model; for PyTorch there is torch.nn.utils.prune."
     raise TypeError(
-        f"Expected a Keras model (keras.Model or tf_keras.Model); got {model!r:.80} of type "
-        f"{kind.__module__}.{kind.__qualname__}."
+        f"Expected a Keras model (keras.Model or tf_keras.Model); got {model!r:.40} of type "
+        f"{kind.__module__}.{kind.__qualname__}.{hint}"
     )
 
 

@@ -35,7 +35,7 @@ class MaskedModel(abc.ABC):
         optimizers: The resets and schedules of its optimizers.
         cluster: The workers that train it, all of which must call the same methods in the same order.
         mixed_precision: The setting that the model is trained with.
-        granularity: The setting that the variables were chosen for.
+        granularity: The setting that the variables were chosen for, like `include` and `exclude`.
         input_axes: Path -> axis of the variable that counts the inputs of an output unit, for blocks.
         left_dense: Path -> why, of weight matrices that have no masks.
         masks_given: Whether masks were given when it was masked, which a `fit` without pruning then keeps.
@@ -56,6 +56,8 @@ class MaskedModel(abc.ABC):
         self.cluster = Cluster(model.distribute_strategy)
         self.mixed_precision: str | None = None
         self.granularity = "unstructured"
+        self.include: tuple[str, ...] = ()
+        self.exclude: tuple[str, ...] = ()
         self.input_axes: dict[str, int | None] = {}
         self.left_dense: dict[str, str] = {}
         self.masks_given = False

@@ -7,7 +7,7 @@ import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from aimp_tf.config import check_choice
+from aimp_tf.config import check_choice, check_patterns
 from aimp_tf.keras_own import is_keras_own
 from aimp_tf.masked_model.smaller import resource_of
 from aimp_tf.ranking import FOUR
@@ -90,6 +90,8 @@ def select_for(
             matches, has a multiple of four inputs where the granularity needs that.
     """
     check_choice("granularity", granularity)
+    check_patterns("include", include)
+    check_patterns("exclude", exclude)
     found = _find(root)
     unknown = _unknown_matrices(root, {_key(variable) for variable, _ in found.values()})
     selected = select({path: variable for path, (variable, _) in found.items()}, include, exclude, unknown)

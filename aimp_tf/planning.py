@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from aimp_tf.config import PruningConfig
+from aimp_tf.config import ROUNDS_IN_LAST_TRAINING, PruningConfig
 
 MAX_ROUNDS = 10_000
 
@@ -85,21 +85,64 @@ def survivor_counts(
     return [block_size * blocks for blocks in kept]
 
 
-def make_plan(config: PruningConfig, weight_count: int, first: int | None = None) -> tuple[Round, ...]:
-    """The rounds of a run: N short ones and the final training, or one `fit` alone where the method is not iterative.
+def settled(config: PruningConfig, weight_count: int, first: int | None = None) -> PruningConfig:
+    """The config with `total_epochs` made into `epochs` and `round_epochs`; the same where it has none.
+
+    Of N short rounds, N - 1 with `start="trained"`, each gets `total_epochs // (N + 5)`, 1 at least, unless the config
+    says how much; the final training gets the rest.
 
     Args:
         config: A valid config.
         weight_count: Number of prunable weights, at least 1; a multiple of `config.block_size`.
         first: Number of weights that are left at the beginning; None is all.
 
+    Raises:
+        ValueError: `total_epochs` are too few, or as `survivor_counts` and `PruningConfig.validate`.
+
+    Example:
+        >>> config = settled(PruningConfig(0.9, total_epochs=20), 50_200)
+        >>> config.round_epochs, config.epochs
+        (1, 9)
+    """
+    total = config.total_epochs
+    if total is None:
+        return config
+    rounds = len(_counts(config, weight_count, first)) - 1
+    if config.method != "iterative":
+        rounds = 0
+    round_epochs = config.round_epochs or max(1, total // (rounds + ROUNDS_IN_LAST_TRAINING))
+    epochs = total - rounds * round_epochs
+    # A round is no longer than the final training.
+    least = rounds * round_epochs + (round_epochs if rounds else 1)
+    if total < least:
+        raise ValueError(
+            f"total_epochs={total} is too little for {rounds} rounds of {round_epochs} and a final training that is as "
+            f"long: it takes {least}. Write total_epochs={least} or more, or raise rate={config.rate} for fewer rounds."
+        )
+    lengths = {"epochs": epochs, "round_epochs": round_epochs if rounds else None, "total_epochs": None}
+    config = config.replace(**lengths)
+    config.validate()
+    return config
+
+
+def make_plan(config: PruningConfig, weight_count: int, first: int | None = None) -> tuple[Round, ...]:
+    """The rounds of a run: N short ones and the final training, or one `fit` alone where the method is not iterative.
+
+    With `start="trained"` the first of them, in which nothing is removed yet, is left out.
+
+    Args:
+        config: A valid config, as `settled` returns it.
+        weight_count: Number of prunable weights, at least 1; a multiple of `config.block_size`.
+        first: Number of weights that are left at the beginning; None is all.
+
     Returns:
-        The rounds, whose epochs sum to `N * round_epochs + epochs`; N is 0 where the method is not iterative.
+        The rounds, whose epochs sum to `N * round_epochs + epochs`; N is 0 where the method is not iterative, and one
+        less with `start="trained"`.
 
     Raises:
         ValueError: As `survivor_counts`.
     """
-    counts = survivor_counts(weight_count, config.target_sparsity, config.rate, config.block_size, first)
+    counts = _counts(config, weight_count, first)
     if config.method != "iterative":
         kept = counts[0] if config.method == "dense" else counts[-1]
         return (Round(0, config.epochs, kept, rewind=None, schedule_start=0.0, schedule_scale=1.0),)
@@ -112,6 +155,14 @@ def make_plan(config: PruningConfig, weight_count: int, first: int | None = None
             Round(index, epochs, kept, rewind, *_schedule(config, epochs, config.rewind_epoch if index else 0))
         )
     return tuple(rounds)
+
+
+def headline(rounds: Sequence[Round], weights: int) -> str:
+    """A plan in a line, such as "12 trainings, 96 epochs, 90.0% of 50,200 weights"."""
+    epochs = sum(round_.epochs for round_ in rounds)
+    gone = 1 - rounds[-1].kept / weights
+    trainings = f"{len(rounds)} trainings" if len(rounds) > 1 else "1 training"
+    return f"{trainings}, {epochs:,} epoch{'s' * (epochs != 1)}, {gone:.1%} of {weights:,} weights"
 
 
 def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -196,9 +247,14 @@ def epoch_at_target(config: PruningConfig) -> int:
 
 def imp_epochs(config: PruningConfig, weight_count: int, first: int | None = None) -> int:
     """Epochs of plain iterative magnitude pruning to the same sparsity at the same rate, from the `first` weights that
-    are left at the beginning: every round in full."""
+    are left at the beginning and with the same `start`: every round in full. The config is as `settled` returns it."""
+    return len(_counts(config, weight_count, first)) * config.epochs
+
+
+def _counts(config: PruningConfig, weight_count: int, first: int | None) -> list[int]:
+    """Number of weights kept in each training of a run, if the method is iterative."""
     counts = survivor_counts(weight_count, config.target_sparsity, config.rate, config.block_size, first)
-    return len(counts) * config.epochs
+    return counts[1:] if config.start == "trained" and len(counts) > 1 else counts
 
 
 def _schedule(config: PruningConfig, epochs: int, rewind_epoch: int) -> tuple[float, float]:

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aimp_tf import PruningConfig
-from aimp_tf.plan import imp_epochs, least_survivors, make_plan, ramp_survivors, survivor_counts
+from aimp_tf.planning import imp_epochs, least_survivors, make_plan, ramp_survivors, settled, survivor_counts
 
 
 def test_counts_are_those_of_the_formula():
@@ -178,3 +178,48 @@ def test_the_ramp_is_cubic():
         212_500,
         100_000,
     ]
+
+
+def test_a_trained_model_has_one_round_less():
+    config = PruningConfig(0.5, epochs=10, start="trained")
+    rounds = make_plan(config, 1000)
+    assert [(round_.index, round_.kept, round_.epochs) for round_ in rounds] == [
+        (0, 800, 2),
+        (1, 640, 2),
+        (2, 512, 2),
+        (3, 500, 10),
+    ]
+    assert [round_.rewind for round_ in rounds] == [None, *["learning_rate"] * 3]
+    assert imp_epochs(config, 1000) == 40
+    # One that is sparse enough already is trained once.
+    assert [round_.kept for round_ in make_plan(config, 1000, first=500)] == [500]
+    assert len(make_plan(config.replace(rate=0.5), 1000)) == 1
+
+
+@given(total=st.integers(1, 400), sparsity=st.floats(0.1, 0.99), start=st.sampled_from(["untrained", "trained"]))
+def test_epochs_in_all_are_kept_exactly(total, sparsity, start):
+    config = PruningConfig(sparsity, total_epochs=total, start=start)
+    trainings = len(make_plan(config.replace(epochs=1, total_epochs=None), 10_000))
+    if total < trainings:
+        with pytest.raises(ValueError, match=f"Write total_epochs={trainings} or more"):
+            settled(config, 10_000)
+        return
+    lengths = [round_.epochs for round_ in make_plan(settled(config, 10_000), 10_000)]
+    assert sum(lengths) == total and len(lengths) == trainings
+    assert len(set(lengths[:-1])) <= 1
+    # As much as can be of the share that a round has by default.
+    if len(lengths) > 1:
+        assert lengths[-1] >= lengths[0] and (lengths[0] == 1 or lengths[-1] >= 5 * lengths[0])
+        assert lengths[-1] < 5 * (lengths[0] + 1) + trainings
+
+
+def test_epochs_in_all_with_other_settings():
+    config = PruningConfig(0.9, total_epochs=40)
+    assert settled(config.replace(method="gradual"), 1000).epochs == 40
+    fixed = settled(config.replace(round_epochs=2), 1000)
+    assert (fixed.round_epochs, fixed.epochs, fixed.total_epochs) == (2, 18, None)
+    with pytest.raises(ValueError, match="11 rounds of 4 .* Write total_epochs=48 or more"):
+        settled(config.replace(round_epochs=4), 1000)
+    with pytest.raises(ValueError, match="rewind_epoch must lie between 0 and 1"):
+        settled(config.replace(rewind_epoch=3), 1000)
+    assert settled(PruningConfig(0.9, epochs=3), 1000) == PruningConfig(0.9, epochs=3)

@@ -1,0 +1,89 @@
+"""plan(): what a run is going to do, before it does it."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.arguments import config_of
+from aimp_tf.config import PruningConfig
+from aimp_tf.masked_model import Masks, check_plain, keras_generation, select_prunable
+from aimp_tf.planning import Round, headline, imp_epochs, least_survivors, make_plan, settled
+from aimp_tf.rounds import aligned
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """What a run is going to do. `print` shows it, and so does a notebook.
+
+    Attributes:
+        rounds: Every training, the final one as its last.
+        weights: Number of prunable weights.
+        config: What it follows from, with `epochs` and `round_epochs` where `total_epochs` were given.
+        imp_epochs: Epochs that plain iterative magnitude pruning would train to the same sparsity.
+    """
+
+    rounds: tuple[Round, ...]
+    weights: int
+    config: PruningConfig
+    imp_epochs: int
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all trainings together; fewer where a stopping rule ends rounds."""
+        return sum(round_.epochs for round_ in self.rounds)
+
+    def table(self) -> list[list[str]]:
+        """A header and a row a training, as texts."""
+        rows = [["training", "weights kept", "sparsity", "epochs"]]
+        for round_ in self.rounds:
+            name = "last" if round_ is self.rounds[-1] else str(round_.index + 1)
+            sparsity = f"{1 - round_.kept / self.weights:.1%}"
+            rows.append([name, f"{round_.kept:,}", sparsity, str(round_.epochs)])
+        return rows
+
+    def __str__(self) -> str:
+        text = headline(self.rounds, self.weights)
+        imp = f"plain iterative magnitude pruning trains for {self.imp_epochs:,}."
+        return "\n".join([f"{text}; {imp}" if len(self.rounds) > 1 else f"{text}.", "", *aligned(self.table())])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def plan(model: Any, config: PruningConfig | None = None, *, masks: Masks = None, **fields: Any) -> RunPlan:
+    """What `prune` is going to do with a model: the trainings, how many weights each has, and how long it is.
+
+    Nothing is trained or changed, and the model need not be compiled.
+
+    Args:
+        model: A built Keras 3 or tf_keras model.
+        config: As in `prune`.
+        masks: As in `prune`.
+        **fields: Fields of `PruningConfig`, which count rather than those of `config`.
+
+    Raises:
+        TypeError, ValueError: As `prune` for the model and the settings.
+
+    Example:
+        ```python
+        print(aimp_tf.plan(model, target_sparsity=0.9, epochs=30))
+        ```
+    """
+    config = config_of(config, fields)
+    keras_generation(model)
+    check_plain(model)
+    weights = select_prunable(model, config.include, config.exclude, config.granularity)
+    sizes = {path: weight.size for path, weight in weights.items()}
+    count = sum(sizes.values())
+    first = None
+    if masks is not None:
+        kept = weights if isinstance(masks, str) else masks
+        first = sum(int(np.count_nonzero(values)) for values in kept.values())
+    config = settled(config, count, first)
+    if config.method not in ("dense", "tfmot"):
+        least_survivors(config, sizes)
+    return RunPlan(make_plan(config, count, first), count, config, imp_epochs(config, count, first))

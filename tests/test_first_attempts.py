@@ -1,0 +1,156 @@
+"""What newcomers type first, by the habits of `fit`, of tfmot and of other tools: it works, or the error says what to
+write. Made-up data: this tests mechanics only."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+import aimp_tf
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(64, 8)).astype("float32"), RNG.integers(0, 3, 64)
+BRIEF = {"target_sparsity": 0.75, "epochs": 2, "rate": 0.5, "round_epochs": 1, "verbose": 0}
+
+
+def make(K=keras, loss=True):
+    model = K.Sequential(
+        [K.Input((8,)), K.layers.Dense(16, activation="relu", name="hidden"), K.layers.Dense(3, name="logits")]
+    )
+    if loss:
+        model.compile("adam", K.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return model
+
+
+def dataset():
+    return tf.data.Dataset.from_tensor_slices((X, Y)).batch(16)
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return X[16 * index : 16 * (index + 1)], Y[16 * index : 16 * (index + 1)]
+
+
+def prune(*data, K=keras, **settings):
+    return aimp_tf.prune(make(K), *data, **{**BRIEF, **settings})
+
+
+# What works, and what to look at in the result.
+WORKS = {
+    "as fit is called": lambda: prune(X, Y),
+    "as fit is called, in tf_keras": lambda: prune(X, Y, K=tf_keras),
+    "by name": lambda: prune(x=X, y=Y),
+    "batch_size": lambda: prune(X, Y, batch_size=16),
+    "class_weight": lambda: prune(X, Y, class_weight={0: 1.0, 1: 2.0, 2: 1.0}),
+    "sample_weight": lambda: prune(X, Y, sample_weight=np.ones(64, "float32")),
+    "validation_split": lambda: prune(X, Y, validation_split=0.25),
+    "validation_data": lambda: prune(X, Y, validation_data=(X, Y)),
+    "shuffle and steps_per_epoch": lambda: prune(X, Y, shuffle=False, steps_per_epoch=2),
+    "one tuple": lambda: prune((X, Y)),
+    "one tuple with weights": lambda: prune((X, Y, np.ones(64, "float32"))),
+    "a dataset": lambda: prune(dataset()),
+    "a PyDataset": lambda: prune(Batches()),
+    "tensors": lambda: prune(tf.constant(X), tf.constant(Y)),
+    "inputs in a list": lambda: prune([X], Y),
+    "one callback": lambda: prune(X, Y, callbacks=keras.callbacks.TerminateOnNaN()),
+    "a config": lambda: aimp_tf.prune(make(), X, Y, config=aimp_tf.PruningConfig(0.75, epochs=1, rate=0.5), verbose=0),
+    "a config and a field": lambda: prune(X, Y, config=aimp_tf.PruningConfig(0.5, epochs=9)),
+    "a trained model": lambda: prune(X, Y, start="trained"),
+    "epochs in all": lambda: prune(X, Y, total_epochs=4, epochs=None, round_epochs=None),
+}
+
+# What does not, and the line that the error must hold.
+REFUSED = {
+    "percent": (lambda: prune(X, Y, target_sparsity=75), "Write target_sparsity=0.75"),
+    "percent as text": (lambda: prune(X, Y, target_sparsity="75%"), "Write target_sparsity=0.75"),
+    "a number as text": (lambda: prune(X, Y, target_sparsity="0.75"), "Write target_sparsity=0.75"),
+    "no target": (lambda: aimp_tf.prune(make(), X, Y, epochs=3), "target_sparsity=0.9"),
+    "no epochs": (lambda: aimp_tf.prune(make(), X, Y, target_sparsity=0.9), "epochs=30"),
+    "nothing at all": (lambda: aimp_tf.prune(make(), X, Y), "target_sparsity=0.9, epochs=30"),
+    "no data": (lambda: prune(), "prune(model, x, y, ...)"),
+    "x without y": (lambda: prune(X), "prune(model, x, y, ...)"),
+    "a list of x and y": (lambda: prune([X, Y]), "prune(model, x, y, ...)"),
+    "a generator": (lambda: prune(batch for batch in dataset()), "tf.data.Dataset.from_generator"),
+    "y beside a dataset": (lambda: prune(dataset(), Y), "prune(model, dataset, ...)"),
+    "a second dataset": (lambda: prune(dataset(), dataset()), "validation_data="),
+    "a second tuple": (lambda: prune((X, Y), (X, Y)), "validation_data=y"),
+    "validation_split of a dataset": (lambda: prune(dataset(), validation_split=0.1), "validation_data="),
+    "batch_size of a dataset": (lambda: prune(dataset(), batch_size=16), "leave out batch_size=16"),
+    "an unbatched dataset": (lambda: prune(dataset().unbatch()), "dataset.batch(32)"),
+    "a config by its place": (
+        lambda: aimp_tf.prune(make(), (X, Y), aimp_tf.PruningConfig(0.5, epochs=1)),
+        "prune(model, x, config=config)",
+    ),
+    "a dict of settings": (
+        lambda: aimp_tf.prune(make(), (X, Y), {"target_sparsity": 0.75, "epochs": 2}),
+        "config=aimp_tf.PruningConfig(**settings)",
+    ),
+    "a dict as config": (
+        lambda: aimp_tf.prune(make(), X, Y, config={"target_sparsity": 0.75, "epochs": 2}),
+        "config=aimp_tf.PruningConfig(**config)",
+    ),
+    "fit_options": (lambda: prune(X, Y, fit_options={"batch_size": 16}), "such as batch_size=64"),
+    "train_data": (lambda: aimp_tf.prune(make(), train_data=(X, Y), **BRIEF), "Write the data by its place"),
+    "tfmot's schedule": (lambda: prune(X, Y, pruning_schedule=object()), "target_sparsity=0.9, epochs=30"),
+    "tfmot's final_sparsity": (lambda: prune(X, Y, final_sparsity=0.9), "Write target_sparsity=0.9"),
+    "tfmot's steps": (lambda: prune(X, Y, end_step=1000), "method='gradual', ramp=0.5"),
+    "tfmot's wrapping": (lambda: aimp_tf.wrap(make(), pruning_schedule=object()), "target_sparsity=0.9, epochs=30"),
+    "target in wrap": (lambda: aimp_tf.wrap(make(), target_sparsity=0.9), "GlobalMagnitudePruning(target_sparsity=0.9"),
+    "patterns in wrap by place": (lambda: aimp_tf.wrap(make(), ("hidden/*",)), "Write its fields as keywords"),
+    "torch's amount": (lambda: prune(X, Y, amount=0.9), "Write target_sparsity=0.9"),
+    "a learning rate": (lambda: prune(X, Y, learning_rate=0.1), "model.compile(optimizer=..."),
+    "method imp": (lambda: prune(X, Y, method="imp"), "round_epochs=30"),
+    "method one_shot": (lambda: prune(X, Y, method="one_shot"), "rate=0.9"),
+    "method magnitude": (lambda: prune(X, Y, method="magnitude"), "criterion='magnitude'"),
+    "method structured": (lambda: prune(X, Y, method="structured"), "granularity="),
+    "a misspelt field": (lambda: prune(X, Y, target_sparcity=0.9), "Did you mean 'target_sparsity'?"),
+    "a misspelt choice": (lambda: prune(X, Y, rewind="weight"), "Did you mean 'weights'?"),
+    "one pattern": (lambda: prune(X, Y, exclude="logits/*"), "Write exclude=('logits/*',)"),
+    "a layer's name": (lambda: prune(X, Y, exclude=("logits",)), "logits/*"),
+    "not compiled": (lambda: aimp_tf.prune(make(loss=False), X, Y, **BRIEF), "model.compile(optimizer=..., loss=...)"),
+    "a path as model": (lambda: aimp_tf.prune("model.keras", X, Y, **BRIEF), "keras.models.load_model('model.keras')"),
+    "a function as model": (lambda: aimp_tf.prune(make, X, Y, **BRIEF), "Expected a Keras model"),
+    "data before the model": (lambda: aimp_tf.prune(X, Y, make(), **BRIEF), "prune(model, x, y, ...)"),
+    "too few epochs in all": (
+        lambda: aimp_tf.prune(make(), X, Y, target_sparsity=0.75, total_epochs=3, verbose=0),
+        "Write total_epochs=",
+    ),
+    "epochs twice": (lambda: prune(X, Y, total_epochs=9), "Either epochs"),
+    "x of another shape": (lambda: prune(X[:, :4], Y), "inputs of shape (None, 8)"),
+    "y of another length": (lambda: prune(X, Y[:10]), "the same, non-zero number of examples"),
+    "strip of a plain model": (lambda: aimp_tf.strip(make()), "aimp_tf.wrap(model)"),
+    "compact of a file": (lambda: aimp_tf.compact("model.keras"), "keras.models.load_model('model.keras')"),
+    "a batch without a list": (lambda: prune(X, Y, callbacks="early_stopping"), "callbacks must be Keras callbacks"),
+}
+
+
+@pytest.mark.parametrize("attempt", WORKS)
+def test_a_first_attempt_works(attempt):
+    result = WORKS[attempt]()
+    assert result.sparsity == pytest.approx(0.75, abs=0.01)
+    assert ("val_loss" in result.rounds[-1].metrics) == ("validation" in attempt)
+
+
+@pytest.mark.parametrize("attempt", REFUSED)
+def test_a_first_attempt_is_told_what_to_write(attempt):
+    attempted, line = REFUSED[attempt]
+    with pytest.raises((TypeError, ValueError)) as raised:
+        attempted()
+    assert line in str(raised.value)
+
+
+def test_a_model_of_pytorch_is_told_from_one_of_keras():
+    class Module:
+        """As torch.nn.Module, which the tests do not need."""
+
+    Module.__module__ = "torch.nn.modules.module"
+    with pytest.raises(TypeError, match=r"torch\.nn.*keras\.Model"):
+        aimp_tf.prune(Module(), X, Y, **BRIEF)
+
+
+def test_forty_attempts_are_listed():
+    assert len(WORKS) + len(REFUSED) >= 40
