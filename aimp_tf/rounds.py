@@ -13,6 +13,7 @@ from aimp_tf.ranking import surviving
 
 _LOWEST_OCTAVE, _HIGHEST_OCTAVE = -20, 4
 _BINS_PER_OCTAVE = 4
+_LAST_CHOICES = ("loss", "mask_distance")
 
 MAGNITUDE_EDGES: tuple[float, ...] = tuple(
     2.0 ** (step / _BINS_PER_OCTAVE)
@@ -200,6 +201,26 @@ def duration_text(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def percent_text(fraction: float) -> str:
+    """A fraction as people read it, such as "67.2%"; with as many digits as tell it from all, such as "99.96%"."""
+    digits = 1
+    while fraction < 1 and digits < 6 and f"{fraction:.{digits}%}".startswith("100"):
+        digits += 1
+    return f"{fraction:.{digits}%}"
+
+
+def telling_metric(names: Sequence[str]) -> str | None:
+    """Of the names of metrics, the one that tells most: the first of validation but the loss, or the nearest to that.
+
+    It is one of training, if validation gives no more than its loss; None where there are no names.
+    """
+    return min(
+        names,
+        key=lambda name: (name.removeprefix("val_") in _LAST_CHOICES, not name.startswith("val_")),
+        default=None,
+    )
 
 
 def number_text(value: Any) -> str:
