@@ -139,7 +139,7 @@ LAYERS = [
     ["model_graph", "signature", "fitting"],
     ["compaction"],
     ["callback", "exporting"],
-    ["run_directory"],
+    ["run_directory", "display"],
     ["progress", "report"],
     ["result"],
     ["pruning", "fine_tuning"],
