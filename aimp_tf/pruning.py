@@ -16,6 +16,7 @@ import tensorflow as tf
 from aimp_tf.callback import GlobalMagnitudePruning
 from aimp_tf.cluster import Cluster
 from aimp_tf.config import PruningConfig
+from aimp_tf.display import RunDisplay, fit_verbose
 from aimp_tf.exporting import export
 from aimp_tf.fitting import Fitting, build, check_fit_options
 from aimp_tf.input_pipeline import spec_of
@@ -30,7 +31,7 @@ from aimp_tf.masked_model import (
     sparsity,
 )
 from aimp_tf.other_callbacks import as_callbacks, follows_batches, watch_from
-from aimp_tf.plan import epoch_at_target, imp_epochs
+from aimp_tf.plan import epoch_at_target, imp_epochs, make_plan
 from aimp_tf.precision import resolve_policy
 from aimp_tf.progress import RunProgress
 from aimp_tf.ranking import check_finite
@@ -84,7 +85,8 @@ def prune(
             such as a GPU, where each step then gathers its batch, rather than batch by batch. The batches are the same
             to the last bit. It takes a model on one device, with arrays that fit there beside it; on a CPU nothing is
             gained.
-        verbose: As in `fit`.
+        verbose: "auto" shows a line a round and a live one with the time left; 1 and 2 show a line a round and Keras'
+            own bars, or lines; 0 shows nothing.
         overwrite: Whether what an earlier run left in `workdir` is removed first.
         **overrides: Fields of `PruningConfig` that replace those of `config`.
 
@@ -125,7 +127,14 @@ def prune(
             if workdir is not None:
                 check_workdir(workdir)
             fitting = Fitting(
-                train_data, validation_data, as_callbacks(callbacks), options, verbose, config.seed, generation, cluster
+                train_data,
+                validation_data,
+                as_callbacks(callbacks),
+                options,
+                fit_verbose(verbose),
+                config.seed,
+                generation,
+                cluster,
             )
             if masks is not None and config.method == "tfmot":
                 raise ValueError(
@@ -165,9 +174,9 @@ def prune(
             parts = {name: {**part, "batches": None} for name, part in signature.items()}
             cluster.check_same(config=config.to_json(), **parts)
         if config.method == "tfmot":
-            result = _prune_with_tfmot(model, config, fitting, directory)
+            result = _prune_with_tfmot(model, config, fitting, directory, verbose)
         else:
-            result = _prune_in_rounds(model, config, fitting, directory, masks)
+            result = _prune_in_rounds(model, config, fitting, directory, masks, verbose)
         saved = cluster.from_chief(directory is not None)
         if directory is not None:
             directory.save_model(result.model)
@@ -179,7 +188,12 @@ def prune(
 
 
 def _prune_in_rounds(
-    model: Any, config: PruningConfig, fitting: Fitting, directory: RunDirectory | None, masks: Masks
+    model: Any,
+    config: PruningConfig,
+    fitting: Fitting,
+    directory: RunDirectory | None,
+    masks: Masks,
+    verbose: str | int,
 ) -> PruningResult:
     masked = mask_model(model, config.include, config.exclude, config.mixed_precision, config.granularity, masks)
     first = masked.kept
@@ -193,23 +207,26 @@ def _prune_in_rounds(
         pruning.begin(masked)
         progress = RunProgress(pruning, masked, fitting.order, directory)
         progress.begin()
-        while not pruning.finished:
-            try:
-                fitting.fit(
-                    masked.model,
-                    [*pruning.among(fitting.callbacks), progress],
-                    epochs=pruning.next_epochs,
-                    initial_epoch=progress.initial_epoch,
-                )
-            except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-                if any(masked.optimizers.steps) or pruning.rounds:
-                    raise
-                raise ValueError(
-                    f"fit failed before its first step, and nothing was trained. train_data gives "
-                    f"{spec_of(fitting.train)}; the model {model.name!r} takes {_inputs(model, config)}. The error "
-                    f"was: {error}"
-                ) from error
-            progress.save_round()
+        with _display(verbose, config, fitting, masked.weight_count, first, masked.cluster.chief) as display:
+            display.begin(pruning.rounds, progress.initial_epoch)
+            while not pruning.finished:
+                try:
+                    fitting.fit(
+                        masked.model,
+                        [*pruning.among(fitting.callbacks), display, progress],
+                        epochs=pruning.next_epochs,
+                        initial_epoch=progress.initial_epoch,
+                    )
+                except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+                    if any(masked.optimizers.steps) or pruning.rounds:
+                        raise
+                    raise ValueError(
+                        f"fit failed before its first step, and nothing was trained. train_data gives "
+                        f"{spec_of(fitting.train)}; the model {model.name!r} takes {_inputs(model, config)}. The error "
+                        f"was: {error}"
+                    ) from error
+                progress.save_round()
+                display.round_done(pruning.rounds[-1])
         last = masked.masks()
     finally:
         pruned = masked.strip()
@@ -225,7 +242,7 @@ def _prune_in_rounds(
 
 
 def _prune_with_tfmot(
-    model: Any, config: PruningConfig, fitting: Fitting, directory: RunDirectory | None
+    model: Any, config: PruningConfig, fitting: Fitting, directory: RunDirectory | None, verbose: str | int
 ) -> PruningResult:
     """The baseline `method="tfmot"`: one fit, in which tfmot's own wrappers and callback prune. It does not go on."""
     if model.distribute_strategy.num_replicas_in_sync > 1:
@@ -241,16 +258,19 @@ def _prune_with_tfmot(
         directory.begin(round_count=1)
         rounds = directory.finished_rounds()
         directory.go_on(rounds, ())
-    if rounds:
-        model.set_weights(rounds[0].state["weights"])
-        result, masks = rounds[0].result, _zero_masks(_prunable(model, config))
-    else:
-        result, masks = _train_with_tfmot(model, config, fitting, directory)
+    with _display(verbose, config, fitting, weight_count) as display:
+        display.begin([round_.result for round_ in rounds])
+        if rounds:
+            model.set_weights(rounds[0].state["weights"])
+            result, masks = rounds[0].result, _zero_masks(_prunable(model, config))
+        else:
+            result, masks = _train_with_tfmot(model, config, fitting, directory, display)
+            display.round_done(result)
     return PruningResult(model, masks, [result], result.sparsity, imp_epochs(config, weight_count), config)
 
 
 def _train_with_tfmot(
-    model: Any, config: PruningConfig, fitting: Fitting, directory: RunDirectory | None
+    model: Any, config: PruningConfig, fitting: Fitting, directory: RunDirectory | None, display: RunDisplay
 ) -> tuple[RoundResult, dict[str, np.ndarray]]:
     reasons = left_dense(model, config.include, config.exclude)
     started_at = time.monotonic()
@@ -260,7 +280,7 @@ def _train_with_tfmot(
 
     def fit(wrapped: Any, own: list[Any]) -> None:
         nonlocal last
-        fitting.fit(wrapped, [*own, *fitting.callbacks], epochs=config.epochs)
+        fitting.fit(wrapped, [*own, *fitting.callbacks, display], epochs=config.epochs)
         last = checksum_of_arrays(wrapped.get_weights())
 
     def on_epoch_end(wrapped: Any, epoch: int, logs: dict[str, Any]) -> None:
@@ -298,6 +318,21 @@ def _train_with_tfmot(
     if directory is not None:
         directory.save_round(result, epoch_logs, masks, model.save_weights, {"weights": model.get_weights()})
     return result, masks
+
+
+def _display(
+    verbose: str | int,
+    config: PruningConfig,
+    fitting: Fitting,
+    weight_count: int,
+    first: int | None = None,
+    chief: bool = True,
+) -> RunDisplay:
+    may_stop = config.stop_mask_distance is not None or any(
+        hasattr(callback, "start_from_epoch") for callback in fitting.callbacks
+    )
+    plan = make_plan(config, weight_count, first)
+    return RunDisplay(verbose, plan, weight_count, may_stop=may_stop, chief=chief)
 
 
 def _zero_masks(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
