@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from aimp_tf.config import ROUNDS_IN_LAST_TRAINING, PruningConfig
 
@@ -155,14 +155,6 @@ def make_plan(config: PruningConfig, weight_count: int, first: int | None = None
             Round(index, epochs, kept, rewind, *_schedule(config, epochs, config.rewind_epoch if index else 0))
         )
     return tuple(rounds)
-
-
-def headline(rounds: Sequence[Round], weights: int) -> str:
-    """A plan in a line, such as "12 trainings, 96 epochs, 90.0% of 50,200 weights"."""
-    epochs = sum(round_.epochs for round_ in rounds)
-    gone = 1 - rounds[-1].kept / weights
-    trainings = f"{len(rounds)} trainings" if len(rounds) > 1 else "1 training"
-    return f"{trainings}, {epochs:,} epoch{'s' * (epochs != 1)}, {gone:.1%} of {weights:,} weights"
 
 
 def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -11,8 +11,8 @@ import numpy as np
 from aimp_tf.arguments import config_of
 from aimp_tf.config import PruningConfig
 from aimp_tf.masked_model import Masks, check_plain, keras_generation, select_prunable
-from aimp_tf.planning import Round, headline, imp_epochs, least_survivors, make_plan, settled
-from aimp_tf.rounds import aligned
+from aimp_tf.planning import Round, imp_epochs, least_survivors, make_plan, settled
+from aimp_tf.rounds import aligned, percent_text, plan_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +41,12 @@ class RunPlan:
         rows = [["training", "weights kept", "sparsity", "epochs"]]
         for round_ in self.rounds:
             name = "last" if round_ is self.rounds[-1] else str(round_.index + 1)
-            sparsity = f"{1 - round_.kept / self.weights:.1%}"
+            sparsity = percent_text(1 - round_.kept / self.weights)
             rows.append([name, f"{round_.kept:,}", sparsity, str(round_.epochs)])
         return rows
 
     def __str__(self) -> str:
-        text = headline(self.rounds, self.weights)
+        text = plan_text(self.rounds, self.weights, self.config.stop_mask_distance is not None)
         imp = f"plain iterative magnitude pruning trains for {self.imp_epochs:,}."
         return "\n".join([f"{text}; {imp}" if len(self.rounds) > 1 else f"{text}.", "", *aligned(self.table())])
 

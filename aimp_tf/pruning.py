@@ -17,6 +17,7 @@ from aimp_tf.arguments import config_of, sort_arguments, split_off, training_dat
 from aimp_tf.callback import GlobalMagnitudePruning
 from aimp_tf.cluster import Cluster
 from aimp_tf.config import PruningConfig
+from aimp_tf.display import RunDisplay, fit_verbose
 from aimp_tf.exporting import export
 from aimp_tf.fitting import Fitting, build, check_batches
 from aimp_tf.input_pipeline import spec_of
@@ -31,7 +32,7 @@ from aimp_tf.masked_model import (
     sparsity,
 )
 from aimp_tf.other_callbacks import as_callbacks, follows_batches, watch_from
-from aimp_tf.planning import epoch_at_target, imp_epochs, settled
+from aimp_tf.planning import epoch_at_target, imp_epochs, make_plan, settled
 from aimp_tf.precision import resolve_policy
 from aimp_tf.progress import RunProgress
 from aimp_tf.ranking import check_finite
@@ -90,7 +91,8 @@ def prune(
         data_on_device: Whether arrays are copied once into the memory of the device that trains, such as a GPU, where
             each step then gathers its batch, rather than batch by batch. The batches are the same to the last bit. It
             takes a model on one device, with arrays that fit there beside it; on a CPU nothing is gained.
-        verbose: As in `fit`.
+        verbose: "auto" shows a line a round and a live one with the time left; 1 and 2 show a line a round and Keras'
+            own bars, or lines; 0 shows nothing.
         overwrite: Whether what an earlier run left in `workdir` is removed first.
         **settings: Fields of `PruningConfig`, and the other arguments of `fit`: batch_size (arrays only; default 32),
             shuffle, class_weight, steps_per_epoch, validation_batch_size, validation_steps, validation_freq.
@@ -133,7 +135,14 @@ def prune(
             if workdir is not None:
                 check_workdir(workdir)
             fitting = Fitting(
-                data, validation_data, as_callbacks(callbacks), options, verbose, config.seed, generation, cluster
+                data,
+                validation_data,
+                as_callbacks(callbacks),
+                options,
+                fit_verbose(verbose),
+                config.seed,
+                generation,
+                cluster,
             )
             if masks is not None and config.method == "tfmot":
                 raise ValueError(
@@ -175,9 +184,9 @@ def prune(
             parts = {name: {**part, "batches": None} for name, part in signature.items()}
             cluster.check_same(config=config.to_json(), **parts)
         if config.method == "tfmot":
-            result = _prune_with_tfmot(model, config, fitting, directory)
+            result = _prune_with_tfmot(model, config, fitting, directory, verbose)
         else:
-            result = _prune_in_rounds(model, config, fitting, directory, masks)
+            result = _prune_in_rounds(model, config, fitting, directory, masks, verbose)
         saved = cluster.from_chief(directory is not None)
         if directory is not None:
             directory.save_model(result.model)
@@ -189,7 +198,12 @@ def prune(
 
 
 def _prune_in_rounds(
-    model: Any, config: PruningConfig, fitting: Fitting, directory: RunDirectory | None, masks: Masks
+    model: Any,
+    config: PruningConfig,
+    fitting: Fitting,
+    directory: RunDirectory | None,
+    masks: Masks,
+    verbose: str | int,
 ) -> PruningResult:
     masked = mask_model(model, config.include, config.exclude, config.mixed_precision, config.granularity, masks)
     first = masked.kept
@@ -204,23 +218,26 @@ def _prune_in_rounds(
         pruning.begin(masked)
         progress = RunProgress(pruning, masked, fitting.order, directory)
         progress.begin()
-        while not pruning.finished:
-            try:
-                fitting.fit(
-                    masked.model,
-                    [*pruning.among(fitting.callbacks), progress],
-                    epochs=pruning.next_epochs,
-                    initial_epoch=progress.initial_epoch,
-                )
-            except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-                if any(masked.optimizers.steps) or pruning.rounds:
-                    raise
-                raise ValueError(
-                    f"fit failed before its first step, and nothing was trained. The training data gives "
-                    f"{spec_of(fitting.train)}; the model {model.name!r} takes {_inputs(model, config)}. The error "
-                    f"was: {error}"
-                ) from error
-            progress.save_round()
+        with _display(verbose, config, fitting, masked.weight_count, first, masked.cluster.chief) as display:
+            display.begin(pruning.rounds, progress.initial_epoch)
+            while not pruning.finished:
+                try:
+                    fitting.fit(
+                        masked.model,
+                        [*pruning.among(fitting.callbacks), display, progress],
+                        epochs=pruning.next_epochs,
+                        initial_epoch=progress.initial_epoch,
+                    )
+                except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+                    if any(masked.optimizers.steps) or pruning.rounds:
+                        raise
+                    raise ValueError(
+                        f"fit failed before its first step, and nothing was trained. The training data gives "
+                        f"{spec_of(fitting.train)}; the model {model.name!r} takes {_inputs(model, config)}. The error "
+                        f"was: {error}"
+                    ) from error
+                progress.save_round()
+                display.round_done(pruning.rounds[-1])
         last = masked.masks()
     finally:
         pruned = masked.strip()
@@ -236,7 +253,7 @@ def _prune_in_rounds(
 
 
 def _prune_with_tfmot(
-    model: Any, config: PruningConfig, fitting: Fitting, directory: RunDirectory | None
+    model: Any, config: PruningConfig, fitting: Fitting, directory: RunDirectory | None, verbose: str | int
 ) -> PruningResult:
     """The baseline `method="tfmot"`: one fit, in which tfmot's own wrappers and callback prune. It does not go on."""
     if model.distribute_strategy.num_replicas_in_sync > 1:
@@ -253,16 +270,19 @@ def _prune_with_tfmot(
         directory.begin(round_count=1)
         rounds = directory.finished_rounds()
         directory.go_on(rounds, ())
-    if rounds:
-        model.set_weights(rounds[0].state["weights"])
-        result, masks = rounds[0].result, _zero_masks(_prunable(model, config))
-    else:
-        result, masks = _train_with_tfmot(model, config, fitting, directory)
+    with _display(verbose, config, fitting, weight_count) as display:
+        display.begin([round_.result for round_ in rounds])
+        if rounds:
+            model.set_weights(rounds[0].state["weights"])
+            result, masks = rounds[0].result, _zero_masks(_prunable(model, config))
+        else:
+            result, masks = _train_with_tfmot(model, config, fitting, directory, display)
+            display.round_done(result)
     return PruningResult(model, masks, [result], result.sparsity, imp_epochs(config, weight_count), config)
 
 
 def _train_with_tfmot(
-    model: Any, config: PruningConfig, fitting: Fitting, directory: RunDirectory | None
+    model: Any, config: PruningConfig, fitting: Fitting, directory: RunDirectory | None, display: RunDisplay
 ) -> tuple[RoundResult, dict[str, np.ndarray]]:
     reasons = left_dense(model, config.include, config.exclude)
     started_at = time.monotonic()
@@ -272,7 +292,7 @@ def _train_with_tfmot(
 
     def fit(wrapped: Any, own: list[Any]) -> None:
         nonlocal last
-        fitting.fit(wrapped, [*own, *fitting.callbacks], epochs=config.epochs)
+        fitting.fit(wrapped, [*own, *fitting.callbacks, display], epochs=config.epochs)
         last = checksum_of_arrays(wrapped.get_weights())
 
     def on_epoch_end(wrapped: Any, epoch: int, logs: dict[str, Any]) -> None:
@@ -310,6 +330,21 @@ def _train_with_tfmot(
     if directory is not None:
         directory.save_round(result, epoch_logs, masks, model.save_weights, {"weights": model.get_weights()})
     return result, masks
+
+
+def _display(
+    verbose: str | int,
+    config: PruningConfig,
+    fitting: Fitting,
+    weight_count: int,
+    first: int | None = None,
+    chief: bool = True,
+) -> RunDisplay:
+    may_stop = config.stop_mask_distance is not None or any(
+        hasattr(callback, "start_from_epoch") for callback in fitting.callbacks
+    )
+    plan = make_plan(config, weight_count, first)
+    return RunDisplay(verbose, plan, weight_count, may_stop=may_stop, chief=chief)
 
 
 def _zero_masks(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

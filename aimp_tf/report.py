@@ -18,14 +18,12 @@ from urllib.parse import quote
 from aimp_tf.config import PruningConfig, nearest, upgrade
 from aimp_tf.planning import imp_epochs, make_plan
 from aimp_tf.plots import check_matplotlib, plot_cost, plot_latency, plot_layers, plot_magnitudes, plot_metric
-from aimp_tf.rounds import duration_text, layer_notes, layer_table, number_text, round_table
+from aimp_tf.rounds import duration_text, layer_notes, layer_table, number_text, round_table, telling_metric
 from aimp_tf.run_directory import RecordedRun
 from aimp_tf.safe_files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_LAST_CHOICES = ("loss", "mask_distance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,11 +236,10 @@ def _choose_metric(runs: Sequence[RecordedRun], metric: str | None) -> str:
                 f"No run has the metric {metric!r}; there are {', '.join(names) or 'none'}.{nearest(metric, names)}"
             )
         return metric
-    if not names:
+    chosen = telling_metric(names)
+    if chosen is None:
         raise ValueError(f"There is no metric to plot in {', '.join(run.name for run in runs)}.")
-
-    # Of training, if validation gives no more than its loss.
-    return min(names, key=lambda name: (name.removeprefix("val_") in _LAST_CHOICES, not name.startswith("val_")))
+    return chosen
 
 
 def _overview(plans: Sequence[_Plan], metric: str, label: str) -> _Table:

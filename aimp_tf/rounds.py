@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from aimp_tf.planning import Round
 from aimp_tf.ranking import surviving
 
 _LOWEST_OCTAVE, _HIGHEST_OCTAVE = -20, 4
 _BINS_PER_OCTAVE = 4
+_LAST_CHOICES = ("loss", "mask_distance")
 
 MAGNITUDE_EDGES: tuple[float, ...] = tuple(
     2.0 ** (step / _BINS_PER_OCTAVE)
@@ -200,6 +202,42 @@ def duration_text(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def percent_text(fraction: float) -> str:
+    """A fraction as people read it, such as "67.2%"; with as many digits as tell it from all, such as "99.96%"."""
+    digits = 1
+    while fraction < 1 and digits < 6 and f"{fraction:.{digits}%}".startswith("100"):
+        digits += 1
+    return f"{fraction:.{digits}%}"
+
+
+def plan_text(plan: Sequence[Round], weight_count: int, at_most: bool = False) -> str:
+    """A plan in a line, such as "12 trainings, 96 epochs, 90.0% of 50,200 weights"; or "up to 96"."""
+    epochs = counted_text(sum(round_.epochs for round_ in plan), "epoch")
+    kept = plan[-1].kept
+    removed = "none" if kept == weight_count else percent_text(1 - kept / weight_count)
+    return (
+        f"{counted_text(len(plan), 'training')}, {'up to ' * at_most}{epochs}, {removed} of "
+        f"{counted_text(weight_count, 'weight')}"
+    )
+
+
+def counted_text(count: int, noun: str) -> str:
+    """A number of things, such as "1 epoch" or "1,200 epochs"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def telling_metric(names: Sequence[str]) -> str | None:
+    """Of the names of metrics, the one that tells most: the first of validation but the loss, or the nearest to that.
+
+    It is one of training, if validation gives no more than its loss; None where there are no names.
+    """
+    return min(
+        names,
+        key=lambda name: (name.removeprefix("val_") in _LAST_CHOICES, not name.startswith("val_")),
+        default=None,
+    )
 
 
 def number_text(value: Any) -> str:

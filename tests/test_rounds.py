@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import aimp_tf
 from aimp_tf.ranking import smallest_magnitude
-from aimp_tf.rounds import MAGNITUDE_EDGES, LayerResult, RoundResult, by_split
+from aimp_tf.rounds import MAGNITUDE_EDGES, LayerResult, RoundResult, by_split, percent_text, telling_metric
 
 
 def test_magnitudes_of_survivors_are_counted():
@@ -86,3 +86,15 @@ def test_thresholds_are_the_smallest_magnitudes_that_ranking_kept(make_mlp, blob
         assert layer.threshold == first[layer.path][result.masks[layer.path]].min()
         assert layer.threshold > first[layer.path][~result.masks[layer.path]].max()
         assert layer.kept == np.count_nonzero(result.masks[layer.path]) == sum(layer.magnitudes)
+
+
+def test_percents_tell_a_part_from_all():
+    texts = [percent_text(fraction) for fraction in (0.0, 0.6723, 0.9994, 0.9996, 0.9999999, 1.0)]
+    assert texts == ["0.0%", "67.2%", "99.9%", "99.96%", "99.99999%", "100.0%"]
+
+
+def test_the_metric_that_tells_most():
+    assert telling_metric(["loss", "accuracy", "val_loss", "val_auc", "val_accuracy"]) == "val_auc"
+    assert telling_metric(["loss", "accuracy", "val_loss"]) == "accuracy"
+    assert telling_metric(["loss", "mask_distance", "val_loss"]) == "val_loss"
+    assert telling_metric(["loss"]) == "loss" and telling_metric([]) is None

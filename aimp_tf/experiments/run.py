@@ -100,7 +100,7 @@ def run(
         experiment: What to run.
         workdir: As in `compare`.
         data_dir: Where tensorflow-datasets keeps its data.
-        verbose: As in `fit`.
+        verbose: As in `prune`; for the dense training, as in `fit`.
         overwrite: As in `prune`.
 
     Raises:
@@ -130,7 +130,7 @@ def compare(
         data: Its data.
         workdir: The run directory of `prune`, with dense/saved_model and comparison.json added. A pruning run that was
             interrupted goes on there; the dense training does not, and begins anew.
-        verbose: As in `fit`.
+        verbose: As in `prune`; for the dense training, as in `fit`.
         overwrite: As in `prune`.
         strategy: What both models are trained under. With several workers, each calls this with the same arguments.
 
