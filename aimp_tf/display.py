@@ -62,6 +62,7 @@ class RunDisplay(EpochCallback):
         plan: The rounds of the run, as `make_plan` gives them.
         weight_count: Number of prunable weights.
         may_stop: Whether rounds may end before their last epoch.
+        title: What to call a run of one training, whose plan is then not shown.
         chief: Whether this is the worker that shows the run; others show nothing.
 
     Example:
@@ -82,6 +83,7 @@ class RunDisplay(EpochCallback):
         *,
         may_stop: bool = False,
         chief: bool = True,
+        title: str | None = None,
     ) -> None:
         super().__init__()
         self._shown = chief and verbose != 0
@@ -89,6 +91,7 @@ class RunDisplay(EpochCallback):
         self._plan = plan
         self._weight_count = weight_count
         self._may_stop = may_stop
+        self._title = title
         self._rounds_done = 0
         self._epochs_done = 0
         self._epoch = 0  # Epochs done of the round that trains.
@@ -120,7 +123,8 @@ class RunDisplay(EpochCallback):
         console = Console(file=sys.stdout)
         if console.is_terminal and not console.is_jupyter:
             self._width = console.width
-        _print(plan_text(self._plan, self._weight_count, self._may_stop))
+        if self._title is None:
+            _print(plan_text(self._plan, self._weight_count, self._may_stop))
         if self._epochs_done:
             _print(self._done_before())
         if self._live and self._rounds_done < len(self._plan):
@@ -158,7 +162,7 @@ class RunDisplay(EpochCallback):
     def _label(self, index: int, digits: int = 1) -> str:
         count = len(self._plan)
         if index + 1 == count:
-            return "training" if count == 1 else "last training"
+            return (self._title or "training") if count == 1 else "last training"
         return f"round {index + 1:{digits}} of {count}"
 
     def _line(self, result: RoundResult) -> str:

@@ -30,6 +30,7 @@ class Fitting:
     Attributes:
         train: The training data.
         validation: The validation data, or None.
+        examples: How many examples that has, where it is arrays; None for other data.
         order: The order in which arrays are read; None for other data, which has its own.
         callbacks: The user's callbacks.
         options: The other arguments of `fit`.
@@ -98,6 +99,7 @@ class Fitting:
             self.options["shuffle"] = False  # Keras 3 warns of its own default, which does not apply to a Dataset.
         _check_end(self.train, _TRAINING, options.get("steps_per_epoch"), "steps_per_epoch")
         self.validation = None
+        self.examples: int | None = None
         if validation_data is not None:
             if validation_batch_size is None and isinstance(validation_data, tuple):
                 validation_batch_size = batch_size
@@ -108,6 +110,8 @@ class Fitting:
                 floatx=floatx,
                 least_batch=least_batch,
             )
+            if isinstance(validation_data, tuple):
+                self.examples = len(tf.nest.flatten(validation_data)[0])
             _check_end(self.validation, "validation_data", options.get("validation_steps"), "validation_steps")
 
     def batches(self) -> int:
@@ -118,15 +122,15 @@ class Fitting:
         logger.info("The training data does not tell how many batches it has; reading it once to count them.")
         return int(self.train.reduce(np.int64(0), lambda count, _: count + 1))
 
-    def measure(self, model: Any, logs: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the metrics in the logs of a `fit` that evaluating the model on the same data gives."""
+    def measure(self, model: Any, logs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The metrics that evaluating a model on the data gives; of those in the logs of a `fit`, if there are any."""
         settings = {"verbose": 0, "return_dict": True}
         measured = model.evaluate(self.train, steps=self.options.get("steps_per_epoch"), **settings)
         if self.validation is not None:
             steps = self.options.get("validation_steps")
             validated = model.evaluate(self.validation, steps=steps, **settings)
             measured |= {f"val_{name}": value for name, value in validated.items()}
-        return plain_logs({name: measured[name] for name in logs if name in measured})
+        return plain_logs({name: measured[name] for name in logs or measured if name in measured})
 
     def settle_order(self, cluster: Cluster) -> None:
         """Lets all workers read arrays in the order of the chief, whose seed may be drawn."""

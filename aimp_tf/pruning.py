@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import tempfile
@@ -17,8 +18,9 @@ from aimp_tf.arguments import config_of, sort_arguments, split_off, training_dat
 from aimp_tf.callback import GlobalMagnitudePruning
 from aimp_tf.cluster import Cluster
 from aimp_tf.config import PruningConfig
+from aimp_tf.dense_baseline import check_dense_baseline, measure_dense
 from aimp_tf.display import RunDisplay, fit_verbose
-from aimp_tf.exporting import export
+from aimp_tf.exporting import Target, export
 from aimp_tf.fitting import Fitting, build, check_batches
 from aimp_tf.input_pipeline import spec_of
 from aimp_tf.masked_model import (
@@ -32,6 +34,7 @@ from aimp_tf.masked_model import (
     sparsity,
 )
 from aimp_tf.other_callbacks import as_callbacks, follows_batches, watch_from
+from aimp_tf.outcome import Outcome
 from aimp_tf.planning import epoch_at_target, imp_epochs, make_plan, settled
 from aimp_tf.precision import resolve_policy
 from aimp_tf.progress import RunProgress
@@ -55,6 +58,8 @@ def prune(
     callbacks: Any = (),
     masks: Masks = None,
     workdir: str | os.PathLike[str] | None = None,
+    dense_baseline: bool | int = False,
+    export_to: str | os.PathLike[str] | None = None,
     data_on_device: bool = False,
     verbose: str | int = "auto",
     overwrite: bool = False,
@@ -88,6 +93,11 @@ def prune(
             pruned SavedModel. It is new or empty, or that of a run with the same config, model and data, which then
             goes on where it stopped: at the end of an epoch, or with what it ended with. Of several workers, the chief
             alone reads and writes it.
+        dense_baseline: Whether the model is also trained without pruning, before the run and for `epochs`, or for as
+            many as this says; 0 evaluates it as it comes, and so does True with `start="trained"`. The run is the same
+            as without. Of the callbacks, those of Keras that train otherwise are heeded, such as EarlyStopping.
+        export_to: Where `export` writes the pruned model at the end: a folder, or a file such as "pruned.tflite".
+            Whether it can is tried before anything is trained.
         data_on_device: Whether arrays are copied once into the memory of the device that trains, such as a GPU, where
             each step then gathers its batch, rather than batch by batch. The batches are the same to the last bit. It
             takes a model on one device, with arrays that fit there beside it; on a CPU nothing is gained.
@@ -153,6 +163,9 @@ def prune(
                 raise TypeError(f"data_on_device must be True or False; got {data_on_device!r}.")
             if data_on_device:
                 fitting.check_on_device(model, cluster)
+            check_dense_baseline(dense_baseline, config, masks)
+            if export_to is not None and cluster.chief:
+                Target.of(export_to).check(overwrite)
         # Here, so that what "auto" chose is what a run directory holds, and the same on all workers.
         config = config.replace(mixed_precision=cluster.from_chief(resolve_policy(config.mixed_precision)))
         fitting.settle_order(cluster)
@@ -161,6 +174,9 @@ def prune(
         check_batches(model, fitting.validation, "validation_data")
         if data_on_device:
             stack.enter_context(fitting.on_device_of(model))
+        if export_to is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                export(model, folder, list(Target.of(export_to).formats), verify=False)
         directory, kept = None, {}
         with cluster.as_one():
             if workdir is not None or cluster.size > 1:
@@ -183,17 +199,27 @@ def prune(
             # Shards that workers read on their own may differ in length.
             parts = {name: {**part, "batches": None} for name, part in signature.items()}
             cluster.check_same(config=config.to_json(), **parts)
+        outcome = Outcome()
+        if dense_baseline is not False:
+            with cluster.as_one():
+                known = directory.outcome() if directory is not None else outcome
+            outcome = measure_dense(model, config, fitting, dense_baseline, verbose, cluster.from_chief(known))
+        outcome = dataclasses.replace(outcome, examples=fitting.examples)
         if config.method == "tfmot":
-            result = _prune_with_tfmot(model, config, fitting, directory, verbose)
+            result = _prune_with_tfmot(model, config, fitting, directory, outcome, verbose)
         else:
-            result = _prune_in_rounds(model, config, fitting, directory, masks, verbose)
+            result = _prune_in_rounds(model, config, fitting, directory, masks, outcome, verbose)
         saved = cluster.from_chief(directory is not None)
         if directory is not None:
             directory.save_model(result.model)
+            directory.save_outcome(result.measured)
         elif saved:
             # Saving reads what all replicas hold, for which the chief needs the others.
             with tempfile.TemporaryDirectory() as folder:
                 export(result.model, folder, formats=("saved_model",), verify=False)
+        if export_to is not None:
+            with tempfile.TemporaryDirectory() as folder:  # Of the other workers, as above.
+                export(result, export_to if cluster.chief else folder, overwrite=overwrite, verify=cluster.chief)
     return result
 
 
@@ -203,6 +229,7 @@ def _prune_in_rounds(
     fitting: Fitting,
     directory: RunDirectory | None,
     masks: Masks,
+    outcome: Outcome,
     verbose: str | int,
 ) -> PruningResult:
     masked = mask_model(model, config.include, config.exclude, config.mixed_precision, config.granularity, masks)
@@ -218,6 +245,8 @@ def _prune_in_rounds(
         pruning.begin(masked)
         progress = RunProgress(pruning, masked, fitting.order, directory)
         progress.begin()
+        if directory is not None and outcome.dense_metrics is not None:
+            directory.save_outcome(outcome)
         with _display(verbose, config, fitting, masked.weight_count, first, masked.cluster.chief) as display:
             display.begin(pruning.rounds, progress.initial_epoch)
             while not pruning.finished:
@@ -249,11 +278,17 @@ def _prune_in_rounds(
         sparsity=sparsity(pruned, config.include, config.exclude, config.granularity),
         imp_epochs=imp_epochs(config, masked.weight_count, first),
         config=config,
+        outcome=outcome,
     )
 
 
 def _prune_with_tfmot(
-    model: Any, config: PruningConfig, fitting: Fitting, directory: RunDirectory | None, verbose: str | int
+    model: Any,
+    config: PruningConfig,
+    fitting: Fitting,
+    directory: RunDirectory | None,
+    outcome: Outcome,
+    verbose: str | int,
 ) -> PruningResult:
     """The baseline `method="tfmot"`: one fit, in which tfmot's own wrappers and callback prune. It does not go on."""
     if model.distribute_strategy.num_replicas_in_sync > 1:
@@ -278,7 +313,7 @@ def _prune_with_tfmot(
         else:
             result, masks = _train_with_tfmot(model, config, fitting, directory, display)
             display.round_done(result)
-    return PruningResult(model, masks, [result], result.sparsity, imp_epochs(config, weight_count), config)
+    return PruningResult(model, masks, [result], result.sparsity, imp_epochs(config, weight_count), config, outcome)
 
 
 def _train_with_tfmot(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -12,13 +13,26 @@ from typing import Any
 
 import numpy as np
 
+from aimp_tf.compaction import compact
 from aimp_tf.config import PruningConfig
+from aimp_tf.measuring import measure_sizes
+from aimp_tf.outcome import Outcome
 from aimp_tf.report import write_report
-from aimp_tf.rounds import RoundResult, aligned, layer_notes, layer_table, round_table
+from aimp_tf.rounds import (
+    RoundResult,
+    aligned,
+    counted_text,
+    layer_notes,
+    layer_table,
+    number_text,
+    percent_text,
+    round_table,
+    telling_metric,
+)
 from aimp_tf.run_directory import RecordedRun, describe_environment
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class PruningResult:
     """A pruned model and how it came about.
 
@@ -28,7 +42,8 @@ class PruningResult:
         rounds: Every training, the final one as its last.
         sparsity: Fraction of the prunable weights that are exactly zero, measured on the weights.
         imp_epochs: Epochs that plain iterative magnitude pruning would have trained to the same sparsity.
-        config: What the run was told to do.
+        config: What the run was told to do, with `epochs` where `total_epochs` were given.
+        outcome: The pruned model beside the dense one, as far as the run has measured that.
     """
 
     model: Any
@@ -37,6 +52,14 @@ class PruningResult:
     sparsity: float
     imp_epochs: int
     config: PruningConfig
+    outcome: Outcome = Outcome()
+
+    @functools.cached_property
+    def measured(self) -> Outcome:
+        """`outcome` with the sizes of the model's file and the multiplications, which are measured at the first use."""
+        if self.model is None:
+            return self.outcome
+        return dataclasses.replace(self.outcome, **measure_sizes(self.model, self.masks))
 
     @property
     def epochs(self) -> int:
@@ -60,6 +83,21 @@ class PruningResult:
         """Wall time in all."""
         return sum(round_.seconds for round_ in self.rounds)
 
+    def compact(self) -> Any:
+        """The model without the units and channels that pruning left dead; see `aimp_tf.compact`."""
+        return compact(self.model)
+
+    def __repr__(self) -> str:
+        metrics = self.rounds[-1].metrics
+        metric = telling_metric(list(metrics))
+        told = "" if metric is None else f"{metric} {number_text(metrics[metric])}, "
+        last = self.rounds[-1]
+        return (
+            f"PruningResult({percent_text(self.sparsity)} sparse, {told}{last.kept:,} of "
+            f"{sum(layer.size for layer in last.layers):,} weights left, {counted_text(len(self.rounds), 'training')}, "
+            f"{counted_text(self.epochs, 'epoch')}; see .summary(), .plot(), .report('page.html'))"
+        )
+
     def summary(self) -> str:
         """The rounds as a table, the layers as another, and one line that sums up."""
         lines = [*aligned(round_table(self.rounds)), "", *aligned(layer_table(self.rounds[-1].layers)), ""]
@@ -67,6 +105,7 @@ class PruningResult:
             lines += [note, ""]
         if self.model is not None:
             lines += [f"Of all weights of the model, {self.model_sparsity:.2%} were pruned.", ""]
+        lines += [text for note in self.measured.notes(self.rounds[-1].metrics) for text in (note, "")]
         lines.append(
             f"{self.sparsity:.2%} of the prunable weights are zero, after {self.epochs} epochs in "
             f"{self.seconds:.0f} s; plain iterative magnitude pruning trains for {self.imp_epochs}."

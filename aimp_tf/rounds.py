@@ -40,7 +40,7 @@ class LayerResult:
     shape: tuple[int, ...]
     kept: int
     threshold: float | None
-    magnitudes: tuple[int, ...]
+    magnitudes: tuple[int, ...] = dataclasses.field(repr=False)
 
     @classmethod
     def of(cls, path: str, weight: np.ndarray, mask: np.ndarray, threshold: float | None) -> LayerResult:
@@ -108,7 +108,7 @@ class RoundResult:
     seconds: float
     metrics: dict[str, Any]
     guarded: tuple[str, ...] = ()
-    layers: tuple[LayerResult, ...] = ()
+    layers: tuple[LayerResult, ...] = dataclasses.field(default=(), repr=False)
     left_dense: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod

@@ -358,3 +358,56 @@ def test_a_model_that_was_made_in_a_loop_of_ones_own_is_taken_too(make_mlp, tmp_
 def test_a_broken_saved_model_is_reported(tmp_path):
     with pytest.raises(RuntimeError, match="saved_model could not be used in a fresh process"):
         use_in_fresh_process([("saved_model", tmp_path / "saved_model")], np.zeros((1, 2)))
+
+
+def test_a_path_of_a_file_is_that_file(make_mlp, blobs, tmp_path):
+    model = make_mlp()
+    for name, format_ in (("a.tflite", "tflite"), ("b.keras", "keras"), ("c.npz", "weights")):
+        artefacts = aimp_tf.export(model, tmp_path / "out" / name)
+        assert list(artefacts) == [format_] and artefacts[format_].path == tmp_path / "out" / name
+        assert (tmp_path / "out" / name).stat().st_size == artefacts[format_].bytes > 0
+    aimp_tf.export(model, tmp_path / "int8.tflite", "tflite_int8", inputs=blobs[0], verify=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.tflite", "out"]
+    for name, formats, message in (
+        ("a.tflite", ["tflite", "keras"], "is a file of one format, and formats are tflite, keras"),
+        ("a.tflite", ["keras"], "is a file of one format, and formats are keras"),
+        ("a.h5", None, r"Write .*a\.keras or .*a\.tflite"),
+        ("out/a.tflite", None, "exists already"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            aimp_tf.export(model, tmp_path / name, formats)
+
+
+def test_prune_exports_where_it_is_told(make_mlp, K, blobs, tmp_path):
+    settings = {"target_sparsity": 0.75, "rate": 0.75, "epochs": 1, "verbose": 0}
+    result = aimp_tf.prune(make_mlp(), *blobs, **settings, export_to=tmp_path / "pruned.keras")
+    loaded = K.models.load_model(tmp_path / "pruned.keras")
+    for here, there in zip(loaded.get_weights(), result.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(here, there)
+    model = make_mlp()
+    before = model.get_weights()
+    for path, message in (("pruned.keras", "exists already"), ("pruned.h5", "does not write"), ("x/y", "not a folder")):
+        (tmp_path / "x").write_text("")
+        with pytest.raises(ValueError, match=message):
+            aimp_tf.prune(model, *blobs, **settings, export_to=tmp_path / path)
+    for here, there in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
+def test_what_cannot_be_exported_is_said_before_training(K, blobs, tmp_path):
+    class Own(K.layers.Layer):
+        def call(self, inputs):
+            return inputs
+
+        def get_config(self):
+            raise RuntimeError("no config here")
+
+    model = K.Sequential([K.Input((8,)), Own(), K.layers.Dense(3)])
+    model.compile("sgd", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="cannot be written as a Keras file.*no config here"):
+        aimp_tf.prune(
+            model, *blobs, target_sparsity=0.5, epochs=1, rate=0.5, export_to=tmp_path / "own.keras", verbose=0
+        )
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+    assert not list(tmp_path.iterdir())

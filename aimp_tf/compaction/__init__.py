@@ -11,6 +11,7 @@ import numpy as np
 from aimp_tf.compaction.liveness import Liveness
 from aimp_tf.compaction.multiplications import channels_of
 from aimp_tf.compaction.rules import Opaque, Sum
+from aimp_tf.masked_model import HasModel, model_of
 from aimp_tf.model_graph import Call, Copies, ModelGraph, compile_alike
 
 __all__ = ["CompactionReport", "compact", "compact_and_report"]
@@ -59,7 +60,7 @@ class CompactionReport:
         return "\n".join(lines)
 
 
-def compact(model: Any) -> Any:
+def compact(model: Any | HasModel) -> Any:
     """A smaller model that computes the same as a pruned one.
 
     Removed are units and channels that nothing depends on, for all their outgoing weights are zero, and those that are
@@ -78,8 +79,8 @@ def compact(model: Any) -> Any:
     model further, or assign to its weights, and such layers change in both. They are logged at level INFO.
 
     Args:
-        model: A built functional or Sequential model of either generation of Keras, without masks, such as
-            `PruningResult.model`. It is not changed.
+        model: A built functional or Sequential model of either generation of Keras, without masks, or a
+            `PruningResult`. It is not changed.
 
     Returns:
         A functional model for inference with the inputs and outputs of `model`. Nested models are opened: it has their
@@ -92,13 +93,14 @@ def compact(model: Any) -> Any:
             be made from its config.
 
     Example:
-        small = aimp_tf.compact(result.model)
+        small = aimp_tf.compact(result)
     """
     return compact_and_report(model)[0]
 
 
-def compact_and_report(model: Any) -> tuple[Any, CompactionReport]:
+def compact_and_report(model: Any | HasModel) -> tuple[Any, CompactionReport]:
     """As `compact`, and what it came to."""
+    model = model_of(model)
     first = _Compaction(model)
     last = first
     smaller = first.model()

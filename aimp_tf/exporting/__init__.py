@@ -11,7 +11,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import tensorflow as tf
 
@@ -23,19 +23,12 @@ from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
 from aimp_tf.exporting.sparse import sparse_inference
 from aimp_tf.exporting.verification import differences, tolerance
 from aimp_tf.exporting.weights import write_weights
-from aimp_tf.masked_model import check_plain, keras_generation
+from aimp_tf.masked_model import HasModel, check_plain, model_of
 from aimp_tf.safe_files import UNFINISHED, check_writable
 
-__all__ = ["FORMATS", "Artefact", "HasModel", "choose_formats", "export"]
+__all__ = ["FORMATS", "Artefact", "Target", "choose_formats", "export"]
 
 logger = logging.getLogger(__name__)
-
-
-class HasModel(Protocol):
-    """A `PruningResult`, or anything else that holds a Keras model."""
-
-    @property
-    def model(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,17 +115,22 @@ FORMATS: dict[str, _Format] = {
 }
 
 
+_SUFFIXES = {".keras": "keras", ".tflite": "tflite", ".npz": "weights"}
+"""How the path of a single file ends -> the format that it is in."""
+_FOLDER_FORMATS = ("saved_model", "keras")
+
+
 def export(
     model: Any | HasModel,
-    directory: str | os.PathLike[str],
-    formats: Sequence[str] = ("saved_model", "keras"),
+    path: str | os.PathLike[str],
+    formats: Sequence[str] | None = None,
     *,
     inputs: Any = None,
     overwrite: bool = False,
     batch_size: int = 1,
     verify: bool = True,
 ) -> dict[str, Artefact]:
-    """Writes a Keras model into a folder, all formats whole or nothing, and uses each in a fresh process.
+    """Writes a Keras model into a file or a folder, all formats whole or nothing, and uses each in a fresh process.
 
     That process has neither aimp_tf nor tfmot, and what it computes is compared with the model's own outputs. They must
     be the same but for rounding: within 1e-4 of the largest entry of each output or, where layers of the model compute
@@ -140,8 +138,9 @@ def export(
 
     Args:
         model: A built Keras 3 or tf_keras model without masks, or a `PruningResult`.
-        directory: The folder, made if it is missing.
-        formats: Any of
+        path: A folder, made if it is missing; or a file of one format, which ends in .keras, .tflite or .npz.
+        formats: What the folder gets, "saved_model" and "keras" if this is None; or, of a file, which of the formats
+            whose names in a folder end like it. Any of
 
             - "saved_model": `saved_model/`, a TensorFlow SavedModel whose endpoint `serve` and signature
               `serving_default` take a batch of any size, float32 in and out;
@@ -172,23 +171,17 @@ def export(
 
         Nothing is written then, and what was there is as it was.
     """
-    model = _model_of(model)
+    model = model_of(model)
     check_plain(model)
-    chosen = choose_formats(formats)
+    target = Target.of(path, formats)
+    chosen, directory = target.formats, target.folder
     if inputs is not None:
         inputs = arrange(inputs, model)
     elif "tflite_int8" in chosen:
         raise ValueError(
             "tflite_int8 is scaled to what the model makes of real inputs: pass some hundred examples as inputs."
         )
-    directory = pathlib.Path(directory)
-    for format_ in chosen.values():
-        if os.path.lexists(directory / format_.file) and not overwrite:
-            raise ValueError(
-                f"{directory / format_.file} exists already; pass overwrite=True to replace it, or name another "
-                "directory."
-            )
-    check_writable(directory, "directory")
+    target.check(overwrite)
     given = inputs is not None
     if verify and not given and any(format_.kind != "weights" for format_ in chosen.values()):
         inputs = make_up(model)
@@ -207,16 +200,46 @@ def export(
     return {artefact.format: artefact for artefact in artefacts}
 
 
-def _model_of(model: Any | HasModel) -> Any:
-    try:
-        keras_generation(model)
-    except TypeError:
-        held = getattr(model, "model", None)
-        if held is None:
-            raise
-        keras_generation(held)
-        return held
-    return model
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Where `export` writes.
+
+    Attributes:
+        folder: The folder that everything lies in.
+        formats: Name -> the format, under the name that its file gets.
+    """
+
+    folder: pathlib.Path
+    formats: dict[str, _Format]
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str], formats: Sequence[str] | None = None) -> Target:
+        """As `export` takes its arguments. Raises ValueError for formats that are unknown, or do not fit a file."""
+        path = pathlib.Path(path)
+        if path.suffix in (".h5", ".hdf5", ".pb", ".onnx", ".pkl", ".pt"):
+            raise ValueError(
+                f"{path} would be of a format that export does not write. Write {path.with_suffix('.keras')} or "
+                f"{path.with_suffix('.tflite')}, or name a folder for a SavedModel."
+            )
+        if path.suffix not in _SUFFIXES or path.is_dir():
+            return cls(path, choose_formats(_FOLDER_FORMATS if formats is None else formats))
+        chosen = choose_formats(_SUFFIXES[path.suffix] if formats is None else formats)
+        if len(chosen) > 1 or pathlib.Path(next(iter(chosen.values())).file).suffix != path.suffix:
+            raise ValueError(
+                f"{path} is a file of one format, and formats are {', '.join(chosen)}. Name a folder for them, or "
+                "leave formats out."
+            )
+        return cls(path.parent, {name: dataclasses.replace(form, file=path.name) for name, form in chosen.items()})
+
+    def check(self, overwrite: bool) -> None:
+        """Raises ValueError where something is there already, or nothing can be written."""
+        for format_ in self.formats.values():
+            if os.path.lexists(self.folder / format_.file) and not overwrite:
+                raise ValueError(
+                    f"{self.folder / format_.file} exists already; pass overwrite=True to replace it, or name another "
+                    "path."
+                )
+        check_writable(self.folder, "directory")
 
 
 def choose_formats(formats: Sequence[str]) -> dict[str, _Format]:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.config import is_number
+from aimp_tf.masked_model import HasModel, model_of
 from aimp_tf.model_graph import Call, Copies, ModelGraph, compile_alike
 
 _log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class SparseReport:
         return "\n".join((f"batch size {self.batch_size}", *lines))
 
 
-def sparse_inference(model: Any, batch_size: int = 1) -> Any:
+def sparse_inference(model: Any | HasModel, batch_size: int = 1) -> Any:
     """A model for inference whose Dense layers and 1x1 convolutions are sparse matrix products where that is faster.
 
     Each such layer is timed on this machine, on inputs of the shape that it has in the model, as it is and as either of
@@ -89,7 +90,8 @@ def sparse_inference(model: Any, batch_size: int = 1) -> Any:
     to be read, so Keras refuses to write one.
 
     Args:
-        model: A built functional or Sequential model of either generation without masks. It is not changed.
+        model: A built functional or Sequential model of either generation without masks, or a `PruningResult`. It is
+            not changed.
         batch_size: Examples a call, to choose for. The new model takes batches of any size, and is right for all.
 
     Returns:
@@ -103,12 +105,13 @@ def sparse_inference(model: Any, batch_size: int = 1) -> Any:
     return sparse_inference_and_report(model, batch_size)[0]
 
 
-def sparse_inference_and_report(model: Any, batch_size: int = 1) -> tuple[Any, SparseReport]:
+def sparse_inference_and_report(model: Any | HasModel, batch_size: int = 1) -> tuple[Any, SparseReport]:
     """As `sparse_inference`, with what was timed and chosen."""
     if not is_number(batch_size, numbers.Integral):
         raise TypeError(f"batch_size must be a whole number; got {batch_size!r}.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    model = model_of(model)
     graph = ModelGraph.of(model)
     calls: dict[int, list[Call]] = {}
     for call in graph.calls:

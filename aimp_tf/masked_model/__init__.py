@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +26,7 @@ from aimp_tf.masked_model.smaller import resource_of
 from aimp_tf.precision import resolve_policy
 
 __all__ = [
+    "HasModel",
     "MaskedModel",
     "check_built",
     "check_model",
@@ -40,6 +41,7 @@ __all__ = [
     "Masks",
     "local_value",
     "mask_model",
+    "model_of",
     "named_weights",
     "resource_of",
     "select_prunable",
@@ -55,6 +57,13 @@ WRAPPED_FIELDS = ("include", "exclude", "granularity", "mixed_precision")
 """The fields of the config that `wrap` heeds."""
 
 _LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
+
+
+class HasModel(Protocol):
+    """A `PruningResult`, or anything else that holds a Keras model."""
+
+    @property
+    def model(self) -> Any: ...
 
 
 def check_model(model: Any) -> str:
@@ -296,6 +305,19 @@ def keras_generation(model: Any) -> str:
         f"Expected a Keras model (keras.Model or tf_keras.Model); got {model!r:.40} of type "
         f"{kind.__module__}.{kind.__qualname__}.{hint}"
     )
+
+
+def model_of(model: Any | HasModel) -> Any:
+    """A Keras model itself, or that of a `PruningResult`. Raises TypeError as `keras_generation`."""
+    try:
+        keras_generation(model)
+    except TypeError:
+        held = getattr(model, "model", None)
+        if held is None:
+            raise
+        keras_generation(held)
+        return held
+    return model
 
 
 def fit_ready(model: Any) -> contextlib.AbstractContextManager[None]:

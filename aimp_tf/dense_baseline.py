@@ -1,0 +1,110 @@
+"""What the model comes to without pruning: a reference for the run that prunes it."""
+
+from __future__ import annotations
+
+import functools
+import numbers
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.callback import GlobalMagnitudePruning
+from aimp_tf.config import PruningConfig, is_number
+from aimp_tf.display import RunDisplay
+from aimp_tf.fitting import Fitting
+from aimp_tf.masked_model import MaskedModel, local_value, mask_model
+from aimp_tf.outcome import Outcome
+from aimp_tf.planning import make_plan, settled
+from aimp_tf.progress import RunProgress
+
+# Those of Keras that train otherwise. Others write files, or are the user's, and are for the run that prunes.
+_HEEDED = ("EarlyStopping", "LearningRateScheduler", "ReduceLROnPlateau", "TerminateOnNaN")
+
+
+def check_dense_baseline(dense_baseline: Any, config: PruningConfig, masks: Any) -> None:
+    """Raises TypeError or ValueError where `dense_baseline` of `prune` is none, or there is no dense model."""
+    if not isinstance(dense_baseline, bool) and not is_number(dense_baseline, numbers.Integral):
+        raise TypeError(f"dense_baseline must be True, False or a number of epochs; got {dense_baseline!r}.")
+    if dense_baseline < 0:
+        raise ValueError(f"dense_baseline must not be negative; got {dense_baseline}.")
+    if dense_baseline is not False and (masks is not None or config.method == "dense"):
+        what = "the model is pruned already, by masks" if masks is not None else "method='dense' is that training"
+        raise ValueError(f"There is no dense baseline to train: {what}. Leave out dense_baseline.")
+
+
+def measure_dense(
+    model: Any, config: PruningConfig, fitting: Fitting, dense_baseline: bool | int, verbose: str | int, known: Outcome
+) -> Outcome:
+    """Trains the model without pruning, or evaluates it as it comes, and leaves it as it was.
+
+    Args:
+        model: A compiled, built model, not masked.
+        config: That of the run.
+        fitting: The data of the run.
+        dense_baseline: As in `prune`.
+        verbose: As in `prune`.
+        known: What was measured before. If it is the same, it is not measured again.
+
+    Returns:
+        The metrics of the dense model, and the epochs that it was trained for.
+    """
+    masked = mask_model(model, config.include, config.exclude, config.mixed_precision)
+    try:
+        if dense_baseline is True:
+            epochs = 0 if config.start == "trained" else settled(config, masked.weight_count).epochs
+        else:
+            epochs = dense_baseline
+        if known.dense_metrics is not None and known.dense_epochs == epochs:
+            return known
+        if not epochs:
+            return Outcome(dense_metrics=fitting.measure(masked.model), dense_epochs=0)
+        with _left_as_it_was(masked):
+            metrics = _train(masked, config, fitting, epochs, verbose)
+        return Outcome(dense_metrics=metrics, dense_epochs=epochs)
+    finally:
+        masked.strip()
+
+
+def _train(
+    masked: MaskedModel, config: PruningConfig, fitting: Fitting, epochs: int, verbose: str | int
+) -> dict[str, Any]:
+    dense = PruningConfig(
+        config.target_sparsity, epochs=epochs, method="dense", mixed_precision=config.mixed_precision, seed=config.seed
+    )
+    training = GlobalMagnitudePruning(dense, include=config.include, exclude=config.exclude)
+    training.measure = functools.partial(fitting.measure, masked.model)
+    training.begin(masked)
+    order = RunProgress(training, masked, fitting.order, None)
+    order.begin()
+    callbacks = [callback for callback in fitting.callbacks if _is_heeded(callback)]
+    plan = make_plan(dense, masked.weight_count)
+    with RunDisplay(verbose, plan, masked.weight_count, chief=masked.cluster.chief, title="dense baseline") as display:
+        display.begin()
+        fitting.fit(masked.model, [*training.among(callbacks), display, order], epochs=epochs)
+        display.round_done(training.rounds[-1])
+    return training.rounds[-1].metrics
+
+
+def _is_heeded(callback: Any) -> bool:
+    return any(kind.__name__ in _HEEDED for kind in type(callback).__mro__)
+
+
+@contextmanager
+def _left_as_it_was(masked: MaskedModel) -> Iterator[None]:
+    """Around a training of which nothing is to be left, so that what follows is as without it."""
+    weights = masked.snapshot()
+    state = {name: local_value(variable) for name, variable in masked.state().items()}
+    drawn = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        masked.make_whole()
+        masked.restore(weights)
+        variables: dict[str, Any] = masked.state()
+        for name, value in state.items():
+            variables[name].assign(value)
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])

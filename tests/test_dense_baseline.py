@@ -1,0 +1,116 @@
+"""Made-up data: this tests mechanics only."""
+
+import json
+
+import numpy as np
+import pytest
+
+import aimp_tf
+
+SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
+
+
+@pytest.fixture
+def make(K):
+    def make():
+        K.utils.set_random_seed(0)
+        model = K.Sequential(
+            [
+                K.Input((8,)),
+                K.layers.Dense(16, activation="relu", name="hidden"),
+                K.layers.BatchNormalization(),
+                *([K.layers.Dropout(0.3, seed=3)] if K.__name__ == "keras" else []),
+                K.layers.Dense(3, name="logits"),
+            ]
+        )
+        model.compile(
+            K.optimizers.Adam(0.01), K.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+        )
+        return model
+
+    return make
+
+
+def counter(K):
+    class Count(K.callbacks.Callback):
+        fits = 0
+
+        def on_train_begin(self, logs=None):
+            self.fits += 1
+
+    return Count()
+
+
+def test_a_baseline_is_the_dense_training_and_changes_nothing(K, make, blobs):
+    settings = {**SETTINGS, "criterion": "random", "final_rewind": "reinitialize", "validation_data": blobs}
+    plain = aimp_tf.prune(make(), *blobs, **settings)
+    result = aimp_tf.prune(make(), *blobs, **settings, dense_baseline=True)
+    for here, there in zip(result.model.get_weights(), plain.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(here, there)
+    assert [round_.metrics for round_ in result.rounds] == [round_.metrics for round_ in plain.rounds]
+    dense = aimp_tf.prune(make(), *blobs, **{**settings, "round_epochs": None}, method="dense")
+    assert result.outcome.dense_metrics == dense.rounds[-1].metrics and result.outcome.dense_epochs == 3
+    assert plain.outcome.dense_metrics is None
+    assert result.outcome.examples == plain.outcome.examples == len(blobs[1])
+    (line,) = [line for line in result.summary().splitlines() if line.startswith("The dense model, after 3 epochs: ")]
+    assert f"loss {dense.rounds[-1].metrics['loss']:.4f} (pruned: {plain.rounds[-1].metrics['loss']:.4f})" in line
+
+
+def test_as_many_epochs_as_asked(K, make, blobs):
+    model = make()
+    longer = aimp_tf.prune(make(), *blobs, **SETTINGS, dense_baseline=5).outcome
+    dense = aimp_tf.prune(make(), *blobs, **{**SETTINGS, "epochs": 5, "round_epochs": None}, method="dense")
+    assert longer.dense_epochs == 5 and longer.dense_metrics == dense.rounds[-1].metrics
+    model.fit(*blobs, epochs=2, verbose=0)
+    loss = model.evaluate(*blobs, verbose=0, return_dict=True)["loss"]
+    for settings in ({"start": "trained", "dense_baseline": True}, {"dense_baseline": 0}):
+        outcome = aimp_tf.prune(model, *blobs, **SETTINGS, **settings).outcome
+        assert outcome.dense_epochs == 0
+        if "start" in settings:
+            assert outcome.dense_metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    total = {**SETTINGS, "epochs": None, "round_epochs": None, "total_epochs": 9}
+    assert aimp_tf.prune(make(), *blobs, **total, dense_baseline=True).outcome.dense_epochs == 7
+
+
+def test_a_run_that_goes_on_has_its_baseline(K, make, blobs, tmp_path):
+    seen = counter(K)
+    first = aimp_tf.prune(make(), *blobs, **SETTINGS, dense_baseline=2, workdir=tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "outcome.json").read_text())
+    assert stored["dense_metrics"] == first.outcome.dense_metrics and stored["gzip_bytes"][1] < stored["gzip_bytes"][0]
+    logged = (tmp_path / "run" / "metrics.jsonl").read_text()
+    again = aimp_tf.prune(make(), *blobs, **SETTINGS, dense_baseline=2, workdir=tmp_path / "run", callbacks=seen)
+    assert again.outcome.dense_metrics == first.outcome.dense_metrics and seen.fits == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == logged
+    assert (
+        aimp_tf.prune(make(), *blobs, **SETTINGS, dense_baseline=1, workdir=tmp_path / "run").outcome.dense_epochs == 1
+    )
+
+
+def test_callbacks_that_train_otherwise_are_heeded_and_no_others(K, make, blobs, tmp_path):
+    own = counter(K)
+    rates = []
+
+    def rate(epoch, lr):
+        rates.append(epoch)
+        return 0.01
+
+    callbacks = [own, K.callbacks.LearningRateScheduler(rate), K.callbacks.CSVLogger(str(tmp_path / "log.csv"))]
+    aimp_tf.prune(make(), *blobs, **SETTINGS, dense_baseline=True, callbacks=callbacks)
+    # Each round passes through all of the schedule.
+    assert own.fits == 3 and rates == 4 * [0, 1, 2]
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 1 + 2 + 2 + 3
+
+
+def test_what_has_no_dense_baseline_is_refused(make, blobs):
+    for settings, error, message in (
+        ({"dense_baseline": -1}, ValueError, "must not be negative; got -1"),
+        ({"dense_baseline": 0.5}, TypeError, "must be True, False or a number of epochs; got 0.5"),
+        ({"dense_baseline": True, "method": "dense"}, ValueError, "method='dense' is that training"),
+        ({"dense_baseline": True, "masks": "zeros"}, ValueError, "the model is pruned already"),
+    ):
+        model = make()
+        before = model.get_weights()
+        with pytest.raises(error, match=message):
+            aimp_tf.prune(model, *blobs, **SETTINGS, **settings)
+        for here, there in zip(model.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(here, there)
