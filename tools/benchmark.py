@@ -30,10 +30,8 @@ setting was wrong and nothing was written, and 130 after Ctrl-C.
 
 import importlib
 import json
-import os
 import pathlib
 
-import absl.logging
 from absl import flags
 
 from aimp_tf.benchmarks import options_of
@@ -67,8 +65,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to
 
 
 def main(command: str) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    absl.logging.set_verbosity(absl.logging.WARNING)
+    command_line.quieten()
     with command_line.refusing():
         options = options_of(command, model=_MODEL.value, inputs=_INPUTS.value, data_dir=_DATA_DIR.value)
         if _OUTPUT.value is not None:

@@ -10,9 +10,6 @@ The exit code is 0 when all formats are written, 1 when that failed, 2 when a se
 but after 0, nothing is written.
 """
 
-import os
-
-import absl.logging
 from absl import flags
 
 from aimp_tf.experiments import command_line
@@ -39,14 +36,14 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is there alread
 
 
 def main() -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    absl.logging.set_verbosity(absl.logging.ERROR)
+    command_line.quieten()
     with command_line.refusing():
         command_line.check_either([["model"], ["config", "workdir"]])
         check_writable(_OUTPUT.value, "the folder of --output")
         if _CONFIG.value is not None:
             _CONFIG.value.validate()
-        from aimp_tf.experiments import exports  # Only now, for TensorFlow takes seconds to import.
+        with command_line.silent_stderr():  # Only now, for TensorFlow takes seconds to import.
+            from aimp_tf.experiments import exports
 
         exports.choose_formats(_FORMATS.value)
         if _MODEL.value is not None:

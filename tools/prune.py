@@ -3,15 +3,16 @@
     python tools/prune.py --config=configs/digits_mlp.py --workdir=runs/digits_mlp
     python tools/prune.py --config=configs/digits_mlp.py --workdir=runs/digits_95 --config.pruning.target_sparsity=0.95
 
-The workdir gets the masks, weights and metrics of every round and the pruned SavedModel. The same command goes on with
-a run that was interrupted. The exit code is 0 when it is done, 1 when it failed, 2 when a setting was wrong and nothing
-was written, and 130 after Ctrl-C.
+The workdir gets the masks, weights and metrics of every round, the pruned model as a SavedModel and as model.keras, and
+a page about the run, report.html. The same command goes on with a run that was interrupted. The exit code is 0 when it
+is done, 1 when it failed, 2 when a setting was wrong and nothing was written, and 130 after Ctrl-C.
 """
 
-import logging
+import importlib.util
 import os
+import pathlib
+import shlex
 
-import absl.logging
 from absl import flags
 
 from aimp_tf.experiments import command_line
@@ -33,16 +34,20 @@ _DISTRIBUTE = flags.DEFINE_enum(
     "same command.",
 )
 _MIXED_PRECISION = flags.DEFINE_string("mixed_precision", None, "Short for --config.pruning.mixed_precision.")
-_VERBOSE = flags.DEFINE_integer(
-    "verbose", 0, "Keras' progress: 0 none, 1 a bar, 2 a line an epoch.", lower_bound=0, upper_bound=2
+_EQUAL_EPOCHS = flags.DEFINE_bool(
+    "equal_epochs", False, "Train a dense model for as many epochs as the whole pruning run, too, for the table."
+)
+_VERBOSE = flags.DEFINE_enum(
+    "verbose",
+    "auto",
+    ["auto", "0", "1", "2"],
+    "auto: a line a round and a live one with the time left; 1, 2: a line a round and Keras' bars, or a line an epoch; "
+    "0: nothing.",
 )
 
 
 def main() -> None:
-    # A line a round is what a person wants to see; TensorFlow's own notes are not.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    absl.logging.set_verbosity(absl.logging.WARNING)
-    absl.logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
+    command_line.quieten()
     experiment, workdir = _CONFIG.value, _WORKDIR.value
     with command_line.refusing():
         if _MIXED_PRECISION.value is not None:
@@ -51,21 +56,41 @@ def main() -> None:
         chief = is_chief(_DISTRIBUTE.value)
         if chief:
             check_workdir(workdir)
-            logging.getLogger("aimp_tf").setLevel(logging.INFO)
-        from aimp_tf.experiments.run import compare, load_on_all  # Only now, for TensorFlow takes seconds to import.
+        with command_line.silent_stderr():  # Only now, for TensorFlow takes seconds to import.
+            from aimp_tf.experiments.run import compare, load_on_all
 
         strategy = make_strategy(_DISTRIBUTE.value)
         data = load_on_all(experiment, _DATA_DIR.value, strategy)
+    verbose = "auto" if _VERBOSE.value == "auto" else int(_VERBOSE.value)
     comparison = compare(
         experiment,
         data,
         workdir,
-        _VERBOSE.value if chief else 0,
+        verbose if chief else 0,
         overwrite=_OVERWRITE.value,
         strategy=strategy,
+        equal_epochs=_EQUAL_EPOCHS.value,
     )
     if comparison is not None:
         print(f"\n{comparison.table()}\n\nPruned SavedModel: {comparison.saved_model}")
+        _tell_what_is_next(experiment, pathlib.Path(workdir))
+
+
+def _tell_what_is_next(experiment: Experiment, workdir: pathlib.Path) -> None:
+    print(f"In Python: {experiment.keras}.models.load_model({os.fspath(workdir / 'final' / 'model.keras')!r})")
+    if importlib.util.find_spec("matplotlib") is None:
+        print('The page: pip install ".[report]", then tools/report.py --workdir=' + shlex.quote(os.fspath(workdir)))
+    else:
+        from aimp_tf.report import write_report
+        from aimp_tf.run_directory import read_run
+
+        page, *_ = write_report([read_run(workdir)], workdir / "report.html")
+        print(f"The page: {page}")
+    sparsity = 1 - (1 - experiment.pruning.target_sparsity) / 2
+    print(
+        "Next: the same command with --config.pruning.target_sparsity="
+        f"{sparsity:g} and another --workdir, or with your own file for --config."
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
 import re
@@ -18,6 +19,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
@@ -73,6 +75,30 @@ def run(
         if not _is_own(error):
             raise
         _end(error, 1 if isinstance(error, RuntimeError) else 2)
+
+
+def quieten() -> None:
+    """Leaves what TensorFlow and absl say of themselves off the screen. It must come before TensorFlow is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    absl.logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Within it, what C++ writes to stderr is lost: importing TensorFlow tells what hardware there is not, and heeds no
+    level in that. Exceptions, which are printed later, are not."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(nothing)
+        os.close(stderr)
 
 
 def check_either(groups: Sequence[Sequence[str]]) -> None:

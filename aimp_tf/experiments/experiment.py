@@ -97,6 +97,10 @@ class Experiment:
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1); got {self.momentum}.")
         self.pruning.validate()
+        if self.pruning.epochs is None:
+            raise ValueError(
+                "An experiment compares with dense training of pruning.epochs; give these in place of total_epochs."
+            )
         if self.pruning.method == "tfmot" and self.keras != "tf_keras":
             raise ValueError(f"method='tfmot' prunes tf_keras models; set keras='tf_keras'. Got {self.keras!r}.")
 

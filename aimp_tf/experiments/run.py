@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.cluster import Cluster
+from aimp_tf.display import RunDisplay, fit_verbose
 from aimp_tf.experiments import datasets, models
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.exporting import Artefact, export
@@ -28,10 +29,13 @@ from aimp_tf.exporting.sizes import gzip_bytes
 from aimp_tf.input_pipeline import Order, prepare
 from aimp_tf.masked_model import fit_ready
 from aimp_tf.masked_model.prunable import select_for
+from aimp_tf.measuring import measure_calls
+from aimp_tf.planning import make_plan
 from aimp_tf.pruning import prune
 from aimp_tf.result import PruningResult
+from aimp_tf.rounds import RoundResult
 from aimp_tf.run_directory import check_workdir
-from aimp_tf.safe_files import write_atomically
+from aimp_tf.safe_files import write_atomically, write_json
 
 _TEST_BATCH_SIZE = 1024
 
@@ -55,6 +59,7 @@ class Comparison:
         dense_gzip_bytes: Size of the dense SavedModel as tar.gz.
         gzip_bytes: Size of the pruned SavedModel as tar.gz.
         saved_model: Where the pruned SavedModel lies.
+        long_accuracy: As `dense_accuracy`, of a dense model that is trained for `epochs`; None if there is none.
     """
 
     dense_accuracy: float
@@ -71,19 +76,31 @@ class Comparison:
     dense_gzip_bytes: int
     gzip_bytes: int
     saved_model: str
+    long_accuracy: float | None = None
 
     def table(self) -> str:
-        """Dense, pruned and plain iterative magnitude pruning as columns."""
+        """Dense, pruned and plain iterative magnitude pruning as columns; and dense for as many epochs, if there is."""
         rows = [
-            ("", "dense", "pruned", "plain IMP"),
-            ("test accuracy", f"{self.dense_accuracy:.2%}", f"{self.pruned_accuracy:.2%}", "not run"),
-            ("sparsity", "0.00%", f"{self.sparsity:.2%}", f"{self.sparsity:.2%}"),
-            ("weights left", f"{self.weights:,}", f"{self.survivors:,}", f"{self.survivors:,}"),
-            ("epochs", f"{self.dense_epochs}", f"{self.epochs}", f"{self.imp_epochs}"),
-            ("seconds", f"{self.dense_seconds:.0f}", f"{self.seconds:.0f}", f"about {self.imp_seconds:.0f}"),
-            ("SavedModel, gzip", f"{self.dense_gzip_bytes:,} B", f"{self.gzip_bytes:,} B", ""),
+            ["", "dense", "pruned", "plain IMP"],
+            ["test accuracy", f"{self.dense_accuracy:.2%}", f"{self.pruned_accuracy:.2%}", "not run"],
+            ["sparsity", "0.00%", f"{self.sparsity:.2%}", f"{self.sparsity:.2%}"],
+            ["weights left", f"{self.weights:,}", f"{self.survivors:,}", f"{self.survivors:,}"],
+            ["epochs", f"{self.dense_epochs}", f"{self.epochs}", f"{self.imp_epochs}"],
+            ["seconds", f"{self.dense_seconds:.0f}", f"{self.seconds:.0f}", f"about {self.imp_seconds:.0f}"],
+            ["SavedModel, gzip", f"{self.dense_gzip_bytes:,} B", f"{self.gzip_bytes:,} B", ""],
         ]
-        return "\n".join(f"{name:18}" + "".join(f"{cell:>14}" for cell in cells) for name, *cells in rows)
+        if self.long_accuracy is not None:
+            long = [
+                "dense, as long",
+                f"{self.long_accuracy:.2%}",
+                "0.00%",
+                f"{self.weights:,}",
+                f"{self.epochs}",
+                "",
+                "",
+            ]
+            rows = [[*row[:2], cell, *row[2:]] for row, cell in zip(rows, long, strict=True)]
+        return "\n".join(f"{name:18}" + "".join(f"{cell:>16}" for cell in cells) for name, *cells in rows)
 
 
 def run(
@@ -100,7 +117,7 @@ def run(
         experiment: What to run.
         workdir: As in `compare`.
         data_dir: Where tensorflow-datasets keeps its data.
-        verbose: As in `prune`; for the dense training, as in `fit`.
+        verbose: As in `prune`.
         overwrite: As in `prune`.
 
     Raises:
@@ -122,17 +139,20 @@ def compare(
     *,
     overwrite: bool = False,
     strategy: tf.distribute.Strategy | None = None,
+    equal_epochs: bool = False,
 ) -> Comparison | None:
     """As `run`, with data that is loaded.
 
     Args:
         experiment: What to run.
         data: Its data.
-        workdir: The run directory of `prune`, with dense/saved_model and comparison.json added. A pruning run that was
-            interrupted goes on there; the dense training does not, and begins anew.
-        verbose: As in `prune`; for the dense training, as in `fit`.
+        workdir: The run directory of `prune`, with final/model.keras, dense/saved_model and comparison.json added, and
+            outcome.json completed. A pruning run that was interrupted goes on there; the dense training does not, and
+            begins anew.
+        verbose: As in `prune`.
         overwrite: As in `prune`.
         strategy: What both models are trained under. With several workers, each calls this with the same arguments.
+        equal_epochs: Whether a dense model is trained for as many epochs as the pruning run, too.
 
     Returns:
         The comparison; None on a worker that is not the chief, which alone writes and measures.
@@ -159,11 +179,15 @@ def compare(
         dense, dense_seconds = train_dense(experiment, data, verbose, strategy)
         # On all workers, for what it reads may be spread over them.
         exported = export(dense, folder, formats=("saved_model",), verify=False)["saved_model"]
+        long_accuracy = None
+        if equal_epochs:
+            longer, _ = train_dense(experiment, data, verbose, strategy, epochs=result.epochs)
+            long_accuracy = accuracy_of(longer, data)
         # The others wait, for TensorFlow takes a worker that ends for one that crashed.
         with cluster.as_one():
             if not cluster.chief:
                 return None
-            return _compare(experiment, data, workdir, result, exported, dense_seconds)
+            return _compare(experiment, data, workdir, result, exported, dense_seconds, long_accuracy)
 
 
 def _compare(
@@ -173,6 +197,7 @@ def _compare(
     result: PruningResult,
     dense: Artefact,
     dense_seconds: float,
+    long_accuracy: float | None,
 ) -> Comparison:
     saved_model = workdir / "final" / "saved_model"
     dense_accuracy, pruned_accuracy = _accuracies([dense, saved_model], data)
@@ -191,8 +216,18 @@ def _compare(
         dense_gzip_bytes=dense.gzip_bytes,
         gzip_bytes=gzip_bytes(saved_model),
         saved_model=os.fspath(saved_model),
+        long_accuracy=long_accuracy,
     )
     write_atomically(workdir / "comparison.json", json.dumps(dataclasses.asdict(comparison), indent=2))
+    export(result, workdir / "final" / "model.keras", verify=False, overwrite=True)
+    outcome = dataclasses.replace(
+        result.measured,
+        dense_metrics={"val_accuracy": dense_accuracy},
+        dense_epochs=comparison.dense_epochs,
+        examples=len(data.test_labels),
+        **measure_calls(result.model),
+    )
+    write_json(workdir / "outcome.json", outcome.to_fields())
     return comparison
 
 
@@ -258,14 +293,21 @@ def train_dense(
     data: datasets.ImageData,
     verbose: str | int,
     strategy: tf.distribute.Strategy | None = None,
+    epochs: int | None = None,
 ) -> tuple[Any, float]:
-    """The model of an experiment, trained in full and not pruned, and the wall time in seconds that it took."""
-    model = compiled_model(experiment, data, strategy)
+    """The model of an experiment, trained and not pruned, and the wall time in seconds that it took.
+
+    It is trained for `epochs`, into which the learning-rate schedule is stretched; None is those of the last training.
+    """
+    epochs = epochs or experiment.pruning.epochs
+    model = compiled_model(experiment, data, strategy, epochs)
+    display = _dense_display(experiment, verbose, epochs, Cluster(model.distribute_strategy).chief)
     order = Order(experiment.seed)
     keras = importlib.import_module(experiment.keras)
     started_at = time.monotonic()
-    with fit_ready(model):
-        model.fit(
+    with fit_ready(model), display:
+        display.begin()
+        history = model.fit(
             prepare(
                 (data.train_images, data.train_labels),
                 "The training data",
@@ -276,21 +318,39 @@ def train_dense(
                 (data.test_images, data.test_labels), "validation_data", batch_size=_TEST_BATCH_SIZE
             ),
             validation_freq=experiment.validation_freq,
-            epochs=experiment.pruning.epochs,
+            epochs=epochs,
             shuffle=False,
-            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: order.begin(0, epoch + 1))],
-            verbose=verbose,
+            callbacks=[
+                keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: order.begin(0, epoch + 1)),
+                display,
+            ],
+            verbose=fit_verbose(verbose),
         )
-    return model, time.monotonic() - started_at
+        seconds = time.monotonic() - started_at
+        last = {name: values[-1] for name, values in history.history.items() if len(values) == epochs}
+        display.round_done(RoundResult(0, epochs, weight_count(experiment), 0.0, seconds, last))
+    return model, seconds
+
+
+def _dense_display(experiment: Experiment, verbose: str | int, epochs: int, chief: bool) -> RunDisplay:
+    count = weight_count(experiment)
+    plan = make_plan(experiment.pruning.replace(method="dense", epochs=epochs, round_epochs=None), count)
+    return RunDisplay(verbose, plan, count, chief=chief, title=f"dense, {epochs} epochs")
 
 
 def compiled_model(
-    experiment: Experiment, data: datasets.ImageData, strategy: tf.distribute.Strategy | None = None
+    experiment: Experiment,
+    data: datasets.ImageData,
+    strategy: tf.distribute.Strategy | None = None,
+    epochs: int | None = None,
 ) -> Any:
-    """The untrained model of an experiment, with the same initial weights at every call."""
+    """The untrained model of an experiment, with the same initial weights at every call.
+
+    Its learning-rate schedule is that of a training of `epochs`; None is those of the last training.
+    """
     keras = importlib.import_module(experiment.keras)
     keras.utils.set_random_seed(experiment.seed)
-    steps = -(-len(data.train_labels) // experiment.batch_size) * experiment.pruning.epochs
+    steps = -(-len(data.train_labels) // experiment.batch_size) * (epochs or experiment.pruning.epochs)
     with (strategy or tf.distribute.get_strategy()).scope():
         model = models.build(experiment.architecture, keras, data.train_images.shape[1:], data.classes)
         model.compile(
