@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aimp_tf.config import PruningConfig, kept_defaults, list_differences, upgrade
+from aimp_tf.outcome import Outcome
 from aimp_tf.rounds import RoundResult, by_split
 from aimp_tf.safe_files import (
     UNFINISHED,
@@ -54,7 +55,9 @@ _ELSEWHERE = "Name another folder, or pass overwrite=True to begin anew in this 
 _LOCK = ".aimp_tf_lock"
 _OVERWRITTEN = f"{UNFINISHED}overwritten"
 _ROUND_NAMES = re.compile(r"round_\d{3,}|final")
-_OWN_NAMES = re.compile(rf"(config|environment|signature)\.json|metrics\.jsonl|tensorboard|{_ROUND_NAMES.pattern}")
+_OWN_NAMES = re.compile(
+    rf"(config|environment|outcome|signature)\.json|metrics\.jsonl|tensorboard|{_ROUND_NAMES.pattern}"
+)
 _SIGNED_FILES = ("config.json", "environment.json")
 _ROUND_FILES = ("masks.npz", "state.npz", "weights.weights.h5")
 _BACKUP_FILES = ("state.npz",)
@@ -86,6 +89,8 @@ class RecordedRun:
         environment: What `describe_environment` gave when it began, and the time.
         rounds: The rounds that are done.
         finished: Whether the final training is among them.
+        outcome: The pruned model beside the dense one, as far as that was measured.
+        title: The heading of a report on it alone. None makes one from the name.
     """
 
     name: str
@@ -93,6 +98,8 @@ class RecordedRun:
     environment: Mapping[str, Any]
     rounds: Sequence[RoundResult]
     finished: bool
+    outcome: Outcome = Outcome()
+    title: str | None = None
 
 
 def read_run(path: str | os.PathLike[str]) -> RecordedRun:
@@ -115,9 +122,10 @@ def read_run(path: str | os.PathLike[str]) -> RecordedRun:
             finished = os.path.lexists(path / "final" / "result.json")
             if finished:
                 rounds.append(_read_result(path / "final", len(rounds))[0])
+            outcome = _read_outcome(path / "outcome.json")
         except DamagedFileError as error:
             raise ValueError(f"The run in {path} cannot be trusted: {error}.") from error
-    return RecordedRun(os.fspath(path), config, environment, rounds, finished)
+    return RecordedRun(os.fspath(path), config, environment, rounds, finished, outcome)
 
 
 def final_weights(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -565,6 +573,17 @@ def _read_result(folder: pathlib.Path, index: int) -> tuple[RoundResult, dict[st
     if result.index != index:
         raise DamagedFileError(f"{folder} holds round {result.index + 1}")
     return result, fields
+
+
+def _read_outcome(path: pathlib.Path) -> Outcome:
+    """What `write_json` wrote of `Outcome.to_fields`; where there is no such file, nothing was measured."""
+    if not os.path.lexists(path):
+        return Outcome()
+    fields = read_json(path)
+    try:
+        return Outcome.from_fields(fields)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path} is not the outcome of a run: {error}") from error
 
 
 def _write_state(folder: pathlib.Path, state: Mapping[str, Any]) -> Any:

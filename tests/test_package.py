@@ -131,7 +131,7 @@ def test_types_are_shipped():
 
 # Each module may import those before it.
 LAYERS = [
-    ["config", "safe_files", "keras_own", "swap"],
+    ["config", "outcome", "safe_files", "keras_own", "swap"],
     ["plan", "precision", "ranking", "criteria"],
     ["rounds"],
     ["learning_rate", "input_pipeline", "device_arrays", "other_callbacks", "plots", "tensorboard", "cluster"],
@@ -178,6 +178,7 @@ def test_imports_point_downwards():
         ("plan.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("precision.py", {"keras", "tf_keras"}),
         ("safe_files.py", {"tensorflow", "keras", "tf_keras"}),
+        ("outcome.py", {"tensorflow", "keras", "tf_keras"}),
         ("ranking.py", {"tensorflow", "keras", "tf_keras"}),
         ("criteria.py", {"tensorflow", "keras", "tf_keras"}),
         ("experiments/command_line.py", {"tensorflow", "keras", "tf_keras", "numpy"}),

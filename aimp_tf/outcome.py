@@ -1,0 +1,137 @@
+"""What a pruned model is worth beside the dense one, as plain data, and how sure that is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_NORMAL_95 = 1.96
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A pruned model beside the dense one, as far as that was measured: None is what was not.
+
+    Attributes:
+        dense_metrics: Those of the dense model, with names as in `RoundResult.metrics`, such as {"val_accuracy": 0.9}.
+        dense_epochs: Epochs that the dense model was trained for; 0 where it was evaluated as it came.
+        examples: Number of examples that the validation metrics are of, of both models.
+        file_format: What the file is, such as "SavedModel".
+        bytes: Size of that file of the dense model and of the pruned one.
+        gzip_bytes: The same, compressed.
+        multiply_adds: For one example, of the dense model and of what is timed of the pruned one, such as the compacted
+            model.
+        call_seconds: Repeated timings of one call of the dense model and as many of the pruned one, taken in turn.
+        call: What a call is, such as "1 example, 2 threads of a CPU, the pruned model compacted".
+    """
+
+    dense_metrics: Mapping[str, Any] | None = None
+    dense_epochs: int | None = None
+    examples: int | None = None
+    file_format: str | None = None
+    bytes: tuple[int, int] | None = None
+    gzip_bytes: tuple[int, int] | None = None
+    multiply_adds: tuple[int, int] | None = None
+    call_seconds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    call: str | None = None
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Outcome:
+        """From `to_fields`, as it comes back from JSON. Raises TypeError or ValueError for others."""
+        read: dict[str, Callable[[Any], Any]] = {
+            "dense_metrics": dict,
+            "dense_epochs": int,
+            "examples": int,
+            "file_format": str,
+            "bytes": _pair_of(int),
+            "gzip_bytes": _pair_of(int),
+            "multiply_adds": _pair_of(int),
+            "call_seconds": _pair_of(lambda seconds: tuple(map(float, seconds))),
+            "call": str,
+        }
+        outcome = cls(
+            **{name: make(fields[name]) for name, make in read.items() if fields.get(name) is not None},
+        )
+        outcome._check()
+        return outcome
+
+    def to_fields(self) -> dict[str, Any]:
+        """As JSON can hold it. What was not measured is left out."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    def _check(self) -> None:
+        if self.examples is not None and self.examples < 1 or self.dense_epochs is not None and self.dense_epochs < 0:
+            raise ValueError(f"{self.examples} examples and {self.dense_epochs} epochs")
+        for name in ("bytes", "gzip_bytes", "multiply_adds"):
+            if min(getattr(self, name) or [1]) < 0:
+                raise ValueError(f"{name} are {getattr(self, name)}")
+        dense, pruned = self.call_seconds or ([1.0], [1.0])
+        if len(dense) != len(pruned) or not dense or not all(0 < time < math.inf for time in (*dense, *pruned)):
+            raise ValueError(f"{len(dense)} and {len(pruned)} timings, or one that is no time")
+
+
+def accuracy_margin(accuracy: float, examples: int) -> float:
+    """How far the true accuracy may be from one in [0, 1] that so many examples gave, with 95%.
+
+    It is the distance to the farther end of Wilson's interval (1927): of many examples 1.96 sqrt(p (1 - p) / n), the
+    1.96 standard errors that everyone knows, and not 0 where all examples are right.
+    """
+    return max(_to_the_ends(accuracy, examples))
+
+
+def difference_margin(first: float, second: float, examples: int) -> float:
+    """The same of the difference of two accuracies on the same examples.
+
+    It is as of two models that err independently (Newcombe, 1998, method 10). Where both err on the same examples more
+    often than that, which is what models of the same data do, the interval is in truth narrower.
+    """
+    (below_first, above_first), (below_second, above_second) = (
+        _to_the_ends(accuracy, examples) for accuracy in (first, second)
+    )
+    return max(math.hypot(below_first, above_second), math.hypot(above_first, below_second))
+
+
+def _to_the_ends(accuracy: float, examples: int) -> tuple[float, float]:
+    """The distances from an accuracy to the lower and to the upper end of Wilson's 95% interval."""
+    error = accuracy * (1 - accuracy) / examples
+    shift = _NORMAL_95**2 / (2 * examples)
+    half = _NORMAL_95 * math.sqrt(error + shift / (2 * examples))
+    inwards = shift * (1 - 2 * accuracy)
+    return (half - inwards) / (1 + 2 * shift), (half + inwards) / (1 + 2 * shift)
+
+
+def middle_half(values: Sequence[float]) -> tuple[float, float, float]:
+    """The lower quartile, the median and the upper quartile."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return low, median, high
+
+
+def times_as_fast(dense: Sequence[float], pruned: Sequence[float]) -> tuple[float, float, float]:
+    """How many times as fast the pruned model is, by timings taken in turn: the median of their ratios in its interval.
+
+    Returns:
+        The low end, the median and the high end. The ends are those order statistics between which the true median lies
+        with at least 95%, whatever the distribution; of fewer than six timings, the least and the greatest ratio.
+    """
+    ratios = np.sort(np.divide(dense, pruned))
+    count = len(ratios)
+    outside, rank = 0, 0
+    # The chance that at most `rank` of `count` lie below the true median, in units of 2**-count.
+    while 40 * (outside := outside + math.comb(count, rank)) <= 2**count:
+        rank += 1
+    rank = max(rank - 1, 0)
+    return float(ratios[rank]), float(np.median(ratios)), float(ratios[count - 1 - rank])
+
+
+def _pair_of(make: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, Any]]:
+    """What reads two values, of the dense model and of the pruned one."""
+
+    def read(values: Any) -> tuple[Any, Any]:
+        dense, pruned = values
+        return make(dense), make(pruned)
+
+    return read
