@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.config import PruningConfig
+from aimp_tf.outcome import Outcome
 from aimp_tf.report import write_report
 from aimp_tf.rounds import RoundResult, layer_notes, layer_table, round_table
 from aimp_tf.run_directory import RecordedRun, describe_environment
@@ -29,6 +30,7 @@ class PruningResult:
         sparsity: Fraction of the prunable weights that are exactly zero, measured on the weights.
         imp_epochs: Epochs that plain iterative magnitude pruning would have trained to the same sparsity.
         config: What the run was told to do.
+        outcome: The pruned model beside the dense one, as far as that was measured.
     """
 
     model: Any
@@ -37,6 +39,7 @@ class PruningResult:
     sparsity: float
     imp_epochs: int
     config: PruningConfig
+    outcome: Outcome = Outcome()
 
     @property
     def epochs(self) -> int:
@@ -73,13 +76,16 @@ class PruningResult:
         )
         return "\n".join(lines)
 
-    def report(self, path: str | os.PathLike[str], metric: str | None = None) -> list[pathlib.Path]:
+    def report(
+        self, path: str | os.PathLike[str], metric: str | None = None, title: str | None = None
+    ) -> list[pathlib.Path]:
         """Writes what `summary` tells as a page with pictures; `tools/report.py` writes the same from a run directory.
 
         Args:
             path: A file that ends in .html, for one page that needs no other file, or in .md, for Markdown with its
                 pictures in a folder beside it. What is there is replaced.
             metric: As in `aimp_tf.report.write_report`.
+            title: The heading of the report. None makes one from the name of the model.
 
         Returns:
             The files that were written.
@@ -90,8 +96,8 @@ class PruningResult:
         """
         name = getattr(self.model, "name", "run")
         fields = json.loads(self.config.to_json())
-        run = RecordedRun(name, fields, describe_environment(), self.rounds, finished=True)
-        return write_report([run], path, metric)
+        run = RecordedRun(name, fields, describe_environment(), self.rounds, finished=True, outcome=self.outcome)
+        return write_report([run], path, metric, title=title)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

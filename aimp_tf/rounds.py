@@ -207,14 +207,31 @@ def number_text(value: Any) -> str:
     return "" if value is None else " ".join(f"{number:.4f}" for number in np.ravel(value))
 
 
+def percent_text(fraction: float, digits: int = 2) -> str:
+    """A fraction as percent. What is neither 0 nor 1 is never told as 0% or 100%: it gets more digits."""
+    while 0 < fraction < 1 and digits < 9 and round(100 * fraction, digits) in (0, 100):
+        digits += 1
+    return f"{100 * fraction:.{digits}f}%"
+
+
+def is_accuracy(name: str, value: Any) -> bool:
+    """Whether a metric is a fraction of examples that are right, by its name and its value."""
+    return "acc" in name and isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+def metric_text(name: str, value: Any, digits: int = 2) -> str:
+    """A metric by its name: an accuracy as percent with so many digits after the point, others as `number_text`."""
+    return percent_text(value, digits) if is_accuracy(name, value) else number_text(value)
+
+
 def round_table(rounds: Sequence[RoundResult], finished: bool = True) -> list[list[str]]:
     """A header and a row a round, as texts. In a finished run, the last one is called "final"."""
     names = list(rounds[-1].metrics)
     rows = [["round", "epochs", "kept", "sparsity", "seconds", *names]]
     for round_ in rounds:
         label = "final" if finished and round_ is rounds[-1] else str(round_.index)
-        numbers = [str(round_.epochs), f"{round_.kept:,}", f"{round_.sparsity:.4f}", f"{round_.seconds:.1f}"]
-        rows.append([label, *numbers, *(number_text(round_.metrics.get(name)) for name in names)])
+        numbers = [str(round_.epochs), f"{round_.kept:,}", percent_text(round_.sparsity), f"{round_.seconds:.1f}"]
+        rows.append([label, *numbers, *(metric_text(name, round_.metrics.get(name)) for name in names)])
     return rows
 
 
@@ -224,7 +241,7 @@ def layer_table(layers: Sequence[LayerResult]) -> list[list[str]]:
     for layer in layers:
         shape = " x ".join(map(str, layer.shape))
         threshold = "" if layer.threshold is None else f"{layer.threshold:.3g}"
-        rows.append([layer.path, shape, f"{layer.kept:,}", f"{layer.sparsity:.4f}", threshold])
+        rows.append([layer.path, shape, f"{layer.kept:,}", percent_text(layer.sparsity), threshold])
     return rows
 
 

@@ -126,7 +126,7 @@ def test_examples_in_the_readme(monkeypatch, tmp_path):
 
 
 def test_types_are_shipped():
-    assert (PACKAGE / "py.typed").exists()
+    assert all((PACKAGE / name).exists() for name in ("py.typed", "report.css"))
 
 
 # Each module may import those before it.
