@@ -159,14 +159,16 @@ def plot_cost(costs: Mapping[str, Sequence[tuple[str, float, float]]]) -> Figure
 
 def plot_layers(layers: Sequence[LayerResult]) -> Figure:
     """The sparsity of each prunable variable as a bar and, beside it, how many of its weights are left."""
-    from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+    from matplotlib.ticker import PercentFormatter
 
     figure = _figure(_WIDTH, 1.1 + 0.28 * len(layers))
     sparsities, counts = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(layers))
     bars = sparsities.barh(places, [layer.sparsity for layer in layers], 0.7, color=COLOURS[0])
     sparsities.bar_label(bars, [percent_text(layer.sparsity, 1) for layer in layers], padding=3, fontsize="small")
-    sparsities.set_yticks(places, [layer.path for layer in layers])
+    # Long paths leave little room for what belongs to them.
+    size = "small" if max(len(layer.path) for layer in layers) > 24 else "medium"
+    sparsities.set_yticks(places, [layer.path for layer in layers], fontsize=size)
     sparsities.set_xlim(0, 1.3)
     sparsities.set_xticks([0, 0.5, 1])
     sparsities.xaxis.set_major_formatter(PercentFormatter(1))
@@ -174,12 +176,13 @@ def plot_layers(layers: Sequence[LayerResult]) -> Figure:
     whole = counts.barh(places, [layer.size for layer in layers], 0.7, color=_LIGHT, label="all")
     counts.barh(places, [layer.kept for layer in layers], 0.7, color=COLOURS[1], label="kept: the number")
     counts.bar_label(whole, [f"{layer.kept:,}" for layer in layers], padding=3, fontsize="small")
-    counts.set_xlim(0, 1.3 * max(layer.size for layer in layers))
-    counts.xaxis.set_major_locator(MaxNLocator(3))
-    counts.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    largest = max(layer.size for layer in layers)
+    counts.set_xlim(0, 1.3 * max(largest, 1))
+    counts.set_xticks([0, largest], ["0", f"{largest:,}"])
     counts.set_xlabel("weights")
     for axes in (sparsities, counts):
         tidy(axes, grid="x")
+        axes.tick_params(axis="x", labelsize="small")
     sparsities.set_ylim(len(layers) - 0.4, -0.6)
     handles, labels = counts.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False, labelcolor=_INK)
