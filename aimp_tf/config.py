@@ -331,7 +331,7 @@ def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
             upgraded.setdefault(name, default)
     if version == 1:
         upgraded.pop("data_on_device", None)  # An argument of `prune` since, which changes no result.
-    for name, default in _default_fields().items():
+    for name, default in default_fields().items():
         upgraded.setdefault(name, default)
     return {**upgraded, "version": VERSION}
 
@@ -350,7 +350,7 @@ def kept_defaults(config: PruningConfig, stored: Mapping[str, Any]) -> dict[str,
         ValueError: As `upgrade`.
     """
     here, there = json.loads(config.to_json()), upgrade(stored)
-    today = _default_fields()
+    today = default_fields()
     former = upgrade({"version": stored.get("version", 1), "epochs": there.get("epochs")})
     return {
         name: former[name]
@@ -359,7 +359,7 @@ def kept_defaults(config: PruningConfig, stored: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _default_fields() -> dict[str, Any]:
+def default_fields() -> dict[str, Any]:
     """The fields of a `PruningConfig` that have a default, with it, as they come from JSON."""
     fields = dataclasses.fields(PruningConfig)
     known = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}

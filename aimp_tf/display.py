@@ -168,7 +168,7 @@ class RunDisplay(EpochCallback):
     def _line(self, result: RoundResult) -> str:
         digits = len(str(len(self._plan)))
         width = max(len(self._label(index, digits)) for index in (0, len(self._plan) - 1))
-        parts = [self._label(result.index, digits).ljust(width), f"sparsity {percent_text(result.sparsity):>5}"]
+        parts = [self._label(result.index, digits).ljust(width), f"sparsity {percent_text(result.sparsity, 1):>5}"]
         metrics = result.metrics
         # What a round was not validated for, it has no number of.
         metric = telling_metric([name for name, value in metrics.items() if isinstance(value, (int, float))])

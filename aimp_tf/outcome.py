@@ -94,23 +94,33 @@ class Outcome:
 
 
 def accuracy_margin(accuracy: float, examples: int) -> float:
-    """Half the 95% interval of an accuracy in [0, 1] on so many examples, of which others might have been drawn.
+    """How far the true accuracy may be from one in [0, 1] that so many examples gave, with 95%.
 
-    It is 1.96 sqrt(p (1 - p) / n), with two right and two wrong examples added, so that nothing is certain on few of
-    them (Agresti and Coull, 1998).
+    It is the distance to the farther end of Wilson's interval (1927): of many examples 1.96 sqrt(p (1 - p) / n), the
+    1.96 standard errors that everyone knows, and not 0 where all examples are right.
     """
-    count = examples + 4
-    share = (accuracy * examples + 2) / count
-    return _NORMAL_95 * math.sqrt(share * (1 - share) / count)
+    return max(_to_the_ends(accuracy, examples))
 
 
 def difference_margin(first: float, second: float, examples: int) -> float:
     """The same of the difference of two accuracies on the same examples.
 
-    It is as of two models that err independently. Where both err on the same examples more often than that, which is
-    what models of the same data do, the interval is in truth narrower.
+    It is as of two models that err independently (Newcombe, 1998, method 10). Where both err on the same examples more
+    often than that, which is what models of the same data do, the interval is in truth narrower.
     """
-    return math.hypot(accuracy_margin(first, examples), accuracy_margin(second, examples))
+    (below_first, above_first), (below_second, above_second) = (
+        _to_the_ends(accuracy, examples) for accuracy in (first, second)
+    )
+    return max(math.hypot(below_first, above_second), math.hypot(above_first, below_second))
+
+
+def _to_the_ends(accuracy: float, examples: int) -> tuple[float, float]:
+    """The distances from an accuracy to the lower and to the upper end of Wilson's 95% interval."""
+    error = accuracy * (1 - accuracy) / examples
+    shift = _NORMAL_95**2 / (2 * examples)
+    half = _NORMAL_95 * math.sqrt(error + shift / (2 * examples))
+    inwards = shift * (1 - 2 * accuracy)
+    return (half - inwards) / (1 + 2 * shift), (half + inwards) / (1 + 2 * shift)
 
 
 def middle_half(values: Sequence[float]) -> tuple[float, float, float]:

@@ -38,10 +38,10 @@ class RunPlan:
 
     def table(self) -> list[list[str]]:
         """A header and a row a training, as texts."""
-        rows = [["training", "weights kept", "sparsity", "epochs"]]
+        rows = [["round", "weights kept", "sparsity", "epochs"]]
         for round_ in self.rounds:
             name = "last" if round_ is self.rounds[-1] else str(round_.index + 1)
-            sparsity = percent_text(1 - round_.kept / self.weights)
+            sparsity = percent_text(1 - round_.kept / self.weights, 1)
             rows.append([name, f"{round_.kept:,}", sparsity, str(round_.epochs)])
         return rows
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from aimp_tf.compaction import compact
 from aimp_tf.config import PruningConfig
-from aimp_tf.measuring import measure_sizes
+from aimp_tf.measuring import measure_calls, measure_sizes
 from aimp_tf.outcome import Outcome
 from aimp_tf.report import write_report
 from aimp_tf.rounds import (
@@ -93,7 +93,7 @@ class PruningResult:
         told = "" if metric is None else f"{metric} {number_text(metrics[metric])}, "
         last = self.rounds[-1]
         return (
-            f"PruningResult({percent_text(self.sparsity)} sparse, {told}{last.kept:,} of "
+            f"PruningResult({percent_text(self.sparsity, 1)} sparse, {told}{last.kept:,} of "
             f"{sum(layer.size for layer in last.layers):,} weights left, {counted_text(len(self.rounds), 'training')}, "
             f"{counted_text(self.epochs, 'epoch')}; see .summary(), .plot(), .report('page.html'))"
         )
@@ -112,13 +112,16 @@ class PruningResult:
         )
         return "\n".join(lines)
 
-    def report(self, path: str | os.PathLike[str], metric: str | None = None) -> list[pathlib.Path]:
+    def report(
+        self, path: str | os.PathLike[str], metric: str | None = None, title: str | None = None
+    ) -> list[pathlib.Path]:
         """Writes what `summary` tells as a page with pictures; `tools/report.py` writes the same from a run directory.
 
         Args:
             path: A file that ends in .html, for one page that needs no other file, or in .md, for Markdown with its
                 pictures in a folder beside it. What is there is replaced.
             metric: As in `aimp_tf.report.write_report`.
+            title: The heading of the report. None makes one from the name of the model.
 
         Returns:
             The files that were written.
@@ -129,5 +132,8 @@ class PruningResult:
         """
         name = getattr(self.model, "name", "run")
         fields = json.loads(self.config.to_json())
-        run = RecordedRun(name, fields, describe_environment(), self.rounds, finished=True)
-        return write_report([run], path, metric)
+        outcome = (
+            dataclasses.replace(self.measured, **measure_calls(self.model)) if self.model is not None else self.outcome
+        )
+        run = RecordedRun(name, fields, describe_environment(), self.rounds, finished=True, outcome=outcome)
+        return write_report([run], path, metric, title=title)

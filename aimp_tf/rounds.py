@@ -204,19 +204,11 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def percent_text(fraction: float) -> str:
-    """A fraction as people read it, such as "67.2%"; with as many digits as tell it from all, such as "99.96%"."""
-    digits = 1
-    while fraction < 1 and digits < 6 and f"{fraction:.{digits}%}".startswith("100"):
-        digits += 1
-    return f"{fraction:.{digits}%}"
-
-
 def plan_text(plan: Sequence[Round], weight_count: int, at_most: bool = False) -> str:
     """A plan in a line, such as "12 trainings, 96 epochs, 90.0% of 50,200 weights"; or "up to 96"."""
     epochs = counted_text(sum(round_.epochs for round_ in plan), "epoch")
     kept = plan[-1].kept
-    removed = "none" if kept == weight_count else percent_text(1 - kept / weight_count)
+    removed = "none" if kept == weight_count else percent_text(1 - kept / weight_count, 1)
     return (
         f"{counted_text(len(plan), 'training')}, {'up to ' * at_most}{epochs}, {removed} of "
         f"{counted_text(weight_count, 'weight')}"
@@ -245,14 +237,31 @@ def number_text(value: Any) -> str:
     return "" if value is None else " ".join(f"{number:.4f}" for number in np.ravel(value))
 
 
+def percent_text(fraction: float, digits: int = 2) -> str:
+    """A fraction as percent. What is neither 0 nor 1 is never told as 0% or 100%: it gets more digits."""
+    while 0 < fraction < 1 and digits < 9 and round(100 * fraction, digits) in (0, 100):
+        digits += 1
+    return f"{100 * fraction:.{digits}f}%"
+
+
+def is_accuracy(name: str, value: Any) -> bool:
+    """Whether a metric is a fraction of examples that are right, by its name and its value."""
+    return "acc" in name and isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+def metric_text(name: str, value: Any, digits: int = 2) -> str:
+    """A metric by its name: an accuracy as percent with so many digits after the point, others as `number_text`."""
+    return percent_text(value, digits) if is_accuracy(name, value) else number_text(value)
+
+
 def round_table(rounds: Sequence[RoundResult], finished: bool = True) -> list[list[str]]:
-    """A header and a row a round, as texts. In a finished run, the last one is called "final"."""
+    """A header and a row a round, as texts. Rounds count from 1; in a finished run, the final training is "last"."""
     names = list(rounds[-1].metrics)
     rows = [["round", "epochs", "kept", "sparsity", "seconds", *names]]
     for round_ in rounds:
-        label = "final" if finished and round_ is rounds[-1] else str(round_.index)
-        numbers = [str(round_.epochs), f"{round_.kept:,}", f"{round_.sparsity:.4f}", f"{round_.seconds:.1f}"]
-        rows.append([label, *numbers, *(number_text(round_.metrics.get(name)) for name in names)])
+        label = "last" if finished and round_ is rounds[-1] else str(round_.index + 1)
+        numbers = [str(round_.epochs), f"{round_.kept:,}", percent_text(round_.sparsity), f"{round_.seconds:.1f}"]
+        rows.append([label, *numbers, *(metric_text(name, round_.metrics.get(name)) for name in names)])
     return rows
 
 
@@ -262,7 +271,7 @@ def layer_table(layers: Sequence[LayerResult]) -> list[list[str]]:
     for layer in layers:
         shape = " x ".join(map(str, layer.shape))
         threshold = "" if layer.threshold is None else f"{layer.threshold:.3g}"
-        rows.append([layer.path, shape, f"{layer.kept:,}", f"{layer.sparsity:.4f}", threshold])
+        rows.append([layer.path, shape, f"{layer.kept:,}", percent_text(layer.sparsity), threshold])
     return rows
 
 

@@ -127,12 +127,12 @@ def test_examples_in_the_readme(monkeypatch, tmp_path):
 
 
 def test_types_are_shipped():
-    assert (PACKAGE / "py.typed").exists()
+    assert all((PACKAGE / name).exists() for name in ("py.typed", "report.css"))
 
 
 # Each module may import those before it.
 LAYERS = [
-    ["config", "safe_files", "keras_own", "swap"],
+    ["config", "outcome", "safe_files", "keras_own", "swap"],
     ["planning", "precision", "ranking", "criteria", "arguments"],
     ["rounds"],
     ["learning_rate", "input_pipeline", "device_arrays", "other_callbacks", "plots", "tensorboard", "cluster"],
@@ -140,9 +140,9 @@ LAYERS = [
     ["model_graph", "signature", "fitting"],
     ["compaction"],
     ["callback", "exporting"],
-    ["run_directory", "display"],
+    ["run_directory", "display", "measuring"],
     ["progress", "report"],
-    ["result"],
+    ["result", "dense_baseline"],
     ["pruning", "fine_tuning", "preview"],
     ["experiments"],
     ["benchmarks"],
@@ -179,6 +179,7 @@ def test_imports_point_downwards():
         ("planning.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("precision.py", {"keras", "tf_keras"}),
         ("safe_files.py", {"tensorflow", "keras", "tf_keras"}),
+        ("outcome.py", {"tensorflow", "keras", "tf_keras"}),
         ("ranking.py", {"tensorflow", "keras", "tf_keras"}),
         ("criteria.py", {"tensorflow", "keras", "tf_keras"}),
         ("experiments/command_line.py", {"tensorflow", "keras", "tf_keras", "numpy"}),

@@ -13,12 +13,12 @@ def test_a_plan_shows_what_a_run_does(make_mlp, blobs):
     assert str(plan).splitlines() == [
         "3 trainings, 4 epochs, 75.0% of 176 weights; plain iterative magnitude pruning trains for 6.",
         "",
-        "training  weights kept  sparsity  epochs",
-        "1                  176      0.0%       1",
-        "2                   88     50.0%       1",
-        "last                44     75.0%       2",
+        "round  weights kept  sparsity  epochs",
+        "1               176      0.0%       1",
+        "2                88     50.0%       1",
+        "last             44     75.0%       2",
     ]
-    assert "last                44" in plan._repr_html_()
+    assert "last             44" in plan._repr_html_()
     for here, there in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(here, there)
     result = aimp_tf.prune(model, *blobs, **settings, verbose=0)

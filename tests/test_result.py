@@ -24,12 +24,12 @@ def test_summary_shows_rounds_layers_and_cost():
     assert result.epochs == 8 and result.seconds == 4.0
     assert result.summary().splitlines() == [
         "round  epochs  kept  sparsity  seconds    loss  accuracy",
-        "0           2     8    0.0000      1.5  0.5000    0.7500",
-        "final       6     2    0.7500      2.5  0.2500    1.0000",
+        "1           2     8     0.00%      1.5  0.5000    75.00%",
+        "last        6     2    75.00%      2.5  0.2500   100.00%",
         "",
         "variable  shape  kept  sparsity  threshold",
-        "a/kernel  2 x 2     2    0.5000      0.125",
-        "b/kernel      4     0    1.0000           ",
+        "a/kernel  2 x 2     2    50.00%      0.125",
+        "b/kernel      4     0   100.00%           ",
         "",
         "Nothing is left of: b/kernel.",
         "",

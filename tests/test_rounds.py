@@ -89,7 +89,7 @@ def test_thresholds_are_the_smallest_magnitudes_that_ranking_kept(make_mlp, blob
 
 
 def test_percents_tell_a_part_from_all():
-    texts = [percent_text(fraction) for fraction in (0.0, 0.6723, 0.9994, 0.9996, 0.9999999, 1.0)]
+    texts = [percent_text(fraction, 1) for fraction in (0.0, 0.6723, 0.9994, 0.9996, 0.9999999, 1.0)]
     assert texts == ["0.0%", "67.2%", "99.9%", "99.96%", "99.99999%", "100.0%"]
 
 

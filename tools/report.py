@@ -3,7 +3,7 @@
     python tools/report.py --workdir=runs/digits_mlp
     python tools/report.py --workdir=runs/aimp,runs/imp --output=runs/comparison.html
     python tools/report.py --workdir=runs/aimp --workdir=runs/imp --output=runs/comparison.html --metric=val_loss
-    python tools/report.py --workdir=runs/wide_mlp --inference=runs/inference.json
+    python tools/report.py --workdir=runs/wide_mlp --inference=runs/inference.json --title="A wide MLP"
 
 A run that still trains is reported as far as it is. The exit code is 0 when the report is written, 1 when that failed,
 2 when a setting was wrong and nothing was written, and 130 after Ctrl-C.
@@ -26,6 +26,7 @@ _OUTPUT = flags.DEFINE_string(
     "The page to write; Markdown goes beside it. Default: report.html in the workdir, or, of several, in this folder.",
 )
 _METRIC = flags.DEFINE_string("metric", None, "Metric to plot, such as val_loss. Default: that of the validation data.")
+_TITLE = flags.DEFINE_string("title", None, "Heading of the report. Default: one that names the run.")
 _INFERENCE = flags.DEFINE_string("inference", None, "What tools/benchmark.py inference wrote, to be shown too.")
 
 
@@ -35,7 +36,7 @@ def main() -> None:
         runs = [read_run(workdir) for workdir in workdirs]
         page = pathlib.Path(_OUTPUT.value or pathlib.Path(workdirs[0] if len(workdirs) == 1 else "", "report.html"))
         for path in (page, page.with_suffix(".md")):
-            written, *_ = write_report(runs, path, _METRIC.value, _INFERENCE.value)
+            written, *_ = write_report(runs, path, _METRIC.value, _INFERENCE.value, _TITLE.value)
             print(written)
 
 
