@@ -92,7 +92,19 @@ def plot_metric(
         examples: Name -> number of examples that an accuracy is of, for the 95% interval of the last round.
     """
     figure = _figure(_WIDTH, 3.4)
-    axes = figure.add_subplot()
+    draw_metric(figure.add_subplot(), runs, metric, label, dense, examples)
+    return figure
+
+
+def draw_metric(
+    axes: Any,
+    runs: Mapping[str, Sequence[RoundResult]],
+    metric: str,
+    label: str,
+    dense: Mapping[str, float] | None = None,
+    examples: Mapping[str, int] | None = None,
+) -> None:
+    """What `plot_metric` shows, on axes of matplotlib."""
     highest = 0.0
     in_percent = True
     for number, (name, rounds) in enumerate(runs.items()):
@@ -126,7 +138,6 @@ def plot_metric(
     tidy(axes)
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(frameon=False, labelcolor=_INK)
-    return figure
 
 
 def plot_cost(costs: Mapping[str, Sequence[tuple[str, float, float]]]) -> Figure:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import html
+import importlib.util
 import json
 import math
 import os
@@ -18,7 +20,16 @@ from urllib.parse import quote
 from aimp_tf.config import PruningConfig, default_fields, nearest, upgrade
 from aimp_tf.outcome import Outcome, accuracy_margin, difference_margin, middle_half, times_as_fast
 from aimp_tf.planning import imp_epochs, make_plan, settled
-from aimp_tf.plots import check_matplotlib, plot_cost, plot_latency, plot_layers, plot_magnitudes, plot_metric, svg_text
+from aimp_tf.plots import (
+    check_matplotlib,
+    draw_metric,
+    plot_cost,
+    plot_latency,
+    plot_layers,
+    plot_magnitudes,
+    plot_metric,
+    svg_text,
+)
 from aimp_tf.rounds import (
     duration_text,
     is_accuracy,
@@ -184,6 +195,25 @@ def write_report(
     return [path, *pictures]
 
 
+def html_view(run: RecordedRun) -> str:
+    """A finished run as HTML for a notebook: the answer, the rounds and, with matplotlib, their metric."""
+    run = _with_fields_of_today(run)
+    plan, metric = _Plan(run), None
+    with contextlib.suppress(ValueError):  # There is no metric.
+        metric = _choose_metric([run], None)
+    blocks: list[_Block] = [_answer(plan, metric or ""), _Table(round_table(run.rounds))]
+    blocks += map(_Text, run.outcome.notes(run.rounds[-1].metrics))
+    if metric is not None and importlib.util.find_spec("matplotlib") is not None:
+        blocks.append(_metric_picture([plan], metric, _label(metric)))
+    return "\n".join(map(_html, blocks))
+
+
+def draw(run: RecordedRun, axes: Any, metric: str | None = None) -> None:
+    """Draws the metric of a run against its sparsity on axes of matplotlib. Raises ValueError for an unknown one."""
+    plan, chosen = _Plan(_with_fields_of_today(run)), _choose_metric([run], metric)
+    draw_metric(axes, *_drawn([plan], chosen, _label(chosen)))
+
+
 def _with_fields_of_today(run: RecordedRun) -> RecordedRun:
     """With the config as this version would have written it, but for the version itself."""
     try:
@@ -210,7 +240,7 @@ def _blocks(
         raise ValueError(f"No round is done yet in {', '.join(run.name for run in runs)}; there is nothing to report.")
     plans = [_Plan(run) for run in shown]
     chosen = _choose_metric(shown, metric)
-    label = chosen.removeprefix("val_").replace("_", " ") + (" (validation)" if chosen.startswith("val_") else "")
+    label = _label(chosen)
     if title is None and len(runs) == 1:
         title = runs[0].title
     blocks: list[_Block] = [_Heading(1, title or _title(runs)), *_opening(plans, chosen, label)]
@@ -224,6 +254,10 @@ def _blocks(
         *([] if inference is None else _inference_section(inference)),
         _Columns([_config_section(runs), _environment_section(runs)]),
     ]
+
+
+def _label(metric: str) -> str:
+    return metric.removeprefix("val_").replace("_", " ") + (" (validation)" if metric.startswith("val_") else "")
 
 
 def _title(runs: Sequence[RecordedRun]) -> str:
@@ -451,22 +485,30 @@ def _smaller(dense: int, now: int) -> str:
     return f"{dense / now:.1f} times smaller" if dense > now else f"{now / dense:.1f} times larger"
 
 
-def _quality_section(plans: Sequence[_Plan], metric: str, label: str) -> list[_Block]:
+def _drawn(plans: Sequence[_Plan], metric: str, label: str) -> tuple[Any, ...]:
+    """What `plot_metric` and `draw_metric` show of runs."""
     rounds = {plan.run.name: plan.run.rounds for plan in plans}
     dense = {plan.run.name: value for plan in plans if (value := plan.dense(metric)) is not None}
     examples = {plan.run.name: count for plan in plans if (count := plan.examples(metric)) is not None}
-    figure = plot_metric(rounds, metric, label, dense, examples)
+    return rounds, metric, label, dense, examples
+
+
+def _metric_picture(plans: Sequence[_Plan], metric: str, label: str) -> _Picture:
     last = ", ".join(
         f"{metric_text(metric, plan.last.metrics.get(metric))} at {percent_text(plan.last.sparsity)} of {plan.run.name}"
         for plan in plans
     )
+    return _picture("metric", f"{label} against sparsity", plot_metric(*_drawn(plans, metric, label)), last)
+
+
+def _quality_section(plans: Sequence[_Plan], metric: str, label: str) -> list[_Block]:
     return [
         _Heading(2, "Accuracy against sparsity" if "acc" in metric else "Quality against sparsity"),
         _Text(
             f"The {label} at the end of each round, before the ranking that follows it. The larger marker is the last "
             "round that is done: in a finished run, the training in full."
         ),
-        _picture("metric", f"{label} against sparsity", figure, last),
+        _metric_picture(plans, metric, label),
     ]
 
 

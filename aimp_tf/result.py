@@ -17,7 +17,8 @@ from aimp_tf.compaction import compact
 from aimp_tf.config import PruningConfig
 from aimp_tf.measuring import measure_calls, measure_sizes
 from aimp_tf.outcome import Outcome
-from aimp_tf.report import write_report
+from aimp_tf.plots import check_matplotlib
+from aimp_tf.report import draw, html_view, write_report
 from aimp_tf.rounds import (
     RoundResult,
     aligned,
@@ -130,10 +131,38 @@ class PruningResult:
             ModuleNotFoundError: matplotlib is not installed, which comes with the extra `report`.
             ValueError: The path has another ending, its folder cannot be written, or there is no such metric.
         """
+        outcome = self.measured
+        if self.model is not None:
+            outcome = dataclasses.replace(outcome, **measure_calls(self.model))
+        return write_report([self._recorded(outcome)], path, metric, title=title)
+
+    def plot(self, metric: str | None = None, axes: Any = None) -> Any:
+        """Draws a metric at the end of each round against the sparsity, and that of the dense model where it is known.
+
+        Args:
+            metric: One of those in `RoundResult.metrics`. None takes the first of the validation metrics but the loss,
+                or the nearest to that which there is.
+            axes: The axes of matplotlib to draw on. None makes new ones, which a notebook shows.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed, which comes with the extra `report`.
+            ValueError: There is no such metric.
+        """
+        check_matplotlib("report")
+        if axes is None:
+            import matplotlib.pyplot
+
+            axes = matplotlib.pyplot.subplots(layout="constrained")[1]
+        draw(self._recorded(self.outcome), axes, metric)
+        return axes
+
+    def _repr_html_(self) -> str:
+        return html_view(self._recorded(self.measured))
+
+    def _recorded(self, outcome: Outcome) -> RecordedRun:
         name = getattr(self.model, "name", "run")
         fields = json.loads(self.config.to_json())
-        outcome = (
-            dataclasses.replace(self.measured, **measure_calls(self.model)) if self.model is not None else self.outcome
-        )
-        run = RecordedRun(name, fields, describe_environment(), self.rounds, finished=True, outcome=outcome)
-        return write_report([run], path, metric, title=title)
+        return RecordedRun(name, fields, describe_environment(), self.rounds, finished=True, outcome=outcome)

@@ -1,5 +1,12 @@
-import numpy as np
+import re
+import xml.etree.ElementTree
 
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import aimp_tf
 from aimp_tf import PruningConfig, PruningResult, RoundResult
 
 
@@ -38,3 +45,51 @@ def test_summary_shows_rounds_layers_and_cost():
         "75.00% of the prunable weights are zero, after 8 epochs in 4 s; plain iterative magnitude pruning trains "
         "for 12.",
     ]
+
+
+@pytest.fixture
+def result(make_mlp, blobs):
+    settings = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 2, "round_epochs": 1, "verbose": 0}
+    return aimp_tf.prune(make_mlp(), *blobs, validation_data=blobs, dense_baseline=1, **settings)
+
+
+def test_a_result_is_short_to_look_at(result):
+    last = result.rounds[-1].metrics
+    assert repr(result) == (
+        f"PruningResult(75.0% sparse, val_accuracy {last['val_accuracy']:.4f}, 44 of 176 weights left, 3 trainings, "
+        "4 epochs; see .summary(), .plot(), .report('page.html'))"
+    )
+    assert len(repr(result.rounds)) < 2000 and "magnitudes" not in repr(result.rounds[0].layers)
+
+
+def test_a_notebook_shows_the_answer_a_table_and_a_curve(result):
+    page = result._repr_html_()
+    # Elements of HTML that are never closed.
+    root = xml.etree.ElementTree.fromstring("<div>" + re.sub(r"<img ([^>]*)>", r"<img \1/>", page) + "</div>")
+    texts = [paragraph.text for paragraph in root.iter("p")]
+    accuracy = result.rounds[-1].metrics["val_accuracy"]
+    assert texts[0].startswith(f"75.0% of the prunable weights are gone, and the validation accuracy is {accuracy:.1%}")
+    assert any(text.startswith("The dense model, after 1 epochs: ") for text in texts)
+    assert any(text.startswith("A .keras file of it takes ") for text in texts)
+    rows = [[cell.text for cell in row] for row in root.iter("tr")]
+    assert [row[0] for row in rows] == ["round", "1", "2", "last"]
+    (image,) = root.iter("img")
+    assert image.get("src").startswith("data:image/svg+xml;base64,")
+
+
+def test_a_plot_is_drawn_on_axes_that_one_gives_or_gets(result):
+    axes = Figure().add_subplot()
+    assert result.plot(axes=axes) is axes
+    (line,) = [drawn for drawn in axes.get_lines() if len(drawn.get_xdata()) == 3]
+    np.testing.assert_allclose(line.get_ydata(), [round_.metrics["val_accuracy"] for round_ in result.rounds])
+    np.testing.assert_allclose(1 - 10.0 ** -np.asarray(line.get_xdata()), [0, 0.5, 0.75])
+    dense = [drawn for drawn in axes.get_lines() if drawn.get_label() == "dense"]
+    assert list(dense[0].get_ydata()) == [result.outcome.dense_metrics["val_accuracy"]] * 2
+    matplotlib.use("agg")
+    assert result.plot("loss").get_ylabel() == "loss"
+    with pytest.raises(ValueError, match="No run has the metric 'acuracy'; .*Did you mean 'accuracy'"):
+        result.plot("acuracy")
+
+
+def test_the_compacted_model_is_smaller(result):
+    assert result.compact().count_params() <= result.model.count_params()
