@@ -185,7 +185,7 @@ def export(
     given = inputs is not None
     if verify and not given and any(format_.kind != "weights" for format_ in chosen.values()):
         inputs = make_up(model)
-    with _unfinished_in(directory) as unfinished:
+    with _unfinished_in(directory) as unfinished, _without_notes_of_tensorflow():
         for format_ in chosen.values():
             format_.write(model, unfinished / format_.file, _Settings(inputs, batch_size))
         artefacts = [
@@ -281,6 +281,18 @@ def _verified(
             )
         )
     return verified
+
+
+@contextlib.contextmanager
+def _without_notes_of_tensorflow() -> Iterator[None]:
+    """Within it, TensorFlow does not tell at level INFO, which notebooks show, where it has written what."""
+    tensorflow = logging.getLogger("tensorflow")
+    level = tensorflow.level
+    tensorflow.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        tensorflow.setLevel(level)
 
 
 @contextlib.contextmanager
