@@ -5,18 +5,13 @@ import doctest
 import importlib
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
-import keras
-import numpy as np
 import pytest
-import tensorflow as tf
 
 import aimp_tf
 
-ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = pathlib.Path(aimp_tf.__file__).parent
 
 
@@ -107,23 +102,6 @@ def test_public_names():
 def test_examples_in_docstrings(module):
     tested = doctest.testmod(importlib.import_module(f"aimp_tf.{module}"))
     assert tested.attempted > 0 and tested.failed == 0
-
-
-def test_examples_in_the_readme(monkeypatch, tmp_path):
-    """Shortened, and on made-up data."""
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    data = rng.integers(0, 256, (64, 28, 28), "uint8"), rng.integers(0, 10, 64)
-    monkeypatch.setattr(keras.datasets.fashion_mnist, "load_data", lambda: (data, data))
-    dataset = tf.data.Dataset.from_tensor_slices((data[0][..., None] / 255, data[1])).batch(32)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    for block in (blocks[1], blocks[2]):
-        shortened = block.replace("epochs=30, round_epochs=6", "epochs=1, round_epochs=1, rate=0.8")
-        assert shortened != block
-        namespace = {"dataset": dataset}
-        exec(shortened, namespace)
-        assert aimp_tf.sparsity(namespace["model"]) == pytest.approx(0.9, abs=1e-3)
-    assert (tmp_path / "pruned" / "model.keras").exists()
 
 
 def test_types_are_shipped():
