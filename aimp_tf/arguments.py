@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ _NOT_HANDED_ON = (
     "epochs",
     "initial_epoch",
 )
+
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 _COMPILE = "model.compile(optimizer=..., loss=..., metrics=[...]) before the call: what it was given is used throughout"
 _SPARSITY = "target_sparsity=0.9, the fraction of the weights that ends zero"
@@ -95,25 +97,43 @@ def check_config(config: Any) -> None:
         raise TypeError(f"config must be an aimp_tf.PruningConfig; got {_shown(config)}. Write {write}.")
 
 
-def sort_arguments(call: str, arguments: Mapping[str, Any], model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def sort_arguments(
+    call: Callable[..., Any], arguments: Mapping[str, Any], model: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keywords of a call as fields of the config and as arguments of the model's `fit`.
 
     Raises:
         TypeError: One is neither; it says what to write.
     """
     options = fit_arguments(model)
-    check_names(call, arguments, (*_FIELDS, *options))
+    check_names(call.__name__, arguments, (*_FIELDS, *options), _named(inspect.signature(call).parameters))
     fields = {name: value for name, value in arguments.items() if name in _FIELDS}
     return fields, {name: value for name, value in arguments.items() if name not in _FIELDS}
 
 
 def fit_arguments(model: Any) -> tuple[str, ...]:
     """The arguments of the model's `fit` that are handed on to it."""
-    return tuple(name for name in inspect.signature(model.fit).parameters if name not in _NOT_HANDED_ON)
+    parameters = dict(inspect.signature(model.fit).parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        # A `fit` of the user's that hands them on.
+        own = next(kind for kind in type(model).__mro__ if "fit" in vars(kind) and is_keras_own(vars(kind)["fit"]))
+        parameters |= inspect.signature(own.fit).parameters
+    return tuple(name for name in _named(parameters) if name not in _NOT_HANDED_ON)
 
 
-def check_names(call: str, arguments: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Raises TypeError, with what to write in its place, for an argument whose name is not known."""
+def _named(parameters: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
+    return tuple(name for name, parameter in parameters.items() if parameter.kind not in _VARIABLE)
+
+
+def check_names(call: str, arguments: Mapping[str, Any], known: tuple[str, ...], others: tuple[str, ...] = ()) -> None:
+    """Raises TypeError, with what to write in its place, for an argument whose name is not known.
+
+    Args:
+        call: What was called.
+        arguments: What came.
+        known: The names that it may have.
+        others: Further names that the call has, to be suggested.
+    """
     for name in arguments:
         if name in known:
             continue
@@ -124,7 +144,8 @@ def check_names(call: str, arguments: Mapping[str, Any], known: tuple[str, ...])
                 f"{call} does not heed {name}. Write aimp_tf.prune(model, x, y, {name}={arguments[name]!r}, ...) or, "
                 f"in a loop of your own, aimp_tf.GlobalMagnitudePruning({name}={arguments[name]!r}, ...)."
             )
-        raise TypeError(f"{call} has no argument {name!r}.{nearest(name, known)} It takes {', '.join(known)}.")
+        names = (*others, *known)
+        raise TypeError(f"{call} has no argument {name!r}.{nearest(name, names)} It takes {', '.join(names)}.")
 
 
 def training_data(call: str, model: Any, x: Any, y: Any, sample_weight: Any) -> Any:
@@ -149,9 +170,10 @@ def training_data(call: str, model: Any, x: Any, y: Any, sample_weight: Any) -> 
         if isinstance(x, tuple):
             if sample_weight is None:
                 return x
-            if len(x) > 2:
+            if len(x) != 2:
                 raise TypeError(
-                    f"The weights of the examples came twice: in x, and as sample_weight. {_data_line(call)}"
+                    f"A tuple of {len(x)} and sample_weight do not go together: they are weights twice, or weights "
+                    f"without targets. {_data_line(call)}"
                 )
             return (*x, sample_weight)
         if not arrays:
@@ -191,7 +213,7 @@ def split_off(data: Any, validation_split: float) -> tuple[Any, Any]:
     if isinstance(validation_split, bool) or not isinstance(validation_split, (int, float, np.number)):
         raise TypeError(f"validation_split must be a number in [0, 1); got {validation_split!r}.")
     if not 0 <= validation_split < 1:
-        raise ValueError(f"validation_split must lie in [0, 1); got {validation_split!r}.")
+        raise ValueError(f"validation_split must lie in [0, 1): it is a fraction; got {validation_split!r}.")
     if not validation_split:
         return data, None
     if not isinstance(data, tuple):

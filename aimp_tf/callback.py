@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -197,8 +198,12 @@ class GlobalMagnitudePruning(EpochCallback):
         """Gives the callbacks of the round what `state_of_others` gave, once `fit` has begun."""
         self._others.restore(state)
 
-    def begin(self, masked: MaskedModel) -> None:
+    def begin(self, masked: MaskedModel, stretch: float = 1.0) -> None:
         """Plans the run for the masked model, if that is not done. The first `fit` calls it otherwise.
+
+        Args:
+            masked: The model.
+            stretch: How many times as fast the learning-rate schedule passes as the config says.
 
         Raises:
             ValueError: The target or the limits cannot be met with the model's sizes, the criterion cannot rank,
@@ -221,6 +226,7 @@ class GlobalMagnitudePruning(EpochCallback):
         if self._compacts:
             self._graph = _graph_for_parts(masked)
         plan = make_plan(self.config, masked.weight_count, masked.kept)
+        plan = tuple(dataclasses.replace(each, schedule_scale=stretch * each.schedule_scale) for each in plan)
         if self.config.method != "dense":
             self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
             self._rank(masked.weights(), masked.masks(), plan[-1].kept)

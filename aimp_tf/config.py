@@ -199,6 +199,11 @@ class PruningConfig:
                 "With start='trained', the weights return to those that the model comes with, so rewind_epoch must be "
                 f"0; got {self.rewind_epoch}."
             )
+        if self.start == "trained" and "reinitialize" in (self.rewind, self.final_rewind):
+            raise ValueError(
+                "rewind='reinitialize' draws the first values of the weights anew, which a trained model does not come "
+                "with. Leave out start='trained'."
+            )
         if (self.epochs is None) == (self.total_epochs is None):
             raise ValueError(
                 "Either epochs, the length of the final training, or total_epochs, that of all trainings together, "
@@ -355,7 +360,7 @@ def kept_defaults(config: PruningConfig, stored: Mapping[str, Any]) -> dict[str,
     return {
         name: former[name]
         for name, default in today.items()
-        if here[name] == default and there[name] == former[name] != default
+        if name != "epochs" and here[name] == default and there[name] == former[name] != default
     }
 
 

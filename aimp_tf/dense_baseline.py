@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import numbers
 import random
@@ -15,10 +16,12 @@ from aimp_tf.callback import GlobalMagnitudePruning
 from aimp_tf.config import PruningConfig, is_number
 from aimp_tf.display import RunDisplay
 from aimp_tf.fitting import Fitting
+from aimp_tf.keras_own import is_keras_own
 from aimp_tf.masked_model import MaskedModel, local_value, mask_model
 from aimp_tf.outcome import Outcome
 from aimp_tf.planning import make_plan, settled
 from aimp_tf.progress import RunProgress
+from aimp_tf.rounds import RoundResult
 
 # Those of Keras that train otherwise. Others write files, or are the user's, and are for the run that prunes.
 _HEEDED = ("EarlyStopping", "LearningRateScheduler", "ReduceLROnPlateau", "TerminateOnNaN")
@@ -30,9 +33,13 @@ def check_dense_baseline(dense_baseline: Any, config: PruningConfig, masks: Any)
         raise TypeError(f"dense_baseline must be True, False or a number of epochs; got {dense_baseline!r}.")
     if dense_baseline < 0:
         raise ValueError(f"dense_baseline must not be negative; got {dense_baseline}.")
-    if dense_baseline is not False and (masks is not None or config.method == "dense"):
+    if dense_baseline is False:
+        return
+    if masks is not None or config.method == "dense":
         what = "the model is pruned already, by masks" if masks is not None else "method='dense' is that training"
         raise ValueError(f"There is no dense baseline to train: {what}. Leave out dense_baseline.")
+    if config.method == "tfmot":
+        raise ValueError("method='tfmot' comes without a dense baseline. Train that by method='dense'.")
 
 
 def measure_dense(
@@ -49,7 +56,7 @@ def measure_dense(
         known: What was measured before. If it is the same, it is not measured again.
 
     Returns:
-        The metrics of the dense model, and the epochs that it was trained for.
+        `known` with the metrics of the dense model, and the epochs that it was trained for.
     """
     masked = mask_model(model, config.include, config.exclude, config.mixed_precision)
     try:
@@ -57,26 +64,28 @@ def measure_dense(
             epochs = 0 if config.start == "trained" else settled(config, masked.weight_count).epochs
         else:
             epochs = dense_baseline
-        if known.dense_metrics is not None and known.dense_epochs == epochs:
+        stops = any(hasattr(callback, "start_from_epoch") for callback in fitting.callbacks if _is_heeded(callback))
+        before = known.dense_epochs or 0
+        if known.dense_metrics is not None and (before == epochs or stops and 0 < before <= epochs):
             return known
         if not epochs:
-            return Outcome(dense_metrics=fitting.measure(masked.model), dense_epochs=0)
+            return dataclasses.replace(known, dense_metrics=fitting.measure(masked.model), dense_epochs=0)
         with _left_as_it_was(masked):
-            metrics = _train(masked, config, fitting, epochs, verbose)
-        return Outcome(dense_metrics=metrics, dense_epochs=epochs)
+            trained = _train(masked, config, fitting, epochs, verbose)
+        return dataclasses.replace(known, dense_metrics=trained.metrics, dense_epochs=trained.epochs)
     finally:
         masked.strip()
 
 
 def _train(
     masked: MaskedModel, config: PruningConfig, fitting: Fitting, epochs: int, verbose: str | int
-) -> dict[str, Any]:
+) -> RoundResult:
     dense = PruningConfig(
         config.target_sparsity, epochs=epochs, method="dense", mixed_precision=config.mixed_precision, seed=config.seed
     )
     training = GlobalMagnitudePruning(dense, include=config.include, exclude=config.exclude)
     training.measure = functools.partial(fitting.measure, masked.model)
-    training.begin(masked)
+    training.begin(masked, stretch=(settled(config, masked.weight_count).epochs or epochs) / epochs)
     order = RunProgress(training, masked, fitting.order, None)
     order.begin()
     callbacks = [callback for callback in fitting.callbacks if _is_heeded(callback)]
@@ -85,11 +94,11 @@ def _train(
         display.begin()
         fitting.fit(masked.model, [*training.among(callbacks), display, order], epochs=epochs)
         display.round_done(training.rounds[-1])
-    return training.rounds[-1].metrics
+    return training.rounds[-1]
 
 
 def _is_heeded(callback: Any) -> bool:
-    return any(kind.__name__ in _HEEDED for kind in type(callback).__mro__)
+    return is_keras_own(type(callback)) and type(callback).__name__ in _HEEDED
 
 
 @contextmanager

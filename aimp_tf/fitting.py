@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from aimp_tf.cluster import Cluster
 from aimp_tf.device_arrays import DeviceArrays
-from aimp_tf.input_pipeline import Order, array_positions, batch_count, in_batches, prepare, spec_of
+from aimp_tf.input_pipeline import DEFAULT_BATCH_SIZE, Order, array_positions, batch_count, in_batches, prepare, spec_of
 from aimp_tf.keras_own import is_keras_own
 from aimp_tf.masked_model import is_built, resource_of
 from aimp_tf.rounds import plain_logs
@@ -112,6 +112,8 @@ class Fitting:
             )
             if isinstance(validation_data, tuple):
                 self.examples = len(tf.nest.flatten(validation_data)[0])
+                if steps := options.get("validation_steps"):
+                    self.examples = min(self.examples, steps * (validation_batch_size or DEFAULT_BATCH_SIZE))
             _check_end(self.validation, "validation_data", options.get("validation_steps"), "validation_steps")
 
     def batches(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.cluster import Cluster
 from aimp_tf.compaction import compact, compact_and_report
 from aimp_tf.exporting.inputs import make_up
 from aimp_tf.exporting.saved_model import write_keras
@@ -28,12 +29,17 @@ def measure_sizes(model: Any, masks: Mapping[str, np.ndarray]) -> dict[str, Any]
 
     The dense model is this one with random numbers in place of what the masks prune, while its file is written.
 
+    What cannot be measured is left out. With several workers, that is all, for they would have to do it together.
+
     Args:
         model: A built model without masks.
         masks: Path -> bool array, True for what is kept.
     """
     measured: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):  # A layer of the user's may have no config, or may not be seen through.
+    if Cluster(model.distribute_strategy).size > 1:
+        return measured
+    # A layer of the user's may have no config, or may not be seen through; a disk may be full.
+    with contextlib.suppress(OSError, ValueError):
         pruned = _file_sizes(model)
         with _filled(model, masks):
             dense = _file_sizes(model)
@@ -50,15 +56,18 @@ def measure_sizes(model: Any, masks: Mapping[str, np.ndarray]) -> dict[str, Any]
 def measure_calls(model: Any) -> dict[str, Any]:
     """The fields of `Outcome` on the time of a call with one example, where the model can be compacted.
 
-    The pruned model is compacted, and its layers are sparse products where that is faster on this machine.
+    The pruned model is compacted, and its layers are sparse products where that is faster on this machine. Nothing is
+    measured where that cannot be done, or made-up inputs do not suit the model.
     """
+    if Cluster(model.distribute_strategy).size > 1:
+        return {}
     try:
         fast = sparse_inference(compact(model))
         inputs = tf.nest.map_structure(lambda array: tf.convert_to_tensor(array[:1]), make_up(model))
-    except (TypeError, ValueError):
+        calls = [tf.function(lambda batch, each=each: each(batch, training=False)) for each in (model, fast)]
+        counts = [max(1, round(_SECONDS_PER_TURN / _seconds_of(call, inputs))) for call in calls]
+    except (TypeError, ValueError, tf.errors.OpError):
         return {}
-    calls = [tf.function(lambda batch, each=each: each(batch, training=False)) for each in (model, fast)]
-    counts = [max(1, round(_SECONDS_PER_TURN / _seconds_of(call, inputs))) for call in calls]
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(_TURNS):
         for call, count, timings in zip(calls, counts, seconds, strict=True):

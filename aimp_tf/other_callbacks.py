@@ -114,6 +114,11 @@ def as_callbacks(callbacks: Any) -> list[Any]:
                 f"callbacks must be Keras callbacks, one or a list of them; got {callback!r:.80} of type "
                 f"{type(callback).__name__}."
             )
+        if type(callback).__module__.startswith("tensorflow_model_optimization"):
+            raise TypeError(
+                f"{type(callback).__name__} is for tfmot's own wrappers. Leave it out: what prunes here is a callback "
+                "of aimp_tf, which prune and the loop around GlobalMagnitudePruning hand to fit."
+            )
     return listed
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import pathlib
 import tempfile
 import time
 from collections.abc import Mapping
@@ -94,10 +95,12 @@ def prune(
             goes on where it stopped: at the end of an epoch, or with what it ended with. Of several workers, the chief
             alone reads and writes it.
         dense_baseline: Whether the model is also trained without pruning, before the run and for `epochs`, or for as
-            many as this says; 0 evaluates it as it comes, and so does True with `start="trained"`. The run is the same
-            as without. Of the callbacks, those of Keras that train otherwise are heeded, such as EarlyStopping.
+            many as this says, into which its learning-rate schedule is stretched; 0 evaluates it as it comes, and so
+            does True with `start="trained"`. On arrays, the run is the same as without, but for random numbers of
+            layers that have no seed of their own. Of the callbacks, Keras' own that train otherwise are heeded, such as
+            EarlyStopping. For one worker, and not with method="tfmot".
         export_to: Where `export` writes the pruned model at the end: a folder, or a file such as "pruned.tflite".
-            Whether it can is tried before anything is trained.
+            Whether it can is tried before anything is trained. For one worker.
         data_on_device: Whether arrays are copied once into the memory of the device that trains, such as a GPU, where
             each step then gathers its batch, rather than batch by batch. The batches are the same to the last bit. It
             takes a model on one device, with arrays that fit there beside it; on a CPU nothing is gained.
@@ -134,7 +137,7 @@ def prune(
     with contextlib.ExitStack() as stack:
         stack.enter_context(cluster.explaining_losses())
         with cluster.as_one():
-            fields, options = sort_arguments("prune", settings, model)
+            fields, options = sort_arguments(prune, settings, model)
             data = training_data("prune", model, x, y, sample_weight)
             config = config_of(config, fields)
             generation = check_model(model)
@@ -164,8 +167,15 @@ def prune(
             if data_on_device:
                 fitting.check_on_device(model, cluster)
             check_dense_baseline(dense_baseline, config, masks)
-            if export_to is not None and cluster.chief:
-                Target.of(export_to).check(overwrite)
+            if cluster.size > 1 and (dense_baseline is not False or export_to is not None):
+                raise ValueError(
+                    "dense_baseline and export_to are for one worker. Train the baseline by method='dense', and export "
+                    "what the chief has in workdir."
+                )
+            # Where the run that is there goes on, or is done, it may be what this call wrote before.
+            replaces = overwrite or workdir is not None and os.path.lexists(pathlib.Path(workdir) / "signature.json")
+            if export_to is not None:
+                _check_target(export_to, workdir, replaces)
         # Here, so that what "auto" chose is what a run directory holds, and the same on all workers.
         config = config.replace(mixed_precision=cluster.from_chief(resolve_policy(config.mixed_precision)))
         fitting.settle_order(cluster)
@@ -200,10 +210,12 @@ def prune(
             parts = {name: {**part, "batches": None} for name, part in signature.items()}
             cluster.check_same(config=config.to_json(), **parts)
         outcome = Outcome()
+        with cluster.as_one():
+            if directory is not None:
+                outcome = directory.outcome()
         if dense_baseline is not False:
-            with cluster.as_one():
-                known = directory.outcome() if directory is not None else outcome
-            outcome = measure_dense(model, config, fitting, dense_baseline, verbose, cluster.from_chief(known))
+            _check_run(model, config, fitting)
+            outcome = measure_dense(model, config, fitting, dense_baseline, verbose, outcome)
         outcome = dataclasses.replace(outcome, examples=fitting.examples)
         if config.method == "tfmot":
             result = _prune_with_tfmot(model, config, fitting, directory, outcome, verbose)
@@ -218,9 +230,31 @@ def prune(
             with tempfile.TemporaryDirectory() as folder:
                 export(result.model, folder, formats=("saved_model",), verify=False)
         if export_to is not None:
-            with tempfile.TemporaryDirectory() as folder:  # Of the other workers, as above.
-                export(result, export_to if cluster.chief else folder, overwrite=overwrite, verify=cluster.chief)
+            export(result, export_to, overwrite=replaces)
     return result
+
+
+def _check_target(export_to: str | os.PathLike[str], workdir: str | os.PathLike[str] | None, replaces: bool) -> None:
+    """Raises ValueError where `export` could not write there, or would write into the folder of the run."""
+    target = Target.of(export_to)
+    if workdir is not None and target.folder.resolve().is_relative_to(pathlib.Path(workdir).resolve()):
+        raise ValueError(
+            f"export_to {os.fspath(export_to)} lies in workdir, which the run writes itself. Name another."
+        )
+    target.check(replaces)
+
+
+def _check_run(model: Any, config: PruningConfig, fitting: Fitting) -> None:
+    """Raises what the run itself would before it trains, which the baseline's training would come before."""
+    masked = mask_model(model, config.include, config.exclude, config.mixed_precision, config.granularity)
+    try:
+        if fitting.validation is not None:
+            _check_validation_data(masked.model, fitting.validation, config)
+        pruning = GlobalMagnitudePruning(settled(config, masked.weight_count, masked.kept))
+        pruning.among(fitting.callbacks)
+        pruning.begin(masked)
+    finally:
+        masked.strip()
 
 
 def _prune_in_rounds(

@@ -421,6 +421,8 @@ def _call_figure(plan: _Plan) -> _Figure:
         for name, (first, median, last) in zip(("dense", "now"), quartiles, strict=True)
     ]
     change = f"{times:.3g} times as fast ({least:.3g} to {most:.3g})"
+    if least < 1 < most:
+        change = f"no difference that could be measured ({least:.3g} to {most:.3g} times as fast)"
     return _Figure("Time a call", _call_text(now), f"({_range_text(low, high)})", change, bars, notes)
 
 
@@ -580,6 +582,19 @@ def _inference_section(path: str | os.PathLike[str]) -> list[_Block]:
     ]
 
 
+def _planned_as(config: PruningConfig, weight_count: int, kept: int) -> tuple[PruningConfig, int | None]:
+    """The settled config of a run, and what was left when it began, from what its first training kept."""
+    if config.method != "iterative":
+        return settled(config, weight_count), None
+    if config.start == "trained":
+        whole = settled(config, weight_count)
+        if make_plan(whole, weight_count)[0].kept == kept:
+            return whole, None
+        # It began with masks, of which the first training alone can tell: from there, it is a run like any other.
+        config = config.replace(start="untrained")
+    return settled(config, weight_count, kept), kept
+
+
 class _Plan:
     """A run beside what it was to do, and beside plain iterative magnitude pruning."""
 
@@ -591,9 +606,7 @@ class _Plan:
             # A criterion of the user's is stored by its name, and does not matter here.
             config = PruningConfig.from_fields({**run.config, "criterion": "magnitude"})
             config.validate()
-            # Rounds go down from what was left when they began, or with start="trained" in the first of them.
-            first = run.rounds[0].kept if config.method == "iterative" else None
-            config = settled(config.replace(start="untrained"), self.weight_count, first)
+            config, first = _planned_as(config, self.weight_count, run.rounds[0].kept)
             self.round_count = len(make_plan(config, self.weight_count, first))
         except (TypeError, ValueError) as error:
             raise ValueError(f"The config of {run.name} is not that of a run: {error}") from error

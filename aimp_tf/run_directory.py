@@ -297,12 +297,13 @@ class RunDirectory:
         """What was measured of the run that is here beside the dense model, if there is one that will go on.
 
         Raises:
-            ValueError: The file is damaged.
+            ValueError: It is another run, or the file is damaged.
             RuntimeError: It cannot be read.
         """
         with _naming_the_folder(self.path):
             if self._overwrite or not self._holds_run:
                 return Outcome()
+            self._check_same()
             try:
                 return _read_outcome(self.path / "outcome.json")
             except DamagedFileError as error:

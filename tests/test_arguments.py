@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
-from aimp_tf.arguments import split_off, training_data
+from aimp_tf.arguments import fit_arguments, split_off, training_data
 from aimp_tf.masked_model import MaskedModel
 
 X, Y, WEIGHTS = np.arange(20.0).reshape(10, 2), np.arange(10), np.ones(10)
@@ -28,7 +28,8 @@ def test_data_is_what_fit_would_make_of_it(make_mlp):
     dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(2)
     assert training_data("prune", model, dataset, None, None) is dataset
     for given, message in (
-        (((X, Y, WEIGHTS), None, WEIGHTS), "weights of the examples came twice"),
+        (((X, Y, WEIGHTS), None, WEIGHTS), "weights twice, or weights without targets"),
+        (((X,), None, WEIGHTS), "weights twice, or weights without targets"),
         ((dataset, None, WEIGHTS), "whose batches must hold the weights"),
         ((X, None, WEIGHTS), "x came without y"),
     ):
@@ -61,6 +62,15 @@ def test_a_model_with_a_loss_of_its_own_needs_no_targets(K):
     model.compile("sgd")
     result = aimp_tf.prune(model, X.astype("float32"), target_sparsity=0.5, rate=0.5, epochs=1, verbose=0)
     assert result.sparsity == 0.5
+
+
+def test_arguments_that_a_fit_of_ones_own_hands_on_are_known(K, blobs):
+    class Own(K.Sequential):
+        def fit(self, *args, **kwargs):
+            return super().fit(*args, **kwargs)
+
+    model = Own([K.Input((8,)), K.layers.Dense(16, name="hidden"), K.layers.Dense(3, name="logits")])
+    assert "batch_size" in fit_arguments(model) and not {"args", "kwargs", "x"} & set(fit_arguments(model))
 
 
 def test_the_last_part_of_arrays_is_split_off():

@@ -73,17 +73,26 @@ def test_as_many_epochs_as_asked(K, make, blobs):
 
 
 def test_a_run_that_goes_on_has_its_baseline(K, make, blobs, tmp_path):
-    seen = counter(K)
-    first = aimp_tf.prune(make(), *blobs, **SETTINGS, dense_baseline=2, workdir=tmp_path / "run")
+    seen, fits = counter(K), []
+
+    class Watch(K.callbacks.TerminateOnNaN):
+        """One of Keras' own for all that the baseline can tell, so that it is heeded."""
+
+        def on_train_begin(self, logs=None):
+            fits.append(logs)
+
+    Watch.__module__, Watch.__name__ = K.callbacks.TerminateOnNaN.__module__, "TerminateOnNaN"
+    settings = {**SETTINGS, "workdir": tmp_path / "run"}
+    first = aimp_tf.prune(make(), *blobs, **settings, dense_baseline=2)
     stored = json.loads((tmp_path / "run" / "outcome.json").read_text())
     assert stored["dense_metrics"] == first.outcome.dense_metrics and stored["gzip_bytes"][1] < stored["gzip_bytes"][0]
     logged = (tmp_path / "run" / "metrics.jsonl").read_text()
-    again = aimp_tf.prune(make(), *blobs, **SETTINGS, dense_baseline=2, workdir=tmp_path / "run", callbacks=seen)
-    assert again.outcome.dense_metrics == first.outcome.dense_metrics and seen.fits == 0
+    again = aimp_tf.prune(make(), *blobs, **settings, dense_baseline=2, callbacks=[seen, Watch()])
+    assert again.outcome.dense_metrics == first.outcome.dense_metrics and seen.fits == 0 and not fits
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == logged
-    assert (
-        aimp_tf.prune(make(), *blobs, **SETTINGS, dense_baseline=1, workdir=tmp_path / "run").outcome.dense_epochs == 1
-    )
+    assert aimp_tf.prune(make(), *blobs, **settings).outcome.dense_metrics == first.outcome.dense_metrics
+    shorter = aimp_tf.prune(make(), *blobs, **settings, dense_baseline=1, callbacks=Watch())
+    assert shorter.outcome.dense_epochs == len(fits) == 1
 
 
 def test_callbacks_that_train_otherwise_are_heeded_and_no_others(K, make, blobs, tmp_path):
@@ -99,6 +108,51 @@ def test_callbacks_that_train_otherwise_are_heeded_and_no_others(K, make, blobs,
     # Each round passes through all of the schedule.
     assert own.fits == 3 and rates == 4 * [0, 1, 2]
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 1 + 2 + 2 + 3
+
+
+def test_a_longer_baseline_passes_through_the_schedule_once(K, make, blobs):
+    def with_rate_0_from(step):
+        model = make()
+        model.compile(
+            K.optimizers.SGD(K.optimizers.schedules.PiecewiseConstantDecay([step - 1], [0.1, 0.0])),
+            K.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        return model
+
+    # Two epochs of four steps, so the seventh and eighth are at rate 0; in twice as many epochs, those from the 13th on.
+    settings = {**SETTINGS, "epochs": 2, "round_epochs": 1, "batch_size": 16}
+    stretched = aimp_tf.prune(with_rate_0_from(7), *blobs, **settings, dense_baseline=4).outcome.dense_metrics["loss"]
+    dense = {**settings, "epochs": 4, "round_epochs": None, "method": "dense"}
+    losses = [
+        aimp_tf.prune(with_rate_0_from(step), *blobs, **dense).rounds[-1].metrics["loss"]
+        for step in (7, 11, 12, 13, 14, 15)
+    ]
+    assert stretched != pytest.approx(losses[0], rel=1e-3)
+    assert any(stretched == pytest.approx(loss, rel=1e-5) for loss in losses[1:])
+
+
+def test_a_baseline_that_stops_early_tells_its_epochs(K, make, blobs):
+    stop = K.callbacks.EarlyStopping("loss", baseline=-1.0, patience=1)
+    result = aimp_tf.prune(make(), *blobs, **{**SETTINGS, "epochs": 6}, dense_baseline=True, callbacks=stop)
+    assert 0 < result.outcome.dense_epochs < 6 == result.config.epochs
+
+
+def test_what_a_run_refuses_is_refused_before_its_baseline(K, make, blobs, tmp_path):
+    aimp_tf.prune(make(), *blobs, **SETTINGS, workdir=tmp_path / "run")
+    for settings, message in (
+        ({"min_layer_survivors": 99}, "Relax them"),
+        ({"validation_data": (np.zeros((4, 9)), np.zeros(4, int))}, "cannot be evaluated on validation_data"),
+        ({"method": "tfmot", "round_epochs": None}, "comes without a dense baseline"),
+        ({"workdir": tmp_path / "run", "rate": 0.4}, "holds another run"),
+        ({"workdir": tmp_path / "run", "export_to": tmp_path / "run" / "final"}, "lies in workdir"),
+    ):
+        model = make()
+        before = model.get_weights()
+        with pytest.raises(ValueError, match=message):
+            aimp_tf.prune(model, *blobs, **{**SETTINGS, **settings}, dense_baseline=True)
+        assert not int(np.asarray(model.optimizer.iterations))
+        for here, there in zip(model.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(here, there)
 
 
 def test_what_has_no_dense_baseline_is_refused(make, blobs):

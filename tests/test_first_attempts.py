@@ -39,6 +39,19 @@ def prune(*data, K=keras, **settings):
     return aimp_tf.prune(make(K), *data, **{**BRIEF, **settings})
 
 
+def wrapped_by_tfmot():
+    from aimp_tf.masked_model import wrap_with_tfmot
+
+    wrapped, _ = wrap_with_tfmot(make(tf_keras))
+    return aimp_tf.prune(wrapped, X, Y, **BRIEF)
+
+
+def tfmots_callback():
+    from aimp_tf.masked_model import wrap_with_tfmot
+
+    return wrap_with_tfmot(make(tf_keras))[1][0]
+
+
 # What works, and what to look at in the result.
 WORKS = {
     "as fit is called": lambda: prune(X, Y),
@@ -108,6 +121,10 @@ REFUSED = {
     "method magnitude": (lambda: prune(X, Y, method="magnitude"), "criterion='magnitude'"),
     "method structured": (lambda: prune(X, Y, method="structured"), "granularity="),
     "a misspelt field": (lambda: prune(X, Y, target_sparcity=0.9), "Did you mean 'target_sparsity'?"),
+    "a misspelt argument": (lambda: prune(X, Y, validaton_split=0.2), "Did you mean 'validation_split'?"),
+    "export": (lambda: prune(X, Y, export="m.tflite"), "Did you mean 'export_to'?"),
+    "a model that tfmot has wrapped": (lambda: wrapped_by_tfmot(), "tfmot.sparsity.keras.strip_pruning(model)"),
+    "tfmot's callback": (lambda: prune(X, Y, K=tf_keras, callbacks=[tfmots_callback()]), "Leave it out"),
     "a misspelt choice": (lambda: prune(X, Y, rewind="weight"), "Did you mean 'weights'?"),
     "one pattern": (lambda: prune(X, Y, exclude="logits/*"), "Write exclude=('logits/*',)"),
     "a layer's name": (lambda: prune(X, Y, exclude=("logits",)), "logits/*"),

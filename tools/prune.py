@@ -77,7 +77,8 @@ def main() -> None:
 
 
 def _tell_what_is_next(experiment: Experiment, workdir: pathlib.Path) -> None:
-    print(f"In Python: {experiment.keras}.models.load_model({os.fspath(workdir / 'final' / 'model.keras')!r})")
+    if (workdir / "final" / "model.keras").exists():
+        print(f"In Python: {experiment.keras}.models.load_model({os.fspath(workdir / 'final' / 'model.keras')!r})")
     if importlib.util.find_spec("matplotlib") is None:
         print('The page: pip install ".[report]", then tools/report.py --workdir=' + shlex.quote(os.fspath(workdir)))
     else:

@@ -219,7 +219,8 @@ def _compare(
         long_accuracy=long_accuracy,
     )
     write_atomically(workdir / "comparison.json", json.dumps(dataclasses.asdict(comparison), indent=2))
-    export(result, workdir / "final" / "model.keras", verify=False, overwrite=True)
+    if Cluster(result.model.distribute_strategy).size == 1:  # Others would have to save it, too.
+        export(result, workdir / "final" / "model.keras", verify=False, overwrite=True)
     outcome = dataclasses.replace(
         result.measured,
         dense_metrics={"val_accuracy": dense_accuracy},

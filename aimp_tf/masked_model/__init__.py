@@ -121,6 +121,11 @@ def mask_model(
         )
     if MaskedModel.of(model) is not None:
         raise ValueError("The model is masked already; call aimp_tf.strip(model) before masking it again.")
+    if any(type(layer).__module__.startswith("tensorflow_model_optimization") for layer in model._flatten_layers()):
+        raise ValueError(
+            "tfmot has wrapped layers of the model already. Leave out prune_low_magnitude, or write "
+            "tfmot.sparsity.keras.strip_pruning(model) first: aimp_tf wraps by itself."
+        )
     check_built(model)
     with contextlib.ExitStack() as undo, model.distribute_strategy.scope():
         if policy is not None:
