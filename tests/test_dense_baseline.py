@@ -119,7 +119,7 @@ def test_a_longer_baseline_passes_through_the_schedule_once(K, make, blobs):
         )
         return model
 
-    # Two epochs of four steps, so the seventh and eighth are at rate 0; in twice as many epochs, those from the 13th on.
+    # Two epochs of four steps, the last two of them at rate 0; so are the last four in twice as many epochs.
     settings = {**SETTINGS, "epochs": 2, "round_epochs": 1, "batch_size": 16}
     stretched = aimp_tf.prune(with_rate_0_from(7), *blobs, **settings, dense_baseline=4).outcome.dense_metrics["loss"]
     dense = {**settings, "epochs": 4, "round_epochs": None, "method": "dense"}
