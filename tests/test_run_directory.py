@@ -21,6 +21,7 @@ def test_what_a_run_leaves(make_mlp, blobs, tmp_path):
         "environment.json",
         "final",
         "metrics.jsonl",
+        "outcome.json",
         "round_000",
         "round_001",
         "signature.json",
