@@ -58,7 +58,7 @@ class PruningResult:
     @functools.cached_property
     def measured(self) -> Outcome:
         """`outcome` with the sizes of the model's file and the multiplications, which are measured at the first use."""
-        if self.model is None:
+        if self.model is None or self.outcome.bytes is not None:
             return self.outcome
         return dataclasses.replace(self.outcome, **measure_sizes(self.model, self.masks))
 

@@ -299,7 +299,7 @@ def test_misuse_is_refused(make_mlp, blobs):
 N = 8 * 16 + 16 * 3
 
 
-@pytest.mark.parametrize("planning", [None, "compress", "tail"])
+@pytest.mark.parametrize("schedule", [None, "compress", "tail"])
 def test_weights_return_to_an_epoch_of_the_first_round(K, make_mlp, blobs, recorder, schedule):
     rate = K.optimizers.schedules.PolynomialDecay(0.1, 2 * 6, 0.0) if schedule else 0.1
     config = PruningConfig(0.5, rate=0.5, epochs=6, round_epochs=3, rewind="weights", rewind_epoch=2)

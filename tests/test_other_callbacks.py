@@ -34,7 +34,7 @@ def halved(epoch, rate):
 
 
 @pytest.mark.parametrize("function", [steps, halved])
-@pytest.mark.parametrize("planning", ["compress", "head", "tail"])
+@pytest.mark.parametrize("schedule", ["compress", "head", "tail"])
 def test_a_learning_rate_scheduler_follows_the_round(K, make_mlp, blobs, rates_of_batches, function, schedule):
     scheduler = K.callbacks.LearningRateScheduler(function)
     aimp_tf.prune(
