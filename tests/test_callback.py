@@ -148,7 +148,7 @@ def test_the_train_function_is_traced_once(K, blobs, make_counted, settings):
 def test_a_learning_rate_scheduler_traces_nothing_again(K, blobs, make_counted):
     model, traces = make_counted(0.1)
     scheduler = K.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (epoch + 1))
-    aimp_tf.prune(model, blobs, CONFIG, callbacks=[scheduler], verbose=0)
+    aimp_tf.prune(model, blobs, config=CONFIG, callbacks=[scheduler], verbose=0)
     assert len(traces) == 1
 
 
