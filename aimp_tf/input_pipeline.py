@@ -184,8 +184,8 @@ def array_dataset(
     batches are gathered while the model trains, and no fit waits for the tuning thread of tf.data to wake up.
 
     Args:
-        data: (x, y) or (x, y, sample_weight), of arrays or of nested dicts and tuples of arrays with the same first
-            dimension.
+        data: (x,), (x, y) or (x, y, sample_weight), of arrays or of nested dicts and tuples of arrays with the same
+            first dimension.
         batch_size: Examples a batch; the last one has the rest.
         shuffle: Whether each iteration, and so each epoch, reads all examples in an order of its own.
         seed: Of the orders: with the same seed, the first iteration reads in the same order, and so does each after it.

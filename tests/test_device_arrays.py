@@ -148,7 +148,7 @@ def test_what_it_cannot_hold_is_refused_before_training(K, make_mlp, blobs, tmp_
             aimp_tf.prune(model, data, data_on_device=asked, **options, workdir=tmp_path / "run", **SETTINGS)
         assert model.optimizer.iterations.numpy() == 0 and not list(tmp_path.rglob("*.*"))
 
-    refused(TypeError, r"as a tuple \(x, y\).*got .*Dataset", tf.data.Dataset.from_tensors((x, y)))
+    refused(TypeError, "takes arrays x, y; got .*Dataset", tf.data.Dataset.from_tensors((x, y)))
     refused(ValueError, "Give each example its weight", class_weight={0: 1.0, 1: 2.0})
     refused(TypeError, "takes arrays of numbers; got one of dtype string", (x, y, np.array(["a"] * 64)))
     refused(TypeError, "must be True or False; got 'GPU:0'", asked="GPU:0")

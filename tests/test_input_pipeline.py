@@ -140,7 +140,7 @@ def test_datasets_of_keras_are_passed_on(K):
         ((batch for batch in []), TypeError, "got generator. Every round reads it from the start"),
         (np.zeros((4, 2)), TypeError, "must hold inputs and targets.*got ndarray"),
         ([np.zeros(4), np.zeros(4)], TypeError, "must hold inputs and targets.*got list"),
-        ((np.zeros(4),), TypeError, "got a tuple of 1"),
+        ((np.zeros(4),) * 4, TypeError, "got a tuple of 4"),
         ((np.zeros(4), object()), TypeError, "must be made of arrays; got object"),
         ((np.zeros(4), 3), TypeError, "got a number. A list is taken for several inputs"),
         ((np.zeros((4, 2)), np.zeros(5)), ValueError, r"got shapes \(4, 2\), \(5,\)"),
