@@ -57,10 +57,22 @@ _HOMES = {
 }
 
 
+_WRITE_INSTEAD = {
+    "prune_low_magnitude": "aimp_tf.prune(model, x, y, target_sparsity=0.9, epochs=30), or aimp_tf.wrap(model)",
+    "strip_pruning": "aimp_tf.strip(model)",
+    "UpdatePruningStep": "aimp_tf.GlobalMagnitudePruning(target_sparsity=0.9, epochs=30) as a callback",
+    **dict.fromkeys(("PolynomialDecay", "ConstantSparsity"), "method='gradual', a setting of aimp_tf.prune"),
+    **dict.fromkeys(("load", "load_model"), "keras.models.load_model(path): a pruned model is a plain one"),
+    "save": "result.model.save('pruned.keras')",
+}
+"""What other tools call something -> what it is here."""
+
+
 def __getattr__(name: str) -> Any:
     """Imports what needs TensorFlow only when it is asked for, so that configs and help texts come at once."""
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        write = f"Write {_WRITE_INSTEAD[name]}." if name in _WRITE_INSTEAD else f"It has {', '.join(__all__)}."
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}. {write}", name=name)
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

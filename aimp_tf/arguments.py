@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -74,6 +75,36 @@ _WRITE_INSTEAD: dict[str, str] = {
     "resume": _FOLDER,
 }
 """What other tools, `fit` and `compile` call something -> what it is here."""
+
+
+_Parameters = ParamSpec("_Parameters")
+_Returned = TypeVar("_Returned")
+
+
+def placed(example: str) -> Callable[[Callable[_Parameters, _Returned]], Callable[_Parameters, _Returned]]:
+    """Decorates a call: more arguments by their places than it has get an error that says what to write.
+
+    Args:
+        example: Arguments by name.
+    """
+
+    def decorate(call: Callable[_Parameters, _Returned]) -> Callable[_Parameters, _Returned]:
+        parameters = inspect.signature(call).parameters
+        places = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+
+        @functools.wraps(call)
+        def checked(*arguments: _Parameters.args, **named: _Parameters.kwargs) -> _Returned:
+            if len(arguments) > len(places):
+                more = ", ".join(f"{argument!r:.40}" for argument in arguments[len(places) :])
+                raise TypeError(
+                    f"{call.__name__} takes {', '.join(places)} by their places, and the rest by name; got {more} as "
+                    f"well. Write {call.__name__}({', '.join(places)}, {example})."
+                )
+            return call(*arguments, **named)
+
+        return checked
+
+    return decorate
 
 
 def config_of(config: Any, fields: Mapping[str, Any]) -> PruningConfig:

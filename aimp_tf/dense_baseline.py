@@ -27,8 +27,15 @@ from aimp_tf.rounds import RoundResult
 _HEEDED = ("EarlyStopping", "LearningRateScheduler", "ReduceLROnPlateau", "TerminateOnNaN")
 
 
-def check_dense_baseline(dense_baseline: Any, config: PruningConfig, masks: Any) -> None:
-    """Raises TypeError or ValueError where `dense_baseline` of `prune` is none, or there is no dense model."""
+def check_dense_baseline(dense_baseline: Any, config: PruningConfig, masks: Any, validated: bool) -> None:
+    """Raises TypeError or ValueError where `dense_baseline` of `prune` is none, or there is nothing to compare with.
+
+    Args:
+        dense_baseline: As in `prune`.
+        config: That of the run.
+        masks: As in `prune`.
+        validated: Whether there is validation data.
+    """
     if not isinstance(dense_baseline, bool) and not is_number(dense_baseline, numbers.Integral):
         raise TypeError(f"dense_baseline must be True, False or a number of epochs; got {dense_baseline!r}.")
     if dense_baseline < 0:
@@ -40,6 +47,12 @@ def check_dense_baseline(dense_baseline: Any, config: PruningConfig, masks: Any)
         raise ValueError(f"There is no dense baseline to train: {what}. Leave out dense_baseline.")
     if config.method == "tfmot":
         raise ValueError("method='tfmot' comes without a dense baseline. Train that by method='dense'.")
+    if not validated and (dense_baseline == 0 or dense_baseline is True and config.start == "trained"):
+        # Epochs tell averages over the steps in which weights change, which an evaluation is not.
+        raise ValueError(
+            "A dense model that is evaluated as it comes can be compared with the pruned one on validation data alone. "
+            "Give validation_data=(x_val, y_val) or validation_split=0.1, or leave out dense_baseline."
+        )
 
 
 def measure_dense(

@@ -46,6 +46,12 @@ def fit_verbose(verbose: Any) -> int:
     return 0 if verbose == "auto" else int(verbose)
 
 
+def tell(verbose: str | int, line: str) -> None:
+    """Prints a line, unless `verbose` is 0 as in `prune`."""
+    if verbose != 0:
+        print(line, flush=True)
+
+
 class RunDisplay(EpochCallback):
     """Shows a run: how much it is, then a line a round and, below them, a live one.
 
@@ -124,17 +130,20 @@ class RunDisplay(EpochCallback):
         if console.is_terminal and not console.is_jupyter:
             self._width = console.width
         if self._title is None:
-            _print(plan_text(self._plan, self._weight_count, self._may_stop))
+            self.tell(plan_text(self._plan, self._weight_count, self._may_stop))
         if self._epochs_done:
-            _print(self._done_before())
+            self.tell(self._done_before())
         if self._live and self._rounds_done < len(self._plan):
             self._open.enter_context(self._live_line(console))
 
     def round_done(self, result: RoundResult) -> None:
         """Shows the line of a round."""
         self._rounds_done, self._epoch = result.index + 1, 0
-        if self._shown:
-            _print(self._line(result))
+        self.tell(self._line(result))
+
+    def tell(self, line: str) -> None:
+        """Shows a line between those of the rounds."""
+        tell(self._shown, line)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch + 1
@@ -315,7 +324,3 @@ def _logging_to(streams: dict[TextIO, TextIO]) -> Iterator[None]:
     finally:
         for handler, stream in moved.items():
             handler.setStream(stream)
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)

@@ -6,16 +6,17 @@ import logging
 import numbers
 from typing import Any
 
-from aimp_tf.arguments import check_names, fit_arguments, split_off, training_data
+from aimp_tf.arguments import check_names, fit_arguments, placed, split_off, training_data
 from aimp_tf.cluster import Cluster
 from aimp_tf.config import is_number
-from aimp_tf.fitting import Fitting, build
+from aimp_tf.fitting import Fitting, build, check_targets
 from aimp_tf.masked_model import Masks, check_model, mask_model
 from aimp_tf.other_callbacks import as_callbacks
 
 logger = logging.getLogger(__name__)
 
 
+@placed("epochs=3")
 def fine_tune(
     model: Any,
     x: Any = None,
@@ -78,6 +79,7 @@ def fine_tune(
     fitting = Fitting(data, validation_data, callbacks, options, verbose, None, generation, cluster, order_goes_on=True)
     fitting.settle_order(cluster)
     build(model, fitting.train)
+    check_targets(model, data)
     masked = mask_model(model, masks=masks)
     try:
         if masked.optimizer.rate == 0:

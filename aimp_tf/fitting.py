@@ -234,6 +234,57 @@ def check_batches(model: Any, data: Any, name: str) -> None:
         )
 
 
+def check_targets(model: Any, data: Any) -> None:
+    """Raises for arrays of targets that the cross-entropy of a model with one output cannot take.
+
+    Frameworks tell of them late and at length, and on a GPU a class out of range is a loss of NaN and nothing else.
+
+    Raises:
+        TypeError: The targets are texts.
+        ValueError: They are one-hot where numbers of classes are expected or the other way round, or such a number is
+            negative or too large.
+    """
+    loss = getattr(model, "loss", None)
+    names = [str(getattr(loss, name, "")) for name in ("name", "__name__")] + [loss if isinstance(loss, str) else ""]
+    outputs = getattr(model, "outputs", None) or ()
+    crossentropy = next((name for name in names if name.endswith("categorical_crossentropy")), None)
+    if crossentropy is None or len(outputs) != 1 or not is_keras_own(type(model).train_step):
+        return
+    if not isinstance(data, tuple) or len(data) < 2:
+        return
+    (_, targets, *_), shape = data, tuple(outputs[0].shape)
+    if isinstance(targets, (dict, list, tuple)) or not hasattr(targets, "shape") or None in shape[-1:]:
+        return
+    targets = np.asarray(targets)
+    if targets.dtype.kind in "US" or targets.dtype == object and isinstance(targets.flat[0], (str, bytes)):
+        raise TypeError(
+            f"The targets are texts, such as {str(targets.flat[0])!r}, and the loss takes numbers. Write "
+            "classes, y = np.unique(y, return_inverse=True)."
+        )
+    classes = shape[-1]
+    one_hot = targets.ndim == len(shape) and targets.shape[-1] == classes > 1
+    if not crossentropy.startswith("sparse"):
+        if not one_hot and targets.ndim < len(shape):
+            raise ValueError(
+                f"The loss {crossentropy} takes targets of shape (examples, {classes}), a row of 0 and 1 each; got "
+                f"{targets.shape}. Write y = keras.utils.to_categorical(y, {classes}), or compile the model with "
+                f"sparse_{crossentropy}."
+            )
+        return
+    if one_hot:
+        raise ValueError(
+            f"The loss {crossentropy} takes the number of a class for each example; got targets of shape "
+            f"{targets.shape}. Write y = y.argmax(-1), or compile the model with categorical_crossentropy."
+        )
+    ignored = loss.get_config().get("ignore_class") if hasattr(loss, "get_config") else None
+    if ignored is None and not 0 <= targets.min() <= targets.max() < classes:
+        raise ValueError(
+            f"The classes must be numbers from 0 to {classes - 1}, for the model {model.name!r} has {classes} outputs; "
+            f"got {targets.min()} to {targets.max()}. Write classes, y = np.unique(y, return_inverse=True), or give "
+            "the model as many outputs as there are classes."
+        )
+
+
 def _check_end(data: Any, name: str, steps: int | None, option: str) -> None:
     """Raises ValueError for data without end, of which `fit` is not told how much to read."""
     if steps is None and isinstance(data, tf.data.Dataset) and batch_count(data) == tf.data.INFINITE_CARDINALITY:

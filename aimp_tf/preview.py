@@ -10,7 +10,7 @@ import numpy as np
 
 from aimp_tf.arguments import config_of
 from aimp_tf.config import PruningConfig
-from aimp_tf.masked_model import Masks, check_plain, keras_generation, select_prunable
+from aimp_tf.masked_model import Masks, check_plain, first_masks, keras_generation, left_dense, select_prunable
 from aimp_tf.planning import Round, imp_epochs, least_survivors, make_plan, settled
 from aimp_tf.rounds import aligned, percent_text, plan_text
 
@@ -81,8 +81,8 @@ def plan(model: Any, config: PruningConfig | None = None, *, masks: Masks = None
     count = sum(sizes.values())
     first = None
     if masks is not None:
-        kept = weights if isinstance(masks, str) else masks
-        first = sum(int(np.count_nonzero(values)) for values in kept.values())
+        kept = first_masks(masks, weights, left_dense(model, config.include, config.exclude, config.granularity))
+        first = sum(int(np.count_nonzero(mask)) for mask in kept.values())
     config = settled(config, count, first)
     if config.method not in ("dense", "tfmot"):
         least_survivors(config, sizes)

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.arguments import config_of, sort_arguments, split_off, training_data
+from aimp_tf.arguments import config_of, placed, sort_arguments, split_off, training_data
 from aimp_tf.callback import GlobalMagnitudePruning
 from aimp_tf.cluster import Cluster
 from aimp_tf.config import PruningConfig
 from aimp_tf.dense_baseline import check_dense_baseline, measure_dense
-from aimp_tf.display import RunDisplay, fit_verbose
+from aimp_tf.display import RunDisplay, fit_verbose, tell
 from aimp_tf.exporting import Target, export
-from aimp_tf.fitting import Fitting, build, check_batches
+from aimp_tf.fitting import Fitting, build, check_batches, check_targets
 from aimp_tf.input_pipeline import spec_of
 from aimp_tf.masked_model import (
     Masks,
@@ -47,6 +47,7 @@ from aimp_tf.safe_files import checksum_of_arrays
 from aimp_tf.signature import data_signature, model_signature
 
 
+@placed("target_sparsity=0.9, epochs=30, batch_size=64")
 def prune(
     model: Any,
     x: Any = None,
@@ -96,9 +97,9 @@ def prune(
             alone reads and writes it.
         dense_baseline: Whether the model is also trained without pruning, before the run and for `epochs`, or for as
             many as this says, into which its learning-rate schedule is stretched; 0 evaluates it as it comes, and so
-            does True with `start="trained"`. On arrays, the run is the same as without, but for random numbers of
-            layers that have no seed of their own. Of the callbacks, Keras' own that train otherwise are heeded, such as
-            EarlyStopping. For one worker, and not with method="tfmot".
+            does True with `start="trained"`, for which there must be validation data. On arrays, the run is the same as
+            without, but for random numbers of layers that have no seed of their own. Of the callbacks, Keras' own that
+            train otherwise are heeded, such as EarlyStopping. For one worker, and not with method="tfmot".
         export_to: Where `export` writes the pruned model at the end: a folder, or a file such as "pruned.tflite".
             Whether it can is tried before anything is trained. For one worker.
         data_on_device: Whether arrays are copied once into the memory of the device that trains, such as a GPU, where
@@ -166,7 +167,7 @@ def prune(
                 raise TypeError(f"data_on_device must be True or False; got {data_on_device!r}.")
             if data_on_device:
                 fitting.check_on_device(model, cluster)
-            check_dense_baseline(dense_baseline, config, masks)
+            check_dense_baseline(dense_baseline, config, masks, validation_data is not None)
             if cluster.size > 1 and (dense_baseline is not False or export_to is not None):
                 raise ValueError(
                     "dense_baseline and export_to are for one worker. Train the baseline by method='dense', and export "
@@ -182,6 +183,7 @@ def prune(
         build(model, fitting.train)
         check_batches(model, fitting.train, "The training data")
         check_batches(model, fitting.validation, "validation_data")
+        check_targets(model, data)
         if data_on_device:
             stack.enter_context(fitting.on_device_of(model))
         if export_to is not None:
@@ -230,7 +232,8 @@ def prune(
             with tempfile.TemporaryDirectory() as folder:
                 export(result.model, folder, formats=("saved_model",), verify=False)
         if export_to is not None:
-            export(result, export_to, overwrite=replaces)
+            for written in export(result, export_to, overwrite=replaces).values():
+                tell(verbose, f"wrote {written.path}: {written.bytes:,} bytes, {written.gzip_bytes:,} with gzip")
     return result
 
 
@@ -268,6 +271,7 @@ def _prune_in_rounds(
 ) -> PruningResult:
     masked = mask_model(model, config.include, config.exclude, config.mixed_precision, config.granularity, masks)
     first = masked.kept
+    trained = max(masked.optimizers.steps)
     try:
         if fitting.validation is not None:
             _check_validation_data(masked.model, fitting.validation, config)
@@ -283,6 +287,8 @@ def _prune_in_rounds(
             directory.save_outcome(outcome)
         with _display(verbose, config, fitting, masked.weight_count, first, masked.cluster.chief) as display:
             display.begin(pruning.rounds, progress.initial_epoch)
+            if trained and config.method == "iterative" and config.start != "trained" and not pruning.rounds:
+                display.tell(f"trained for {trained:,} steps before; start='trained' prunes the model as it comes")
             while not pruning.finished:
                 try:
                     fitting.fit(

@@ -31,6 +31,7 @@ from aimp_tf.plots import (
     svg_text,
 )
 from aimp_tf.rounds import (
+    counted_text,
     duration_text,
     is_accuracy,
     layer_notes,
@@ -307,12 +308,18 @@ def _answer(plan: _Plan, metric: str) -> _Text:
 def _against_dense(plan: _Plan, metric: str) -> str:
     """The end of a sentence on a metric: what it is beside that of the dense model; "" where that is not known."""
     change, margin = _change(plan, metric), _change_margin(plan, metric)
-    if not change or margin is None:
-        return change and f", {change}"
-    unsure = f"±\u00a0{100 * margin:.1f}"
-    if change == _THE_SAME or abs(plan.last.metrics[metric] - plan.dense(metric)) > margin:
-        return f", {change} ({unsure})"
-    return f", {change} ({unsure}: {plan.examples(metric):,} examples cannot tell them apart)"
+    if not change:
+        return ""
+    asides = []
+    if margin is not None:
+        unsure = f"±\u00a0{100 * margin:.1f}"
+        if change != _THE_SAME and abs(plan.last.metrics[metric] - plan.dense(metric)) <= margin:
+            unsure += f": {plan.examples(metric):,} examples cannot tell them apart"
+        asides.append(unsure)
+    epochs = plan.outcome.dense_epochs
+    if plan.run.finished and epochs and epochs != plan.epochs:
+        asides.append(f"it was trained for {counted_text(epochs, 'epoch')}, the pruned one for {plan.epochs}")
+    return f", {change}{' (' if asides else ''}{'; '.join(asides)}{')' if asides else ''}"
 
 
 def _change(plan: _Plan, metric: str) -> str:

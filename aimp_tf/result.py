@@ -88,6 +88,14 @@ class PruningResult:
         """The model without the units and channels that pruning left dead; see `aimp_tf.compact`."""
         return compact(self.model)
 
+    def __getattr__(self, name: str) -> Any:
+        what = f"{type(self).__name__} has no attribute {name!r}"
+        if name == "export":
+            what += ". Write aimp_tf.export(result, 'pruned.keras')"
+        elif not name.startswith("_") and hasattr(vars(self).get("model"), name):
+            what += f". It holds the model: write result.model.{name}"
+        raise AttributeError(f"{what}.", name=name, obj=self)
+
     def __repr__(self) -> str:
         metrics = self.rounds[-1].metrics
         metric = telling_metric(list(metrics))

@@ -64,10 +64,10 @@ def test_as_many_epochs_as_asked(K, make, blobs):
     model.fit(*blobs, epochs=2, verbose=0)
     loss = model.evaluate(*blobs, verbose=0, return_dict=True)["loss"]
     for settings in ({"start": "trained", "dense_baseline": True}, {"dense_baseline": 0}):
-        outcome = aimp_tf.prune(model, *blobs, **SETTINGS, **settings).outcome
+        outcome = aimp_tf.prune(model, *blobs, **SETTINGS, **settings, validation_data=blobs).outcome
         assert outcome.dense_epochs == 0
         if "start" in settings:
-            assert outcome.dense_metrics["loss"] == pytest.approx(loss, rel=1e-5)
+            assert outcome.dense_metrics["val_loss"] == pytest.approx(loss, rel=1e-5)
     total = {**SETTINGS, "epochs": None, "round_epochs": None, "total_epochs": 9}
     assert aimp_tf.prune(make(), *blobs, **total, dense_baseline=True).outcome.dense_epochs == 7
 
@@ -161,6 +161,8 @@ def test_what_has_no_dense_baseline_is_refused(make, blobs):
         ({"dense_baseline": 0.5}, TypeError, "must be True, False or a number of epochs; got 0.5"),
         ({"dense_baseline": True, "method": "dense"}, ValueError, "method='dense' is that training"),
         ({"dense_baseline": True, "masks": "zeros"}, ValueError, "the model is pruned already"),
+        ({"dense_baseline": 0}, ValueError, "on validation data alone"),
+        ({"dense_baseline": True, "start": "trained"}, ValueError, "or validation_split=0.1, or leave out"),
     ):
         model = make()
         before = model.get_weights()

@@ -396,6 +396,19 @@ def test_prune_is_silent_with_verbose_0(make_mlp, blobs, capfd):
     assert capfd.readouterr().out == ""
 
 
+def test_a_model_that_is_trained_already_is_told_how_to_say_so(make_mlp, blobs, capsys):
+    model = make_mlp()
+    model.fit(*blobs, epochs=2, batch_size=32, verbose=0)
+    hint = "trained for 4 steps before; start='trained' prunes the model as it comes"
+    aimp_tf.prune(model, *blobs, **SETTINGS)
+    assert capsys.readouterr().out.splitlines()[1] == hint and len(hint) <= 80
+    for settings in ({"start": "trained"}, {"method": "gradual", "round_epochs": None}, {"verbose": 0}):
+        aimp_tf.prune(model, *blobs, **{**SETTINGS, **settings})
+        assert "steps before" not in capsys.readouterr().out
+    aimp_tf.prune(make_mlp(), *blobs, **SETTINGS)
+    assert "steps before" not in capsys.readouterr().out
+
+
 def test_keras_own_lines_come_with_the_lines_of_rounds(make_mlp, blobs, capsys):
     aimp_tf.prune(make_mlp(), blobs, verbose=2, **{**SETTINGS, "rate": 0.8, "round_epochs": 2})
     lines = [line[:12] for line in capsys.readouterr().out.splitlines() if not re.match(r"\d+/", line)]

@@ -3,6 +3,7 @@ import gzip
 import json
 import os
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -145,6 +146,15 @@ def test_an_experiment_compares_dense_and_pruned(K, tmp_path):
     assert f"{comparison.pruned_accuracy:.2%}" in comparison.table()
     with pytest.raises(ValueError, match="holds another run: config.rate: 0.6 there, 0.5 here"):
         run(dataclasses.replace(experiment, pruning=pruning.replace(rate=0.5)), tmp_path / "run", verbose=0)
+
+
+def test_a_table_has_no_empty_cells():
+    comparison = Comparison(0.96, 0.95, 0.8, 2, 10, 4, 6, 12, 1.0, 2.0, 4.0, 9, 5, "saved", 0.97, 3.0)
+    for shown, columns in ((comparison, 4), (dataclasses.replace(comparison, long_accuracy=None), 3)):
+        head, *rows = shown.table().splitlines()
+        cells = [re.split("  +", row) for row in rows]
+        assert len(re.split("  +", head.strip())) == columns
+        assert all(len(row) == columns + 1 and all(row) for row in cells)
 
 
 def test_fewer_images_and_more_steps_at_a_time(K):

@@ -2,6 +2,7 @@ import dataclasses
 import gzip
 import os
 import pathlib
+import re
 import zipfile
 
 import h5py
@@ -378,9 +379,13 @@ def test_a_path_of_a_file_is_that_file(make_mlp, blobs, tmp_path):
             aimp_tf.export(model, tmp_path / name, formats)
 
 
-def test_prune_exports_where_it_is_told(make_mlp, K, blobs, tmp_path):
-    settings = {"target_sparsity": 0.75, "rate": 0.75, "epochs": 1, "verbose": 0}
+def test_prune_exports_where_it_is_told(make_mlp, K, blobs, tmp_path, capsys):
+    settings = {"target_sparsity": 0.75, "rate": 0.75, "epochs": 1}
     result = aimp_tf.prune(make_mlp(), *blobs, **settings, export_to=tmp_path / "pruned.keras")
+    size = (tmp_path / "pruned.keras").stat().st_size
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(rf"wrote {tmp_path}/pruned.keras: {size:,} bytes, [\d,]+ with gzip", last)
+    settings["verbose"] = 0
     loaded = K.models.load_model(tmp_path / "pruned.keras")
     for here, there in zip(loaded.get_weights(), result.model.get_weights(), strict=True):
         np.testing.assert_array_equal(here, there)

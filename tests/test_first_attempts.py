@@ -46,6 +46,12 @@ def wrapped_by_tfmot():
     return aimp_tf.prune(wrapped, X, Y, **BRIEF)
 
 
+def not_one_hot(y):
+    model = make()
+    model.compile("adam", "categorical_crossentropy")
+    return aimp_tf.prune(model, X, y, **BRIEF)
+
+
 def tfmots_callback():
     from aimp_tf.masked_model import wrap_with_tfmot
 
@@ -139,6 +145,32 @@ REFUSED = {
     "epochs twice": (lambda: prune(X, Y, total_epochs=9), "Either epochs"),
     "x of another shape": (lambda: prune(X[:, :4], Y), "inputs of shape (None, 8)"),
     "y of another length": (lambda: prune(X, Y[:10]), "the same, non-zero number of examples"),
+    "the target by its place": (lambda: aimp_tf.prune(make(), X, Y, 0.9), "prune(model, x, y, target_sparsity=0.9"),
+    "epochs of fine_tune by their place": (
+        lambda: aimp_tf.fine_tune(make(), X, Y, 3),
+        "fine_tune(model, x, y, epochs=3)",
+    ),
+    "texts as y": (lambda: prune(X, np.array(["a", "b"] * 32)), "classes, y = np.unique(y, return_inverse=True)"),
+    "texts as objects": (
+        lambda: prune(X, np.array(["a", "b"] * 32, object)),
+        "classes, y = np.unique(y, return_inverse",
+    ),
+    "y one-hot": (lambda: prune(X, np.eye(3)[Y]), "y = y.argmax(-1)"),
+    "y one-hot, in tf_keras": (lambda: prune(X, np.eye(3)[Y], K=tf_keras), "y = y.argmax(-1)"),
+    "y not one-hot": (lambda: not_one_hot(Y), "y = keras.utils.to_categorical(y, 3)"),
+    "classes from 1": (lambda: prune(X, Y + 1), "numbers from 0 to 2, for the model 'sequential"),
+    "classes from 1 of fine_tune": (lambda: aimp_tf.fine_tune(make(), X, Y + 1, epochs=1), "got 1 to 3"),
+    "a dense model evaluated in training": (
+        lambda: prune(X, Y, start="trained", dense_baseline=True),
+        "Give validation_data=(x_val, y_val)",
+    ),
+    "a file that ends in capitals": (lambda: prune(X, Y, export_to="m.KERAS"), "Write m.keras"),
+    "tfmot's wrapper": (lambda: aimp_tf.prune_low_magnitude, "aimp_tf.prune(model, x, y, target_sparsity=0.9"),
+    "tfmot's strip": (lambda: aimp_tf.strip_pruning, "aimp_tf.strip(model)"),
+    "another name": (lambda: aimp_tf.pruner, "It has GlobalMagnitudePruning"),
+    "save of a result": (lambda: prune(X, Y).save, "result.model.save"),
+    "predict of a result": (lambda: prune(X, Y).predict, "result.model.predict"),
+    "export of a result": (lambda: prune(X, Y).export, "aimp_tf.export(result, 'pruned.keras')"),
     "strip of a plain model": (lambda: aimp_tf.strip(make()), "aimp_tf.wrap(model)"),
     "compact of a file": (lambda: aimp_tf.compact("model.keras"), "keras.models.load_model('model.keras')"),
     "a batch without a list": (lambda: prune(X, Y, callbacks="early_stopping"), "callbacks must be Keras callbacks"),
@@ -155,9 +187,27 @@ def test_a_first_attempt_works(attempt):
 @pytest.mark.parametrize("attempt", REFUSED)
 def test_a_first_attempt_is_told_what_to_write(attempt):
     attempted, line = REFUSED[attempt]
-    with pytest.raises((TypeError, ValueError)) as raised:
+    with pytest.raises((AttributeError, TypeError, ValueError)) as raised:
         attempted()
     assert line in str(raised.value)
+
+
+@pytest.mark.parametrize("K", [keras, tf_keras])
+def test_targets_that_the_loss_takes_are_let_through(K):
+    def compiled(loss, outputs=3):
+        model = K.Sequential([K.Input((8,)), K.layers.Dense(16, activation="relu"), K.layers.Dense(outputs)])
+        model.compile("sgd", loss)
+        return model
+
+    sparse = {"from_logits": True, "ignore_class": -1}
+    for loss, y, outputs in (
+        (K.losses.SparseCategoricalCrossentropy(**sparse), np.where(Y == 2, -1, Y), 3),
+        ("sparse_categorical_crossentropy", Y[:, None], 3),
+        ("sparse_categorical_crossentropy", Y.astype("float32"), 3),
+        (K.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1), np.eye(3)[Y], 3),
+        ("mse", Y + 10, 1),
+    ):
+        aimp_tf.prune(compiled(loss, outputs), X, y, **{**BRIEF, "epochs": 1, "rate": 0.75})
 
 
 def test_a_model_of_pytorch_is_told_from_one_of_keras():

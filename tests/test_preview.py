@@ -53,6 +53,13 @@ def test_what_prune_refuses_a_plan_refuses(make_mlp, K):
     ):
         with pytest.raises(ValueError, match=message):
             aimp_tf.plan(make_mlp(), **settings)
+    for masks, error, message in (
+        ("zeroes", TypeError, "must be None, 'zeros', or a dict"),
+        ({"hidden/kernel": np.ones((3, 3), bool)}, ValueError, r"of shape \(8, 16\); got bool of shape \(3, 3\)"),
+        ({"other": np.ones((3, 3), bool)}, ValueError, "must be of the prunable variables hidden/kernel"),
+    ):
+        with pytest.raises(error, match=message):
+            aimp_tf.plan(make_mlp(), target_sparsity=0.9, epochs=3, masks=masks)
     with pytest.raises(ValueError, match="has no weights yet"):
         aimp_tf.plan(K.Sequential([K.layers.Dense(3)]), target_sparsity=0.9, epochs=3)
 

@@ -153,7 +153,7 @@ def test_the_page_opens_with_the_answer_and_four_figures(tmp_path):
     page = page_of([made_up_run(outcome=MADE_UP)], tmp_path)
     assert page.answer == (
         "75.0% of the prunable weights are gone, and the validation accuracy is 30.0%, 1.0 points above the dense "
-        "model's (± 6.3: 400 examples cannot tell them apart)."
+        "model's (± 6.3: 400 examples cannot tell them apart; it was trained for 4 epochs, the pruned one for 6)."
     )
     assert page.figures == {
         "Accuracy (validation)": [
@@ -197,19 +197,32 @@ def test_the_page_opens_with_the_answer_and_four_figures(tmp_path):
     assert "dense: 250 kB; dense, gzip: 200 kB." in opening
 
 
+LENGTHS = "it was trained for 4 epochs, the pruned one for 6"
+
+
 @pytest.mark.parametrize(
     ("changes", "metric", "end"),
     [
-        ({}, None, "1.0 points above the dense model's (± 6.3: 400 examples cannot tell them apart)."),
-        ({"examples": 40_000}, None, "1.0 points above the dense model's (± 0.6)."),
-        ({"examples": None}, None, "the validation accuracy is 30.0%, 1.0 points above the dense model's."),
-        ({"dense_metrics": {"val_accuracy": 0.3001}}, None, "30.0%, the same as the dense model's (± 6.3)."),
-        ({"dense_metrics": {"val_accuracy": 0.5}}, None, "30.0%, 20.0 points below the dense model's (± 6.7)."),
+        ({"dense_epochs": 6}, None, "1.0 points above the dense model's (± 6.3: 400 examples cannot tell them apart)."),
+        ({"dense_epochs": 1}, None, "; it was trained for 1 epoch, the pruned one for 6)."),
+        ({"dense_epochs": 0}, None, "1.0 points above the dense model's (± 6.3: 400 examples cannot tell them apart)."),
+        ({"examples": 40_000}, None, f"1.0 points above the dense model's (± 0.6; {LENGTHS})."),
+        (
+            {"examples": None},
+            None,
+            f"the validation accuracy is 30.0%, 1.0 points above the dense model's ({LENGTHS}).",
+        ),
+        (
+            {"dense_metrics": {"val_accuracy": 0.3001}},
+            None,
+            f"30.0%, the same as the dense model's (± 6.3; {LENGTHS}).",
+        ),
+        ({"dense_metrics": {"val_accuracy": 0.5}}, None, f", 20.0 points below the dense model's (± 6.7; {LENGTHS})."),
         ({"dense_metrics": None}, None, "and the validation accuracy is 30.0%."),
         ({"dense_metrics": {"val_accuracy": float("nan")}}, None, "and the validation accuracy is 30.0%."),
-        ({}, "val_loss", "and the validation loss is 0.7000, 0.0500 below the dense model's."),
-        ({}, "accuracy", "and the accuracy in training is 30.0%, 1.0 points above the dense model's."),
-        ({}, "loss", "and the loss in training is 0.7000, the same as the dense model's."),
+        ({}, "val_loss", f"and the validation loss is 0.7000, 0.0500 below the dense model's ({LENGTHS})."),
+        ({}, "accuracy", f"and the accuracy in training is 30.0%, 1.0 points above the dense model's ({LENGTHS})."),
+        ({}, "loss", f"and the loss in training is 0.7000, the same as the dense model's ({LENGTHS})."),
     ],
 )
 def test_the_answer_says_what_is_known(tmp_path, changes, metric, end):

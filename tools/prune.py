@@ -85,7 +85,10 @@ def _tell_what_is_next(experiment: Experiment, workdir: pathlib.Path) -> None:
         from aimp_tf.report import write_report
         from aimp_tf.run_directory import read_run
 
-        page, *_ = write_report([read_run(workdir)], workdir / "report.html")
+        try:
+            page, *_ = write_report([read_run(workdir)], workdir / "report.html")
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"The run is done, but not its page: {error}") from error
         print(f"The page: {page}")
     sparsity = 1 - (1 - experiment.pruning.target_sparsity) / 2
     print(

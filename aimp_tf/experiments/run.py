@@ -60,6 +60,7 @@ class Comparison:
         gzip_bytes: Size of the pruned SavedModel as tar.gz.
         saved_model: Where the pruned SavedModel lies.
         long_accuracy: As `dense_accuracy`, of a dense model that is trained for `epochs`; None if there is none.
+        long_seconds: Wall time of its training.
     """
 
     dense_accuracy: float
@@ -77,27 +78,28 @@ class Comparison:
     gzip_bytes: int
     saved_model: str
     long_accuracy: float | None = None
+    long_seconds: float | None = None
 
     def table(self) -> str:
         """Dense, pruned and plain iterative magnitude pruning as columns; and dense for as many epochs, if there is."""
         rows = [
             ["", "dense", "pruned", "plain IMP"],
-            ["test accuracy", f"{self.dense_accuracy:.2%}", f"{self.pruned_accuracy:.2%}", "not run"],
+            ["accuracy", f"{self.dense_accuracy:.2%}", f"{self.pruned_accuracy:.2%}", "not run"],
             ["sparsity", "0.00%", f"{self.sparsity:.2%}", f"{self.sparsity:.2%}"],
             ["weights left", f"{self.weights:,}", f"{self.survivors:,}", f"{self.survivors:,}"],
             ["epochs", f"{self.dense_epochs}", f"{self.epochs}", f"{self.imp_epochs}"],
             ["seconds", f"{self.dense_seconds:.0f}", f"{self.seconds:.0f}", f"about {self.imp_seconds:.0f}"],
-            ["SavedModel, gzip", f"{self.dense_gzip_bytes:,} B", f"{self.gzip_bytes:,} B", ""],
+            ["SavedModel, gzip", f"{self.dense_gzip_bytes:,} B", f"{self.gzip_bytes:,} B", "not saved"],
         ]
-        if self.long_accuracy is not None:
+        if self.long_accuracy is not None and self.long_seconds is not None:
             long = [
                 "dense, as long",
                 f"{self.long_accuracy:.2%}",
                 "0.00%",
                 f"{self.weights:,}",
                 f"{self.epochs}",
-                "",
-                "",
+                f"{self.long_seconds:.0f}",
+                "not saved",
             ]
             rows = [[*row[:2], cell, *row[2:]] for row, cell in zip(rows, long, strict=True)]
         return "\n".join(f"{name:18}" + "".join(f"{cell:>16}" for cell in cells) for name, *cells in rows)
@@ -179,15 +181,18 @@ def compare(
         dense, dense_seconds = train_dense(experiment, data, verbose, strategy)
         # On all workers, for what it reads may be spread over them.
         exported = export(dense, folder, formats=("saved_model",), verify=False)["saved_model"]
-        long_accuracy = None
+        long_accuracy = long_seconds = None
         if equal_epochs:
-            longer, _ = train_dense(experiment, data, verbose, strategy, epochs=result.epochs)
+            longer, long_seconds = train_dense(experiment, data, verbose, strategy, epochs=result.epochs)
             long_accuracy = accuracy_of(longer, data)
         # The others wait, for TensorFlow takes a worker that ends for one that crashed.
         with cluster.as_one():
             if not cluster.chief:
                 return None
-            return _compare(experiment, data, workdir, result, exported, dense_seconds, long_accuracy)
+            comparison = _compare(experiment, data, workdir, result, exported, dense_seconds)
+            comparison = dataclasses.replace(comparison, long_accuracy=long_accuracy, long_seconds=long_seconds)
+            write_atomically(workdir / "comparison.json", json.dumps(dataclasses.asdict(comparison), indent=2))
+            return comparison
 
 
 def _compare(
@@ -197,7 +202,6 @@ def _compare(
     result: PruningResult,
     dense: Artefact,
     dense_seconds: float,
-    long_accuracy: float | None,
 ) -> Comparison:
     saved_model = workdir / "final" / "saved_model"
     dense_accuracy, pruned_accuracy = _accuracies([dense, saved_model], data)
@@ -216,9 +220,7 @@ def _compare(
         dense_gzip_bytes=dense.gzip_bytes,
         gzip_bytes=gzip_bytes(saved_model),
         saved_model=os.fspath(saved_model),
-        long_accuracy=long_accuracy,
     )
-    write_atomically(workdir / "comparison.json", json.dumps(dataclasses.asdict(comparison), indent=2))
     if Cluster(result.model.distribute_strategy).size == 1:  # Others would have to save it, too.
         export(result, workdir / "final" / "model.keras", verify=False, overwrite=True)
     outcome = dataclasses.replace(

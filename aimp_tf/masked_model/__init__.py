@@ -16,7 +16,7 @@ import tensorflow as tf
 from aimp_tf.arguments import check_config, check_names
 from aimp_tf.config import PruningConfig
 from aimp_tf.masked_model.constraints import ConstrainedModel, MaskConstraint
-from aimp_tf.masked_model.first_masks import Masks, set_first_masks
+from aimp_tf.masked_model.first_masks import Masks, first_masks, set_first_masks
 from aimp_tf.masked_model.interface import MaskedModel, local_value
 from aimp_tf.masked_model.keras_distribution import repaired
 from aimp_tf.masked_model.mixed_precision import MixedPrecision, computes_in_half_precision, computing_in_float32
@@ -33,6 +33,7 @@ __all__ = [
     "check_plain",
     "computes_in_half_precision",
     "computing_in_float32",
+    "first_masks",
     "fit_with_tfmot",
     "fit_ready",
     "is_built",
@@ -254,10 +255,12 @@ def select_prunable(
     return {path: np.asarray(variable.numpy()) for path, variable in variables.items()}
 
 
-def left_dense(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, str]:
+def left_dense(
+    model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), granularity: str = "unstructured"
+) -> dict[str, str]:
     """Path -> why, of the matrices of a built, unmasked model that are not pruned though no pattern excludes them, of
     which a warning tells."""
-    reasons = select_for("unstructured", model, include, exclude).left_dense
+    reasons = select_for(granularity, model, include, exclude).left_dense
     _warn_of_left_dense(reasons)
     return reasons
 

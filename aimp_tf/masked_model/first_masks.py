@@ -40,17 +40,9 @@ def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
     if masks is None:
         _warn_of_zeros(masked.weights(), ". To keep them zero, pass masks='zeros'")
         return
-    if isinstance(masks, str) and masks == "zeros":
-        first = {path: weight != 0 for path, weight in masked.weights().items()}
-        if all(mask.all() for mask in first.values()):
-            logger.warning("masks='zeros' has no zeros to keep: nothing is pruned yet.")
-    elif isinstance(masks, Mapping):
-        first = _checked(masks, masked.masks(), masked.left_dense)
-    else:
-        raise TypeError(
-            f"masks must be None, 'zeros', or a dict from the path of each prunable variable to a bool array; got "
-            f"{masks!r:.80}."
-        )
+    first = first_masks(masks, masked.weights(), masked.left_dense)
+    if masks == "zeros" and all(mask.all() for mask in first.values()):
+        logger.warning("masks='zeros' has no zeros to keep: nothing is pruned yet.")
     try:
         axes = {path: axis for path, axis in masked.input_axes.items() if axis is not None}
         check_fours(first, masked.granularity, axes)
@@ -67,20 +59,39 @@ def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
     masked.masks_given = True
 
 
-def _checked(
-    masks: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], left_dense: Mapping[str, str]
+def first_masks(
+    masks: str | Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray], left_dense: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-    """A mask for each of the `expected` variables: all True where none is given."""
-    known = [path for path in masks if path in expected]
-    if not known or any(path not in expected and path not in left_dense for path in masks):
-        raise ValueError(
-            f"masks must be of the prunable variables {', '.join(expected)}; got those of {', '.join(masks) or 'none'}."
+    """The mask of each prunable variable, of those that `wrap` was given; all True where none is given.
+
+    Args:
+        masks: As in `aimp_tf.wrap`, but not None.
+        weights: Path -> value, of the prunable variables.
+        left_dense: Path -> why, of variables that have no mask, and may be named nevertheless.
+
+    Raises:
+        TypeError, ValueError: They are no masks, or not those of the variables.
+    """
+    if isinstance(masks, str) and masks == "zeros":
+        return {path: weight != 0 for path, weight in weights.items()}
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"masks must be None, 'zeros', or a dict from the path of each prunable variable to a bool array; got "
+            f"{masks!r:.80}."
         )
-    arrays = {path: np.asarray(masks.get(path, expected[path])) for path in expected}
+    known = [path for path in masks if path in weights]
+    if not known or any(path not in weights and path not in left_dense for path in masks):
+        raise ValueError(
+            f"masks must be of the prunable variables {', '.join(weights)}; got those of {', '.join(masks) or 'none'}."
+        )
+    arrays = {
+        path: np.asarray(masks[path]) if path in masks else np.ones(weight.shape, bool)
+        for path, weight in weights.items()
+    }
     for path, mask in arrays.items():
-        if mask.dtype != bool or mask.shape != expected[path].shape:
+        if mask.dtype != bool or mask.shape != weights[path].shape:
             raise ValueError(
-                f"The mask of {path} must be a bool array of shape {expected[path].shape}; got {mask.dtype} of shape "
+                f"The mask of {path} must be a bool array of shape {weights[path].shape}; got {mask.dtype} of shape "
                 f"{mask.shape}."
             )
     return arrays
