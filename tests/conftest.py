@@ -29,7 +29,16 @@ def out_of_the_way_of_the_collector():
 
 
 def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="Run the tests that are marked slow, too.")
     parser.addoption("--kills", type=int, default=2, help="How often test_fault_injection.py kills each run.")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out the tests that are marked slow, unless they are asked for."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow and not config.getoption("slow"):
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
 
 
 ROOT = pathlib.Path(__file__).parent.parent

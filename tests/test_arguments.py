@@ -91,6 +91,7 @@ def test_the_last_part_of_arrays_is_split_off():
             split_off((X, Y), split)
 
 
+@pytest.mark.slow
 def test_a_split_is_what_fit_takes(make_mlp, blobs):
     x, y = blobs
     settings = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 2, "round_epochs": 1, "verbose": 0, "seed": 1}

@@ -24,6 +24,8 @@ from aimp_tf.benchmarks import (
 from aimp_tf.benchmarks.side_by_side import compare, spread_text, time_in_turn, timing
 from aimp_tf.compaction.training import LiveNetwork
 
+pytestmark = pytest.mark.slow
+
 
 def test_sides_are_timed_in_turn():
     calls = []

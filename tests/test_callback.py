@@ -255,6 +255,7 @@ def test_weights_set_behind_the_masks_are_found(make_mlp, K, blobs):
         masked.fit(*blobs, epochs=2, verbose=0, callbacks=[pruning, Vandal()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("round_", [0, 1])
 def test_an_interrupted_round_begins_anew(make_mlp, K, blobs, recorder, round_):
     class Interrupt(K.callbacks.Callback):
@@ -299,6 +300,7 @@ def test_misuse_is_refused(make_mlp, blobs):
 N = 8 * 16 + 16 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [None, "compress", "tail"])
 def test_weights_return_to_an_epoch_of_the_first_round(K, make_mlp, blobs, recorder, schedule):
     rate = K.optimizers.schedules.PolynomialDecay(0.1, 2 * 6, 0.0) if schedule else 0.1
@@ -328,6 +330,7 @@ def test_weights_return_to_an_epoch_of_the_first_round(K, make_mlp, blobs, recor
         np.testing.assert_allclose(np.array(rates) * 60, first + final, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["Adam", "Adamax"])
 def test_optimizers_that_divide_by_their_steps_start_from_none(K, make_mlp, blobs, recorder, rule):
     config = PruningConfig(0.5, rate=0.5, epochs=2, round_epochs=2, rewind="weights", rewind_epoch=1)
@@ -528,6 +531,7 @@ class SetWeights:
         return Callback()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruning_last", [True, False])
 def test_weights_that_a_callback_sets_as_training_ends_are_checked_whoever_comes_last(K, make_mlp, blobs, pruning_last):
     masked = aimp_tf.wrap(make_mlp())
@@ -544,6 +548,7 @@ def test_weights_that_a_callback_sets_as_training_ends_are_checked_whoever_comes
     assert aimp_tf.sparsity(model) == 0.75
 
 
+@pytest.mark.slow
 def test_the_metrics_of_a_round_are_those_of_the_weights_that_it_ends_with(K, make_mlp, blobs, caplog):
     """Of an epoch before the last, where they were brought back; measured anew, where they are those of no epoch."""
     settings = {"target_sparsity": 0.5, "rate": 0.5, "round_epochs": 1, "epochs": 8, "verbose": 0, "seed": 0}
@@ -571,6 +576,7 @@ def test_the_metrics_of_a_round_are_those_of_the_weights_that_it_ends_with(K, ma
     assert pruning.rounds[0].metrics == {} and "no metrics" in caplog.text
 
 
+@pytest.mark.slow
 def test_gradual_pruning_brings_back_the_best_of_the_epochs_at_the_target(K, make_mlp, blobs):
     """Not of those on the way there, which are less sparse: the first epoch is the best of all here."""
     rates = K.callbacks.LearningRateScheduler(lambda epoch: 0.1 if epoch == 0 else 2.0)
@@ -595,6 +601,7 @@ def test_gradual_pruning_in_a_loop_of_ones_own_asks_for_the_length_of_the_data(m
     assert all((a == b).all() for a, b in zip(before, masked.get_weights(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", ["before", "between"])
 def test_a_model_that_is_compiled_after_wrap_is_reset_and_stretched(K, make_mlp, blobs, again):
     """As tfmot's users do. 4 steps an epoch: the rate falls to 0 in the middle of each round, and at the end of it."""
@@ -681,6 +688,7 @@ def test_normalization_computes_with_the_statistics_that_a_rewind_brought_back(K
     np.testing.assert_allclose(np.asarray(model(np.float32([[4.0, 50.0]]))), before, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["iterative", "gradual"])
 def test_a_pruned_model_is_pruned_further_from_where_it_is(K, make_mlp, blobs, method, caplog, tmp_path):
     """176 prunable weights: 88 are left at first, 44 are to be."""

@@ -66,6 +66,7 @@ def check_same(masked, inputs, targets, multiple=1):
     return part
 
 
+@pytest.mark.slow
 @settings(
     max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, phases=[Phase.generate]
 )
@@ -116,6 +117,7 @@ POINTS = np.random.default_rng(2).normal(size=(12, 6)).astype(np.float32)
 TARGETS = np.random.default_rng(3).normal(size=(12, 2)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("K", "name"),
     [
@@ -144,6 +146,7 @@ def test_legacy_optimizers(K, name):
     assert check_same(kill_units(mask_model(mlp(K, optimizer=optimizer))), POINTS, TARGETS).share < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"run_eagerly": True}, {"steps_per_execution": 2}, {"jit_compile": True}])
 def test_ways_to_run(K, settings):
     masked = kill_units(mask_model(mlp(K, **settings)))
@@ -164,6 +167,7 @@ def test_mixed_precision(K, policy):
     masked.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what",
     [
@@ -333,6 +337,7 @@ def shares(caplog):
     return [float(match[1]) for match in matches if match]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_a_run_on_digits_ends_alike(digits, K, caplog):
     """Real data: bit for bit the same masks, weights but for rounding, and moving statistics where they are read."""
@@ -361,6 +366,7 @@ def test_a_run_on_digits_ends_alike(digits, K, caplog):
             assert here.metrics[name] == pytest.approx(value, abs=2e-3), name
 
 
+@pytest.mark.slow
 def test_all_but_batches_see_the_whole_model(K, blobs, tmp_path):
     class Sizes(K.callbacks.Callback):
         whole, batches = [], []
@@ -391,6 +397,7 @@ def test_all_but_batches_see_the_whole_model(K, blobs, tmp_path):
     assert aimp_tf.sparsity(result.model) == pytest.approx(0.9, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_model_is_as_before_when_it_is_stripped(K, blobs, tmp_path):
     """Also where `fit` ended while it was smaller; and nothing of that is saved."""
 
@@ -416,6 +423,7 @@ def test_a_model_is_as_before_when_it_is_stripped(K, blobs, tmp_path):
     model.fit(*blobs, verbose=0)
 
 
+@pytest.mark.slow
 def test_it_is_traced_only_when_a_tenth_is_needless(K, blobs, caplog):
     caplog.set_level("INFO", "aimp_tf")
     traced = []
@@ -438,6 +446,7 @@ def test_it_is_traced_only_when_a_tenth_is_needless(K, blobs, caplog):
     assert len(set(traced)) == len(smaller)
 
 
+@pytest.mark.slow
 def test_evaluation_between_batches_is_of_the_whole_model(K, blobs):
     """And what it traces is good for later ones. After the run, `fit` trains the whole model again."""
 
@@ -491,6 +500,7 @@ def refused(message, model, blobs, error=ValueError, **settings):
     assert MaskedModel.of(model) is None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_is_refused(K, blobs, tmp_path):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     refused("the model was made under MirroredStrategy", classifier(K, strategy=strategy), blobs)
@@ -547,6 +557,7 @@ def test_a_variable_of_two_layers_is_refused(K, blobs):
     refused("The layers 'first' and 'reads.*' hold the same variable", model, blobs)
 
 
+@pytest.mark.slow
 def test_one_device_of_a_strategy(K, blobs, caplog):
     caplog.set_level("INFO", "aimp_tf")
     model = classifier(K, strategy=tf.distribute.OneDeviceStrategy("CPU:1"))
@@ -589,6 +600,7 @@ def test_a_loop_of_ones_own(K, blobs, caplog):
     assert shares(caplog) and aimp_tf.strip(masked) is model and aimp_tf.sparsity(model) == pytest.approx(0.9, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dead", [1, 8, 20])
 def test_channels_stay_in_multiples_of_eight(K, dead):
     """For the speed of convolutions, as the benchmark shows."""

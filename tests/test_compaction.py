@@ -56,6 +56,7 @@ def prune_by_magnitude(model, sparsity):
         variable.assign(np.where(np.abs(variable.numpy()) > threshold, variable.numpy(), 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["lenet_300_100", "lenet_5", "resnet_20", "tiny_mobilenet"])
 def test_known_networks(architecture, K):
     generator = np.random.default_rng(0)
@@ -196,6 +197,7 @@ class Network:
                 variable.assign(value)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(data=st.data(), generation=st.sampled_from(GENERATIONS))
 def test_any_network_computes_the_same(data, generation):
@@ -438,6 +440,7 @@ def test_nested_models_several_inputs_and_named_outputs(K):
     np.testing.assert_allclose(list(after.values()), list(before.values()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pruned_model_is_as_accurate_as_before_and_smaller(digits, K):
     images, labels = digits
     model = models.build("lenet_300_100", K, (64,), 10)
@@ -528,6 +531,7 @@ def tokens_of_ones_own(keras):
     return Tokens()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(data=st.data(), generation=st.sampled_from(GENERATIONS))
 def test_padding_stays_what_it_was(data, generation):
@@ -542,6 +546,7 @@ def test_padding_stays_what_it_was(data, generation):
     assert (before is None) == (after is None) and (before is None or np.array_equal(before, after))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["Add", "+"])
 @pytest.mark.parametrize("reader", ["GlobalAveragePooling1D", "LSTM"])
 def test_a_dead_branch_goes_only_where_no_mask_could_change(layer, reader, K):
@@ -734,6 +739,7 @@ def counted_layers(keras):
             yield layers.LocallyConnected1D(3, 2, implementation=implementation), [(6, 4)], 5 * (2 * 4 * 3)
 
 
+@pytest.mark.slow
 def test_multiplications_of_every_layer_are_counted(K):
     for layer, shapes, expected in counted_layers(K):
         inputs = [K.Input(shape) for shape in shapes]

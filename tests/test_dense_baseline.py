@@ -56,6 +56,7 @@ def test_a_baseline_is_the_dense_training_and_changes_nothing(K, make, blobs):
     assert f"loss {dense.rounds[-1].metrics['loss']:.4f} (pruned: {plain.rounds[-1].metrics['loss']:.4f})" in line
 
 
+@pytest.mark.slow
 def test_as_many_epochs_as_asked(K, make, blobs):
     model = make()
     longer = aimp_tf.prune(make(), *blobs, **SETTINGS, dense_baseline=5).outcome
@@ -72,6 +73,7 @@ def test_as_many_epochs_as_asked(K, make, blobs):
     assert aimp_tf.prune(make(), *blobs, **total, dense_baseline=True).outcome.dense_epochs == 7
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_its_baseline(K, make, blobs, tmp_path):
     seen, fits = counter(K), []
 
@@ -110,6 +112,7 @@ def test_callbacks_that_train_otherwise_are_heeded_and_no_others(K, make, blobs,
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 1 + 2 + 2 + 3
 
 
+@pytest.mark.slow
 def test_a_longer_baseline_passes_through_the_schedule_once(K, make, blobs):
     def with_rate_0_from(step):
         model = make()

@@ -86,6 +86,7 @@ def test_a_gpu_can_do_all_that_a_step_does_in_its_own_memory(arrays):
     assert [operation for operation in operations if not kernels_of(operation)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compact_rounds", [False, True])
 def test_a_run_on_it_is_the_same_bit_for_bit(K, make_mlp, blobs, compact_rounds):
     x, y = blobs
@@ -113,6 +114,7 @@ def test_a_run_on_it_is_the_same_bit_for_bit(K, make_mlp, blobs, compact_rounds)
     assert (there.model.get_weights()[0] != before).any(), "it takes other data again"
 
 
+@pytest.mark.slow
 def test_it_lies_where_the_model_does_lets_other_data_be_and_ends_with_the_run(K, make_mlp, blobs, monkeypatch):
     held, gathered_on, others = [], [], []
     gather_if_its_own = DeviceArrays._gathered

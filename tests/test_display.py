@@ -252,6 +252,7 @@ def test_what_is_printed_and_logged_appears_above_the_live_line(open_terminal):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_crash_leaves_the_terminal_as_it_was(make_mlp, blobs, K, open_terminal, error):
     class Crash(K.callbacks.Callback):
@@ -409,6 +410,7 @@ def test_a_model_that_is_trained_already_is_told_how_to_say_so(make_mlp, blobs, 
     assert "steps before" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_keras_own_lines_come_with_the_lines_of_rounds(make_mlp, blobs, capsys):
     aimp_tf.prune(make_mlp(), blobs, verbose=2, **{**SETTINGS, "rate": 0.8, "round_epochs": 2})
     lines = [line[:12] for line in capsys.readouterr().out.splitlines() if not re.match(r"\d+/", line)]
@@ -526,6 +528,7 @@ def test_what_was_done_before_is_told_in_a_line(capsys, done, epoch, told):
     assert capsys.readouterr().out.splitlines()[1:] == ([] if told is None else [told])
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_and_one_that_is_finished(make_mlp, blobs, K, tmp_path, capsys):
     class Crash(K.callbacks.Callback):
         rounds = 0
@@ -555,6 +558,7 @@ def test_other_methods(make_mlp, blobs, K, method, capsys):
     assert re.fullmatch(r"training  sparsity 75.0%  loss \d\.\d{4}  accuracy \d\.\d{4} +\d+ s", line)
 
 
+@pytest.mark.slow
 def test_runs_that_may_stop_early_say_so(make_mlp, blobs, K, capsys):
     stopping = K.callbacks.EarlyStopping(monitor="loss")
     aimp_tf.prune(make_mlp(), blobs, callbacks=stopping, **SETTINGS)

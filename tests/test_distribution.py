@@ -21,6 +21,8 @@ from aimp_tf import progress
 from aimp_tf.cluster import Cluster
 from aimp_tf.experiments.distribution import is_chief
 
+pytestmark = pytest.mark.slow
+
 GENERATIONS = ("keras", "tf_keras")
 # float16 has the loss scaled, in each generation in its own way; what is drawn without a seed comes with bfloat16.
 TRAINED = [

@@ -30,6 +30,7 @@ def kept_weights(model):
     return sum(np.count_nonzero(layer.kernel) for layer in model.layers if hasattr(layer, "kernel"))
 
 
+@pytest.mark.slow
 def test_the_readme_runs_as_it_stands(monkeypatch, tmp_path):
     """All its blocks, in their order, in one process, and then what they promise."""
     monkeypatch.chdir(tmp_path)

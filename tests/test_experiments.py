@@ -27,6 +27,7 @@ def test_digits_are_split_by_class():
     assert datasets.IMAGE_SETS["digits"] == datasets.ImageSet((8, 8, 1), 10, 1437)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not IDX_DIR.is_dir(), reason="no IDX files of Fashion-MNIST; Debian: dataset-fashion-mnist")
 def test_fashion_mnist_from_idx_files(tmp_path):
     datasets.prepare_fashion_mnist(IDX_DIR, tmp_path)
@@ -157,6 +158,7 @@ def test_a_table_has_no_empty_cells():
         assert all(len(row) == columns + 1 and all(row) for row in cells)
 
 
+@pytest.mark.slow
 def test_fewer_images_and_more_steps_at_a_time(K):
     """Twelve steps an epoch, in calls of five, five and two, are the same training as one by one."""
     pruning = PruningConfig(target_sparsity=0.5, rate=0.5, epochs=2)
@@ -215,6 +217,7 @@ def one_score(weights, masks):
     return {path: np.ones(1) for path in weights}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

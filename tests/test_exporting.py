@@ -54,6 +54,7 @@ def run_tflite(file, x):
     return output
 
 
+@pytest.mark.slow
 def test_all_formats_in_a_fresh_process(result, K, blobs, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)  # A relative path must do, too.
     optimizer, before = result.model.optimizer, result.model.get_weights()
@@ -106,6 +107,7 @@ def test_all_formats_in_a_fresh_process(result, K, blobs, tmp_path, monkeypatch,
     assert compiled.evaluate(*blobs, verbose=0) == pytest.approx(result.model.evaluate(*blobs, verbose=0), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_several_inputs_and_outputs_in_their_structures(K, tmp_path):
     a, b = K.Input((4, 4, 2), name="a"), K.Input((3,), dtype="int32", name="b")
     h = K.layers.Flatten()(K.layers.Conv2D(3, 3)(a))
@@ -269,6 +271,7 @@ def test_a_failed_export_leaves_what_was_there(make_mlp, tmp_path, monkeypatch, 
             np.testing.assert_array_equal(arrays["norm/gamma"], np.full(16, 2))
 
 
+@pytest.mark.slow
 def test_what_gives_other_outputs_is_refused(make_mlp, tmp_path, monkeypatch):
     model = make_mlp()
 
@@ -356,11 +359,13 @@ def test_a_model_that_was_made_in_a_loop_of_ones_own_is_taken_too(make_mlp, tmp_
         aimp_tf.export(Mine("model"), tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_a_broken_saved_model_is_reported(tmp_path):
     with pytest.raises(RuntimeError, match="saved_model could not be used in a fresh process"):
         use_in_fresh_process([("saved_model", tmp_path / "saved_model")], np.zeros((1, 2)))
 
 
+@pytest.mark.slow
 def test_a_path_of_a_file_is_that_file(make_mlp, blobs, tmp_path):
     model = make_mlp()
     for name, format_ in (("a.tflite", "tflite"), ("b.keras", "keras"), ("c.npz", "weights")):
@@ -379,6 +384,7 @@ def test_a_path_of_a_file_is_that_file(make_mlp, blobs, tmp_path):
             aimp_tf.export(model, tmp_path / name, formats)
 
 
+@pytest.mark.slow
 def test_prune_exports_where_it_is_told(make_mlp, K, blobs, tmp_path, capsys):
     settings = {"target_sparsity": 0.75, "rate": 0.75, "epochs": 1}
     result = aimp_tf.prune(make_mlp(), *blobs, **settings, export_to=tmp_path / "pruned.keras")

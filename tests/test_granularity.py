@@ -163,6 +163,7 @@ def test_rounds_have_the_structure_and_exact_counts(K, make_mlp, blobs, settings
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("K", "kind", "granularity", "sparsity"),
     [("keras", "cnn", "1x4", 0.75), ("tf_keras", "mlp", "1x4", 0.75), ("tf_keras", "cnn", "2:4", 0.5)],
@@ -224,6 +225,7 @@ def make_cnn(K):
 SETTINGS = {"target_sparsity": 0.5, "rate": 0.5, "epochs": 1, "granularity": "1x4", "verbose": 0, "seed": 1}
 
 
+@pytest.mark.slow
 def test_what_cannot_hold_blocks_is_left_dense_and_named(make_cnn, blobs, caplog, tmp_path):
     result = aimp_tf.prune(make_cnn(), blobs, workdir=tmp_path / "run", exclude=("first/*",), **SETTINGS)
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [

@@ -693,6 +693,7 @@ def test_stateful_layers_are_reset():
     assert not model.layers[0].states[0].numpy().any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"steps_per_execution": 3}, {"run_eagerly": True}])
 def test_ways_to_run_a_step(make_mlp, blobs, options):
     masked = mask_model(make_mlp(**options))

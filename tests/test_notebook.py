@@ -3,7 +3,10 @@
 import pathlib
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
+
+pytestmark = pytest.mark.slow
 
 NOTEBOOK = pathlib.Path(__file__).parent.parent / "docs" / "quickstart.ipynb"
 

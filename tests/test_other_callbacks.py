@@ -33,6 +33,7 @@ def halved(epoch, rate):
     return rate / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [steps, halved])
 @pytest.mark.parametrize("schedule", ["compress", "head", "tail"])
 def test_a_learning_rate_scheduler_follows_the_round(K, make_mlp, blobs, rates_of_batches, function, schedule):
@@ -173,6 +174,7 @@ ROUNDS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, 
 """Rounds of 2, 2 and 3 epochs, 4 batches each with 16 examples in a batch."""
 
 
+@pytest.mark.slow
 def test_logs_count_the_epochs_of_the_run(K, make_mlp, blobs, tmp_path, read_events):
     class Own(K.callbacks.TensorBoard):
         epochs = []
@@ -212,6 +214,7 @@ def test_logs_count_the_epochs_of_the_run(K, make_mlp, blobs, tmp_path, read_eve
     assert epochs_in(tmp_path / "log.csv") == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_logs_of_a_run_that_goes_on_go_on(K, make_mlp, blobs, tmp_path, read_events):
     class Stop(K.callbacks.Callback):
         rounds = 0

@@ -65,10 +65,12 @@ print(*modules, tf.keras.Model.__module__.split(".")[0])
 """
 
 
+@pytest.mark.slow
 def test_pruning_a_keras_3_model_touches_neither_tfmot_nor_tf_keras():
     assert python(PRUNE.format(keras="keras")) == "False False keras"
 
 
+@pytest.mark.slow
 def test_pruning_a_tf_keras_model_leaves_tf_keras_and_the_environment_as_they_were():
     """Importing tfmot alone would turn this process's tf.keras into Keras 2."""
     assert python(PRUNE.format(keras="tf_keras")) == "True True keras"
@@ -78,6 +80,7 @@ def test_a_process_that_chose_keras_2_keeps_it():
     assert python(PRUNE.format(keras="tf_keras"), TF_USE_LEGACY_KERAS="1") == "True True tf_keras"
 
 
+@pytest.mark.slow
 def test_another_backend_is_refused():
     program = """
 import sys, types, keras

@@ -109,6 +109,7 @@ def state_of(K, model):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_rounds_in_half_precision(K, make_seen, blobs, policy):
     """Exact sparsity, nothing traced again between rounds, float32 variables and results, a model that is as it was."""
@@ -135,6 +136,7 @@ def test_rounds_in_half_precision(K, make_seen, blobs, policy):
     assert state_of(K, model) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [None, "mixed_float16"])
 def test_rounds_under_xla(K, make_seen, blobs, policy):
     model, seen = make_seen(jit_compile=True)
@@ -158,6 +160,7 @@ def test_other_ways_of_pruning(K, make_seen, blobs, settings):
     assert result.sparsity == 0.75
 
 
+@pytest.mark.slow
 def test_a_failing_run_leaves_the_model_as_it_was(K, make_seen, blobs):
     class Fail(K.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -212,6 +215,7 @@ BODIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BODIES)
 def test_the_same_as_keras_own_mixed_precision(K, name):
     """Results and gradients, bit for bit, of a model of the same weights that was made under the policy."""
@@ -379,6 +383,7 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_stays(K):
     assert np.linalg.norm(kernel.numpy(), axis=0).max() <= 0.5 + 1e-6
 
 
+@pytest.mark.slow
 def test_a_loss_beyond_float16_stops_the_run(make_mlp, blobs):
     data = blobs[0] * 1e6, blobs[1]
     with pytest.raises(RuntimeError, match="The loss became .* or train in mixed_bfloat16, which has the range of"):
@@ -426,6 +431,7 @@ def test_an_optimizer_that_scales_the_loss_already_is_kept(K, blobs):
     masked.strip()
 
 
+@pytest.mark.slow
 def test_what_is_saved_in_training_is_the_float32_model(K, make_mlp, blobs, tmp_path):
     model = make_mlp()
     checkpoint = K.callbacks.ModelCheckpoint(str(tmp_path / "model.keras"))
@@ -599,6 +605,7 @@ def test_a_layer_that_mixes_dtypes_is_named_before_any_training(K, blobs):
     assert state_of(K, model) == before and MaskedModel.of(model) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_bfloat16_is_as_accurate_as_float32(K, digits):
     """Real digits, 90% sparse: within half a point on 397 images, in the mean of three seeds."""

@@ -29,6 +29,7 @@ def test_prune_gives_back_the_pruned_model_and_its_story(make_mlp, blobs):
     assert evaluated["accuracy"] == pytest.approx(result.rounds[-1].metrics["val_accuracy"])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_result_twice(make_mlp, blobs):
     first, second = (aimp_tf.prune(make_mlp(), blobs, **SETTINGS).model.get_weights() for _ in range(2))
     for a, b in zip(first, second, strict=True):
@@ -59,6 +60,7 @@ def test_both_generations_give_the_same_masks(digits):
         np.testing.assert_array_equal(mask, masks["tf_keras"][path])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "K"), [("digits_mlp", "tf_keras"), ("digits_cnn", "keras")], indirect=["K"])
 def test_digits_stay_within_half_a_point_of_dense(K, get_config, config):
     """Real data: three seeds, 90% sparse, the shipped configs."""
@@ -213,6 +215,7 @@ def test_a_diverging_run_says_what_to_do(make_mlp, blobs):
         aimp_tf.prune(make_mlp(), data, **SETTINGS)
 
 
+@pytest.mark.slow
 def test_several_inputs_and_outputs(K):
     inputs = [K.Input((3,), name="a"), K.Input((5,), name="b")]
     hidden = K.layers.Concatenate()(inputs)
@@ -223,6 +226,7 @@ def test_several_inputs_and_outputs(K):
         assert aimp_tf.prune(model, (x, y), validation_data=(x, y), **SETTINGS).sparsity == 0.75
 
 
+@pytest.mark.slow
 def test_metrics_of_several_numbers(make_mlp, K, blobs, tmp_path):
     x, y = blobs[0], np.eye(3, dtype="float32")[blobs[1]]
     model = make_mlp()
@@ -232,6 +236,7 @@ def test_metrics_of_several_numbers(make_mlp, K, blobs, tmp_path):
     assert " ".join(f"{value:.4f}" for value in result.rounds[-1].metrics["f1_score"]) in result.summary()
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_are_numbers(make_mlp, blobs, tmp_path):
     settings = {**SETTINGS, "target_sparsity": np.float32(0.75), "epochs": np.int64(3)}
     result = aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "run", **settings)
@@ -261,6 +266,7 @@ def test_a_model_whose_layers_are_built_needs_no_building(blobs):
     assert aimp_tf.prune(model, data, **SETTINGS).sparsity == 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "epochs"),
     [
@@ -304,6 +310,7 @@ def test_every_arm_trains_for_the_epochs_of_the_formula(K, make_mlp, blobs, sett
 SETTINGS_OF_CONFIG = {"target_sparsity": 0.75, "rate": 0.4, "epochs": 6, "round_epochs": 2, "seed": 1}
 
 
+@pytest.mark.slow
 def test_magnitudes_as_a_function_are_the_magnitude_criterion(make_mlp, blobs):
     def magnitudes(weights, masks):
         return {path: np.abs(weight) for path, weight in weights.items()}
@@ -316,6 +323,7 @@ def test_magnitudes_as_a_function_are_the_magnitude_criterion(make_mlp, blobs):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_tfmots_own_pruning(K, make_mlp, blobs, tmp_path):
     """On real training steps of made-up data: what tfmot does, its sparsity in each layer, in a run directory."""
     settings = {"target_sparsity": 0.75, "epochs": 6, "method": "tfmot", "verbose": 0}
@@ -371,6 +379,7 @@ def test_tfmots_own_pruning(K, make_mlp, blobs, tmp_path):
     assert aimp_tf.prune(make_mlp(), endless, steps_per_epoch=16, **settings).sparsity == 0.75
 
 
+@pytest.mark.slow
 def test_gradual_pruning_of_real_digits_keeps_their_accuracy(K, digits):
     images, labels = digits
     model = K.Sequential([K.Input((64,)), K.layers.Dense(64, activation="relu"), K.layers.Dense(10)])
@@ -405,6 +414,7 @@ def test_what_the_model_cannot_give_is_said_before_any_training(make_mlp, blobs,
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_gradual_pruning_counts_the_batches_of_data_that_does_not_tell(K, make_mlp, blobs, epochs):
     """16 batches an epoch: half of all steps rise to the target, which is reached well before the last one."""
@@ -423,6 +433,7 @@ def test_gradual_pruning_counts_the_batches_of_data_that_does_not_tell(K, make_m
     assert kept["known"][8 * epochs - 1] == 0.75 and len(set(kept["known"])) >= 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "kept"), [(0, [0, 0, 0]), (0.1, [6, 6, 6]), (0.5, [26, 26, 26])])
 def test_attention_that_starts_small_keeps_its_share(K, share, kept):
     """Ranked by raw magnitude, the kernels of an attention layer that starts a thousandth as large would all go."""

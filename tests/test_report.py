@@ -200,6 +200,7 @@ def test_the_page_opens_with_the_answer_and_four_figures(tmp_path):
 LENGTHS = "it was trained for 4 epochs, the pruned one for 6"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "metric", "end"),
     [
@@ -268,6 +269,7 @@ def test_several_runs_open_with_an_answer_each_and_a_table(tmp_path):
         assert row in texts, texts
 
 
+@pytest.mark.slow
 def test_a_person_can_choose_the_title(pruned, tmp_path):
     result, folder = pruned
     result.report(tmp_path / "page.html", title="Digits & more")
@@ -412,6 +414,7 @@ def test_a_page_tells_of_a_run_and_needs_no_other_file(pruned, tmp_path):
         assert ElementTree.fromstring(picture).tag.endswith("svg") and "<path" in picture
 
 
+@pytest.mark.slow
 def test_a_run_directory_gives_the_same_report(pruned, tmp_path):
     result, folder = pruned
     result.report(tmp_path / "a.html")
@@ -600,6 +603,7 @@ def test_a_config_of_something_else_is_refused(tmp_path):
         write_report([run], tmp_path / "page.html")
 
 
+@pytest.mark.slow
 def test_the_figures_of_inference_are_shown_too(tmp_path):
     def form(size, *seconds):
         settings = ((1, 1), (1, 0), (32, 0))

@@ -138,14 +138,19 @@ SETTLED = {"stop_mask_distance": 0.9, "steps_per_epoch": 3}
     ("K", "settings", "batch"),
     [
         ("keras", {}, 2),
-        ("tf_keras", {}, 2),
         ("tf_keras", WEIGHTS, None),
-        ("keras", REINITIALIZE, 2),
-        ("keras", GRADUAL, 2),
-        ("tf_keras", BLOCKS, 2),
-        ("tf_keras", SETTLED, None),
-        ("keras", HALF, 2),
-        ("tf_keras", HALF, None),
+        *(
+            pytest.param(*values, marks=pytest.mark.slow)
+            for values in (
+                ("tf_keras", {}, 2),
+                ("keras", REINITIALIZE, 2),
+                ("keras", GRADUAL, 2),
+                ("tf_keras", BLOCKS, 2),
+                ("tf_keras", SETTLED, None),
+                ("keras", HALF, 2),
+                ("tf_keras", HALF, None),
+            )
+        ),
     ],
     indirect=["K"],
 )
@@ -159,6 +164,7 @@ def test_a_run_goes_on_bit_for_bit(K, make_model, blobs, tmp_path, backup_each_e
     assert not list((tmp_path / "run").rglob("backup")) and not list((tmp_path / "run").rglob(".unfinished*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_compact_rounds_go_on_bit_for_bit(K, blobs, tmp_path, backup_each_epoch, caplog):
     """From crashes in a round that the model became smaller for, and in one that went on as small."""
@@ -187,6 +193,7 @@ def test_compact_rounds_go_on_bit_for_bit(K, blobs, tmp_path, backup_each_epoch,
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_callbacks_of_keras_go_on_within_a_round(K, make_model, blobs, tmp_path, backup_each_epoch):
     """A rate from a function of the last rate, one that falls, and an early stop with the best weights."""
 
@@ -218,6 +225,7 @@ def test_a_line_tells_where_a_run_goes_on(K, make_model, blobs, tmp_path, backup
     assert re.fullmatch(r"Round 2 of 3 goes on after 1 of 3 epochs, about \d+ s left\.", caplog.records[0].getMessage())
 
 
+@pytest.mark.slow
 def test_the_loss_scale_goes_on(K, make_model, blobs, tmp_path, backup_each_epoch):
     """It doubles after every sixth step."""
 
@@ -256,6 +264,7 @@ def test_a_run_that_is_done_is_not_trained_again(K, make_model, blobs, tmp_path)
     np.testing.assert_allclose(loaded.serve(blobs[0]), whole.model.predict(blobs[0], verbose=0), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
 def test_tfmots_own_pruning_begins_anew_but_is_not_done_twice(K, make_model, blobs, tmp_path):
     settings = {"method": "tfmot", "round_epochs": None, "shuffle": False}
@@ -311,6 +320,7 @@ def files_of(folder):
     return sorted(path for path in files if path.parts[0] != "tensorboard")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_damaged_files_are_named_and_never_used(K, make_model, blobs, interrupted, tmp_path, caplog):
     """Each file in turn: a byte changed, cut short, gone, or a link to what was there."""
@@ -357,6 +367,7 @@ def test_damaged_files_are_named_and_never_used(K, make_model, blobs, interrupte
         shutil.rmtree(tmp_path / "damaged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_a_hostile_folder_is_refused(K, make_model, blobs, interrupted, tmp_path):
     """What has right checksums and wrong content, and links that lead elsewhere."""
@@ -415,6 +426,7 @@ def test_a_hostile_folder_is_refused(K, make_model, blobs, interrupted, tmp_path
         shutil.rmtree(tmp_path / "forged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_a_full_disk_leaves_the_rounds_before(K, make_model, blobs, tmp_path, monkeypatch, backup_each_epoch):
     """Wherever it fills up. Root may write everywhere, so a failing fsync stands for the disk."""
@@ -458,6 +470,7 @@ def test_a_folder_in_use_is_refused(K, make_model, blobs, tmp_path):
     assert run(make_model, blobs, tmp_path / "run").sparsity == 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crash", [{"epochs": 4}, {"epochs": 2}, {"epochs": 4, "batch": 1}])
 def test_optimizers_that_a_model_holds_go_on_as_well(make_gan, blobs, tmp_path, monkeypatch, crash):
     """Two rounds of 3 epochs and a last training of 4."""
@@ -494,6 +507,7 @@ def today_rounds_take_all_epochs(monkeypatch):
     monkeypatch.setattr(aimp_tf.PruningConfig, "resolved_round_epochs", length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped_after", ["first round", "all rounds"])
 def test_a_run_of_version_1_ends_under_its_defaults(K, make_model, blobs, tmp_path, monkeypatch, caplog, stopped_after):
     def prune(**settings):
@@ -559,6 +573,7 @@ def test_a_baseline_of_version_1_goes_on(make_mlp, blobs, tmp_path):
     assert again.rounds == whole.rounds and again.config.min_layer_share == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_pruning_further_goes_on_from_the_same_zeros_alone(K, make_model, blobs, tmp_path):
     tf.config.experimental.enable_op_determinism()

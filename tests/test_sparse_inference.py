@@ -158,6 +158,7 @@ def test_layers_without_a_weight_give_their_bias(K, timed):
         np.testing.assert_array_equal(sparse_inference(model)(np.ones((2, 8))), np.tile(model.layers[-1].bias, (2, 1)))
 
 
+@pytest.mark.slow
 def test_it_is_small_and_needs_tensorflow_alone(K, monkeypatch, tmp_path):
     batch_sizes = []
 

@@ -170,6 +170,7 @@ def test_too_few_epochs_for_the_rounds_are_refused(thousand_weights, tmp_path):
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_weights_are_counted_without_tensorflow_in_this_process():
     """Whoever runs a study for hours need not hold TensorFlow in memory, nor wait for it to hear of a mistake."""
     program = """
@@ -510,6 +511,7 @@ def rows_of(workdir):
         return {row["arm"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_a_study_runs_to_its_report(local_study):
     workdir, done = local_study
     assert done.returncode == 1, done.stderr
@@ -531,6 +533,7 @@ def test_a_study_runs_to_its_report(local_study):
     assert result["experiment"]["pruning"]["seed"] == 1
 
 
+@pytest.mark.slow
 def test_done_cells_are_skipped(local_study, config):
     workdir, _ = local_study
     cells = {path: path.stat().st_mtime_ns for path in workdir.rglob("seed_*/**/*")}
@@ -542,6 +545,7 @@ def test_done_cells_are_skipped(local_study, config):
     assert list(rows_of(workdir)) == ["aimp", "dense_long"]
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_results(local_study, config, tmp_path):
     """On a Ray of its own on this machine."""
     workdir, _ = local_study
@@ -552,6 +556,7 @@ def test_ray_gives_the_same_results(local_study, config, tmp_path):
     assert {**here, "seconds": 0} == {**there, "seconds": 0}
 
 
+@pytest.mark.slow
 def test_an_interruption_ends_all_cells_and_says_how_to_go_on(config, tmp_path):
     workdir = tmp_path / "a study"
     command = [sys.executable, TOOL, f"--config={config}", f"--workdir={workdir}", "--workers=1"]
@@ -582,6 +587,7 @@ def test_an_interruption_ends_all_cells_and_says_how_to_go_on(config, tmp_path):
             pytest.fail("The cell goes on.")
 
 
+@pytest.mark.slow
 def test_a_cell_goes_on_with_its_run(local_study, tmp_path):
     workdir, _ = local_study
     shutil.copytree(workdir / "aimp/sparsity_0.8/seed_1", tmp_path / "cell")

@@ -33,6 +33,7 @@ def test_what_tensorboard_shows(make_mlp, blobs, tmp_path, read_events):
         assert bins[0][0] == pytest.approx(low) and bins[-1][1] == pytest.approx(high)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_shown_as_one(make_mlp, blobs, tmp_path, read_events):
     folder = tmp_path / "run"
     aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, workdir=folder, **SETTINGS)

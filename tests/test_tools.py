@@ -29,6 +29,7 @@ def test_configs_are_valid(get_config, name):
     assert f"--config=configs/{name}.py" in (ROOT / "configs" / f"{name}.py").read_text()
 
 
+@pytest.mark.slow
 def test_prune_and_export_print_tables(tmp_path):
     run = ["--config=configs/digits_mlp.py", f"--workdir={tmp_path / 'run'}"]
     settings = [
@@ -90,6 +91,7 @@ def test_help(name):
         assert flag_help.removesuffix(";\n    repeat this option to specify a list of values").endswith("Required.")
 
 
+@pytest.mark.slow
 def test_without_a_gpu_its_benchmark_says_so(tmp_path):
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("There is a GPU.")
@@ -113,6 +115,7 @@ def test_a_tool_with_commands_wants_one_first(arguments, came, tmp_path):
     assert came in done.stderr
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_inference_wants_a_model(tmp_path):
     refused("benchmark.py", ["inference"], tmp_path / "run", "--model must be given for inference")
     arguments = ["inference", f"--model={tmp_path / 'model.keras'}"]
@@ -210,6 +213,7 @@ def test_bad_config_files_are_refused_in_a_line(text, message, tmp_path):
     assert done.stderr.count("\n") == 1 and done.stdout == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -222,6 +226,7 @@ def test_what_the_model_or_the_data_cannot_give_is_refused_in_a_line(arguments, 
     refused("prune.py", [*TOOLS["prune.py"], *arguments], tmp_path / "run", message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -234,6 +239,7 @@ def test_what_cannot_be_exported_is_refused_in_a_line(arguments, message, tmp_pa
     refused("export.py", [*TOOLS["export.py"], *arguments], tmp_path / "run", message)
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_says_so_in_a_line(tmp_path):
     done = tool(
         "prune.py",
@@ -272,6 +278,7 @@ command_line.run(main, required=[])
         assert "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith(error)
 
 
+@pytest.mark.slow
 def test_an_interruption_ends_in_a_line_that_tells_how_to_go_on(tmp_path):
     command = [sys.executable, "tools/prune.py", "--config=configs/digits_mlp.py", f"--workdir={tmp_path / 'a run'}"]
     command += ["--config.pruning.epochs=1000", "--config.pruning.round_epochs=1000", "--config.steps_per_execution=23"]
