@@ -1,4 +1,4 @@
-"""The MLP LeNet-300-100 on scikit-learn's digits, 90% sparse. Less than a minute on two cores.
+"""The MLP LeNet-300-100 on scikit-learn's digits, 90% sparse. About a minute on two cores.
 
 python tools/prune.py --config=configs/digits_mlp.py --workdir=runs/digits_mlp
 """
@@ -13,4 +13,5 @@ def get_config() -> Experiment:
         architecture="lenet_300_100",
         pruning=PruningConfig(target_sparsity=0.9, epochs=30, round_epochs=6),
         learning_rate=0.05,
+        steps_per_execution=23,
     )
