@@ -14,4 +14,5 @@ def get_config() -> Experiment:
         pruning=PruningConfig(target_sparsity=0.9, epochs=30, round_epochs=6),
         learning_rate=0.05,
         steps_per_execution=23,
+        validation_freq=6,  # The last epoch of each training among them.
     )

@@ -330,7 +330,9 @@ def train_dense(
             verbose=fit_verbose(verbose),
         )
         seconds = time.monotonic() - started_at
-        last = {name: values[-1] for name, values in history.history.items() if len(values) == epochs}
+        # Those of the validation may be of an earlier epoch.
+        counts = {epochs, epochs / experiment.validation_freq}
+        last = {name: values[-1] for name, values in history.history.items() if len(values) in counts}
         display.round_done(RoundResult(0, epochs, weight_count(experiment), 0.0, seconds, last))
     return model, seconds
 
