@@ -147,8 +147,8 @@ def fit_arguments(model: Any) -> tuple[str, ...]:
     parameters = dict(inspect.signature(model.fit).parameters)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         # A `fit` of the user's that hands them on.
-        own = next(kind for kind in type(model).__mro__ if "fit" in vars(kind) and is_keras_own(vars(kind)["fit"]))
-        parameters |= inspect.signature(own.fit).parameters
+        fits = [vars(kind)["fit"] for kind in type(model).__mro__ if "fit" in vars(kind)]
+        parameters |= inspect.signature(next(filter(is_keras_own, fits))).parameters
     return tuple(name for name in _named(parameters) if name not in _NOT_HANDED_ON)
 
 

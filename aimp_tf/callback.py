@@ -157,7 +157,8 @@ class GlobalMagnitudePruning(EpochCallback):
         if self.finished:
             raise RuntimeError("The run is finished; make a new GlobalMagnitudePruning for another one.")
         if self._plan is None:
-            return self.config.resolved_round_epochs if self.config.method == "iterative" else self.config.epochs
+            config = self.config
+            return config.resolved_round_epochs if config.method == "iterative" else config.resolved_epochs
         return self._plan[len(self.rounds)].epochs
 
     @property

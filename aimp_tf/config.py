@@ -131,6 +131,13 @@ class PruningConfig:
     seed: int | None = dataclasses.field(default=None, kw_only=True)
 
     @property
+    def resolved_epochs(self) -> int:
+        """`epochs`, where they are given. They follow from `total_epochs` with the model alone."""
+        if self.epochs is None:
+            raise ValueError(f"epochs follow from total_epochs={self.total_epochs} and the number of weights.")
+        return self.epochs
+
+    @property
     def resolved_round_epochs(self) -> int:
         """Epochs of a round, with the default filled in, where `epochs` are given."""
         if self.round_epochs is None:
@@ -372,7 +379,7 @@ def default_fields() -> dict[str, Any]:
 
 
 def _fifth_of_epochs(fields: Mapping[str, Any]) -> int | None:
-    epochs = fields.get("epochs")
+    epochs: Any = fields.get("epochs")
     return max(1, math.ceil(epochs / 5)) if is_number(epochs, numbers.Integral) else None
 
 

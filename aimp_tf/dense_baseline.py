@@ -74,7 +74,7 @@ def measure_dense(
     masked = mask_model(model, config.include, config.exclude, config.mixed_precision)
     try:
         if dense_baseline is True:
-            epochs = 0 if config.start == "trained" else settled(config, masked.weight_count).epochs
+            epochs = 0 if config.start == "trained" else settled(config, masked.weight_count).resolved_epochs
         else:
             epochs = dense_baseline
         stops = any(hasattr(callback, "start_from_epoch") for callback in fitting.callbacks if _is_heeded(callback))
@@ -98,7 +98,7 @@ def _train(
     )
     training = GlobalMagnitudePruning(dense, include=config.include, exclude=config.exclude)
     training.measure = functools.partial(fitting.measure, masked.model)
-    training.begin(masked, stretch=(settled(config, masked.weight_count).epochs or epochs) / epochs)
+    training.begin(masked, stretch=settled(config, masked.weight_count).resolved_epochs / epochs)
     order = RunProgress(training, masked, fitting.order, None)
     order.begin()
     callbacks = [callback for callback in fitting.callbacks if _is_heeded(callback)]

@@ -221,9 +221,9 @@ def build(model: Any, train: Any) -> None:
 
 def check_batches(model: Any, data: Any, name: str) -> None:
     """Raises ValueError for a dataset of single examples of the one input of a model, which is to be batched."""
-    spec = data.element_spec if isinstance(data, tf.data.Dataset) else None
+    spec: Any = data.element_spec if isinstance(data, tf.data.Dataset) else None
     spec = spec[0] if isinstance(spec, tuple) else spec
-    inputs = getattr(model, "inputs", None) or ()
+    inputs: Any = getattr(model, "inputs", None) or ()
     if not isinstance(spec, tf.TensorSpec) or len(inputs) != 1 or spec.shape.rank is None:
         return
     example = tuple(inputs[0].shape)[1:]
@@ -244,15 +244,15 @@ def check_targets(model: Any, data: Any) -> None:
         ValueError: They are one-hot where numbers of classes are expected or the other way round, or such a number is
             negative or too large.
     """
-    loss = getattr(model, "loss", None)
+    loss: Any = getattr(model, "loss", None)
     names = [str(getattr(loss, name, "")) for name in ("name", "__name__")] + [loss if isinstance(loss, str) else ""]
-    outputs = getattr(model, "outputs", None) or ()
+    outputs: Any = getattr(model, "outputs", None) or ()
     crossentropy = next((name for name in names if name.endswith("categorical_crossentropy")), None)
     if crossentropy is None or len(outputs) != 1 or not is_keras_own(type(model).train_step):
         return
     if not isinstance(data, tuple) or len(data) < 2:
         return
-    (_, targets, *_), shape = data, tuple(outputs[0].shape)
+    targets, shape = data[1], tuple(outputs[0].shape)
     if isinstance(targets, (dict, list, tuple)) or not hasattr(targets, "shape") or None in shape[-1:]:
         return
     targets = np.asarray(targets)

@@ -246,7 +246,7 @@ _COUNTING: dict[str, type[_CountsEpochs]] = {
 
 def _counting(callback: Any, log: _Log) -> Any:
     """A stand-in that shares the attributes of a callback which logs; any other callback itself."""
-    kind = type(callback)
+    kind: Any = type(callback)
     mixin = next((_COUNTING[base.__name__] for base in kind.__mro__ if _logs(base)), None)
     if mixin is None:
         return callback

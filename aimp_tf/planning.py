@@ -145,11 +145,11 @@ def make_plan(config: PruningConfig, weight_count: int, first: int | None = None
     counts = _counts(config, weight_count, first)
     if config.method != "iterative":
         kept = counts[0] if config.method == "dense" else counts[-1]
-        return (Round(0, config.epochs, kept, rewind=None, schedule_start=0.0, schedule_scale=1.0),)
+        return (Round(0, config.resolved_epochs, kept, rewind=None, schedule_start=0.0, schedule_scale=1.0),)
     rounds = []
     for index, kept in enumerate(counts):
         final = index == len(counts) - 1
-        epochs = config.epochs if final else config.resolved_round_epochs
+        epochs = config.resolved_epochs if final else config.resolved_round_epochs
         rewind = None if index == 0 else (final and config.final_rewind) or config.rewind
         rounds.append(
             Round(index, epochs, kept, rewind, *_schedule(config, epochs, config.rewind_epoch if index else 0))
@@ -234,13 +234,13 @@ def ramp_survivors(
 
 def epoch_at_target(config: PruningConfig) -> int:
     """The first epoch, from 0, at whose end a gradual rise of the sparsity has reached the target."""
-    return math.ceil(round(config.ramp * config.epochs, 6)) - 1
+    return math.ceil(round(config.ramp * config.resolved_epochs, 6)) - 1
 
 
 def imp_epochs(config: PruningConfig, weight_count: int, first: int | None = None) -> int:
     """Epochs of plain iterative magnitude pruning to the same sparsity at the same rate, from the `first` weights that
     are left at the beginning and with the same `start`: every round in full. The config is as `settled` returns it."""
-    return len(_counts(config, weight_count, first)) * config.epochs
+    return len(_counts(config, weight_count, first)) * config.resolved_epochs
 
 
 def _counts(config: PruningConfig, weight_count: int, first: int | None) -> list[int]:
@@ -252,9 +252,9 @@ def _counts(config: PruningConfig, weight_count: int, first: int | None) -> list
 def _schedule(config: PruningConfig, epochs: int, rewind_epoch: int) -> tuple[float, float]:
     """Start, in epochs of the schedule, and scale of a training that goes on from `rewind_epoch` of its own."""
     begin, end = {
-        "compress": (0, config.epochs),
+        "compress": (0, config.resolved_epochs),
         "head": (0, epochs),
-        "tail": (config.epochs - epochs, config.epochs),
+        "tail": (config.resolved_epochs - epochs, config.resolved_epochs),
     }[config.round_schedule]
     start = begin + (end - begin) * rewind_epoch / epochs
     return start, (end - start) / epochs

@@ -192,7 +192,7 @@ def prune(
         directory, kept = None, {}
         with cluster.as_one():
             if workdir is not None or cluster.size > 1:
-                signature = {
+                signature: dict[str, Any] = {
                     "model": model_signature(model, config.include, config.exclude),
                     "data": data_signature(data, fitting.train, options),
                 }
@@ -367,7 +367,7 @@ def _train_with_tfmot(
 
     def fit(wrapped: Any, own: list[Any]) -> None:
         nonlocal last
-        fitting.fit(wrapped, [*own, *fitting.callbacks, display], epochs=config.epochs)
+        fitting.fit(wrapped, [*own, *fitting.callbacks, display], epochs=config.resolved_epochs)
         last = checksum_of_arrays(wrapped.get_weights())
 
     def on_epoch_end(wrapped: Any, epoch: int, logs: dict[str, Any]) -> None:
@@ -384,7 +384,7 @@ def _train_with_tfmot(
             fit,
             on_epoch_end,
             target_sparsity=config.target_sparsity,
-            ramp_steps=max(1, round(config.ramp * config.epochs * fitting.batches())),
+            ramp_steps=max(1, round(config.ramp * config.resolved_epochs * fitting.batches())),
             include=tuple(config.include),
             exclude=tuple(config.exclude),
         )

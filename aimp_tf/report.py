@@ -339,8 +339,9 @@ def _change(plan: _Plan, metric: str) -> str:
 
 def _change_margin(plan: _Plan, metric: str) -> float | None:
     """How sure that is; None where it is not known, or the metric is no accuracy."""
-    value, dense, examples = plan.last.metrics.get(metric), plan.dense(metric), plan.examples(metric)
-    if examples is None or not is_accuracy(metric, value) or not is_accuracy(metric, dense):
+    value: Any = plan.last.metrics.get(metric)
+    dense, examples = plan.dense(metric), plan.examples(metric)
+    if examples is None or dense is None or not is_accuracy(metric, value) or not is_accuracy(metric, dense):
         return None
     return difference_margin(value, dense, examples)
 
@@ -414,8 +415,7 @@ def _call_figure(plan: _Plan) -> _Figure:
     outcome = plan.outcome
     notes = []
     if outcome.multiply_adds is not None:
-        dense, now = outcome.multiply_adds
-        notes.append(f"Multiply-adds for one example: {dense:,} dense, {now:,} now.")
+        notes.append("Multiply-adds for one example: {:,} dense, {:,} now.".format(*outcome.multiply_adds))
     if outcome.call_seconds is None:
         return _missing("Time a call", "call", plan, notes)
     if outcome.call is not None:
@@ -620,7 +620,7 @@ class _Plan:
         self.epochs = sum(round_.epochs for round_ in run.rounds)
         self.seconds = sum(round_.seconds for round_ in run.rounds)
         self.imp_epochs = (
-            imp_epochs(config, self.weight_count, first) if run.finished else len(run.rounds) * config.epochs
+            imp_epochs(config, self.weight_count, first) if run.finished else len(run.rounds) * config.resolved_epochs
         )
         self.imp_seconds = self.seconds / self.epochs * self.imp_epochs if self.epochs else 0.0
         self.last = run.rounds[-1]
@@ -835,8 +835,8 @@ def _html_table(table: _Table) -> str:
     header, *rows = table.rows
     lines = []
     if any(header):
-        cells = (f'<th scope="col">{html.escape(cell)}</th>' if cell else "<td></td>" for cell in header)
-        lines.append(f"<thead><tr>{''.join(cells)}</tr></thead>")
+        names = (f'<th scope="col">{html.escape(cell)}</th>' if cell else "<td></td>" for cell in header)
+        lines.append(f"<thead><tr>{''.join(names)}</tr></thead>")
     lines.append("<tbody>")
     for row in rows:
         mark = ' class="marked"' if row[0] in table.marked else ""

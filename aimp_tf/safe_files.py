@@ -134,7 +134,7 @@ def checksum_of_arrays(arrays: Iterable[np.ndarray]) -> int:
     """CRC-32 of what arrays hold, one after another, without copying those that lie in one piece."""
     sum_ = 0
     for array in arrays:
-        sum_ = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), sum_)
+        sum_ = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, sum_)
     return sum_
 
 

@@ -173,3 +173,11 @@ def test_imports_point_downwards():
 )
 def test_modules_do_without(module, forbidden):
     assert not forbidden & {name.split(".")[0] for name in imports_of(PACKAGE / module)}
+
+
+@pytest.mark.slow
+def test_types_hold():
+    """What TensorFlow and the like have no types for is taken as it comes."""
+    command = [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--cache-dir=/dev/null", PACKAGE]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout

@@ -102,8 +102,15 @@ def _time_data(architecture: str, keras: Any, steps: int, repetitions: int) -> d
     def train(data_on_device: bool) -> list[np.ndarray]:
         model = _compiled(architecture, keras)
         config = PruningConfig(target_sparsity=0.5, method="dense", epochs=4, seed=0)
-        options = {"batch_size": batch_size, "steps_per_epoch": steps}
-        prune(model, data, config=config, **options, data_on_device=data_on_device, verbose=0)
+        prune(
+            model,
+            data,
+            config=config,
+            batch_size=batch_size,
+            steps_per_epoch=steps,
+            data_on_device=data_on_device,
+            verbose=0,
+        )
         return [np.asarray(variable.numpy()) for variable in model.trainable_variables]
 
     return time_in_turn(

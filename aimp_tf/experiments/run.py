@@ -211,7 +211,7 @@ def _compare(
         sparsity=result.sparsity,
         survivors=sum(int(np.count_nonzero(mask)) for mask in result.masks.values()),
         weights=sum(mask.size for mask in result.masks.values()),
-        dense_epochs=experiment.pruning.epochs,
+        dense_epochs=experiment.pruning.resolved_epochs,
         epochs=result.epochs,
         imp_epochs=result.imp_epochs,
         dense_seconds=dense_seconds,
@@ -302,7 +302,7 @@ def train_dense(
 
     It is trained for `epochs`, into which the learning-rate schedule is stretched; None is those of the last training.
     """
-    epochs = epochs or experiment.pruning.epochs
+    epochs = epochs or experiment.pruning.resolved_epochs
     model = compiled_model(experiment, data, strategy, epochs)
     display = _dense_display(experiment, verbose, epochs, Cluster(model.distribute_strategy).chief)
     order = Order(experiment.seed)
@@ -355,7 +355,7 @@ def compiled_model(
     """
     keras = importlib.import_module(experiment.keras)
     keras.utils.set_random_seed(experiment.seed)
-    steps = -(-len(data.train_labels) // experiment.batch_size) * (epochs or experiment.pruning.epochs)
+    steps = -(-len(data.train_labels) // experiment.batch_size) * (epochs or experiment.pruning.resolved_epochs)
     with (strategy or tf.distribute.get_strategy()).scope():
         model = models.build(experiment.architecture, keras, data.train_images.shape[1:], data.classes)
         model.compile(
