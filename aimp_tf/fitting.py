@@ -245,9 +245,8 @@ def check_targets(model: Any, data: Any) -> None:
             negative or too large.
     """
     loss: Any = getattr(model, "loss", None)
-    names = [str(getattr(loss, name, "")) for name in ("name", "__name__")] + [loss if isinstance(loss, str) else ""]
     outputs: Any = getattr(model, "outputs", None) or ()
-    crossentropy = next((name for name in names if name.endswith("categorical_crossentropy")), None)
+    crossentropy = _crossentropy(loss)
     if crossentropy is None or len(outputs) != 1 or not is_keras_own(type(model).train_step):
         return
     if not isinstance(data, tuple) or len(data) < 2:
@@ -268,13 +267,18 @@ def check_targets(model: Any, data: Any) -> None:
             raise ValueError(
                 f"The loss {crossentropy} takes targets of shape (examples, {classes}), a row of 0 and 1 each; got "
                 f"{targets.shape}. Write y = keras.utils.to_categorical(y, {classes}), or compile the model with "
-                f"sparse_{crossentropy}."
+                "sparse_categorical_crossentropy."
             )
         return
     if one_hot:
         raise ValueError(
             f"The loss {crossentropy} takes the number of a class for each example; got targets of shape "
             f"{targets.shape}. Write y = y.argmax(-1), or compile the model with categorical_crossentropy."
+        )
+    if classes == 1:
+        raise ValueError(
+            f"The loss {crossentropy} needs an output for each class, and the model {model.name!r} has one. Compile it "
+            "with binary_crossentropy if there are two classes."
         )
     ignored = loss.get_config().get("ignore_class") if hasattr(loss, "get_config") else None
     if ignored is None and not 0 <= targets.min() <= targets.max() < classes:
@@ -283,6 +287,16 @@ def check_targets(model: Any, data: Any) -> None:
             f"got {targets.min()} to {targets.max()}. Write classes, y = np.unique(y, return_inverse=True), or give "
             "the model as many outputs as there are classes."
         )
+
+
+def _crossentropy(loss: Any) -> str | None:
+    """The name of a loss for classes that `compile` was given, by its name or as Keras' own object or function."""
+    if not isinstance(loss, str):
+        kind = loss if hasattr(loss, "__name__") else type(loss)
+        if not is_keras_own(kind):
+            return None
+        loss = getattr(loss, "__name__", None) or getattr(loss, "name", "")
+    return loss if "categorical" in loss and loss.endswith("crossentropy") else None
 
 
 def _check_end(data: Any, name: str, steps: int | None, option: str) -> None:

@@ -254,7 +254,7 @@ def _as_tensors(arrays: tuple, name: str, floatx: str) -> tuple:
     if any(tensor.shape.rank == 0 for tensor in flat):
         raise TypeError(
             f"{name} must be made of arrays whose first dimension counts examples; got a number. A list is taken for "
-            "several inputs or outputs: make an array of a list of numbers."
+            "several inputs or outputs: write np.asarray(x) for a list of numbers."
         )
     lengths = {int(tensor.shape[0]) for tensor in flat}
     if len(lengths) != 1 or 0 in lengths:

@@ -89,6 +89,8 @@ class PruningResult:
         return compact(self.model)
 
     def __getattr__(self, name: str) -> Any:
+        if hasattr(type(self), name):
+            return object.__getattribute__(self, name)  # It is a property in which an attribute is missing.
         what = f"{type(self).__name__} has no attribute {name!r}"
         if name == "export":
             what += ". Write aimp_tf.export(result, 'pruned.keras')"

@@ -46,6 +46,12 @@ def wrapped_by_tfmot():
     return aimp_tf.prune(wrapped, X, Y, **BRIEF)
 
 
+def one_output(y):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return aimp_tf.prune(model, X, y, **BRIEF)
+
+
 def not_one_hot(y):
     model = make()
     model.compile("adam", "categorical_crossentropy")
@@ -157,6 +163,8 @@ REFUSED = {
     ),
     "y one-hot": (lambda: prune(X, np.eye(3)[Y]), "y = y.argmax(-1)"),
     "y one-hot, in tf_keras": (lambda: prune(X, np.eye(3)[Y], K=tf_keras), "y = y.argmax(-1)"),
+    "y a list of numbers": (lambda: prune(X, Y.tolist()), "np.asarray(x) for a list of numbers"),
+    "two classes and one output": (lambda: one_output(Y.clip(0, 1)), "Compile it with binary_crossentropy"),
     "y not one-hot": (lambda: not_one_hot(Y), "y = keras.utils.to_categorical(y, 3)"),
     "classes from 1": (lambda: prune(X, Y + 1), "numbers from 0 to 2, for the model 'sequential"),
     "classes from 1 of fine_tune": (lambda: aimp_tf.fine_tune(make(), X, Y + 1, epochs=1), "got 1 to 3"),
@@ -199,12 +207,17 @@ def test_targets_that_the_loss_takes_are_let_through(K):
         model.compile("sgd", loss)
         return model
 
+    def categorical_crossentropy(y, outputs):
+        """The user's own, which takes numbers for all its name."""
+        return K.losses.sparse_categorical_crossentropy(y, outputs, from_logits=True)
+
     sparse = {"from_logits": True, "ignore_class": -1}
     for loss, y, outputs in (
         (K.losses.SparseCategoricalCrossentropy(**sparse), np.where(Y == 2, -1, Y), 3),
         ("sparse_categorical_crossentropy", Y[:, None], 3),
         ("sparse_categorical_crossentropy", Y.astype("float32"), 3),
         (K.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1), np.eye(3)[Y], 3),
+        (categorical_crossentropy, Y, 3),
         ("mse", Y + 10, 1),
     ):
         aimp_tf.prune(compiled(loss, outputs), X, y, **{**BRIEF, "epochs": 1, "rate": 0.75})

@@ -1,3 +1,5 @@
+import copy
+import dataclasses
 import re
 import xml.etree.ElementTree
 
@@ -60,6 +62,14 @@ def test_a_result_is_short_to_look_at(result):
         "4 epochs; see .summary(), .plot(), .report('page.html'))"
     )
     assert len(repr(result.rounds)) < 2000 and "magnitudes" not in repr(result.rounds[0].layers)
+
+
+def test_an_attribute_that_is_missing_within_it_is_named(result, monkeypatch):
+    monkeypatch.setattr(aimp_tf.PruningResult, "epochs", property(lambda self: self.rounds.missing))
+    with pytest.raises(AttributeError, match="'list' object has no attribute 'missing'"):
+        result.epochs
+    assert not hasattr(result, "save") and copy.deepcopy(dataclasses.replace(result, model=None)).sparsity == 0.75
+    assert not hasattr(dataclasses.replace(result, model=None), "predict")
 
 
 def test_a_notebook_shows_the_answer_a_table_and_a_curve(result):
