@@ -95,7 +95,7 @@ def placed(example: str) -> Callable[[Callable[_Parameters, _Returned]], Callabl
         @functools.wraps(call)
         def checked(*arguments: _Parameters.args, **named: _Parameters.kwargs) -> _Returned:
             if len(arguments) > len(places):
-                more = ", ".join(f"{argument!r:.40}" for argument in arguments[len(places) :])
+                more = ", ".join(map(_shown, arguments[len(places) :]))
                 raise TypeError(
                     f"{call.__name__} takes {', '.join(places)} by their places, and the rest by name; got {more} as "
                     f"well. Write {call.__name__}({', '.join(places)}, {example})."

@@ -79,7 +79,8 @@ def fine_tune(
     fitting = Fitting(data, validation_data, callbacks, options, verbose, None, generation, cluster, order_goes_on=True)
     fitting.settle_order(cluster)
     build(model, fitting.train)
-    check_targets(model, data)
+    check_targets(model, data, "the training data")
+    check_targets(model, validation_data, "validation_data")
     masked = mask_model(model, masks=masks)
     try:
         if masked.optimizer.rate == 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import numbers
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.cluster import Cluster
+from aimp_tf.config import is_number
 from aimp_tf.device_arrays import DeviceArrays
 from aimp_tf.input_pipeline import DEFAULT_BATCH_SIZE, Order, array_positions, batch_count, in_batches, prepare, spec_of
 from aimp_tf.keras_own import is_keras_own
@@ -65,6 +68,7 @@ class Fitting:
         Raises:
             TypeError, ValueError: The data cannot be read again for each `fit`, or does not fit the options.
         """
+        _check_options(options)
         floatx = importlib.import_module(generation).backend.floatx()
         # Keras 3 makes NaN of a replica's share of a batch where there is nothing in it.
         least_batch = cluster.replicas if generation == "keras" else 1
@@ -204,6 +208,22 @@ class Fitting:
             )
 
 
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raises TypeError or ValueError for numbers of `fit` that are none, of which some would train without end."""
+    for name in ("batch_size", "steps_per_epoch", "validation_batch_size", "validation_steps"):
+        value = options.get(name)
+        if value is not None and not is_number(value, numbers.Integral):
+            raise TypeError(f"{name} must be a whole number; got {value!r}.")
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}.")
+    class_weight = options.get("class_weight")
+    if class_weight is not None and not isinstance(class_weight, Mapping):
+        raise TypeError(
+            f"class_weight must be a dict from a class to its weight; got {class_weight!r:.60}. Write "
+            "class_weight=dict(enumerate(weights))."
+        )
+
+
 def build(model: Any, train: Any) -> None:
     """Gives a model that has no weights yet its weights, by calling it on one batch."""
     if is_built(model):
@@ -234,20 +254,26 @@ def check_batches(model: Any, data: Any, name: str) -> None:
         )
 
 
-def check_targets(model: Any, data: Any) -> None:
+def check_targets(model: Any, data: Any, name: str) -> None:
     """Raises for arrays of targets that the cross-entropy of a model with one output cannot take.
 
     Frameworks tell of them late and at length, and on a GPU a class out of range is a loss of NaN and nothing else.
 
+    Args:
+        model: A built, compiled model.
+        data: As `prune` takes it. What is no tuple of arrays is let through.
+        name: What to call it in errors.
+
     Raises:
         TypeError: The targets are texts.
-        ValueError: They are one-hot where numbers of classes are expected or the other way round, or such a number is
-            negative or too large.
+        ValueError: They are one-hot where numbers of classes are expected or the other way round, of another shape than
+            the outputs, or such a number is broken, negative or too large.
     """
     loss: Any = getattr(model, "loss", None)
     outputs: Any = getattr(model, "outputs", None) or ()
     crossentropy = _crossentropy(loss)
-    if crossentropy is None or len(outputs) != 1 or not is_keras_own(type(model).train_step):
+    changed = not all(is_keras_own(getattr(type(model), name)) for name in ("train_step", "compute_loss"))
+    if crossentropy is None or len(outputs) != 1 or changed:
         return
     if not isinstance(data, tuple) or len(data) < 2:
         return
@@ -257,35 +283,47 @@ def check_targets(model: Any, data: Any) -> None:
     targets = np.asarray(targets)
     if targets.dtype.kind in "US" or targets.dtype == object and isinstance(targets.flat[0], (str, bytes)):
         raise TypeError(
-            f"The targets are texts, such as {str(targets.flat[0])!r}, and the loss takes numbers. Write "
+            f"The targets of {name} are texts, such as {targets.flat[0]}, and the loss takes numbers. Write "
             "classes, y = np.unique(y, return_inverse=True)."
         )
     classes = shape[-1]
-    one_hot = targets.ndim == len(shape) and targets.shape[-1] == classes > 1
-    if not crossentropy.startswith("sparse"):
-        if not one_hot and targets.ndim < len(shape):
-            raise ValueError(
-                f"The loss {crossentropy} takes targets of shape (examples, {classes}), a row of 0 and 1 each; got "
-                f"{targets.shape}. Write y = keras.utils.to_categorical(y, {classes}), or compile the model with "
-                "sparse_categorical_crossentropy."
-            )
-        return
-    if one_hot:
-        raise ValueError(
-            f"The loss {crossentropy} takes the number of a class for each example; got targets of shape "
-            f"{targets.shape}. Write y = y.argmax(-1), or compile the model with categorical_crossentropy."
-        )
     if classes == 1:
         raise ValueError(
             f"The loss {crossentropy} needs an output for each class, and the model {model.name!r} has one. Compile it "
             "with binary_crossentropy if there are two classes."
         )
+    one_hot = targets.ndim == len(shape) and targets.shape[-1] == classes > 1
+    if not crossentropy.startswith("sparse"):
+        if not one_hot and targets.ndim < len(shape):
+            raise ValueError(
+                f"The loss {crossentropy} takes targets of shape (examples, {classes}), a row of 0 and 1 each; got "
+                f"{targets.shape} in {name}. Write y = keras.utils.to_categorical(y, {classes}), or compile the model "
+                "with sparse_categorical_crossentropy."
+            )
+        return
+    if one_hot:
+        raise ValueError(
+            f"The loss {crossentropy} takes the number of a class for each example; got targets of shape "
+            f"{targets.shape} in {name}. Write y = y.argmax(-1), or compile the model with categorical_crossentropy."
+        )
+    places = targets.shape[1:-1] if targets.ndim == len(shape) else targets.shape[1:]
+    if len(places) != len(shape) - 2 or any(here not in (there, None) for here, there in zip(shape[1:-1], places)):
+        raise ValueError(
+            f"The model {model.name!r} has outputs of shape {shape}, and {crossentropy} takes a number for each row of "
+            f"{classes}; got targets of shape {targets.shape} in {name}."
+        )
+    if targets.dtype.kind == "f" and (targets != np.round(targets)).any():  # NaN is not equal to itself.
+        raise ValueError(
+            f"The loss {crossentropy} takes the number of a class for each example; {name} has targets that are no "
+            f"whole numbers, such as {targets[targets != np.round(targets)][0]}."
+        )
     ignored = loss.get_config().get("ignore_class") if hasattr(loss, "get_config") else None
     if ignored is None and not 0 <= targets.min() <= targets.max() < classes:
         raise ValueError(
             f"The classes must be numbers from 0 to {classes - 1}, for the model {model.name!r} has {classes} outputs; "
-            f"got {targets.min()} to {targets.max()}. Write classes, y = np.unique(y, return_inverse=True), or give "
-            "the model as many outputs as there are classes."
+            f"got {targets.min()} to {targets.max()} in {name}. Write classes, y = np.unique(y, return_inverse=True), "
+            "or give the model as many outputs as there are classes. One that is none takes "
+            "SparseCategoricalCrossentropy(ignore_class=255)."
         )
 
 
@@ -293,7 +331,8 @@ def _crossentropy(loss: Any) -> str | None:
     """The name of a loss for classes that `compile` was given, by its name or as Keras' own object or function."""
     if not isinstance(loss, str):
         kind = loss if hasattr(loss, "__name__") else type(loss)
-        if not is_keras_own(kind):
+        # functools.wraps gives what is the user's the names of Keras' own.
+        if not is_keras_own(kind) or getattr(sys.modules.get(kind.__module__), kind.__name__, None) is not kind:
             return None
         loss = getattr(loss, "__name__", None) or getattr(loss, "name", "")
     return loss if "categorical" in loss and loss.endswith("crossentropy") else None

@@ -109,6 +109,10 @@ def as_callbacks(callbacks: Any) -> list[Any]:
         return []
     listed = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
     for callback in listed:
+        if isinstance(callback, type):
+            raise TypeError(
+                f"callbacks must be objects; got the class {callback.__name__}. Write {callback.__name__}()."
+            )
         if not hasattr(callback, "on_train_begin"):
             raise TypeError(
                 f"callbacks must be Keras callbacks, one or a list of them; got {callback!r:.80} of type "

@@ -147,7 +147,7 @@ def prune(
             if not cluster.chief:
                 workdir = None
             if workdir is not None:
-                check_workdir(workdir)
+                workdir = check_workdir(workdir)
             fitting = Fitting(
                 data,
                 validation_data,
@@ -174,7 +174,7 @@ def prune(
                     "what the chief has in workdir."
                 )
             # Where the run that is there goes on, or is done, it may be what this call wrote before.
-            replaces = overwrite or workdir is not None and os.path.lexists(pathlib.Path(workdir) / "signature.json")
+            replaces = overwrite or workdir is not None and os.path.lexists(workdir / "signature.json")
             if export_to is not None:
                 _check_target(export_to, workdir, replaces)
         # Here, so that what "auto" chose is what a run directory holds, and the same on all workers.
@@ -183,7 +183,8 @@ def prune(
         build(model, fitting.train)
         check_batches(model, fitting.train, "The training data")
         check_batches(model, fitting.validation, "validation_data")
-        check_targets(model, data)
+        check_targets(model, data, "the training data")
+        check_targets(model, validation_data, "validation_data")
         if data_on_device:
             stack.enter_context(fitting.on_device_of(model))
         if export_to is not None:
@@ -219,10 +220,15 @@ def prune(
             _check_run(model, config, fitting)
             outcome = measure_dense(model, config, fitting, dense_baseline, verbose, outcome)
         outcome = dataclasses.replace(outcome, examples=fitting.examples)
-        if config.method == "tfmot":
-            result = _prune_with_tfmot(model, config, fitting, directory, outcome, verbose)
-        else:
-            result = _prune_in_rounds(model, config, fitting, directory, masks, outcome, verbose)
+        try:
+            if config.method == "tfmot":
+                result = _prune_with_tfmot(model, config, fitting, directory, outcome, verbose)
+            else:
+                result = _prune_in_rounds(model, config, fitting, directory, masks, outcome, verbose)
+        except KeyboardInterrupt as interruption:
+            if directory is not None:
+                interruption.add_note(f"The same call, with a model as it was before, goes on with {directory.path}.")
+            raise
         saved = cluster.from_chief(directory is not None)
         if directory is not None:
             directory.save_model(result.model)
@@ -287,7 +293,8 @@ def _prune_in_rounds(
             directory.save_outcome(outcome)
         with _display(verbose, config, fitting, masked.weight_count, first, masked.cluster.chief) as display:
             display.begin(pruning.rounds, progress.initial_epoch)
-            if trained and config.method == "iterative" and config.start != "trained" and not pruning.rounds:
+            begins = not pruning.rounds and not progress.initial_epoch
+            if begins and trained and config.method == "iterative" and config.start != "trained":
                 display.tell(f"trained for {trained:,} steps before; start='trained' prunes the model as it comes")
             while not pruning.finished:
                 try:

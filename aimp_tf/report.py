@@ -178,7 +178,7 @@ def write_report(
             metric, or a config is not that of a run.
     """
     check_matplotlib("report")
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if path.suffix not in (".html", ".md"):
         raise ValueError(f"The report must be a file that ends in .html or .md; got {path}.")
     check_writable(path.parent, "the folder of the report")

@@ -94,7 +94,7 @@ class PruningResult:
         what = f"{type(self).__name__} has no attribute {name!r}"
         if name == "export":
             what += ". Write aimp_tf.export(result, 'pruned.keras')"
-        elif not name.startswith("_") and hasattr(vars(self).get("model"), name):
+        elif not name.startswith("_") and callable(getattr(vars(self).get("model"), name, None)):
             what += f". It holds the model: write result.model.{name}"
         raise AttributeError(f"{what}.", name=name, obj=self)
 

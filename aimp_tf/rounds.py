@@ -227,7 +227,7 @@ def telling_metric(names: Sequence[str]) -> str | None:
     """
     return min(
         names,
-        key=lambda name: (name.removeprefix("val_") in _LAST_CHOICES, not name.startswith("val_")),
+        key=lambda name: (name.endswith(_LAST_CHOICES), not name.startswith("val_")),
         default=None,
     )
 

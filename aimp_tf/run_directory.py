@@ -109,7 +109,7 @@ def read_run(path: str | os.PathLike[str]) -> RecordedRun:
         ValueError: The folder holds no run, or one whose files are damaged.
         RuntimeError: It cannot be read.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if not os.path.lexists(path / "signature.json"):
         raise ValueError(f"{path} holds no run: there is no signature.json in it. Name the workdir of a run.")
     with _naming_the_folder(path):
@@ -154,7 +154,7 @@ def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
         ValueError: The folder holds something that is not of a run, is a file, or cannot be written.
         OSError: It cannot be read.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if path.exists() and not path.is_dir():
         raise ValueError(
             f"workdir {path} is a file; name a folder that is new or empty, or one of a run to go on with."

@@ -34,9 +34,9 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out the tests that are marked slow, unless they are asked for."""
+    """Leaves out the tests that are marked slow, unless they are asked for, by --slow or one by its name."""
     slow = [item for item in items if item.get_closest_marker("slow")]
-    if slow and not config.getoption("slow"):
+    if slow and not config.getoption("slow") and not any("::" in argument for argument in config.args):
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
 

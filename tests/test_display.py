@@ -397,17 +397,32 @@ def test_prune_is_silent_with_verbose_0(make_mlp, blobs, capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_a_model_that_is_trained_already_is_told_how_to_say_so(make_mlp, blobs, capsys):
+def test_a_model_that_is_trained_already_is_told_how_to_say_so(make_mlp, blobs, K, capsys, tmp_path):
     model = make_mlp()
     model.fit(*blobs, epochs=2, batch_size=32, verbose=0)
     hint = "trained for 4 steps before; start='trained' prunes the model as it comes"
     aimp_tf.prune(model, *blobs, **SETTINGS)
     assert capsys.readouterr().out.splitlines()[1] == hint and len(hint) <= 80
-    for settings in ({"start": "trained"}, {"method": "gradual", "round_epochs": None}, {"verbose": 0}):
-        aimp_tf.prune(model, *blobs, **{**SETTINGS, **settings})
+
+    class Stop(K.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch:
+                raise RuntimeError("stop")
+
+    # Of steps of the run itself nothing is said, where the same model goes on with it.
+    run, again = make_mlp(), {"workdir": tmp_path / "run", "round_epochs": 2}
+    with pytest.raises(RuntimeError, match="stop"):
+        aimp_tf.prune(run, *blobs, **{**SETTINGS, **again}, callbacks=Stop())
+    assert run.optimizer.iterations.numpy() > 0
+    for started, settings in (
+        (run, again),
+        (model, {"start": "trained"}),
+        (model, {"method": "gradual", "round_epochs": None}),
+        (model, {"verbose": 0}),
+        (make_mlp(), {}),
+    ):
+        aimp_tf.prune(started, *blobs, **{**SETTINGS, **settings})
         assert "steps before" not in capsys.readouterr().out
-    aimp_tf.prune(make_mlp(), *blobs, **SETTINGS)
-    assert "steps before" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """What newcomers type first, by the habits of `fit`, of tfmot and of other tools: it works, or the error says what to
 write. Made-up data: this tests mechanics only."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -44,6 +46,12 @@ def wrapped_by_tfmot():
 
     wrapped, _ = wrap_with_tfmot(make(tf_keras))
     return aimp_tf.prune(wrapped, X, Y, **BRIEF)
+
+
+def sequence(y):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6), keras.layers.Reshape((2, 3))])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return aimp_tf.prune(model, X, y, **BRIEF)
 
 
 def one_output(y):
@@ -165,6 +173,24 @@ REFUSED = {
     "y one-hot, in tf_keras": (lambda: prune(X, np.eye(3)[Y], K=tf_keras), "y = y.argmax(-1)"),
     "y a list of numbers": (lambda: prune(X, Y.tolist()), "np.asarray(x) for a list of numbers"),
     "two classes and one output": (lambda: one_output(Y.clip(0, 1)), "Compile it with binary_crossentropy"),
+    "one y for a sequence of outputs": (
+        lambda: sequence(Y),
+        "a number for each row of 3; got targets of shape (64,)",
+    ),
+    "a class that is none": (lambda: prune(X, np.where(Y == 2, 255, Y)), "ignore_class=255"),
+    "a callback's class": (lambda: prune(X, Y, callbacks=[keras.callbacks.EarlyStopping]), "Write EarlyStopping()."),
+    "a result as model": (lambda: aimp_tf.fine_tune(prune(X, Y), X, Y, epochs=1), "Write result.model"),
+    "no steps": (lambda: prune(X, Y, steps_per_epoch=0), "steps_per_epoch must be at least 1; got 0"),
+    "no batch": (lambda: prune(X, Y, batch_size=0), "batch_size must be at least 1; got 0"),
+    "part of a batch": (lambda: prune(X, Y, batch_size=32.0), "batch_size must be a whole number; got 32.0"),
+    "balanced": (lambda: prune(X, Y, class_weight="balanced"), "class_weight=dict(enumerate(weights))"),
+    "weights in an array": (lambda: prune(X, Y, class_weight=np.ones(3)), "class_weight=dict(enumerate(weights))"),
+    "half classes": (lambda: prune(X, Y + 0.5), "no whole numbers, such as"),
+    "no class": (lambda: prune(X, np.where(Y == 0, np.nan, Y)), "no whole numbers, such as nan"),
+    "texts for validation": (
+        lambda: prune(X, Y, validation_data=(X, Y.astype(str))),
+        "targets of validation_data are texts",
+    ),
     "y not one-hot": (lambda: not_one_hot(Y), "y = keras.utils.to_categorical(y, 3)"),
     "classes from 1": (lambda: prune(X, Y + 1), "numbers from 0 to 2, for the model 'sequential"),
     "classes from 1 of fine_tune": (lambda: aimp_tf.fine_tune(make(), X, Y + 1, epochs=1), "got 1 to 3"),
@@ -211,6 +237,18 @@ def test_targets_that_the_loss_takes_are_let_through(K):
         """The user's own, which takes numbers for all its name."""
         return K.losses.sparse_categorical_crossentropy(y, outputs, from_logits=True)
 
+    @functools.wraps(K.losses.sparse_categorical_crossentropy)
+    def wrapped(y, outputs):
+        return K.losses.sparse_categorical_crossentropy(y - 1, outputs, from_logits=True)
+
+    class OneHot(K.Sequential):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, **others):
+            return super().compute_loss(x, tf.one_hot(tf.cast(y, tf.int32), 3), y_pred, sample_weight, **others)
+
+    if K is keras:  # A subclassed model of tf_keras cannot be wrapped.
+        model = OneHot([K.Input((8,)), K.layers.Dense(16, activation="relu"), K.layers.Dense(3, activation="softmax")])
+        model.compile("sgd", "categorical_crossentropy")
+        aimp_tf.prune(model, X, Y, **{**BRIEF, "epochs": 1, "rate": 0.75})
     sparse = {"from_logits": True, "ignore_class": -1}
     for loss, y, outputs in (
         (K.losses.SparseCategoricalCrossentropy(**sparse), np.where(Y == 2, -1, Y), 3),
@@ -218,9 +256,31 @@ def test_targets_that_the_loss_takes_are_let_through(K):
         ("sparse_categorical_crossentropy", Y.astype("float32"), 3),
         (K.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1), np.eye(3)[Y], 3),
         (categorical_crossentropy, Y, 3),
+        (wrapped, Y + 1, 3),
         ("mse", Y + 10, 1),
     ):
         aimp_tf.prune(compiled(loss, outputs), X, y, **{**BRIEF, "epochs": 1, "rate": 0.75})
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    result = prune(X, Y, workdir="~/run", export_to="~/pruned.keras")
+    result.report("~/page.html")
+    # Libraries keep what they found out there, too.
+    written = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert sorted(path.name for path in written) == ["page.html", "pruned.keras", "run"]
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path):
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+    for settings, notes in (({}, []), ({"workdir": tmp_path / "run"}, [f"goes on with {tmp_path / 'run'}."])):
+        with pytest.raises(KeyboardInterrupt) as raised:
+            prune(X, Y, callbacks=Interrupt(), **settings)
+        assert [note.partition("before, ")[2] for note in getattr(raised.value, "__notes__", [])] == notes
 
 
 def test_a_model_of_pytorch_is_told_from_one_of_keras():

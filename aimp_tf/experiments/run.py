@@ -163,7 +163,7 @@ def compare(
         ValueError, TypeError: As `prune`; nothing is trained then.
         RuntimeError: As `prune`, or a SavedModel cannot be used in a fresh process.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = pathlib.Path(workdir).expanduser()
     cluster = Cluster(strategy or tf.distribute.get_strategy())
     # First, for it looks at all settings before it trains, and goes on where it was interrupted.
     result = train_pruned(experiment, data, workdir, verbose, overwrite=overwrite, strategy=strategy)

@@ -215,10 +215,10 @@ class Target:
     @classmethod
     def of(cls, path: str | os.PathLike[str], formats: Sequence[str] | None = None) -> Target:
         """As `export` takes its arguments. Raises ValueError for formats that are unknown, or do not fit a file."""
-        path = pathlib.Path(path)
+        path = pathlib.Path(path).expanduser()
         if path.suffix not in _SUFFIXES and path.suffix.lower() in _SUFFIXES and not path.is_dir():
             raise ValueError(f"{path} would be a folder. Write {path.with_suffix(path.suffix.lower())} for a file.")
-        if path.suffix in (".h5", ".hdf5", ".pb", ".onnx", ".pkl", ".pt"):
+        if path.suffix.lower() in (".h5", ".hdf5", ".pb", ".onnx", ".pkl", ".pt"):
             raise ValueError(
                 f"{path} would be of a format that export does not write. Write {path.with_suffix('.keras')} or "
                 f"{path.with_suffix('.tflite')}, or name a folder for a SavedModel."

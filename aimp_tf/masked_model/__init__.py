@@ -307,6 +307,8 @@ def keras_generation(model: Any) -> str:
     hint = " The model comes first, then the data: write prune(model, x, y, ...)." if hasattr(model, "shape") else ""
     if isinstance(model, (str, os.PathLike)):
         hint = f" Load it first: keras.models.load_model({os.fspath(model)!r})."
+    if hasattr(model, "model"):
+        hint = " Write result.model for the model of a result."
     if kind.__module__.startswith("torch"):
         hint = " aimp_tf prunes a keras.Model; for PyTorch there is torch.nn.utils.prune."
     raise TypeError(
