@@ -165,7 +165,7 @@ def untouched(make_mlp):
             ValueError,
             r"nothing was trained. The training data gives .*\[None, 9\].*inputs of shape \(None, 8\)",
         ),
-        ({"x": (np.zeros((4, 8)), np.zeros((4, 5, 2)))}, ValueError, "nothing was trained"),
+        ({"x": (np.zeros((4, 8)), np.zeros((4, 5, 2)))}, ValueError, r"got targets of shape \(4, 5, 2\)"),
         (
             {"validation_data": (np.zeros((4, 9)), np.zeros(4, int))},
             ValueError,
