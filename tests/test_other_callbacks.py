@@ -67,7 +67,12 @@ def test_a_scheduler_follows_data_that_does_not_tell_its_length(K, make_mlp, blo
     model = make_mlp(K.optimizers.SGD(0.1))
     aimp_tf.prune(model, batches, callbacks=[rates_of_batches, scheduler], **SETTINGS)
     squeezed = [steps(epoch) for epoch in [0, 0, 1, 2, 3, 3, 4, 5]]
-    assert rates_of_batches.rates[:3] == [squeezed] * 3 and not caplog.records
+
+    def said():
+        """Not what TensorFlow says of functions that other tests traced."""
+        return [record.getMessage()[:52] for record in caplog.records if record.name.startswith("aimp_tf")]
+
+    assert rates_of_batches.rates[:3] == [squeezed] * 3 and not said()
     rates_of_batches.rates.clear()
     # A loop of one's own knows it from the second round on, and says so.
     masked = aimp_tf.wrap(make_mlp(K.optimizers.SGD(0.1)))
@@ -75,9 +80,7 @@ def test_a_scheduler_follows_data_that_does_not_tell_its_length(K, make_mlp, blo
     for _ in range(2):
         masked.fit(batches, epochs=2, callbacks=pruning.among([rates_of_batches, scheduler]), verbose=0)
     assert rates_of_batches.rates[0] == [steps(0)] * 4 + [steps(3)] * 4
-    assert [record.getMessage()[:52] for record in caplog.records] == [
-        "The training data does not tell how many batches an "
-    ]
+    assert said() == ["The training data does not tell how many batches an "]
 
 
 def test_a_scheduler_goes_on_from_the_rewind_epoch(K, make_mlp, blobs, rates_of_batches):
