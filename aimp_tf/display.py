@@ -46,12 +46,6 @@ def fit_verbose(verbose: Any) -> int:
     return 0 if verbose == "auto" else int(verbose)
 
 
-def tell(verbose: str | int, line: str) -> None:
-    """Prints a line, unless `verbose` is 0 as in `prune`."""
-    if verbose != 0:
-        print(line, flush=True)
-
-
 class RunDisplay(EpochCallback):
     """Shows a run: how much it is, then a line a round and, below them, a live one.
 
@@ -143,7 +137,8 @@ class RunDisplay(EpochCallback):
 
     def tell(self, line: str) -> None:
         """Shows a line between those of the rounds."""
-        tell(self._shown, line)
+        if self._shown:
+            print(line, flush=True)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch + 1

@@ -20,7 +20,7 @@ from aimp_tf.callback import GlobalMagnitudePruning
 from aimp_tf.cluster import Cluster
 from aimp_tf.config import PruningConfig
 from aimp_tf.dense_baseline import check_dense_baseline, measure_dense
-from aimp_tf.display import RunDisplay, fit_verbose, tell
+from aimp_tf.display import RunDisplay, fit_verbose
 from aimp_tf.exporting import Target, export
 from aimp_tf.fitting import Fitting, build, check_batches, check_targets
 from aimp_tf.input_pipeline import spec_of
@@ -238,8 +238,12 @@ def prune(
             with tempfile.TemporaryDirectory() as folder:
                 export(result.model, folder, formats=("saved_model",), verify=False)
         if export_to is not None:
-            for written in export(result, export_to, overwrite=replaces).values():
-                tell(verbose, f"wrote {written.path}: {written.bytes:,} bytes, {written.gzip_bytes:,} with gzip")
+            artefacts = export(result, export_to, overwrite=replaces)
+            if verbose != 0:  # Compressing takes its time.
+                for written in artefacts.values():
+                    print(
+                        f"wrote {written.path}: {written.bytes:,} bytes, {written.gzip_bytes:,} with gzip", flush=True
+                    )
     return result
 
 

@@ -319,7 +319,7 @@ def _against_dense(plan: _Plan, metric: str) -> str:
     epochs = plan.outcome.dense_epochs
     if plan.run.finished and epochs and epochs != plan.epochs:
         asides.append(f"it was trained for {counted_text(epochs, 'epoch')}, the pruned one for {plan.epochs}")
-    return f", {change}{' (' if asides else ''}{'; '.join(asides)}{')' if asides else ''}"
+    return f", {change} ({'; '.join(asides)})" if asides else f", {change}"
 
 
 def _change(plan: _Plan, metric: str) -> str:
