@@ -128,6 +128,18 @@ def check_config(config: Any) -> None:
         raise TypeError(f"config must be an aimp_tf.PruningConfig; got {_shown(config)}. Write {write}.")
 
 
+def check_no_data(call: str, model: Any, config: Any, arguments: Mapping[str, Any]) -> None:
+    """Raises TypeError, with what to write, where data or arguments of `fit` came to a call that trains nothing."""
+    for_fit = [name for name in arguments if name not in _FIELDS and name in (*_NOT_HANDED_ON, *fit_arguments(model))]
+    if hasattr(config, "shape") or isinstance(config, (tuple, list, tf.data.Dataset)):
+        for_fit.insert(0, "the data")
+    if for_fit:
+        raise TypeError(
+            f"{call} looks at no data and trains nothing, so leave out {', '.join(for_fit)}. Write {call}(model, "
+            "target_sparsity=0.9, epochs=30)."
+        )
+
+
 def sort_arguments(
     call: Callable[..., Any], arguments: Mapping[str, Any], model: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:

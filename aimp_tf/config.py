@@ -411,10 +411,8 @@ def check_choice(name: str, value: object) -> None:
         raise ValueError(f"method={value!r} goes by other settings here. Write {write}.")
     none = "None or " if name in _OPTIONAL else ""
     function = ", or a function (weights, masks) -> scores" if name == "criterion" else ""
-    raise ValueError(
-        f"{name} must be {none}one of {', '.join(map(repr, choices))}{function}; got {value!r}."
-        f"{nearest(value, choices)}"
-    )
+    write = f" Write {name}='auto'." if name == "mixed_precision" and value is True else nearest(value, choices)
+    raise ValueError(f"{name} must be {none}one of {', '.join(map(repr, choices))}{function}; got {value!r}.{write}")
 
 
 def check_patterns(name: str, patterns: object) -> None:

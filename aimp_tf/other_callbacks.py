@@ -268,6 +268,24 @@ def follows_batches(callbacks: Sequence[Any]) -> bool:
     return any(map(_is_rate_scheduler, callbacks))
 
 
+def check_monitors(callbacks: Sequence[Any], model: Any) -> None:
+    """Raises ValueError if a callback of Keras waits for a validation metric, for a `fit` without validation data.
+
+    Keras warns after each epoch, and nothing happens. Callbacks and models of the user's may add to the logs, and are
+    left alone.
+    """
+    own = all(is_keras_own(type(callback)) for callback in callbacks)
+    if not own or not all(is_keras_own(getattr(type(model), name)) for name in ("fit", "train_step")):
+        return
+    for callback in callbacks:
+        metric = str(getattr(callback, "monitor", ""))
+        if metric.startswith("val_") and getattr(callback, "save_best_only", True):
+            raise ValueError(
+                f"{type(callback).__name__} watches {metric}, and no validation data came. Write "
+                f"validation_split=0.1 or validation_data=(x_val, y_val), or monitor={metric.removeprefix('val_')!r}."
+            )
+
+
 def check_saving(callbacks: Sequence[Any]) -> None:
     """Raises ValueError if a callback saves the model between batches, when `compact_rounds` has made it smaller."""
     for callback in callbacks:

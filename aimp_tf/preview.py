@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.arguments import config_of
+from aimp_tf.arguments import check_no_data, config_of, placed
 from aimp_tf.config import PruningConfig
 from aimp_tf.masked_model import Masks, check_plain, first_masks, keras_generation, left_dense, select_prunable
 from aimp_tf.planning import Round, imp_epochs, least_survivors, make_plan, settled
@@ -54,6 +54,7 @@ class RunPlan:
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
+@placed("target_sparsity=0.9, epochs=30")
 def plan(model: Any, config: PruningConfig | None = None, *, masks: Masks = None, **fields: Any) -> RunPlan:
     """What `prune` is going to do with a model: the trainings, how many weights each has, and how long it is.
 
@@ -73,8 +74,9 @@ def plan(model: Any, config: PruningConfig | None = None, *, masks: Masks = None
         print(aimp_tf.plan(model, target_sparsity=0.9, epochs=30))
         ```
     """
-    config = config_of(config, fields)
     keras_generation(model)
+    check_no_data("plan", model, config, fields)
+    config = config_of(config, fields)
     check_plain(model)
     weights = select_prunable(model, config.include, config.exclude, config.granularity)
     sizes = {path: weight.size for path, weight in weights.items()}

@@ -34,7 +34,7 @@ from aimp_tf.masked_model import (
     select_prunable,
     sparsity,
 )
-from aimp_tf.other_callbacks import as_callbacks, follows_batches, watch_from
+from aimp_tf.other_callbacks import as_callbacks, check_monitors, follows_batches, watch_from
 from aimp_tf.outcome import Outcome
 from aimp_tf.planning import epoch_at_target, imp_epochs, make_plan, settled
 from aimp_tf.precision import resolve_policy
@@ -158,6 +158,8 @@ def prune(
                 generation,
                 cluster,
             )
+            if validation_data is None:
+                check_monitors(fitting.callbacks, model)
             if masks is not None and config.method == "tfmot":
                 raise ValueError(
                     "method='tfmot' begins with a dense model, so masks must be None. method='gradual' does much the "
@@ -313,7 +315,7 @@ def _prune_in_rounds(
                         raise
                     raise ValueError(
                         f"fit failed before its first step, and nothing was trained. The training data gives "
-                        f"{spec_of(fitting.train)}; the model {model.name!r} takes {_inputs(model, config)}. The error "
+                        f"{spec_of(fitting.train)}; the model {model.name!r} takes {_shapes(model, config)}. The error "
                         f"was: {error}"
                     ) from error
                 progress.save_round()
@@ -449,18 +451,18 @@ def _check_validation_data(model: Any, validation: Any, config: PruningConfig) -
     except Exception as error:
         raise ValueError(
             f"The model {model.name!r} cannot be evaluated on validation_data, which gives {spec_of(validation)}; it "
-            f"takes {_inputs(model, config)}. The error was: {error}"
+            f"takes {_shapes(model, config)}. The error was: {error}"
         ) from error
 
 
-def _inputs(model: Any, config: PruningConfig) -> str:
+def _shapes(model: Any, config: PruningConfig) -> str:
     try:
-        inputs = f"inputs of shape {model.input_shape}"
+        shapes = f"inputs of shape {model.input_shape} and gives outputs of shape {model.output_shape}"
     except (AttributeError, RuntimeError):
-        inputs = "what its call() accepts"
+        shapes = "what its call() accepts"
     if config.mixed_precision is None:
-        return inputs
+        return shapes
     return (
-        f"{inputs}, and computes in {config.mixed_precision}, where layers and a train_step of your own must not mix "
+        f"{shapes}, and computes in {config.mixed_precision}, where layers and a train_step of your own must not mix "
         "dtypes (have them cast to self.compute_dtype, or leave mixed_precision at None)"
     )

@@ -32,6 +32,8 @@ from aimp_tf.rounds import (
 )
 from aimp_tf.run_directory import RecordedRun, describe_environment
 
+_PICTURES = (".png", ".pdf", ".svg", ".jpg")
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class PruningResult:
@@ -159,9 +161,11 @@ class PruningResult:
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed, which comes with the extra `report`.
-            ValueError: There is no such metric.
+            ValueError: There is no such metric, or it is the name of a file, which the axes have a method for.
         """
         check_matplotlib("report")
+        if metric is not None and pathlib.PurePath(metric).suffix in _PICTURES:
+            raise ValueError(f"plot takes a metric. Write result.plot().figure.savefig({metric!r}) for a file.")
         if axes is None:
             import matplotlib.pyplot
 

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ELSEWHERE = "Name another folder, or pass overwrite=True to begin anew in this one."
+_OTHER_VALUES = "the values of its training data were others"
 _LOCK = ".aimp_tf_lock"
 _OVERWRITTEN = f"{UNFINISHED}overwritten"
 _ROUND_NAMES = re.compile(r"round_\d{3,}|final")
@@ -481,6 +482,7 @@ class RunDirectory:
             environment = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
         here = {"config": json.loads(self._config.to_json()), **self._signature}
         if differing := list_differences(there, here):
+            differing = [_OTHER_VALUES if text.startswith("data.crc32: ") else text for text in differing]
             raise ValueError(f"workdir {self.path} holds another run: {'; '.join(differing)}. {_ELSEWHERE}")
         now = describe_environment()
         for name in ("python", "versions", "devices"):

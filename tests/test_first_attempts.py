@@ -60,9 +60,9 @@ def one_output(y):
     return aimp_tf.prune(model, X, y, **BRIEF)
 
 
-def not_one_hot(y):
+def with_loss(loss, y):
     model = make()
-    model.compile("adam", "categorical_crossentropy")
+    model.compile("adam", loss)
     return aimp_tf.prune(model, X, y, **BRIEF)
 
 
@@ -191,7 +191,7 @@ REFUSED = {
         lambda: prune(X, Y, validation_data=(X, Y.astype(str))),
         "targets of validation_data are texts",
     ),
-    "y not one-hot": (lambda: not_one_hot(Y), "y = keras.utils.to_categorical(y, 3)"),
+    "y not one-hot": (lambda: with_loss("categorical_crossentropy", Y), "y = keras.utils.to_categorical(y, 3)"),
     "classes from 1": (lambda: prune(X, Y + 1), "numbers from 0 to 2, for the model 'sequential"),
     "classes from 1 of fine_tune": (lambda: aimp_tf.fine_tune(make(), X, Y + 1, epochs=1), "got 1 to 3"),
     "a dense model evaluated in training": (
@@ -207,6 +207,20 @@ REFUSED = {
     "export of a result": (lambda: prune(X, Y).export, "aimp_tf.export(result, 'pruned.keras')"),
     "strip of a plain model": (lambda: aimp_tf.strip(make()), "aimp_tf.wrap(model)"),
     "compact of a file": (lambda: aimp_tf.compact("model.keras"), "keras.models.load_model('model.keras')"),
+    "plan with data": (lambda: aimp_tf.plan(make(), X, target_sparsity=0.9, epochs=3), "leave out the data"),
+    "plan with x and y": (lambda: aimp_tf.plan(make(), X, Y, target_sparsity=0.9, epochs=3), "target_sparsity=0.9"),
+    "plan of a call of fit": (
+        lambda: aimp_tf.plan(make(), target_sparsity=0.9, epochs=3, batch_size=16, verbose=0),
+        "leave out batch_size, verbose",
+    ),
+    "mixed_precision=True": (lambda: prune(X, Y, mixed_precision=True), "Write mixed_precision='auto'"),
+    "a file of a misspelt kind": (lambda: prune(X, Y, export_to="m.tfl"), "Write m.tflite"),
+    "a picture of the curve": (lambda: prune(X, Y).plot("p.png"), "result.plot().figure.savefig('p.png')"),
+    "a callback that waits for validation": (
+        lambda: prune(X, Y, callbacks=keras.callbacks.EarlyStopping(patience=1)),
+        "validation_split=0.1",
+    ),
+    "targets of another shape": (lambda: with_loss("mse", Y[:, None] * np.ones(4)), "outputs of shape (None, 3)"),
     "a batch without a list": (lambda: prune(X, Y, callbacks="early_stopping"), "callbacks must be Keras callbacks"),
 }
 
@@ -260,6 +274,23 @@ def test_targets_that_the_loss_takes_are_let_through(K):
         ("mse", Y + 10, 1),
     ):
         aimp_tf.prune(compiled(loss, outputs), X, y, **{**BRIEF, "epochs": 1, "rate": 0.75})
+
+
+@pytest.mark.parametrize("K", [keras, tf_keras])
+def test_what_a_callback_watches_may_come_from_elsewhere(K):
+    class ValidatesItself(K.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["val_loss"] = 1.0
+
+    prune(X, Y, K=K, callbacks=[ValidatesItself(), K.callbacks.EarlyStopping(monitor="val_loss", patience=9)])
+    prune(X, Y, K=K, callbacks=K.callbacks.EarlyStopping(monitor="loss", patience=9))
+    prune(X, Y, K=K, callbacks=K.callbacks.EarlyStopping(patience=9), validation_split=0.25)
+
+
+def test_other_data_in_a_workdir_is_told_in_words(tmp_path):
+    prune(X, Y, workdir=tmp_path / "run")
+    with pytest.raises(ValueError, match="the values of its training data were others. Name another folder"):
+        prune(X + 1, Y, workdir=tmp_path / "run")
 
 
 def test_a_path_may_begin_at_home(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import logging
 import os
@@ -216,8 +217,9 @@ class Target:
     def of(cls, path: str | os.PathLike[str], formats: Sequence[str] | None = None) -> Target:
         """As `export` takes its arguments. Raises ValueError for formats that are unknown, or do not fit a file."""
         path = pathlib.Path(path).expanduser()
-        if path.suffix not in _SUFFIXES and path.suffix.lower() in _SUFFIXES and not path.is_dir():
-            raise ValueError(f"{path} would be a folder. Write {path.with_suffix(path.suffix.lower())} for a file.")
+        near = difflib.get_close_matches(path.suffix.lower(), _SUFFIXES, n=1)
+        if path.suffix not in _SUFFIXES and near and not path.is_dir():
+            raise ValueError(f"{path} would be a folder. Write {path.with_suffix(near[0])} for a file.")
         if path.suffix.lower() in (".h5", ".hdf5", ".pb", ".onnx", ".pkl", ".pt"):
             raise ValueError(
                 f"{path} would be of a format that export does not write. Write {path.with_suffix('.keras')} or "
