@@ -175,9 +175,9 @@ def test_the_benchmark_of_gpus_on_a_cpu(K, monkeypatch):
     assert K.mixed_precision.global_policy().name == before
     lines = figures["table"].splitlines()
     measured = figures[f"small_cnn ({K.__name__})"]
-    runs = {"run of 4 epochs", "training of 4 epochs"}
+    runs = {"epochs of a run", "epochs of a training"}
     assert set(measured) == {"step in float32", "step in mixed_bfloat16", *runs} and len(lines) == 13
-    assert list(measured["training of 4 epochs"])[:2] == ["data on the host_seconds", "data on the device_seconds"]
+    assert list(measured["epochs of a training"])[:2] == ["data on the host_seconds", "data on the device_seconds"]
     for sides in measured.values():
         (first, one), (second, other), (_, ratio) = sides.items()
         assert ratio == pytest.approx(other / one)
