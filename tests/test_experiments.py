@@ -174,6 +174,18 @@ def test_fewer_images_and_more_steps_at_a_time(K):
         np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-5)
 
 
+def test_images_that_are_held_out_judge_in_place_of_the_test_images():
+    experiment = Experiment(
+        "digits", "lenet_300_100", PruningConfig(0.5, epochs=1), train_examples=1000, validation_examples=400
+    )
+    experiment.validate()
+    data, every = load_data(experiment, None), datasets.load("digits")
+    assert (experiment.judged_by, len(data.train_labels)) == ("validation", 1000)
+    np.testing.assert_array_equal(data.train_images, every.train_images[:1000])
+    np.testing.assert_array_equal(data.test_images, every.train_images[1000:1400])
+    np.testing.assert_array_equal(data.test_labels, every.train_labels[1000:1400])
+
+
 @pytest.mark.parametrize(
     ("architecture", "settings", "count"),
     [
@@ -201,6 +213,9 @@ def test_prunable_weights_are_counted_without_the_data(architecture, settings, c
         ({"validation_freq": 0}, "validation_freq must be at least 1"),
         ({"train_examples": 0}, "train_examples must be at least 1"),
         ({"train_examples": 1438}, "at most 1437, all that digits has; got 1438"),
+        ({"validation_examples": 100}, "among the 0 training images after"),
+        ({"train_examples": 1400, "validation_examples": 38}, "validation_examples=38 must be among the 37"),
+        ({"train_examples": 1400, "validation_examples": 0}, "validation_examples must be at least 1"),
         ({"pruning": PruningConfig(0.5, epochs=1, method="tfmot")}, "set keras='tf_keras'"),
         ({"pruning": PruningConfig(2.0, epochs=1)}, "target_sparsity must lie in"),
         ({"pruning": {"target_sparsity": 0.5}}, "pruning must be a PruningConfig; got {"),

@@ -399,6 +399,16 @@ def test_the_report_has_means_and_standard_deviations(tmp_path):
         assert (tmp_path / f"accuracy_by_{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("held_out", "images"), [(None, "test"), (137, "validation")])
+def test_the_report_says_which_images_judged(held_out, images):
+    experiment = dataclasses.replace(make_study().experiment, train_examples=1000, validation_examples=held_out)
+    study = make_study(experiment=experiment)
+    results = results_of(study, {("aimp", 0.5): (0.5,)})
+    assert f"digits: {images} accuracy in percent" in study_report.markdown(study, results)
+    axes = study_report.plot_by_sparsity(study, results).axes[0]
+    assert axes.get_ylabel() == f"{images} accuracy in percent"
+
+
 def drawn(axes):
     """Arm -> its means in a panel: x, mean, and half the length of the error bar."""
     points = {}

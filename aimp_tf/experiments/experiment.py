@@ -27,6 +27,8 @@ CHOICES = {
     "keras": ("keras", "tf_keras"),
 }
 
+_OPTIONAL = ("train_examples", "validation_examples")
+
 
 @dataclasses.dataclass
 class Experiment:
@@ -50,6 +52,8 @@ class Experiment:
         steps_per_execution: Steps that one call of TensorFlow takes, as in `compile`; more are faster where steps are
             short.
         train_examples: How many training images to use, the first ones. None is all of them.
+        validation_examples: How many of the training images after those take the place of the test images, so that
+            settings can be chosen by images that are neither trained on nor reported. None leaves the test images.
         validation_freq: Epochs of a training after each of which the test images are looked at, as in `fit`. The final
             model is judged by all of them in any case.
     """
@@ -65,6 +69,7 @@ class Experiment:
     seed: int = 0
     steps_per_execution: int = 1
     train_examples: int | None = None
+    validation_examples: int | None = None
     validation_freq: int = 1
 
     def validate(self) -> None:
@@ -79,9 +84,9 @@ class Experiment:
             value = getattr(self, name)
             if not is_number(value, numbers.Real):
                 raise TypeError(f"{name} must be a number; got {value!r}.")
-        for name in ("batch_size", "seed", "steps_per_execution", "train_examples", "validation_freq"):
+        for name in ("batch_size", "seed", "steps_per_execution", *_OPTIONAL, "validation_freq"):
             value = getattr(self, name)
-            if name == "train_examples" and value is None:
+            if name in _OPTIONAL and value is None:
                 continue
             if not is_number(value, numbers.Integral):
                 raise TypeError(f"{name} must be a whole number; got {value!r}.")
@@ -92,6 +97,13 @@ class Experiment:
             raise ValueError(
                 f"train_examples must be at most {available}, all that {self.dataset} has; got {self.train_examples}."
             )
+        if self.validation_examples is not None:
+            left = available - (self.train_examples or available)
+            if self.validation_examples > left:
+                raise ValueError(
+                    f"validation_examples={self.validation_examples} must be among the {left} training images after "
+                    f"those that train_examples={self.train_examples} trains on; {self.dataset} has {available}."
+                )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
         if not 0 <= self.momentum < 1:
@@ -103,6 +115,11 @@ class Experiment:
             )
         if self.pruning.method == "tfmot" and self.keras != "tf_keras":
             raise ValueError(f"method='tfmot' prunes tf_keras models; set keras='tf_keras'. Got {self.keras!r}.")
+
+    @property
+    def judged_by(self) -> str:
+        """Which images tell the accuracy: "test" or "validation"."""
+        return "test" if self.validation_examples is None else "validation"
 
 
 def to_fields(experiment: Experiment) -> dict[str, Any]:

@@ -246,9 +246,16 @@ def weight_count(experiment: Experiment) -> int:
 
 
 def load_data(experiment: Experiment, data_dir: str | os.PathLike[str] | None) -> datasets.ImageData:
-    """The images of an experiment, the first `train_examples` of those for training. Raises RuntimeError as `run`."""
+    """The images of an experiment: `train_examples` to train on and, for testing, what judges. Raises RuntimeError as
+    `run`."""
     data = datasets.load(experiment.dataset, data_dir)
     count = experiment.train_examples
+    if experiment.validation_examples is not None:
+        assert count is not None  # As validate has it.
+        held_out = slice(count, count + experiment.validation_examples)
+        data = dataclasses.replace(
+            data, test_images=data.train_images[held_out], test_labels=data.train_labels[held_out]
+        )
     return dataclasses.replace(data, train_images=data.train_images[:count], train_labels=data.train_labels[:count])
 
 

@@ -57,8 +57,8 @@ def markdown(study: Study, results: Sequence[CellResult]) -> str:
         rows.append([arm] + [text for cells in groups for text in (_accuracy_text(cells), _epochs_text(cells))])
     dense = [arm for arm in study.arms if study.is_dense(arm)]
     notes = (
-        f"{experiment.architecture} on {experiment.dataset}: test accuracy in percent, mean ± standard deviation "
-        "(number of seeds), and epochs trained in all."
+        f"{experiment.architecture} on {experiment.dataset}: {experiment.judged_by} accuracy in percent, mean ± "
+        "standard deviation (number of seeds), and epochs trained in all."
     )
     if dense and len(study.sparsities) > 1:
         notes += f" Not pruned, and so the same in every column: {', '.join(dense)}."
@@ -170,7 +170,7 @@ def _draw(
 
 def _finish(figure: Figure, study: Study) -> None:
     """What all panels have in common, and one legend beside them, which hides nothing."""
-    figure.axes[0].set_ylabel("test accuracy in percent")
+    figure.axes[0].set_ylabel(f"{study.experiment.judged_by} accuracy in percent")
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         tidy(axes)
