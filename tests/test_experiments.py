@@ -81,6 +81,8 @@ def test_unknown_names_are_refused(K):
             (8, 8, 1),
             (8 + 1) * 32 + 4 * (32 + 1) * 32 + (32 + 1) * 64 + (64 + 1) * 32 + 2 * 64 + (256 + 1) * 10,
         ),
+        # Four gates of 28 inputs, 128 states and a bias, logits.
+        ("row_lstm", (28, 28, 1), 4 * 128 * (28 + 128 + 1) + 1290),
         # Stem, three stages of two convolutions (the first of stages 2 and 3 doubles the filters), two projections, 10
         # logits; and four numbers of batch normalisation for each filter.
         (

@@ -14,7 +14,8 @@ def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> 
             papers use them), "wide_mlp" (two hidden layers of 2048 units), "small_cnn" (two convolutions with batch
             normalisation), "tiny_mobilenet" (four depthwise separable blocks as in Howard et al., 2017, table 1, with
             ReLU6), "row_attention" (an encoder block of Vaswani et al., 2017, section 3.1, over an image as the
-            sequence of its rows), or "resnet_8" or "resnet_20" (the CIFAR family of He et al., 2016, section 4.2, with
+            sequence of its rows), "row_lstm" (an LSTM of 128 units, Hochreiter and Schmidhuber, 1997, over the same
+            sequence), or "resnet_8" or "resnet_20" (the CIFAR family of He et al., 2016, section 4.2, with
             n = 1 and 3; where the shape changes, the shortcut is a 1 x 1 convolution with batch normalisation).
         keras: The module `keras` or `tf_keras`.
         input_shape: Height, width and channels.
@@ -98,6 +99,10 @@ def _row_attention(layers: Any, x: Any) -> Any:
     return layers.Flatten()(layers.LayerNormalization()(layers.Add()([x, transformed])))
 
 
+def _row_lstm(layers: Any, x: Any) -> Any:
+    return layers.LSTM(128, name="lstm")(layers.Reshape(x.shape[1:3])(x))
+
+
 def _resnet(blocks: int) -> Callable[[Any, Any], Any]:
     """The features of a ResNet with three stages of so many blocks, two convolutions each."""
 
@@ -137,6 +142,7 @@ _FEATURES: dict[str, Callable[[Any, Any], Any]] = {
     "small_cnn": _small_cnn,
     "tiny_mobilenet": _tiny_mobilenet,
     "row_attention": _row_attention,
+    "row_lstm": _row_lstm,
     "resnet_8": _resnet(blocks=1),
     "resnet_20": _resnet(blocks=3),
 }
