@@ -6,7 +6,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from aimp_tf.config import PruningConfig
+from aimp_tf.config import PruningConfig, nearest
 
 if TYPE_CHECKING:
     from aimp_tf.callback import GlobalMagnitudePruning
@@ -71,8 +71,9 @@ _WRITE_INSTEAD = {
 def __getattr__(name: str) -> Any:
     """Imports what needs TensorFlow only when it is asked for, so that configs and help texts come at once."""
     if name not in _HOMES:
-        write = f"Write {_WRITE_INSTEAD[name]}." if name in _WRITE_INSTEAD else f"It has {', '.join(__all__)}."
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}. {write}", name=name)
+        others = f"{nearest(name, __all__)} It has {', '.join(__all__)}."
+        write = f" Write {_WRITE_INSTEAD[name]}." if name in _WRITE_INSTEAD else others
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{write}", name=name)
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

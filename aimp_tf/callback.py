@@ -20,7 +20,7 @@ from aimp_tf.criteria import scores_of
 from aimp_tf.keras_own import is_keras_own
 from aimp_tf.masked_model import WRAPPED_FIELDS, MaskedModel
 from aimp_tf.model_graph import ModelGraph
-from aimp_tf.other_callbacks import OtherCallbacks, Trained, as_callbacks, check_saving, watch_from
+from aimp_tf.other_callbacks import OtherCallbacks, Trained, as_callbacks, check_for_rounds, check_saving, watch_from
 from aimp_tf.planning import Round, epoch_at_target, least_survivors, make_plan, ramp_survivors
 from aimp_tf.ranking import check_finite, check_fours, keep_best, smallest_magnitude
 from aimp_tf.rounds import RoundResult, duration_text, last_epoch_with, plain_logs
@@ -180,9 +180,10 @@ class GlobalMagnitudePruning(EpochCallback):
 
         Raises:
             TypeError: `callbacks` is neither a callback nor a list of them.
-            ValueError: With `compact_rounds`, one of them saves the model between batches.
+            ValueError: One of them does not go with rounds; or, with `compact_rounds`, saves the model between batches.
         """
         callbacks = as_callbacks(callbacks)
+        check_for_rounds(callbacks)
         if self._compacts:
             check_saving(callbacks)
         ready = self._others.for_round(callbacks, lambda: self.round)

@@ -172,7 +172,7 @@ class PruningConfig:
             if value is None and name in _OPTIONAL:
                 continue
             if not is_number(value, numbers.Integral):
-                raise TypeError(f"{name} must be a whole number; got {value!r}.")
+                raise TypeError(f"{name} must be a whole number; got {value!r}.{_as_whole(name, value)}")
         if not isinstance(self.compact_rounds, bool):
             raise TypeError(f"compact_rounds must be True or False; got {self.compact_rounds!r}.")
         self._check_epochs()
@@ -418,7 +418,9 @@ def check_choice(name: str, value: object) -> None:
 def check_patterns(name: str, patterns: object) -> None:
     """Raises TypeError unless these are texts in a tuple or the like."""
     if isinstance(patterns, str):
-        raise TypeError(f"{name} must be a tuple of patterns; got {patterns!r}. Write {name}=({patterns!r},).")
+        # Paths of variables have a layer's name before a slash.
+        pattern = patterns if set("/*?[") & set(patterns) else f"{patterns}/*"
+        raise TypeError(f"{name} must be a tuple of patterns; got {patterns!r}. Write {name}=({pattern!r},).")
     if not isinstance(patterns, Iterable) or not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(f"{name} must be a tuple of patterns such as ('head/*',); got {patterns!r}.")
 
@@ -440,12 +442,20 @@ def list_differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    """{"pruning": {"rate": 0.2}} as {"pruning.rate": 0.2}."""
+    """{"pruning": {"rate": 0.2}} as {"pruning.rate": 0.2}, and the dicts of a list under their positions."""
     flat: dict[str, Any] = {}
     for name, value in fields.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = {str(position): item for position, item in enumerate(value)}
         inner = _flat(value) if isinstance(value, dict) and value else {"": value}
         flat |= {f"{name}.{key}" if key else name: item for key, item in inner.items()}
     return flat
+
+
+def _as_whole(name: str, value: object) -> str:
+    """What to write in place of a text or a fraction that stands for a whole number; nothing for any other."""
+    text = str(value).strip().removesuffix(".0")
+    return f" Write {name}={text}." if text.isdecimal() else ""
 
 
 def _as_fraction(name: str, value: object) -> str:

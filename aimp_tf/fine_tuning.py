@@ -9,7 +9,7 @@ from typing import Any
 from aimp_tf.arguments import check_names, fit_arguments, placed, split_off, training_data
 from aimp_tf.cluster import Cluster
 from aimp_tf.config import is_number
-from aimp_tf.fitting import Fitting, build, check_targets
+from aimp_tf.fitting import Fitting, build, check_class_weight, check_targets
 from aimp_tf.masked_model import Masks, check_model, mask_model
 from aimp_tf.other_callbacks import as_callbacks
 
@@ -75,12 +75,13 @@ def fine_tune(
     if validation_data is None:
         data, validation_data = split_off(data, validation_split)
     cluster = Cluster(model.distribute_strategy)
-    callbacks = as_callbacks(callbacks)
+    callbacks = as_callbacks(callbacks, generation)
     fitting = Fitting(data, validation_data, callbacks, options, verbose, None, generation, cluster, order_goes_on=True)
     fitting.settle_order(cluster)
     build(model, fitting.train)
     check_targets(model, data, "the training data")
     check_targets(model, validation_data, "validation_data")
+    check_class_weight(data, options.get("class_weight"))
     masked = mask_model(model, masks=masks)
     try:
         if masked.optimizer.rate == 0:

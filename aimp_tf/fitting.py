@@ -224,6 +224,21 @@ def _check_options(options: Mapping[str, Any]) -> None:
         )
 
 
+def check_class_weight(data: Any, class_weight: Mapping[Any, Any] | None) -> None:
+    """Raises ValueError for arrays of targets with a class beyond all that have a weight, which fails in a step."""
+    if not class_weight or not isinstance(data, tuple) or len(data) < 2 or not hasattr(data[1], "shape"):
+        return
+    targets = np.asarray(data[1])
+    if targets.dtype.kind not in "iufb" or not targets.size:
+        return
+    classes = targets.argmax(-1) if targets.ndim > 1 and targets.shape[-1] > 1 else targets
+    if classes.max() > max(class_weight):
+        raise ValueError(
+            f"class_weight has weights for the classes up to {max(class_weight)}, and there are some up to "
+            f"{classes.max():g}. Write one for each, such as class_weight={{**class_weight, {classes.max():g}: 1.0}}."
+        )
+
+
 def build(model: Any, train: Any) -> None:
     """Gives a model that has no weights yet its weights, by calling it on one batch."""
     if is_built(model):

@@ -8,12 +8,13 @@ import copy
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.config import nearest
 from aimp_tf.keras_own import is_keras_own
 from aimp_tf.planning import Round
 from aimp_tf.swap import Swap
@@ -103,8 +104,16 @@ class OtherCallbacks:
         vars(callback).update(_copied(state))
 
 
-def as_callbacks(callbacks: Any) -> list[Any]:
-    """What `fit` takes for callbacks, None and a single one included, as a list. Raises TypeError for anything else."""
+def as_callbacks(callbacks: Any, generation: str | None = None) -> list[Any]:
+    """What `fit` takes for callbacks, None and a single one included, as a list.
+
+    Args:
+        callbacks: Those of the user.
+        generation: That of the model, "keras" or "tf_keras"; None does not look at it.
+
+    Raises:
+        TypeError: They are something else, or of the other generation of Keras.
+    """
     if callbacks is None:
         return []
     listed = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
@@ -123,7 +132,34 @@ def as_callbacks(callbacks: Any) -> list[Any]:
                 f"{type(callback).__name__} is for tfmot's own wrappers. Leave it out: what prunes here is a callback "
                 "of aimp_tf, which prune and the loop around GlobalMagnitudePruning hand to fit."
             )
+        theirs = next((base.__module__.split(".")[0] for base in type(callback).__mro__ if _is_base(base)), generation)
+        # What is the user's own may do in Keras 3, which asks less of a callback.
+        if generation not in (None, theirs) and (generation == "tf_keras" or is_keras_own(type(callback))):
+            raise TypeError(
+                f"{type(callback).__name__} is a callback of {theirs}, and the model is one of {generation}. Write "
+                f"{generation}.callbacks.{type(callback).__name__ if is_keras_own(type(callback)) else 'Callback'}."
+            )
     return listed
+
+
+def _is_base(kind: type) -> bool:
+    return kind.__name__ == "Callback" and is_keras_own(kind)
+
+
+def check_for_rounds(callbacks: Sequence[Any]) -> None:
+    """Raises ValueError for callbacks that would take the rounds of a run for something else."""
+    for callback in callbacks:
+        names = [base.__name__ for base in type(callback).__mro__]
+        if "GlobalMagnitudePruning" in names:
+            raise ValueError(
+                "GlobalMagnitudePruning is for a loop of your own, where pruning.among(callbacks) adds it, and prune "
+                "has one itself. Leave it out, and give its settings to prune."
+            )
+        if "BackupAndRestore" in names:
+            raise ValueError(
+                "BackupAndRestore would skip rounds, for it knows of one fit alone. Leave it out, and write "
+                "workdir='runs/mine': the same call then goes on where it was stopped."
+            )
 
 
 def watch_from(callbacks: Sequence[Any], epoch: int) -> contextlib.ExitStack:
@@ -268,21 +304,33 @@ def follows_batches(callbacks: Sequence[Any]) -> bool:
     return any(map(_is_rate_scheduler, callbacks))
 
 
-def check_monitors(callbacks: Sequence[Any], model: Any) -> None:
-    """Raises ValueError if a callback of Keras waits for a validation metric, for a `fit` without validation data.
+def check_monitors(callbacks: Sequence[Any], model: Any, logs: Mapping[str, Any] | None) -> None:
+    """Raises ValueError if a callback of Keras watches a metric that never comes.
 
     Keras warns after each epoch, and nothing happens. Callbacks and models of the user's may add to the logs, and are
     left alone.
+
+    Args:
+        callbacks: Those of a `fit`.
+        model: What it trains.
+        logs: The metrics of the model by their names, as far as they are known; None where there is no validation data.
     """
     own = all(is_keras_own(type(callback)) for callback in callbacks)
     if not own or not all(is_keras_own(getattr(type(model), name)) for name in ("fit", "train_step")):
         return
     for callback in callbacks:
-        metric = str(getattr(callback, "monitor", ""))
-        if metric.startswith("val_") and getattr(callback, "save_best_only", True):
+        metric = getattr(callback, "monitor", None)
+        if not isinstance(metric, str) or not getattr(callback, "save_best_only", True):
+            continue
+        if logs is None and metric.startswith("val_"):
             raise ValueError(
                 f"{type(callback).__name__} watches {metric}, and no validation data came. Write "
                 f"validation_split=0.1 or validation_data=(x_val, y_val), or monitor={metric.removeprefix('val_')!r}."
+            )
+        if logs and metric not in (known := [*logs, *(f"val_{name}" for name in logs), "learning_rate", "lr"]):
+            raise ValueError(
+                f"{type(callback).__name__} watches {metric}, which is not among the metrics: "
+                f"{', '.join(known[:-2])}.{nearest(metric, known)}"
             )
 
 

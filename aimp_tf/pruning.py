@@ -22,7 +22,7 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.dense_baseline import check_dense_baseline, measure_dense
 from aimp_tf.display import RunDisplay, fit_verbose
 from aimp_tf.exporting import Target, export
-from aimp_tf.fitting import Fitting, build, check_batches, check_targets
+from aimp_tf.fitting import Fitting, build, check_batches, check_class_weight, check_targets
 from aimp_tf.input_pipeline import spec_of
 from aimp_tf.masked_model import (
     Masks,
@@ -34,7 +34,7 @@ from aimp_tf.masked_model import (
     select_prunable,
     sparsity,
 )
-from aimp_tf.other_callbacks import as_callbacks, check_monitors, follows_batches, watch_from
+from aimp_tf.other_callbacks import as_callbacks, check_for_rounds, check_monitors, follows_batches, watch_from
 from aimp_tf.outcome import Outcome
 from aimp_tf.planning import epoch_at_target, imp_epochs, make_plan, settled
 from aimp_tf.precision import resolve_policy
@@ -151,15 +151,16 @@ def prune(
             fitting = Fitting(
                 data,
                 validation_data,
-                as_callbacks(callbacks),
+                as_callbacks(callbacks, generation),
                 options,
                 fit_verbose(verbose),
                 config.seed,
                 generation,
                 cluster,
             )
+            check_for_rounds(fitting.callbacks)
             if validation_data is None:
-                check_monitors(fitting.callbacks, model)
+                check_monitors(fitting.callbacks, model, None)
             if masks is not None and config.method == "tfmot":
                 raise ValueError(
                     "method='tfmot' begins with a dense model, so masks must be None. method='gradual' does much the "
@@ -187,6 +188,7 @@ def prune(
         check_batches(model, fitting.validation, "validation_data")
         check_targets(model, data, "the training data")
         check_targets(model, validation_data, "validation_data")
+        check_class_weight(data, options.get("class_weight"))
         if data_on_device:
             stack.enter_context(fitting.on_device_of(model))
         if export_to is not None:
@@ -201,6 +203,8 @@ def prune(
                 }
                 if validation_data is not None:
                     signature["validation_data"] = data_signature(validation_data, fitting.validation, {})
+                if config.start == "trained":
+                    signature["trained_weights"] = checksum_of_arrays(_prunable(model, config).values())
                 if masks is not None:
                     # The rounds follow from how much is pruned already.
                     first = (weight != 0 for weight in _prunable(model, config).values())
@@ -264,7 +268,7 @@ def _check_run(model: Any, config: PruningConfig, fitting: Fitting) -> None:
     masked = mask_model(model, config.include, config.exclude, config.mixed_precision, config.granularity)
     try:
         if fitting.validation is not None:
-            _check_validation_data(masked.model, fitting.validation, config)
+            _check_validation_data(masked.model, fitting, config)
         pruning = GlobalMagnitudePruning(settled(config, masked.weight_count, masked.kept))
         pruning.among(fitting.callbacks)
         pruning.begin(masked)
@@ -286,7 +290,7 @@ def _prune_in_rounds(
     trained = max(masked.optimizers.steps)
     try:
         if fitting.validation is not None:
-            _check_validation_data(masked.model, fitting.validation, config)
+            _check_validation_data(masked.model, fitting, config)
         config = settled(config, masked.weight_count, first)
         pruning = GlobalMagnitudePruning(config)
         pruning.measure = functools.partial(fitting.measure, masked.model)
@@ -299,6 +303,8 @@ def _prune_in_rounds(
             directory.save_outcome(outcome)
         with _display(verbose, config, fitting, masked.weight_count, first, masked.cluster.chief) as display:
             display.begin(pruning.rounds, progress.initial_epoch)
+            if config.mixed_precision is not None:
+                display.tell(f"trained in {config.mixed_precision}")
             begins = not pruning.rounds and not progress.initial_epoch
             if begins and trained and config.method == "iterative" and config.start != "trained":
                 display.tell(f"trained for {trained:,} steps before; start='trained' prunes the model as it comes")
@@ -350,7 +356,7 @@ def _prune_with_tfmot(
             f"{model.distribute_strategy.num_replicas_in_sync}. method='gradual' does much the same on all of them."
         )
     if fitting.validation is not None:
-        _check_validation_data(model, fitting.validation, config)
+        _check_validation_data(model, fitting, config)
     weight_count = sum(weight.size for weight in _prunable(model, config).values())
     config = settled(config, weight_count)
     rounds = []
@@ -444,15 +450,17 @@ def _prunable(model: Any, config: PruningConfig) -> dict[str, np.ndarray]:
     return select_prunable(model, config.include, config.exclude)
 
 
-def _check_validation_data(model: Any, validation: Any, config: PruningConfig) -> None:
+def _check_validation_data(model: Any, fitting: Fitting, config: PruningConfig) -> None:
     """Evaluates one batch, for `fit` would only do so after an epoch. What it traces, `fit` uses."""
     try:
-        model.evaluate(validation, steps=1, verbose=0)
+        logs = model.evaluate(fitting.validation, steps=1, verbose=0, return_dict=True)
     except Exception as error:
         raise ValueError(
-            f"The model {model.name!r} cannot be evaluated on validation_data, which gives {spec_of(validation)}; it "
+            f"The model {model.name!r} cannot be evaluated on validation_data, which gives "
+            f"{spec_of(fitting.validation)}; it "
             f"takes {_shapes(model, config)}. The error was: {error}"
         ) from error
+    check_monitors(fitting.callbacks, model, logs if isinstance(logs, Mapping) else {})
 
 
 def _shapes(model: Any, config: PruningConfig) -> str:

@@ -96,6 +96,8 @@ class PruningResult:
         what = f"{type(self).__name__} has no attribute {name!r}"
         if name == "export":
             what += ". Write aimp_tf.export(result, 'pruned.keras')"
+        elif name == "history":
+            what += ". Each of result.rounds has its metrics; a workdir keeps those of every epoch in metrics.jsonl"
         elif not name.startswith("_") and callable(getattr(vars(self).get("model"), name, None)):
             what += f". It holds the model: write result.model.{name}"
         raise AttributeError(f"{what}.", name=name, obj=self)
@@ -120,7 +122,7 @@ class PruningResult:
             lines += [f"Of all weights of the model, {self.model_sparsity:.2%} were pruned.", ""]
         lines += [text for note in self.measured.notes(self.rounds[-1].metrics) for text in (note, "")]
         lines.append(
-            f"{self.sparsity:.2%} of the prunable weights are zero, after {self.epochs} epochs in "
+            f"{self.sparsity:.2%} of the prunable weights are zero, after {counted_text(self.epochs, 'epoch')} in "
             f"{self.seconds:.0f} s; plain iterative magnitude pruning trains for {self.imp_epochs}."
         )
         return "\n".join(lines)

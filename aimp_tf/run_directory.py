@@ -52,7 +52,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ELSEWHERE = "Name another folder, or pass overwrite=True to begin anew in this one."
-_OTHER_VALUES = "the values of its training data were others"
+_TOLD = 6
+"""How many of the differences between two runs an error tells."""
+_CHECKSUMS = {
+    "data.crc32": "the values of its training data were others",
+    "validation_data.crc32": "the values of its validation data were others",
+    "trained_weights": "it began with other weights, and start='trained' takes the model as it was then",
+}
 _LOCK = ".aimp_tf_lock"
 _OVERWRITTEN = f"{UNFINISHED}overwritten"
 _ROUND_NAMES = re.compile(r"round_\d{3,}|final")
@@ -481,9 +487,16 @@ class RunDirectory:
             there["config"] = upgrade(self._stored_config())
             environment = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
         here = {"config": json.loads(self._config.to_json()), **self._signature}
-        if differing := list_differences(there, here):
-            differing = [_OTHER_VALUES if text.startswith("data.crc32: ") else text for text in differing]
-            raise ValueError(f"workdir {self.path} holds another run: {'; '.join(differing)}. {_ELSEWHERE}")
+        # What earlier versions did not write down.
+        if "trained_weights" not in there:
+            here.pop("trained_weights", None)
+        if isinstance(there.get("model", {}).get("optimizer"), str):
+            here["model"] = {**here["model"], "optimizer": there["model"]["optimizer"]}
+        if differing := [_in_words(text) for text in list_differences(there, here)]:
+            more = f"; and {len(differing) - _TOLD} more" if len(differing) > _TOLD else ""
+            raise ValueError(
+                f"workdir {self.path} holds another run: {'; '.join(differing[:_TOLD])}{more}. {_ELSEWHERE}"
+            )
         now = describe_environment()
         for name in ("python", "versions", "devices"):
             if environment.get(name) != now[name]:
@@ -681,3 +694,8 @@ def _metric_lines(index: int, epoch_logs: Sequence[Mapping[str, Any]], first_epo
             for split, metrics in by_split(logs).items()
         ]
     return lines
+
+
+def _in_words(difference: str) -> str:
+    """A line of `list_differences`, where it is of checksums, as what that means."""
+    return _CHECKSUMS.get(difference.partition(":")[0], difference)

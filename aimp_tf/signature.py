@@ -19,6 +19,11 @@ def model_signature(model: Any, include: Sequence[str], exclude: Sequence[str]) 
     try:
         settings = model.get_compile_config()
         compiled = {name: settings.get(name) for name in ("optimizer", "loss", "loss_weights")}
+        if isinstance(compiled["optimizer"], str):  # As tf_keras was given it, whatever has been set since.
+            compiled["optimizer"] = {
+                "class_name": type(model.optimizer).__name__,
+                "config": model.optimizer.get_config(),
+            }
     except Exception:  # A loss or a schedule that Keras cannot serialise.
         compiled = {"optimizer": type(model.optimizer).__name__}
     return _plain(

@@ -2,6 +2,7 @@
 write. Made-up data: this tests mechanics only."""
 
 import functools
+import json
 
 import keras
 import numpy as np
@@ -221,6 +222,40 @@ REFUSED = {
         "validation_split=0.1",
     ),
     "targets of another shape": (lambda: with_loss("mse", Y[:, None] * np.ones(4)), "outputs of shape (None, 3)"),
+    "Keras' way to go on": (
+        lambda: prune(X, Y, callbacks=keras.callbacks.BackupAndRestore("backup")),
+        "Leave it out, and write workdir='runs/mine'",
+    ),
+    "the callback of one's own loop": (
+        lambda: prune(X, Y, callbacks=aimp_tf.GlobalMagnitudePruning(target_sparsity=0.5, epochs=1)),
+        "Leave it out, and give its settings to prune",
+    ),
+    "a callback of Keras 3 for tf_keras": (
+        lambda: prune(X, Y, K=tf_keras, callbacks=keras.callbacks.TerminateOnNaN()),
+        "Write tf_keras.callbacks.TerminateOnNaN.",
+    ),
+    "one's own callback of Keras 3 for tf_keras": (
+        lambda: prune(X, Y, K=tf_keras, callbacks=type("Mine", (keras.callbacks.Callback,), {})()),
+        "Write tf_keras.callbacks.Callback.",
+    ),
+    "a callback of tf_keras for Keras 3": (
+        lambda: aimp_tf.fine_tune(make(), X, Y, epochs=1, callbacks=tf_keras.callbacks.TerminateOnNaN()),
+        "Write keras.callbacks.TerminateOnNaN.",
+    ),
+    "a callback that watches a misspelt metric": (
+        lambda: prune(X, Y, validation_split=0.25, callbacks=keras.callbacks.EarlyStopping("val_acc", mode="max")),
+        "Did you mean 'val_accuracy'?",
+    ),
+    "weights of some classes": (lambda: prune(X, Y, class_weight={0: 1.0, 1: 2.0}), "{**class_weight, 2: 1.0}"),
+    "weights of some classes, one-hot": (
+        lambda: aimp_tf.fine_tune(make(), X, np.eye(3)[Y], epochs=1, class_weight={0: 1.0}),
+        "y = y.argmax(-1)",
+    ),
+    "epochs as text": (lambda: prune(X, Y, epochs="2"), "Write epochs=2."),
+    "epochs with a point": (lambda: prune(X, Y, epochs=2.0), "Write epochs=2."),
+    "history of a result": (lambda: prune(X, Y).history, "metrics.jsonl"),
+    "a misspelt name": (lambda: aimp_tf.GlobalMagnitudePrunning, "Did you mean 'GlobalMagnitudePruning'?"),
+    "one layer's name": (lambda: prune(X, Y, exclude="logits"), "Write exclude=('logits/*',)."),
     "a batch without a list": (lambda: prune(X, Y, callbacks="early_stopping"), "callbacks must be Keras callbacks"),
 }
 
@@ -287,10 +322,49 @@ def test_what_a_callback_watches_may_come_from_elsewhere(K):
     prune(X, Y, K=K, callbacks=K.callbacks.EarlyStopping(patience=9), validation_split=0.25)
 
 
-def test_other_data_in_a_workdir_is_told_in_words(tmp_path):
-    prune(X, Y, workdir=tmp_path / "run")
-    with pytest.raises(ValueError, match="the values of its training data were others. Name another folder"):
-        prune(X + 1, Y, workdir=tmp_path / "run")
+@pytest.mark.parametrize("K", [keras, tf_keras])
+def test_another_run_in_a_workdir_is_told_in_words(K, tmp_path):
+    def refused(text, *data, model=None, **settings):
+        with pytest.raises(ValueError, match=text) as raised:
+            aimp_tf.prune(model or make(K), *data, **BRIEF, workdir=tmp_path / "run", **settings)
+        assert len(str(raised.value)) < 700
+
+    prune(X, Y, K=K, workdir=tmp_path / "run")
+    refused("the values of its training data were others. Name another folder", X + 1, Y)
+    wider = K.Sequential([K.Input((8,)), K.layers.Dense(17, name="hidden"), K.layers.Dense(3, name="logits")])
+    wider.compile("adam", K.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    refused(r"model\.layers\.\d\.config\.units: 16 there, 17 here", X, Y, model=wider)
+    faster = make(K)
+    faster.optimizer.learning_rate.assign(0.1)
+    refused(r"model\.optimizer\.config\.learning_rate: 0\.001\d* there, 0\.1\d* here", X, Y, model=faster)
+    prune(X, Y, K=K, workdir=tmp_path / "run")  # Done before.
+
+
+@pytest.mark.parametrize("K", [keras, tf_keras])
+def test_a_workdir_is_of_one_trained_model(K, tmp_path):
+    model, again, other = make(K), make(K), make(K)
+    weights = other.get_weights()
+    again.set_weights(model.get_weights())
+    first = aimp_tf.prune(model, X, Y, **BRIEF, start="trained", workdir=tmp_path / "run")
+    with pytest.raises(ValueError, match="it began with other weights"):
+        aimp_tf.prune(other, X, Y, **BRIEF, start="trained", workdir=tmp_path / "run")
+    for here, there in zip(other.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(here, there)
+    aimp_tf.prune(again, X, Y, **BRIEF, start="trained", workdir=tmp_path / "run")
+    for here, there in zip(again.get_weights(), first.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
+def test_a_run_goes_on_that_noted_less_of_its_model(tmp_path):
+    """As tf_keras' optimizers by their names alone, and no trained weights, were noted once."""
+    settings = {**BRIEF, "K": tf_keras, "start": "trained", "workdir": tmp_path / "run"}
+    first = prune(X, Y, **settings)
+    signature = json.loads((tmp_path / "run" / "signature.json").read_text())
+    assert signature["model"]["optimizer"]["class_name"] == "Adam" and signature.pop("trained_weights")
+    signature["model"]["optimizer"] = "adam"
+    (tmp_path / "run" / "signature.json").write_text(json.dumps(signature))
+    again = prune(X, Y, **settings)
+    assert [round_.metrics for round_ in again.rounds] == [round_.metrics for round_ in first.rounds]
 
 
 def test_a_path_may_begin_at_home(tmp_path, monkeypatch):

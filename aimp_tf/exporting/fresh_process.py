@@ -131,9 +131,14 @@ def use_in_fresh_process(
         for index, (_, path) in enumerate(artefacts):
             file = pathlib.Path(folder) / f"outputs_{index}.npz"
             if not file.exists():
+                hint = ""
+                if os.fspath(path).endswith(".keras"):
+                    hint = " Where it needs some, write formats=('saved_model',), or verify=False."
+                # From the beginning of a line.
+                last = done.stderr[-2000:].partition("\n")[2] if len(done.stderr) > 2000 else done.stderr
                 raise RuntimeError(
-                    f"{os.path.basename(path)} could not be used in a fresh process, which has no code of yours:\n"
-                    f"{done.stderr[-2000:]}"
+                    f"{os.path.basename(path)} could not be used in a fresh process, which has no code of yours."
+                    f"{hint}\n{last}"
                 )
             with np.load(file) as arrays:
                 outputs.append(dict(arrays))
