@@ -2,7 +2,6 @@
 write. Made-up data: this tests mechanics only."""
 
 import functools
-import json
 
 import keras
 import numpy as np
@@ -11,6 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 import aimp_tf
+from aimp_tf.safe_files import read_json, write_json
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(64, 8)).astype("float32"), RNG.integers(0, 3, 64)
@@ -359,10 +359,10 @@ def test_a_run_goes_on_that_noted_less_of_its_model(tmp_path):
     """As tf_keras' optimizers by their names alone, and no trained weights, were noted once."""
     settings = {**BRIEF, "K": tf_keras, "start": "trained", "workdir": tmp_path / "run"}
     first = prune(X, Y, **settings)
-    signature = json.loads((tmp_path / "run" / "signature.json").read_text())
+    signature = read_json(tmp_path / "run" / "signature.json")
     assert signature["model"]["optimizer"]["class_name"] == "Adam" and signature.pop("trained_weights")
     signature["model"]["optimizer"] = "adam"
-    (tmp_path / "run" / "signature.json").write_text(json.dumps(signature))
+    write_json(tmp_path / "run" / "signature.json", signature)
     again = prune(X, Y, **settings)
     assert [round_.metrics for round_ in again.rounds] == [round_.metrics for round_ in first.rounds]
 
