@@ -216,7 +216,9 @@ def prune(
         config.validate()
         if cluster.size > 1:
             # Shards that workers read on their own may differ in length.
-            parts = {name: {**part, "batches": None} for name, part in signature.items()}
+            parts = {
+                name: {**part, "batches": None} if isinstance(part, dict) else part for name, part in signature.items()
+            }
             cluster.check_same(config=config.to_json(), **parts)
         outcome = Outcome()
         with cluster.as_one():
@@ -457,8 +459,7 @@ def _check_validation_data(model: Any, fitting: Fitting, config: PruningConfig) 
     except Exception as error:
         raise ValueError(
             f"The model {model.name!r} cannot be evaluated on validation_data, which gives "
-            f"{spec_of(fitting.validation)}; it "
-            f"takes {_shapes(model, config)}. The error was: {error}"
+            f"{spec_of(fitting.validation)}; it takes {_shapes(model, config)}. The error was: {error}"
         ) from error
     check_monitors(fitting.callbacks, model, logs if isinstance(logs, Mapping) else {})
 

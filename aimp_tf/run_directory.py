@@ -490,8 +490,9 @@ class RunDirectory:
         # What earlier versions did not write down.
         if "trained_weights" not in there:
             here.pop("trained_weights", None)
-        if isinstance(there.get("model", {}).get("optimizer"), str):
-            here["model"] = {**here["model"], "optimizer": there["model"]["optimizer"]}
+        optimizers = [side.get("model", {}).get("optimizer") for side in (there, here)]
+        if list(map(type, optimizers)) == [str, dict]:
+            here["model"] = {**here["model"], "optimizer": optimizers[0]}
         if differing := [_in_words(text) for text in list_differences(there, here)]:
             more = f"; and {len(differing) - _TOLD} more" if len(differing) > _TOLD else ""
             raise ValueError(
