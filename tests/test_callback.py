@@ -1,3 +1,4 @@
+import itertools
 import logging
 import re
 
@@ -6,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
-from aimp_tf import GlobalMagnitudePruning, PruningConfig
+from aimp_tf import GlobalMagnitudePruning, PruningConfig, callback, criteria
 from aimp_tf.masked_model import MaskedModel, mask_model
 from aimp_tf.masked_model.prunable import prunable_variables
 from aimp_tf.planning import ramp_survivors
@@ -376,6 +377,54 @@ def test_reinitialized_weights_are_the_first_ones_in_another_order(make_mlp, blo
     second = recorder.begun[1]
     survivors = second["weights"]["hidden/kernel"][second["masks"]["hidden/kernel"]]
     assert not np.isin(survivors, first[0]).any()
+
+
+def test_each_round_is_reinitialized_in_another_order(make_mlp, blobs, recorder):
+    run(make_mlp(), blobs, CONFIG.replace(rewind="reinitialize", seed=3), recorder)
+    begun = [state["weights"]["hidden/kernel"] for state in recorder.begun]
+    for earlier, later in zip(begun, begun[1:], strict=False):
+        kept = later != 0
+        assert kept.any() and np.mean(earlier[kept] == later[kept]) < 0.2
+
+
+def test_each_round_draws_its_own_lots(make_mlp, blobs, monkeypatch):
+    drawn = []
+
+    def scores_of(*arguments):
+        scores, signed = criteria.scores_of(*arguments)
+        drawn.append(scores["hidden/kernel"])
+        return scores, signed
+
+    monkeypatch.setattr(callback, "scores_of", scores_of)
+    run(make_mlp(), blobs, CONFIG.replace(criterion="random", seed=3))
+    _, *rounds = drawn  # The first ones are to see whether the criterion can rank.
+    assert len(rounds) == 3
+    for earlier, later in itertools.combinations(rounds, 2):
+        assert np.mean(earlier == later) < 0.01
+
+
+def test_a_rate_that_is_lowered_in_training_is_given_back(make_mlp, K, blobs):
+    model = make_mlp()
+    before = float(np.asarray(model.optimizer.learning_rate))
+
+    class Lower(K.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.optimizer.learning_rate.assign(before / 2)
+
+    run(model, blobs, CONFIG, Lower())
+    assert float(np.asarray(model.optimizer.learning_rate)) == pytest.approx(before, rel=1e-6)
+
+
+def test_thresholds_are_those_of_their_layers(K, blobs):
+    """Paths that are not sorted, and a rate of zero, so that the weights are those that were ranked."""
+    layers = [K.Input((8,)), K.layers.Dense(16, name="z"), K.layers.Dense(16, name="m"), K.layers.Dense(3, name="a")]
+    model = K.Sequential(layers)
+    model.compile(K.optimizers.SGD(0.0), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    pruning, pruned = run(model, blobs, CONFIG)
+    assert [layer.path.split("/")[0] for layer in pruning.rounds[-1].layers] == ["z", "m", "a"]
+    for layer, variable in zip(pruning.rounds[-1].layers, pruned.trainable_variables[::2], strict=True):
+        magnitudes = np.abs(np.asarray(variable.numpy()))
+        assert layer.threshold == pytest.approx(magnitudes[magnitudes > 0].min())
 
 
 def test_the_final_training_alone_rewinds_its_weights(make_mlp, blobs, recorder):

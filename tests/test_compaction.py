@@ -116,7 +116,8 @@ class Network:
     def residual(self, x):
         branch = self.activated(self.normalized(self.conv(x, 4)))
         branch = self.normalized(self.conv(branch, x.shape[-1]))
-        return self.one_of(self.L.Add, self.L.Maximum, self.L.Average)()([x, branch])
+        branches = [x, branch, self.normalized(self.conv(x, x.shape[-1]))][: self.one_of(2, 3)]
+        return self.one_of(self.L.Add, self.L.Maximum, self.L.Average)()(branches)
 
     def shared(self, x):
         layer = self.L.Conv2D(x.shape[-1], 3, padding="same", activation="relu")
@@ -328,6 +329,32 @@ def test_merged_constants(kind, K):
         layer.set_weights([np.where(np.arange(4) < 3, 0, layer.kernel.numpy()), np.array(bias)])
     _, report = check_same(model, np.random.default_rng(0).normal(size=(5, 3)))
     assert report.channels["first"] == report.channels["second"] == (4, 1)
+
+
+@pytest.mark.parametrize("kind", ["Add", "Multiply", "Average", "Maximum", "Minimum"])
+def test_all_of_three_branches_keep_the_same_channels(kind, K):
+    """Channel 1 is zero in each of them, 0 in the first, 2 in the second and 3 in the third alone."""
+    vector = K.Input((3,))
+    branches = [K.layers.Dense(6, use_bias=False, name=name) for name in ("first", "second", "third")]
+    merged = getattr(K.layers, kind)()([branch(vector) for branch in branches])
+    model = K.Model(vector, K.layers.Dense(2)(merged))
+    for branch, zeros in zip(branches, ([0, 1], [1, 2], [1, 3]), strict=True):
+        branch.set_weights([np.where(np.isin(np.arange(6), zeros), 0, branch.kernel.numpy())])
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(5, 3)))
+    # A product is zero where any of its factors is.
+    left = 2 if kind == "Multiply" else 5
+    assert [report.channels[name] for name in ("first", "second", "third")] == [(6, left)] * 3
+
+
+def test_images_that_are_joined_along_a_side_keep_the_same_channels(K):
+    image = K.Input((4, 4, 2))
+    upper, lower = (K.layers.Conv2D(5, 3, padding="same", use_bias=False, name=name) for name in ("upper", "lower"))
+    joined = K.layers.Concatenate(axis=1)([upper(image), lower(image)])
+    model = K.Model(image, K.layers.Conv2D(3, 3, name="reader")(joined))
+    for convolution, zeros in ((upper, [0, 1]), (lower, [1, 2])):
+        convolution.set_weights([np.where(np.isin(np.arange(5), zeros), 0, convolution.kernel.numpy())])
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(2, 4, 4, 2)))
+    assert report.channels["upper"] == report.channels["lower"] and report.channels["upper"][1] >= 4
 
 
 def test_a_gate_of_zeros_kills_what_it_multiplies(K):

@@ -91,6 +91,9 @@ WORKS = {
     "tensors": lambda: prune(tf.constant(X), tf.constant(Y)),
     "inputs in a list": lambda: prune([X], Y),
     "one callback": lambda: prune(X, Y, callbacks=keras.callbacks.TerminateOnNaN()),
+    "a callback of one's own, of the other Keras": lambda: prune(
+        X, Y, callbacks=type("Mine", (tf_keras.callbacks.Callback,), {})()
+    ),
     "a config": lambda: aimp_tf.prune(make(), X, Y, config=aimp_tf.PruningConfig(0.75, epochs=1, rate=0.5), verbose=0),
     "a config and a field": lambda: prune(X, Y, config=aimp_tf.PruningConfig(0.5, epochs=9)),
     "a trained model": lambda: prune(X, Y, start="trained"),

@@ -52,9 +52,11 @@ def test_equals_a_plain_sort(problem, signed, sample, most_collected):
         assert result[path].dtype == bool
 
 
+@pytest.mark.parametrize("paths", ["ab", "ba"])
 @pytest.mark.parametrize("keep", [0, 1, 499, 500, 501, 1999, 2000])
-def test_all_equal_weights_are_kept_by_position(keep):
-    weights = {"a": np.full((20, 25), 0.1, np.float32), "b": np.full((1500,), -0.1, np.float32)}
+def test_all_equal_weights_are_kept_by_position(keep, paths):
+    """In the order of the dict, which is not that of the paths."""
+    weights = {paths[0]: np.full((20, 25), 0.1, np.float32), paths[1]: np.full((1500,), -0.1, np.float32)}
     masks = {path: np.ones(w.shape, bool) for path, w in weights.items()}
     flat = np.concatenate([mask.ravel() for mask in keep_largest(weights, masks, keep).values()])
     assert flat[:keep].all() and not flat[keep:].any()

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import tensorflow as tf
 
 import aimp_tf
 from aimp_tf import exporting
-from aimp_tf.run_directory import check_workdir
+from aimp_tf.run_directory import RunDirectory, check_workdir
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
 
@@ -113,3 +114,43 @@ def test_bad_settings_leave_nothing(make_mlp, blobs, tmp_path):
     with pytest.raises(ValueError, match="leaves none"):
         aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "mine", **{**SETTINGS, "target_sparsity": 0.999})
     assert list((tmp_path / "mine").iterdir()) == []
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A run directory that has begun, of a run of two rounds."""
+    config = aimp_tf.PruningConfig(0.5, epochs=3)
+    with RunDirectory(tmp_path / "run", config, {"model": {}, "data": {}}, overwrite=False) as directory:
+        directory.begin(round_count=2)
+        yield directory
+
+
+def test_the_newest_backup_is_used_and_an_older_one_where_that_is_damaged(directory, tmp_path):
+    """Both are there where a process is killed before it removes the older one."""
+    folder = tmp_path / "run" / "round_000" / "backup"
+    for epoch in (2, 10):
+        directory.save_backup(0, epoch, {"epochs": epoch, "weights": np.arange(epoch)})
+        shutil.copytree(folder / f"epoch_{epoch:06d}", tmp_path / f"epoch_{epoch:06d}")
+    shutil.copytree(tmp_path / "epoch_000002", folder / "epoch_000002")
+    assert len(list(folder.iterdir())) == 2 and directory.backup(0)["epochs"] == 10
+    (folder / "epoch_000010" / "state.json").write_text("{}")
+    assert directory.backup(0)["epochs"] == 2
+
+
+@pytest.mark.parametrize("written", ["metrics.jsonl", "round_000", None])
+def test_a_run_that_was_overwritten_comes_back_only_where_nothing_took_its_place(directory, tmp_path, written):
+    """A process was killed after it had put the old run aside and begun a new one."""
+    run = tmp_path / "run"
+    old = run / ".unfinished_overwritten"
+    old.mkdir()
+    for name in ("config.json", "environment.json", "signature.json"):
+        shutil.copy(run / name, old / name)
+    (old / "metrics.jsonl").write_text("old")
+    if written == "metrics.jsonl":
+        (run / written).write_text("new")
+    elif written is not None:
+        (run / written).mkdir()
+    directory.begin(round_count=2)
+    assert not old.exists()
+    texts = [path.read_text() for path in run.glob("metrics.jsonl")]
+    assert texts == {"metrics.jsonl": ["new"], "round_000": [], None: ["old"]}[written]
