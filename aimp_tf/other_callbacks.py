@@ -337,13 +337,12 @@ def check_monitors(callbacks: Sequence[Any], model: Any, logs: Mapping[str, Any]
 def check_saving(callbacks: Sequence[Any]) -> None:
     """Raises ValueError if a callback saves the model between batches, when `compact_rounds` has made it smaller."""
     for callback in callbacks:
-        for setting, wanted in (("save_freq", "epoch"), ("save_before_preemption", False)):
-            value = getattr(callback, setting, wanted)
-            if value != wanted:
-                raise ValueError(
-                    f"{type(callback).__name__} was made with {setting}={value!r}, but with compact_rounds the model "
-                    f"is smaller between batches. Make it with {setting}={wanted!r}, or set compact_rounds=False."
-                )
+        frequency = getattr(callback, "save_freq", "epoch")
+        if frequency != "epoch":
+            raise ValueError(
+                f"{type(callback).__name__} was made with save_freq={frequency!r}, but with compact_rounds the model "
+                "is smaller between batches. Make it with save_freq='epoch', or set compact_rounds=False."
+            )
 
 
 def _copied(value: Any) -> Any:

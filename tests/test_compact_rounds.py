@@ -515,9 +515,6 @@ def test_what_cannot_be_done_is_refused(K, blobs, tmp_path):
     saving = K.callbacks.ModelCheckpoint(str(tmp_path / "x.weights.h5"), save_weights_only=True, save_freq=3)
     refused("save_freq=3, but with compact_rounds", classifier(K), blobs, callbacks=[saving], workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    if K.__name__ == "tf_keras":
-        saving = K.callbacks.BackupAndRestore(str(tmp_path), save_before_preemption=True)
-        refused("save_before_preemption=True, but with compact_rounds", classifier(K), blobs, callbacks=[saving])
     plain = classifier(K)
     stepping = type("Steps", (K.Model,), {"train_step": lambda self, data: K.Model.train_step(self, data)})
     own = stepping(plain.inputs, plain.outputs)
