@@ -57,7 +57,7 @@ _TOLD = 6
 _CHECKSUMS = {
     "data.crc32": "the values of its training data were others",
     "validation_data.crc32": "the values of its validation data were others",
-    "trained_weights": "it began with other weights, and start='trained' takes the model as it was then",
+    "trained_weights": "it began with other weights than the model has (start='trained': load that model anew)",
 }
 _LOCK = ".aimp_tf_lock"
 _OVERWRITTEN = f"{UNFINISHED}overwritten"

@@ -475,6 +475,8 @@ def test_a_trained_model_is_pruned_as_it_comes(make_mlp, K, blobs, tmp_path):
     model = make_mlp()
     model.fit(*blobs, epochs=3, verbose=0)
     trained = {name: np.array(model.get_layer(name).kernel) for name in ("hidden", "logits")}
+    anew = make_mlp()
+    anew.set_weights(model.get_weights())
     begun = []
 
     class See(K.callbacks.Callback):
@@ -493,5 +495,7 @@ def test_a_trained_model_is_pruned_as_it_comes(make_mlp, K, blobs, tmp_path):
         masks = np.load(tmp_path / "run" / folder / "masks.npz")
         for name, value in values.items():
             np.testing.assert_array_equal(value, np.where(masks[f"{name}/kernel"], trained[name], 0))
-    again = aimp_tf.prune(model, *blobs, **settings, workdir=tmp_path / "run", callbacks=See())
+    again = aimp_tf.prune(anew, *blobs, **settings, workdir=tmp_path / "run", callbacks=See())
     assert again.rounds == result.rounds and len(begun) == 3
+    with pytest.raises(ValueError, match="load that model anew"):
+        aimp_tf.prune(model, *blobs, **settings, workdir=tmp_path / "run")
