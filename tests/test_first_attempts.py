@@ -315,13 +315,15 @@ def test_targets_that_the_loss_takes_are_let_through(K):
 
 
 @pytest.mark.parametrize("K", [keras, tf_keras])
-def test_what_a_callback_watches_may_come_from_elsewhere(K):
+def test_what_a_callback_watches_may_come_from_elsewhere(K, tmp_path):
     class ValidatesItself(K.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             logs["val_loss"] = 1.0
 
     prune(X, Y, K=K, callbacks=[ValidatesItself(), K.callbacks.EarlyStopping(monitor="val_loss", patience=9)])
     prune(X, Y, K=K, callbacks=K.callbacks.EarlyStopping(monitor="loss", patience=9))
+    # Which would watch val_loss, if it were to save the best alone.
+    prune(X, Y, K=K, callbacks=K.callbacks.ModelCheckpoint(str(tmp_path / "model.keras")))
     prune(X, Y, K=K, callbacks=K.callbacks.EarlyStopping(patience=9), validation_split=0.25)
 
 
