@@ -58,7 +58,8 @@ def test_all_equal_weights_are_kept_by_position(keep, paths):
     """In the order of the dict, which is not that of the paths."""
     weights = {paths[0]: np.full((20, 25), 0.1, np.float32), paths[1]: np.full((1500,), -0.1, np.float32)}
     masks = {path: np.ones(w.shape, bool) for path, w in weights.items()}
-    flat = np.concatenate([mask.ravel() for mask in keep_largest(weights, masks, keep).values()])
+    kept = keep_largest(weights, masks, keep)
+    flat = np.concatenate([kept[path].ravel() for path in weights])
     assert flat[:keep].all() and not flat[keep:].any()
 
 
