@@ -20,6 +20,7 @@ from aimp_tf.criteria import scores_of
 from aimp_tf.keras_own import is_keras_own
 from aimp_tf.masked_model import WRAPPED_FIELDS, MaskedModel
 from aimp_tf.model_graph import ModelGraph
+from aimp_tf.movement import fraction_moved, sample_of
 from aimp_tf.other_callbacks import OtherCallbacks, Trained, as_callbacks, check_for_rounds, check_saving, watch_from
 from aimp_tf.planning import Round, epoch_at_target, least_survivors, make_plan, ramp_survivors
 from aimp_tf.ranking import check_finite, check_fours, keep_best, smallest_magnitude
@@ -121,6 +122,10 @@ class GlobalMagnitudePruning(EpochCallback):
         # Of the weights at the end of each epoch of the round.
         self._checksums: list[int | None] = []
         self._guarded: tuple[str, ...] = ()
+        self._shrink = 1.0
+        # A sample of the weights as the round began, and by which fraction the last one moved them.
+        self._sample: list[np.ndarray] = []
+        self._moved = 1.0
         self._thresholds: list[float | None] = []
         self._would_be_masks: list[np.ndarray] | None = None
         self._compacts = config.compact_rounds and config.method == "iterative"
@@ -250,6 +255,9 @@ class GlobalMagnitudePruning(EpochCallback):
             "rewind_steps": self._rewind_steps,
             "steps_per_epoch": self._steps_per_epoch,
             "guarded": list(self._guarded),
+            "shrink": self._shrink,
+            "sample": self._sample,
+            "moved": self._moved,
             "thresholds": self._thresholds,
             "ramp_step": self._ramp_step,
             "checksums": self._checksums,
@@ -283,11 +291,14 @@ class GlobalMagnitudePruning(EpochCallback):
         self._first = snapshots["first"]
         self._snapshot = snapshots["snapshot"] or self._first
         self._channels = state.get("channels")
+        self._moved = state.get("moved", 1.0)
         if in_round:
             self._resumed = True
             self.epoch_logs = list(state["epoch_logs"])
             self._started_at = time.monotonic() - state["seconds"]
             self._guarded = tuple(state["guarded"])
+            self._shrink = state.get("shrink", 1.0)
+            self._sample = list(state.get("sample", ()))
             self._thresholds = list(state["thresholds"])
             self._ramp_step = state["ramp_step"]
             self._checksums = list(state.get("checksums", [None] * len(self.epoch_logs)))
@@ -328,22 +339,25 @@ class GlobalMagnitudePruning(EpochCallback):
         # A fit that was interrupted and is called again finds its masks set, and begins its round anew.
         if self.config.method == "iterative" and round_.kept < masked.kept:
             self._prune(masked, round_.kept)
+            self._shrink = self._shrink_weights(masked, round_)
         elif self.config.method == "gradual" and masked.kept < self._kept_first:
             raise RuntimeError("A gradual fit that was interrupted cannot begin anew: wrap a new model.")
         if self.config.method == "gradual":
             self._batches()
         self._rewind(masked, round_)
+        self._sample = sample_of(masked.weights()) if self._shrinks else []
         self.epoch_logs = []
         self._checksums = []
         self._would_be_masks = None
         logger.info(
-            "Round %d of %d: %d epochs at sparsity %.2f%% (%d of %d weights kept)%s.",
+            "Round %d of %d: %d epochs at sparsity %.2f%% (%d of %d weights kept%s)%s.",
             round_.index + 1,
             len(self._plan),
             round_.epochs,
             100 * (1 - round_.kept / masked.weight_count),
             round_.kept,
             masked.weight_count,
+            "" if self._shrink == 1 else f", each shrunk to {self._shrink:.0%}",
             self._time_left(),
         )
 
@@ -390,6 +404,8 @@ class GlobalMagnitudePruning(EpochCallback):
             )
         if not self._steps_per_epoch and self.epoch_logs:
             self._steps_per_epoch = [steps / len(self.epoch_logs) for steps in masked.optimizers.steps]
+        if self._sample:
+            self._moved, self._sample = fraction_moved(self._sample, weights), []
         self.rounds.append(
             RoundResult.of(
                 round_.index,
@@ -399,6 +415,7 @@ class GlobalMagnitudePruning(EpochCallback):
                 time.monotonic() - self._started_at,
                 thresholds=self._thresholds,
                 guarded=self._guarded,
+                shrink=self._shrink,
                 left_dense=masked.left_dense,
                 metrics=self._metrics(masked),
             )
@@ -465,6 +482,18 @@ class GlobalMagnitudePruning(EpochCallback):
             needed = round_.schedule_start > 0 and optimizers.has_schedule
             steps = [self._batches() if needed else 0] * len(optimizers.steps)
         optimizers.stretch(round_.schedule_scale, round_.schedule_start, steps)
+
+    @property
+    def _shrinks(self) -> bool:
+        return self.config.method == "iterative" and self.config.shrink < 1
+
+    def _shrink_weights(self, masked: MaskedModel, round_: Round) -> float:
+        """Shrinks the weights if they stay, by no more than the last round has moved them, and returns the factor."""
+        if not self._shrinks or round_.rewind != "learning_rate":
+            return 1.0
+        factor = max(self.config.shrink, 1 - self._moved)
+        masked.shrink(factor)
+        return factor
 
     def _drawn_anew(self, generator: np.random.Generator, trained: Sequence[bool]) -> Iterator[np.ndarray]:
         """The first values of the weights that are trained in a new order, and those of the others as they were."""

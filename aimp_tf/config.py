@@ -61,6 +61,12 @@ class PruningConfig:
         final_rewind: The same for the final training alone. None is `rewind`.
         rewind_epoch: Epoch k of the first round to which the weights return, and at which the schedule goes on, in
             [0, round_epochs). Every training is as long whatever k is: what is left of its schedule is stretched.
+        shrink: Factor, in (0, 1], on each prunable weight that is left after a round, where `rewind` lets the weights
+            stay; 1 leaves them as they are. Trained on from as large as they are, they fit the training data ever more
+            closely and generalise worse (Ash and Adams, NeurIPS 2020, section 4, whose noise is left out). They shrink
+            by no more than the fraction by which the round has moved them, so that a small learning rate is not asked
+            to grow them again. For rounds of some hundred steps or more; 0.7 with round_schedule="head" is a good
+            choice (docs/results.md).
         round_schedule: How a short round follows a learning-rate schedule made for `epochs`. "compress" squeezes the
             whole schedule into the round, "head" takes its first part, "tail" its last. Constant rates are left alone.
         stop_mask_distance: Ends a round but the last early, when the masks that ranking would give at the ends of two
@@ -116,6 +122,7 @@ class PruningConfig:
     rewind: str = dataclasses.field(default="learning_rate", kw_only=True)
     final_rewind: str | None = dataclasses.field(default=None, kw_only=True)
     rewind_epoch: int = dataclasses.field(default=0, kw_only=True)
+    shrink: float = dataclasses.field(default=1.0, kw_only=True)
     round_schedule: str = dataclasses.field(default="compress", kw_only=True)
     stop_mask_distance: float | None = dataclasses.field(default=None, kw_only=True)
     scope: str = dataclasses.field(default="global", kw_only=True)
@@ -210,6 +217,11 @@ class PruningConfig:
             raise ValueError(
                 "rewind='reinitialize' draws the first values of the weights anew, which a trained model does not come "
                 "with. Leave out start='trained'."
+            )
+        if self.shrink < 1 and "learning_rate" not in (self.rewind, self.final_rewind):
+            raise ValueError(
+                f"shrink={self.shrink} is for weights that stay after a round, and with rewind={self.rewind!r} none "
+                "do. Leave out one of the two."
             )
         if (self.epochs is None) == (self.total_epochs is None):
             raise ValueError(
@@ -496,6 +508,7 @@ _FRACTIONS = (
     ("target_sparsity", 0, 1, "()"),
     ("rate", 0, 1, "()"),
     ("ramp", 0, 1, "(]"),
+    ("shrink", 0, 1, "(]"),
     ("stop_mask_distance", 0, 1, "[)"),
     ("max_layer_sparsity", 0, 1, "()"),
     ("min_layer_share", 0, 1, "[)"),

@@ -95,6 +95,7 @@ class RoundResult:
             elsewhere, they are measured anew; empty where that cannot be done.
         guarded: Paths of the variables that kept more weights than their rank gave them, for `max_layer_sparsity`,
             `min_layer_survivors` or `min_layer_share`.
+        shrink: What was left of each surviving weight when it began, in (0, 1]; 1 where the weights were not shrunk.
         layers: Each prunable variable by itself.
         left_dense: Path -> why, of weight matrices that are not pruned and not counted, though no pattern excludes
             them: they are frozen, their inputs are no multiple of four, which `granularity` needs, or their layers are
@@ -108,6 +109,7 @@ class RoundResult:
     seconds: float
     metrics: dict[str, Any]
     guarded: tuple[str, ...] = ()
+    shrink: float = 1.0
     layers: tuple[LayerResult, ...] = dataclasses.field(default=(), repr=False)
     left_dense: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -122,6 +124,7 @@ class RoundResult:
         *,
         thresholds: Sequence[float | None] = (),
         guarded: tuple[str, ...] = (),
+        shrink: float = 1.0,
         left_dense: Mapping[str, str] | None = None,
         metrics: Mapping[str, Any] | None = None,
     ) -> RoundResult:
@@ -135,6 +138,7 @@ class RoundResult:
             seconds: Wall time.
             thresholds: Of each variable, in the order of `masks`; empty where nothing was ranked.
             guarded: As the attribute.
+            shrink: As the attribute.
             left_dense: As the attribute.
             metrics: As the attribute. None are the logs of the last epoch.
         """
@@ -153,6 +157,7 @@ class RoundResult:
             seconds=seconds,
             metrics=dict(metrics),
             guarded=guarded,
+            shrink=shrink,
             layers=layers,
             left_dense=dict(left_dense or {}),
         )
@@ -168,6 +173,7 @@ class RoundResult:
             seconds=float(fields["seconds"]),
             metrics=dict(fields["metrics"]),
             guarded=tuple(map(str, fields["guarded"])),
+            shrink=float(fields.get("shrink", 1.0)),
             layers=tuple(map(LayerResult.from_fields, fields["layers"])),
             left_dense=_left_dense(fields.get("left_dense", {})),
         )
@@ -257,10 +263,12 @@ def metric_text(name: str, value: Any, digits: int = 2) -> str:
 def round_table(rounds: Sequence[RoundResult], finished: bool = True) -> list[list[str]]:
     """A header and a row a round, as texts. Rounds count from 1; in a finished run, the final training is "last"."""
     names = list(rounds[-1].metrics)
-    rows = [["round", "epochs", "kept", "sparsity", "seconds", *names]]
+    shrunk = ["shrunk to"] if any(round_.shrink < 1 for round_ in rounds) else []
+    rows = [["round", "epochs", "kept", "sparsity", *shrunk, "seconds", *names]]
     for round_ in rounds:
         label = "last" if finished and round_ is rounds[-1] else str(round_.index + 1)
-        numbers = [str(round_.epochs), f"{round_.kept:,}", percent_text(round_.sparsity), f"{round_.seconds:.1f}"]
+        numbers = [str(round_.epochs), f"{round_.kept:,}", percent_text(round_.sparsity)]
+        numbers += [f"{round_.shrink:.0%}" for _ in shrunk] + [f"{round_.seconds:.1f}"]
         rows.append([label, *numbers, *(metric_text(name, round_.metrics.get(name)) for name in names)])
     return rows
 

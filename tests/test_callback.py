@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import logging
 import re
@@ -56,11 +57,11 @@ def run(model, data, config, *callbacks):
 CONFIG = PruningConfig(target_sparsity=0.75, rate=0.4, epochs=3, round_epochs=2)
 
 
-@pytest.mark.parametrize("rewind", ["weights", "learning_rate"])
-def test_a_run_follows_the_algorithm(make_mlp, blobs, recorder, rewind):
+@pytest.mark.parametrize(("rewind", "shrink"), [("weights", 1), ("learning_rate", 1), ("learning_rate", 0.7)])
+def test_a_run_follows_the_algorithm(K, make_mlp, blobs, recorder, rewind, shrink):
     """Each round re-enacted from the recorded states alone."""
-    config = CONFIG.replace(rewind=rewind)
-    pruning, model = run(make_mlp(), blobs, config, recorder)
+    config = CONFIG.replace(rewind=rewind, shrink=shrink)
+    pruning, model = run(make_mlp(K.optimizers.SGD(0.5, momentum=0.9)), blobs, config, recorder)
     n = 8 * 16 + 16 * 3
     kept = [n, round(n * 0.6), round(n * 0.36), n - round(0.75 * n)]
     assert [round_.kept for round_ in pruning.rounds] == kept
@@ -70,8 +71,9 @@ def test_a_run_follows_the_algorithm(make_mlp, blobs, recorder, rewind):
 
     snapshot = recorder.begun[0]["variables"]
     paths = {index: path for index, path in enumerate(_paths_of(model))}
-    for previous, begun, ended, count in zip(
-        recorder.ended, recorder.begun[1:], recorder.ended[1:], kept[1:], strict=False
+    factors = [round_.shrink for round_ in pruning.rounds]
+    for previous, begun, ended, count, factor in zip(
+        recorder.ended, recorder.begun[1:], recorder.ended[1:], kept[1:], factors[1:], strict=False
     ):
         expected_masks = keep_largest(previous["weights"], previous["masks"], count)
         for path, mask in expected_masks.items():
@@ -80,11 +82,51 @@ def test_a_run_follows_the_algorithm(make_mlp, blobs, recorder, rewind):
             assert not np.any(mask & ~previous["masks"][path]), "a pruned weight came back"
         source = snapshot if rewind == "weights" else previous["variables"]
         for index, value in enumerate(begun["variables"]):
-            mask = expected_masks.get(paths[index])
-            np.testing.assert_array_equal(value, source[index] if mask is None else np.where(mask, source[index], 0))
+            mask, before = expected_masks.get(paths[index]), source[index]
+            expected = before if mask is None else np.where(mask, np.float32(factor) * before, 0)
+            np.testing.assert_array_equal(value, expected)
         assert begun["steps"] == 0 and ended["steps"] > 0
         assert not any(slot.any() for slot in begun["slots"]) and any(slot.any() for slot in ended["slots"])
     assert aimp_tf.sparsity(model) == pytest.approx(0.75)
+    assert factors[:2] == [1, shrink] and shrink <= min(factors[2:]) <= max(factors[2:]) <= shrink**0.3
+
+
+def test_weights_shrink_by_no_more_than_a_round_moves_them(K, make_mlp, blobs, recorder, caplog):
+    caplog.set_level(logging.INFO, "aimp_tf")
+    pruning, _ = run(make_mlp(K.optimizers.SGD(0.02)), blobs, CONFIG.replace(shrink=0.7), recorder)
+    factors = [round_.shrink for round_ in pruning.rounds]
+    for begun, ended, following, factor in zip(
+        recorder.begun, recorder.ended, recorder.begun[1:], factors[1:], strict=False
+    ):
+        first, last = (_joined(state["weights"]) for state in (begun, ended))
+        assert factor == pytest.approx(1 - np.linalg.norm(last - first) / np.linalg.norm(last))
+        assert 0.8 < factor < 1
+        np.testing.assert_allclose(
+            _joined(following["weights"]), factor * last * _joined(following["masks"]), rtol=1e-6
+        )
+    (second,) = [record.message for record in caplog.records if record.message.startswith("Round 2 of 4")]
+    assert f"(106 of 176 weights kept, each shrunk to {factors[1]:.0%})" in second
+
+
+def test_a_fit_that_is_called_again_shrinks_nothing_twice(K, make_mlp, blobs, recorder):
+    class Interrupt(K.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+    masked = aimp_tf.wrap(make_mlp(K.optimizers.SGD(0.5, momentum=0.9)))
+    pruning = GlobalMagnitudePruning(CONFIG.replace(shrink=0.7))
+    masked.fit(*blobs, epochs=pruning.next_epochs, verbose=0, callbacks=[recorder, pruning])
+    for others in ([recorder, Interrupt()], [recorder]):
+        with contextlib.suppress(KeyboardInterrupt):
+            masked.fit(*blobs, epochs=pruning.next_epochs, verbose=0, callbacks=[*others, pruning])
+    first, interrupted, again = (_joined(state["weights"]) for state in (*recorder.ended[:1], *recorder.begun[1:3]))
+    np.testing.assert_array_equal(interrupted, np.float32(0.7) * first * _joined(recorder.begun[1]["masks"]))
+    np.testing.assert_array_equal(again, interrupted)
+    assert pruning.rounds[1].shrink == 0.7
+
+
+def _joined(arrays):
+    return np.concatenate([array.ravel() for array in arrays.values()])
 
 
 def _paths_of(model):

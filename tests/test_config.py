@@ -53,6 +53,8 @@ def test_defaults_are_valid_and_rounds_take_a_fifth():
         ({"method": "iterativ"}, ValueError, "method must be one of 'iterative', 'gradual', 'dense', 'tfmot'"),
         ({"ramp": 0}, ValueError, r"ramp must lie in \(0, 1\]"),
         ({"ramp": None}, TypeError, "ramp must be a number"),
+        ({"shrink": 0}, ValueError, r"shrink must lie in \(0, 1\]; got 0"),
+        ({"shrink": 0.5, "rewind": "weights"}, ValueError, "with rewind='weights' none do"),
         ({"stop_mask_distance": 1.0}, ValueError, r"stop_mask_distance must lie in \[0, 1\)"),
         ({"stop_mask_distance": 0.1, "round_epochs": 1}, ValueError, "round_epochs must be at least 2"),
         ({"max_layer_sparsity": 0.8}, ValueError, "max_layer_sparsity=0.8 is below target_sparsity=0.9"),
@@ -148,7 +150,7 @@ LAST_OF_VERSION_1 = {
 
 
 # What came after these versions, as it was done before there was a choice.
-SINCE = {"start": "untrained", "total_epochs": None}
+SINCE = {"start": "untrained", "total_epochs": None, "shrink": 1.0}
 
 
 @pytest.mark.parametrize("fields", [OLDEST, LAST_OF_VERSION_1, {**LAST_OF_VERSION_1, "data_on_device": True}])

@@ -125,6 +125,12 @@ class MaskedModel(abc.ABC):
             if variable.constraint.previous is not None:
                 variable.assign(variable.constraint(variable))
 
+    def shrink(self, factor: float) -> None:
+        """Multiplies the prunable weights by `factor`, before they meet the user's own constraints again."""
+        for variable in self.variables.values():
+            variable.assign(factor * tf.convert_to_tensor(variable))
+        self.constrain()
+
     def snapshot(self) -> list[np.ndarray]:
         """Copies of all weights of the model, moving statistics included, in the order of `model.weights`.
 
