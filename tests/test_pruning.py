@@ -499,3 +499,30 @@ def test_a_trained_model_is_pruned_as_it_comes(make_mlp, K, blobs, tmp_path):
     assert again.rounds == result.rounds and len(begun) == 3
     with pytest.raises(ValueError, match="load that model anew"):
         aimp_tf.prune(model, *blobs, **settings, workdir=tmp_path / "run")
+
+
+def test_examples_come_in_another_order_in_each_round(K):
+    read = []
+
+    class Reads(K.Model):
+        def train_step(self, data):
+            tf.py_function(lambda x: read.append(x.numpy()[:, 0].astype(int).tolist()), [data[0]], [])
+            return super().train_step(data)
+
+    def orders(seed):
+        """Of the examples in each of three trainings of two epochs."""
+        read.clear()
+        inputs = K.Input((4,))
+        model = Reads(inputs, K.layers.Dense(4)(inputs))
+        model.compile(K.optimizers.SGD(1e-6), "mse")
+        x = np.eye(4, dtype="float32")[np.zeros(12, int)] * np.arange(12)[:, None]
+        aimp_tf.prune(
+            model, x, x, target_sparsity=0.75, rate=0.5, epochs=2, round_epochs=2, batch_size=4, seed=seed, verbose=0
+        )
+        return np.reshape(read, (6, 12))
+
+    first = orders(seed=1)
+    np.testing.assert_array_equal(np.sort(first), np.tile(np.arange(12), (6, 1)))
+    assert len({tuple(order) for order in first}) == 6
+    np.testing.assert_array_equal(orders(seed=1), first)
+    assert not np.array_equal(orders(seed=2), first)

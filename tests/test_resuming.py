@@ -1,6 +1,7 @@
 """Runs that are interrupted and go on: mechanics only, on made-up data, unless a test says otherwise."""
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 import aimp_tf
 from aimp_tf import progress, run_directory
+from aimp_tf.masked_model import MaskedModel
 from aimp_tf.safe_files import checksum, read_json, write_arrays, write_json
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 4, "round_epochs": 3, "verbose": 0, "seed": 1}
@@ -164,6 +166,31 @@ def test_a_run_goes_on_bit_for_bit(K, make_model, blobs, tmp_path, backup_each_e
     assert_same(resumed, whole)
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
     assert not list((tmp_path / "run").rglob("backup")) and not list((tmp_path / "run").rglob(".unfinished*"))
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_run_goes_on_with_its_masks(K, make_model, blobs, tmp_path, backup_each_epoch):
+    """What `test_a_run_goes_on_bit_for_bit` cannot tell: that what is the same is right."""
+    n = 8 * 16 + 16 * 3
+
+    class Masks(K.callbacks.Callback):
+        begun = []
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.begun.append(MaskedModel.of(self.model).masks())
+
+    crashes = (3 + 2, 1 + 2)  # Within the second of four trainings, and within the third.
+    settings = {"target_sparsity": 0.875, "workdir": tmp_path}
+    for epochs in crashes:
+        with pytest.raises(Crash):
+            run(make_model, blobs, callbacks=[CrashAt(K, epochs, 2), Masks()], **settings)
+    run(make_model, blobs, callbacks=[Masks()], **settings)
+    # Each crash comes in an epoch that begins again.
+    kept = [sum(int(mask.sum()) for mask in masks.values()) for masks in Masks.begun]
+    assert kept == 3 * [n] + (3 + 1) * [n // 2] + (3 + 1) * [n // 4] + 4 * [n // 8]
+    for before, after in itertools.pairwise(Masks.begun):
+        for had, has in zip(before.values(), after.values(), strict=True):
+            assert not np.any(has & ~had)
 
 
 @pytest.mark.slow
