@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 import aimp_tf
 from aimp_tf.ranking import smallest_magnitude
-from aimp_tf.rounds import MAGNITUDE_EDGES, LayerResult, RoundResult, by_split, percent_text, telling_metric
+from aimp_tf.rounds import (
+    MAGNITUDE_EDGES,
+    LayerResult,
+    RoundResult,
+    by_split,
+    percent_text,
+    round_table,
+    telling_metric,
+)
 
 
 def test_magnitudes_of_survivors_are_counted():
@@ -65,6 +73,19 @@ def test_results_come_back_from_json():
     for change in ({"kept": 9}, {"magnitudes": [1, 2]}, {"shape": ["x"]}):
         with pytest.raises((TypeError, ValueError)):
             RoundResult.from_fields({**fields, "layers": [{**fields["layers"][0], **change}]})
+
+
+def test_the_table_tells_what_weights_were_shrunk_to():
+    first, last = (RoundResult(index, 2, 8, 0.2, 1.5, {"loss": 0.5}, shrink=1 - 0.3 * index) for index in (0, 1))
+    assert round_table([first, last]) == [
+        ["round", "epochs", "kept", "sparsity", "shrunk to", "seconds", "loss"],
+        ["1", "2", "8", "20.00%", "100%", "1.5", "0.5000"],
+        ["last", "2", "8", "20.00%", "70%", "1.5", "0.5000"],
+    ]
+    assert round_table([first]) == [
+        ["round", "epochs", "kept", "sparsity", "seconds", "loss"],
+        ["last", "2", "8", "20.00%", "1.5", "0.5000"],
+    ]
 
 
 def test_logs_are_split():
