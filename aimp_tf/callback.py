@@ -339,7 +339,6 @@ class GlobalMagnitudePruning(EpochCallback):
         # A fit that was interrupted and is called again finds its masks set, and begins its round anew.
         if self.config.method == "iterative" and round_.kept < masked.kept:
             self._prune(masked, round_.kept)
-            self._shrink = self._shrink_weights(masked, round_)
         elif self.config.method == "gradual" and masked.kept < self._kept_first:
             raise RuntimeError("A gradual fit that was interrupted cannot begin anew: wrap a new model.")
         if self.config.method == "gradual":
@@ -487,9 +486,9 @@ class GlobalMagnitudePruning(EpochCallback):
     def _shrinks(self) -> bool:
         return self.config.method == "iterative" and self.config.shrink < 1
 
-    def _shrink_weights(self, masked: MaskedModel, round_: Round) -> float:
+    def _shrink_weights(self, masked: MaskedModel) -> float:
         """Shrinks the weights if they stay, by no more than the last round has moved them, and returns the factor."""
-        if not self._shrinks or round_.rewind != "learning_rate":
+        if not self._shrinks or self.round.rewind != "learning_rate":
             return 1.0
         factor = max(self.config.shrink, 1 - self._moved)
         masked.shrink(factor)
@@ -574,6 +573,7 @@ class GlobalMagnitudePruning(EpochCallback):
             )
         self._thresholds = [smallest_magnitude(weights[path], mask) for path, mask in after.items()]
         masked.set_masks(after)
+        self._shrink = self._shrink_weights(masked)
         masked.constrain()
 
     def _rank(

@@ -3,7 +3,7 @@
     python tools/study.py --config=configs/study_epochs.py:resnet_8 --data_dir=runs/data --workdir=runs/epochs_resnet_8
 
 After the colon: lenet_300_100, lenet_5, resnet_8 or row_lstm. With _choices behind it, such as resnet_8_choices, what
-the defaults were chosen among, from two seeds, by training images that are not trained on. Without a network,
+`shrink` and `round_schedule` are worth, from two seeds, by training images that are not trained on. Without a network,
 tools/prepare_fashion_mnist.py fills --data_dir first.
 """
 

@@ -125,6 +125,18 @@ def test_a_fit_that_is_called_again_shrinks_nothing_twice(K, make_mlp, blobs, re
     assert pruning.rounds[1].shrink == 0.7
 
 
+def test_shrunk_weights_meet_the_constraints_of_the_user(K, blobs, recorder):
+    hidden = K.layers.Dense(16, kernel_constraint=K.constraints.UnitNorm(axis=0), name="hidden")
+    model = K.Sequential([K.Input((8,)), hidden, K.layers.Dense(3)])
+    model.compile(K.optimizers.SGD(0.5), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    pruning, _ = run(model, blobs, CONFIG.replace(shrink=0.7), recorder)
+    assert max(round_.shrink for round_ in pruning.rounds[1:]) < 1
+    for begun in recorder.begun[1:]:
+        (kernel,) = (value for path, value in begun["weights"].items() if "hidden" in path)
+        norms = np.linalg.norm(kernel, axis=0)
+        np.testing.assert_allclose(norms, norms > 0, rtol=1e-5)
+
+
 def _joined(arrays):
     return np.concatenate([array.ravel() for array in arrays.values()])
 

@@ -126,10 +126,9 @@ class MaskedModel(abc.ABC):
                 variable.assign(variable.constraint(variable))
 
     def shrink(self, factor: float) -> None:
-        """Multiplies the prunable weights by `factor`, before they meet the user's own constraints again."""
+        """Multiplies the prunable weights by `factor`."""
         for variable in self.variables.values():
             variable.assign(factor * tf.convert_to_tensor(variable))
-        self.constrain()
 
     def snapshot(self) -> list[np.ndarray]:
         """Copies of all weights of the model, moving statistics included, in the order of `model.weights`.
