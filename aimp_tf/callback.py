@@ -24,11 +24,13 @@ from aimp_tf.movement import fraction_moved, sample_of
 from aimp_tf.other_callbacks import OtherCallbacks, Trained, as_callbacks, check_for_rounds, check_saving, watch_from
 from aimp_tf.planning import Round, epoch_at_target, least_survivors, make_plan, ramp_survivors
 from aimp_tf.ranking import check_finite, check_fours, keep_best, smallest_magnitude
-from aimp_tf.rounds import RoundResult, duration_text, last_epoch_with, plain_logs
+from aimp_tf.rounds import RoundResult, duration_text, last_epoch_with, percent_text, plain_logs
 
 logger = logging.getLogger(__name__)
 
 _RAMP_STEPS = 100
+_STEPS_TO_SHRINK = 500
+"""After rounds of as many, weights shrink by all of `shrink`; after shorter ones less."""
 _WORTH_TRACING = 0.9
 """With `compact_rounds`, what is alive is traced when it takes this fraction of the multiplications of what was."""
 
@@ -356,7 +358,7 @@ class GlobalMagnitudePruning(EpochCallback):
             100 * (1 - round_.kept / masked.weight_count),
             round_.kept,
             masked.weight_count,
-            "" if self._shrink == 1 else f", each shrunk to {self._shrink:.0%}",
+            "" if self._shrink == 1 else f", each shrunk to {percent_text(self._shrink, 1)}",
             self._time_left(),
         )
 
@@ -487,10 +489,11 @@ class GlobalMagnitudePruning(EpochCallback):
         return self.config.method == "iterative" and self.config.shrink < 1
 
     def _shrink_weights(self, masked: MaskedModel) -> float:
-        """Shrinks the weights if they stay, by no more than the last round has moved them, and returns the factor."""
+        """Shrinks the weights, if they stay, as the last round could grow and has moved them. Returns the factor."""
         if not self._shrinks or self.round.rewind != "learning_rate":
             return 1.0
-        factor = max(self.config.shrink, 1 - self._moved)
+        steps = self.rounds[-1].epochs * max(self._steps_per_epoch, default=0.0)
+        factor = max(self.config.shrink ** min(1.0, steps / _STEPS_TO_SHRINK), 1 - self._moved)
         masked.shrink(factor)
         return factor
 

@@ -11,7 +11,7 @@ import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-VERSION = 2
+VERSION = 3
 """Of the fields that `to_json` writes. Whoever changes a default raises it, and has `upgrade` write the former one."""
 
 ROUNDS_IN_LAST_TRAINING = 5
@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("iterative", "gradual", "dense", "tfmot"),
     "start": ("untrained", "trained"),
     "rewind": ("weights", "learning_rate", "reinitialize"),
-    "round_schedule": ("compress", "head", "tail"),
+    "round_schedule": ("head", "compress", "tail"),
     "scope": ("global", "layer"),
     "criterion": ("magnitude", "lamp", "random"),
     "granularity": ("unstructured", "1x4", "2:4"),
@@ -61,14 +61,15 @@ class PruningConfig:
         final_rewind: The same for the final training alone. None is `rewind`.
         rewind_epoch: Epoch k of the first round to which the weights return, and at which the schedule goes on, in
             [0, round_epochs). Every training is as long whatever k is: what is left of its schedule is stretched.
-        shrink: Factor, in (0, 1], on each prunable weight that is left after a round, where `rewind` lets the weights
-            stay; 1 leaves them as they are. Trained on from as large as they are, they fit the training data ever more
-            closely and generalise worse (Ash and Adams, NeurIPS 2020, section 4, whose noise is left out). They shrink
-            by no more than the fraction by which the round has moved them, so that a small learning rate is not asked
-            to grow them again. For rounds of some hundred steps or more; 0.7 with round_schedule="head" is a good
-            choice (docs/results.md).
-        round_schedule: How a short round follows a learning-rate schedule made for `epochs`. "compress" squeezes the
-            whole schedule into the round, "head" takes its first part, "tail" its last. Constant rates are left alone.
+        shrink: Factor, in (0, 1], on each prunable weight that is left after a round of 500 steps or more, where
+            `rewind` lets the weights stay; 1 leaves them as they are. Trained on from as large as they are, they fit
+            the training data ever more closely and generalise worse (Ash and Adams, NeurIPS 2020, section 4, whose
+            noise is left out). Fewer steps cannot grow them again as far: after n, the factor is `shrink**(n / 500)`.
+            Nor is it less than 1 minus the fraction by which the round has moved the weights, for a trained model that
+            moves little is not to be trained anew.
+        round_schedule: How a short round follows a learning-rate schedule made for `epochs`. "head" takes its first
+            part, so that the rate drops in the final training alone, "compress" squeezes the whole schedule into the
+            round, "tail" takes its last part. Constant rates are left alone.
         stop_mask_distance: Ends a round but the last early, when the masks that ranking would give at the ends of two
             consecutive epochs differ in at most this fraction of the weights that are ranked, in [0, 1): early-bird
             tickets (You et al., ICLR 2020, section 3). `round_epochs` is then a maximum. None trains each in full.
@@ -122,8 +123,8 @@ class PruningConfig:
     rewind: str = dataclasses.field(default="learning_rate", kw_only=True)
     final_rewind: str | None = dataclasses.field(default=None, kw_only=True)
     rewind_epoch: int = dataclasses.field(default=0, kw_only=True)
-    shrink: float = dataclasses.field(default=1.0, kw_only=True)
-    round_schedule: str = dataclasses.field(default="compress", kw_only=True)
+    shrink: float = dataclasses.field(default=0.7, kw_only=True)
+    round_schedule: str = dataclasses.field(default="head", kw_only=True)
     stop_mask_distance: float | None = dataclasses.field(default=None, kw_only=True)
     scope: str = dataclasses.field(default="global", kw_only=True)
     criterion: object = dataclasses.field(default="magnitude", kw_only=True)
@@ -217,11 +218,6 @@ class PruningConfig:
             raise ValueError(
                 "rewind='reinitialize' draws the first values of the weights anew, which a trained model does not come "
                 "with. Leave out start='trained'."
-            )
-        if self.shrink < 1 and "learning_rate" not in (self.rewind, self.final_rewind):
-            raise ValueError(
-                f"shrink={self.shrink} is for weights that stay after a round, and with rewind={self.rewind!r} none "
-                "do. Leave out one of the two."
             )
         if (self.epochs is None) == (self.total_epochs is None):
             raise ValueError(
@@ -410,6 +406,7 @@ _FORMER_DEFAULTS: dict[int, dict[str, Any]] = {
         "min_layer_share": 0.0,
         "compact_rounds": False,
     },
+    2: {"shrink": 1.0, "round_schedule": "compress"},
 }
 
 

@@ -268,7 +268,7 @@ def round_table(rounds: Sequence[RoundResult], finished: bool = True) -> list[li
     for round_ in rounds:
         label = "last" if finished and round_ is rounds[-1] else str(round_.index + 1)
         numbers = [str(round_.epochs), f"{round_.kept:,}", percent_text(round_.sparsity)]
-        numbers += [f"{round_.shrink:.0%}" for _ in shrunk] + [f"{round_.seconds:.1f}"]
+        numbers += [percent_text(round_.shrink, 1) for _ in shrunk] + [f"{round_.seconds:.1f}"]
         rows.append([label, *numbers, *(metric_text(name, round_.metrics.get(name)) for name in names)])
     return rows
 

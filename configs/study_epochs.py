@@ -39,28 +39,29 @@ _NETWORKS: dict[str, tuple[Experiment, tuple[float, ...]]] = {
     "row_lstm": (dataclasses.replace(_MLP, architecture="row_lstm", learning_rate=0.1), (0.9,)),
 }
 
+_SQUEEZED = {"round_schedule": "compress", "shrink": 1.0}
+"""The defaults of earlier versions."""
+
 
 def get_config(network: str = "lenet_300_100") -> Study:
     name = network.removesuffix("_choices")
     if name not in _NETWORKS:
         raise ValueError(f"After the colon comes {', '.join(_NETWORKS)}, or that and _choices; got {network!r}.")
     experiment, sparsities = _NETWORKS[name]
+    full, kept = {"round_epochs": experiment.pruning.epochs}, {"shrink": 1.0}
     arms = {"aimp": Arm(), "gradual": Arm(pruning={"method": "gradual"}, epochs_of="aimp")}
-    head = {"round_schedule": "head"}
     if not network.endswith("_choices"):
-        full = {"round_epochs": experiment.pruning.epochs}
         arms |= {
-            "imp": Arm(pruning=full),
-            "aimp_shrink": Arm(pruning={**head, "shrink": 0.7}),
-            "imp_shrink": Arm(pruning={**full, "shrink": 0.7}),
+            "imp": Arm(pruning={**full, **kept}),
+            "imp_shrink": Arm(pruning=full),
+            "squeezed": Arm(pruning=_SQUEEZED),
         }
         return Study(experiment=experiment, arms=arms, sparsities=sparsities, seeds=(0, 1, 2, 3, 4))
     arms |= {
-        "head": Arm(pruning=head),
-        "shrink_0_85": Arm(pruning={**head, "shrink": 0.85}),
-        "shrink_0_7": Arm(pruning={**head, "shrink": 0.7}),
-        "shrink_0_5": Arm(pruning={**head, "shrink": 0.5}),
-        "shrink_squeezed": Arm(pruning={"shrink": 0.7}),
+        "squeezed": Arm(pruning=_SQUEEZED),
+        "kept": Arm(pruning=kept),
+        "shrink_0_85": Arm(pruning={"shrink": 0.85}),
+        "shrink_0_5": Arm(pruning={"shrink": 0.5}),
     }
     judged = {"train_examples": experiment.train_examples or 50_000, "validation_examples": 10_000}
     return Study(experiment=dataclasses.replace(experiment, **judged), arms=arms, sparsities=sparsities, seeds=(0, 1))

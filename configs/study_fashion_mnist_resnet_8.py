@@ -18,7 +18,8 @@ def get_config() -> Study:
             dataset="fashion_mnist",
             architecture="resnet_8",
             # The rate is two rounds of 0.2 in one.
-            pruning=PruningConfig(target_sparsity=0.9, rate=0.36, epochs=10),
+            # As the table was measured: the defaults of then.
+            pruning=PruningConfig(target_sparsity=0.9, rate=0.36, epochs=10, shrink=1.0, round_schedule="compress"),
             batch_size=64,
             learning_rate=0.1,
             train_examples=5000,

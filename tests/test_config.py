@@ -54,7 +54,6 @@ def test_defaults_are_valid_and_rounds_take_a_fifth():
         ({"ramp": 0}, ValueError, r"ramp must lie in \(0, 1\]"),
         ({"ramp": None}, TypeError, "ramp must be a number"),
         ({"shrink": 0}, ValueError, r"shrink must lie in \(0, 1\]; got 0"),
-        ({"shrink": 0.5, "rewind": "weights"}, ValueError, "with rewind='weights' none do"),
         ({"stop_mask_distance": 1.0}, ValueError, r"stop_mask_distance must lie in \[0, 1\)"),
         ({"stop_mask_distance": 0.1, "round_epochs": 1}, ValueError, "round_epochs must be at least 2"),
         ({"max_layer_sparsity": 0.8}, ValueError, "max_layer_sparsity=0.8 is below target_sparsity=0.9"),
@@ -108,7 +107,7 @@ def test_a_function_is_written_by_its_name():
     [
         ("{", ValueError, "not JSON"),
         ("[1]", TypeError, "must be a JSON object; got list"),
-        ('{"version": 3, "target_sparsity": 0.9, "epochs": 3}', ValueError, "of version 3, .* versions 1 to 2"),
+        ('{"version": 4, "target_sparsity": 0.9, "epochs": 3}', ValueError, "of version 4, .* versions 1 to 3"),
         ('{"version": "2", "target_sparsity": 0.9, "epochs": 3}', ValueError, "of version '2'"),
         ('{"version": 0}', ValueError, "of version 0"),
         ('{"target_sparsity": 0.9}', TypeError, "epochs must be given"),
@@ -152,6 +151,10 @@ LAST_OF_VERSION_1 = {
 # What came after these versions, as it was done before there was a choice.
 SINCE = {"start": "untrained", "total_epochs": None, "shrink": 1.0}
 
+# What changed with a version.
+OF_VERSION_2 = {"round_schedule": "compress", "shrink": 1.0}
+OF_VERSION_3 = {"round_schedule": "head", "shrink": 0.7}
+
 
 @pytest.mark.parametrize("fields", [OLDEST, LAST_OF_VERSION_1, {**LAST_OF_VERSION_1, "data_on_device": True}])
 def test_fields_of_version_1_mean_what_they_meant(fields):
@@ -159,29 +162,38 @@ def test_fields_of_version_1_mean_what_they_meant(fields):
     assert upgrade(fields) == {
         **LAST_OF_VERSION_1,
         **SINCE,
-        "version": 2,
+        "version": 3,
         "round_epochs": 7,
         "min_layer_share": 0.0,
     }
     assert upgrade({**fields, "round_epochs": 3, "epochs": 30})["round_epochs"] == 3
     read = PruningConfig.from_json(json.dumps(fields))
-    assert read == config(epochs=31, round_epochs=7, min_layer_share=0.0)
+    assert read == config(epochs=31, round_epochs=7, min_layer_share=0.0, **OF_VERSION_2)
     assert PruningConfig.from_json(read.to_json()) == read
 
 
 def test_fields_of_version_2_mean_what_they_meant():
     """As above."""
     fields = {**LAST_OF_VERSION_1, **SINCE, "version": 2, "min_layer_share": 0.05}
+    for written in (fields, {"version": 2, "target_sparsity": 0.9, "epochs": 31}):
+        assert upgrade(written) == {**fields, "version": 3}
+        assert PruningConfig.from_json(json.dumps(written)) == config(epochs=31, **OF_VERSION_2)
+
+
+def test_fields_of_version_3_mean_what_they_meant():
+    """As above."""
+    fields = {**LAST_OF_VERSION_1, **SINCE, **OF_VERSION_3, "version": 3, "min_layer_share": 0.05}
     assert json.loads(config(epochs=31).to_json()) == fields
-    assert upgrade(fields) == upgrade({"version": 2, "target_sparsity": 0.9, "epochs": 31}) == fields
+    assert upgrade(fields) == upgrade({"version": 3, "target_sparsity": 0.9, "epochs": 31}) == fields
 
 
 def test_a_run_keeps_the_defaults_that_it_began_with():
     fields = {**LAST_OF_VERSION_1, "epochs": 31}
     today = config(epochs=31)
-    assert kept_defaults(today, fields) == {"round_epochs": 7, "min_layer_share": 0.0}
-    assert kept_defaults(today.replace(round_epochs=6, min_layer_share=0.2), fields) == {}
-    assert kept_defaults(today, {**fields, "round_epochs": 6}) == {"min_layer_share": 0.0}
+    assert kept_defaults(today, fields) == {"round_epochs": 7, "min_layer_share": 0.0, **OF_VERSION_2}
+    changed = {"round_epochs": 6, "min_layer_share": 0.2, "shrink": 0.5, "round_schedule": "tail"}
+    assert kept_defaults(today.replace(**changed), fields) == {}
+    assert kept_defaults(today, {**fields, "round_epochs": 6}) == {"min_layer_share": 0.0, **OF_VERSION_2}
     assert kept_defaults(today, json.loads(today.to_json())) == {}
     assert kept_defaults(today, {**json.loads(today.to_json()), "min_layer_share": 0.0}) == {}
 

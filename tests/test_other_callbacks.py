@@ -65,7 +65,8 @@ def test_a_scheduler_follows_data_that_does_not_tell_its_length(K, make_mlp, blo
     batches = tf.data.Dataset.from_tensor_slices(blobs).batch(16).filter(lambda x, y: True)
     scheduler = K.callbacks.LearningRateScheduler(steps)
     model = make_mlp(K.optimizers.SGD(0.1))
-    aimp_tf.prune(model, batches, callbacks=[rates_of_batches, scheduler], **SETTINGS)
+    squeeze = {"round_schedule": "compress"}
+    aimp_tf.prune(model, batches, callbacks=[rates_of_batches, scheduler], **SETTINGS, **squeeze)
     squeezed = [steps(epoch) for epoch in [0, 0, 1, 2, 3, 3, 4, 5]]
 
     def said():
@@ -76,7 +77,7 @@ def test_a_scheduler_follows_data_that_does_not_tell_its_length(K, make_mlp, blo
     rates_of_batches.rates.clear()
     # A loop of one's own knows it from the second round on, and says so.
     masked = aimp_tf.wrap(make_mlp(K.optimizers.SGD(0.1)))
-    pruning = GlobalMagnitudePruning(PruningConfig(0.75, rate=0.6, epochs=6, round_epochs=2))
+    pruning = GlobalMagnitudePruning(PruningConfig(0.75, rate=0.6, epochs=6, round_epochs=2, **squeeze))
     for _ in range(2):
         masked.fit(batches, epochs=2, callbacks=pruning.among([rates_of_batches, scheduler]), verbose=0)
     assert rates_of_batches.rates[0] == [steps(0)] * 4 + [steps(3)] * 4
@@ -94,6 +95,7 @@ def test_a_scheduler_goes_on_from_the_rewind_epoch(K, make_mlp, blobs, rates_of_
         batch_size=32,
         rewind="weights",
         rewind_epoch=1,
+        round_schedule="compress",
         **SETTINGS,
     )
     # 2 batches an epoch. Later rounds pass through half of the schedule, the final one through all but a sixth.

@@ -57,7 +57,7 @@ def test_rounds_of_a_run():
     assert [round_.index for round_ in rounds] == [0, 1, 2, 3, 4]
     assert [round_.kept for round_ in rounds] == [1000, 800, 640, 512, 500]
     assert [round_.epochs for round_ in rounds] == [4, 4, 4, 4, 10]
-    assert [round_.schedule_scale for round_ in rounds] == [2.5, 2.5, 2.5, 2.5, 1.0]
+    assert {(round_.schedule_start, round_.schedule_scale) for round_ in rounds} == {(0.0, 1.0)}
     assert [round_.rewind for round_ in rounds] == [None] + ["learning_rate"] * 4
     assert imp_epochs(PruningConfig(0.5, epochs=10, round_epochs=4), 1000) == 5 * 10
 
