@@ -20,17 +20,15 @@ from aimp_tf.criteria import scores_of
 from aimp_tf.keras_own import is_keras_own
 from aimp_tf.masked_model import WRAPPED_FIELDS, MaskedModel
 from aimp_tf.model_graph import ModelGraph
-from aimp_tf.movement import fraction_moved, sample_of
 from aimp_tf.other_callbacks import OtherCallbacks, Trained, as_callbacks, check_for_rounds, check_saving, watch_from
 from aimp_tf.planning import Round, epoch_at_target, least_survivors, make_plan, ramp_survivors
 from aimp_tf.ranking import check_finite, check_fours, keep_best, smallest_magnitude
-from aimp_tf.rounds import RoundResult, duration_text, last_epoch_with, percent_text, plain_logs
+from aimp_tf.rounds import RoundResult, duration_text, last_epoch_with, plain_logs, shrink_text
+from aimp_tf.shrinking import Shrinking
 
 logger = logging.getLogger(__name__)
 
 _RAMP_STEPS = 100
-_STEPS_TO_SHRINK = 500
-"""After rounds of as many, weights shrink by all of `shrink`; after shorter ones less."""
 _WORTH_TRACING = 0.9
 """With `compact_rounds`, what is alive is traced when it takes this fraction of the multiplications of what was."""
 
@@ -124,10 +122,7 @@ class GlobalMagnitudePruning(EpochCallback):
         # Of the weights at the end of each epoch of the round.
         self._checksums: list[int | None] = []
         self._guarded: tuple[str, ...] = ()
-        self._shrink = 1.0
-        # A sample of the weights as the round began, and by which fraction the last one moved them.
-        self._sample: list[np.ndarray] = []
-        self._moved = 1.0
+        self._shrinking: Shrinking | None = None
         self._thresholds: list[float | None] = []
         self._would_be_masks: list[np.ndarray] | None = None
         self._compacts = config.compact_rounds and config.method == "iterative"
@@ -244,6 +239,7 @@ class GlobalMagnitudePruning(EpochCallback):
         masked.optimizers.note_rates()
         masked.rounds_left = len(plan)
         self._kept_first = masked.kept
+        self._shrinking = Shrinking(self.config.shrink if self.config.method == "iterative" else 1.0, masked)
         self._plan = plan
 
     def state(self) -> dict[str, Any]:
@@ -257,9 +253,7 @@ class GlobalMagnitudePruning(EpochCallback):
             "rewind_steps": self._rewind_steps,
             "steps_per_epoch": self._steps_per_epoch,
             "guarded": list(self._guarded),
-            "shrink": self._shrink,
-            "sample": self._sample,
-            "moved": self._moved,
+            "shrinking": self._shrinking.state() if self._shrinking else None,
             "thresholds": self._thresholds,
             "ramp_step": self._ramp_step,
             "checksums": self._checksums,
@@ -293,14 +287,13 @@ class GlobalMagnitudePruning(EpochCallback):
         self._first = snapshots["first"]
         self._snapshot = snapshots["snapshot"] or self._first
         self._channels = state.get("channels")
-        self._moved = state.get("moved", 1.0)
+        if self._shrinking and state.get("shrinking"):
+            self._shrinking.resume(state["shrinking"])
         if in_round:
             self._resumed = True
             self.epoch_logs = list(state["epoch_logs"])
             self._started_at = time.monotonic() - state["seconds"]
             self._guarded = tuple(state["guarded"])
-            self._shrink = state.get("shrink", 1.0)
-            self._sample = list(state.get("sample", ()))
             self._thresholds = list(state["thresholds"])
             self._ramp_step = state["ramp_step"]
             self._checksums = list(state.get("checksums", [None] * len(self.epoch_logs)))
@@ -326,7 +319,7 @@ class GlobalMagnitudePruning(EpochCallback):
                 "Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning])."
             )
         self.begin(masked)
-        assert self._plan is not None
+        assert self._plan is not None and self._shrinking is not None
         round_ = self.round
         if resumed:
             logger.info(
@@ -346,10 +339,11 @@ class GlobalMagnitudePruning(EpochCallback):
         if self.config.method == "gradual":
             self._batches()
         self._rewind(masked, round_)
-        self._sample = sample_of(masked.weights()) if self._shrinks else []
+        self._shrinking.begin_round(masked)
         self.epoch_logs = []
         self._checksums = []
         self._would_be_masks = None
+        shrunk = shrink_text(self._shrinking.factors.values())
         logger.info(
             "Round %d of %d: %d epochs at sparsity %.2f%% (%d of %d weights kept%s)%s.",
             round_.index + 1,
@@ -358,7 +352,7 @@ class GlobalMagnitudePruning(EpochCallback):
             100 * (1 - round_.kept / masked.weight_count),
             round_.kept,
             masked.weight_count,
-            "" if self._shrink == 1 else f", each shrunk to {percent_text(self._shrink, 1)}",
+            shrunk and f", each shrunk to {shrunk}",
             self._time_left(),
         )
 
@@ -405,8 +399,8 @@ class GlobalMagnitudePruning(EpochCallback):
             )
         if not self._steps_per_epoch and self.epoch_logs:
             self._steps_per_epoch = [steps / len(self.epoch_logs) for steps in masked.optimizers.steps]
-        if self._sample:
-            self._moved, self._sample = fraction_moved(self._sample, weights), []
+        assert self._shrinking is not None
+        self._shrinking.end_round(weights)
         self.rounds.append(
             RoundResult.of(
                 round_.index,
@@ -416,7 +410,7 @@ class GlobalMagnitudePruning(EpochCallback):
                 time.monotonic() - self._started_at,
                 thresholds=self._thresholds,
                 guarded=self._guarded,
-                shrink=self._shrink,
+                shrink=self._shrinking.factors,
                 left_dense=masked.left_dense,
                 metrics=self._metrics(masked),
             )
@@ -484,18 +478,11 @@ class GlobalMagnitudePruning(EpochCallback):
             steps = [self._batches() if needed else 0] * len(optimizers.steps)
         optimizers.stretch(round_.schedule_scale, round_.schedule_start, steps)
 
-    @property
-    def _shrinks(self) -> bool:
-        return self.config.method == "iterative" and self.config.shrink < 1
-
-    def _shrink_weights(self, masked: MaskedModel) -> float:
-        """Shrinks the weights, if they stay, as the last round could grow and has moved them. Returns the factor."""
-        if not self._shrinks or self.round.rewind != "learning_rate":
-            return 1.0
-        steps = self.rounds[-1].epochs * max(self._steps_per_epoch, default=0.0)
-        factor = max(self.config.shrink ** min(1.0, steps / _STEPS_TO_SHRINK), 1 - self._moved)
-        masked.shrink(factor)
-        return factor
+    def _shrink(self, masked: MaskedModel) -> None:
+        """Shrinks the weights after a round, if they stay, as its steps can grow them again."""
+        assert self._shrinking is not None
+        stay = self.config.method == "iterative" and self.round.rewind == "learning_rate"
+        self._shrinking.shrink(masked, self.rounds[-1].epochs * max(self._steps_per_epoch, default=0) if stay else 0)
 
     def _drawn_anew(self, generator: np.random.Generator, trained: Sequence[bool]) -> Iterator[np.ndarray]:
         """The first values of the weights that are trained in a new order, and those of the others as they were."""
@@ -576,7 +563,7 @@ class GlobalMagnitudePruning(EpochCallback):
             )
         self._thresholds = [smallest_magnitude(weights[path], mask) for path, mask in after.items()]
         masked.set_masks(after)
-        self._shrink = self._shrink_weights(masked)
+        self._shrink(masked)
         masked.constrain()
 
     def _rank(

@@ -64,9 +64,10 @@ class PruningConfig:
         shrink: Factor, in (0, 1], on each prunable weight that is left after a round of 500 steps or more, where
             `rewind` lets the weights stay; 1 leaves them as they are. Trained on from as large as they are, they fit
             the training data ever more closely and generalise worse (Ash and Adams, NeurIPS 2020, section 4, whose
-            noise is left out). Fewer steps cannot grow them again as far: after n, the factor is `shrink**(n / 500)`.
-            Nor is it less than 1 minus the fraction by which the round has moved the weights, for a trained model that
-            moves little is not to be trained anew.
+            noise is left out). Fewer steps cannot grow them again as far: after n, the factor is `shrink**(n / 500)`,
+            but for kernels whose outputs batch normalisation alone takes, which give the same at any scale. Nor is it
+            less than 1 minus the fraction by which the round has moved the weights, for a trained model that moves
+            little is not to be trained anew.
         round_schedule: How a short round follows a learning-rate schedule made for `epochs`. "head" takes its first
             part, so that the rate drops in the final training alone, "compress" squeezes the whole schedule into the
             round, "tail" takes its last part. Constant rates are left alone.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class LayerResult:
         threshold: The smallest magnitude that the last ranking kept in it; None where nothing was ranked or kept.
         magnitudes: How many of its surviving weights have a magnitude in each of the bins between `MAGNITUDE_EDGES`.
             Smaller ones, zeros included, are counted in the first bin, larger ones in the last.
+        shrink: What was left of each of its surviving weights when the training began, in (0, 1].
     """
 
     path: str
@@ -41,9 +42,12 @@ class LayerResult:
     kept: int
     threshold: float | None
     magnitudes: tuple[int, ...] = dataclasses.field(repr=False)
+    shrink: float = 1.0
 
     @classmethod
-    def of(cls, path: str, weight: np.ndarray, mask: np.ndarray, threshold: float | None) -> LayerResult:
+    def of(
+        cls, path: str, weight: np.ndarray, mask: np.ndarray, threshold: float | None, shrink: float = 1.0
+    ) -> LayerResult:
         """The result of a variable from its value and its mask, arrays of one shape."""
         return cls(
             path=path,
@@ -51,6 +55,7 @@ class LayerResult:
             kept=int(np.count_nonzero(mask)),
             threshold=threshold,
             magnitudes=_count_magnitudes(weight, mask),
+            shrink=shrink,
         )
 
     @classmethod
@@ -63,6 +68,7 @@ class LayerResult:
             kept=int(fields["kept"]),
             threshold=None if threshold is None else float(threshold),
             magnitudes=tuple(map(int, fields["magnitudes"])),
+            shrink=float(fields.get("shrink", 1.0)),
         )
         if not 0 <= layer.kept <= layer.size or len(layer.magnitudes) != len(MAGNITUDE_EDGES) - 1:
             raise ValueError(f"{layer.path} keeps {layer.kept} of {layer.size} weights in {len(layer.magnitudes)} bins")
@@ -95,7 +101,6 @@ class RoundResult:
             elsewhere, they are measured anew; empty where that cannot be done.
         guarded: Paths of the variables that kept more weights than their rank gave them, for `max_layer_sparsity`,
             `min_layer_survivors` or `min_layer_share`.
-        shrink: What was left of each surviving weight when it began, in (0, 1]; 1 where the weights were not shrunk.
         layers: Each prunable variable by itself.
         left_dense: Path -> why, of weight matrices that are not pruned and not counted, though no pattern excludes
             them: they are frozen, their inputs are no multiple of four, which `granularity` needs, or their layers are
@@ -109,7 +114,6 @@ class RoundResult:
     seconds: float
     metrics: dict[str, Any]
     guarded: tuple[str, ...] = ()
-    shrink: float = 1.0
     layers: tuple[LayerResult, ...] = dataclasses.field(default=(), repr=False)
     left_dense: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -124,7 +128,7 @@ class RoundResult:
         *,
         thresholds: Sequence[float | None] = (),
         guarded: tuple[str, ...] = (),
-        shrink: float = 1.0,
+        shrink: Mapping[str, float] | None = None,
         left_dense: Mapping[str, str] | None = None,
         metrics: Mapping[str, Any] | None = None,
     ) -> RoundResult:
@@ -138,14 +142,14 @@ class RoundResult:
             seconds: Wall time.
             thresholds: Of each variable, in the order of `masks`; empty where nothing was ranked.
             guarded: As the attribute.
-            shrink: As the attribute.
+            shrink: Path -> what was left of each weight when it began; None where all are 1.
             left_dense: As the attribute.
             metrics: As the attribute. None are the logs of the last epoch.
         """
         if metrics is None:
             metrics = epoch_logs[-1] if epoch_logs else {}
         layers = tuple(
-            LayerResult.of(path, weights[path], mask, threshold)
+            LayerResult.of(path, weights[path], mask, threshold, (shrink or {}).get(path, 1.0))
             for (path, mask), threshold in zip(masks.items(), thresholds or [None] * len(masks), strict=True)
         )
         kept = sum(layer.kept for layer in layers)
@@ -157,7 +161,6 @@ class RoundResult:
             seconds=seconds,
             metrics=dict(metrics),
             guarded=guarded,
-            shrink=shrink,
             layers=layers,
             left_dense=dict(left_dense or {}),
         )
@@ -173,7 +176,6 @@ class RoundResult:
             seconds=float(fields["seconds"]),
             metrics=dict(fields["metrics"]),
             guarded=tuple(map(str, fields["guarded"])),
-            shrink=float(fields.get("shrink", 1.0)),
             layers=tuple(map(LayerResult.from_fields, fields["layers"])),
             left_dense=_left_dense(fields.get("left_dense", {})),
         )
@@ -250,6 +252,12 @@ def percent_text(fraction: float, digits: int = 2) -> str:
     return f"{100 * fraction:.{digits}f}%"
 
 
+def shrink_text(factors: Iterable[float]) -> str:
+    """What is left of the weights of some variables, such as "70.0%" or "70.0% to 94.5%"; nothing where all is."""
+    texts = [percent_text(factor, 1) for factor in sorted(set(factors)) or [1.0]]
+    return "" if texts == [percent_text(1.0, 1)] else " to ".join(dict.fromkeys([texts[0], texts[-1]]))
+
+
 def is_accuracy(name: str, value: Any) -> bool:
     """Whether a metric is a fraction of examples that are right, by its name and its value."""
     return "acc" in name and isinstance(value, (int, float)) and 0 <= value <= 1
@@ -263,12 +271,13 @@ def metric_text(name: str, value: Any, digits: int = 2) -> str:
 def round_table(rounds: Sequence[RoundResult], finished: bool = True) -> list[list[str]]:
     """A header and a row a round, as texts. Rounds count from 1; in a finished run, the final training is "last"."""
     names = list(rounds[-1].metrics)
-    shrunk = ["shrunk to"] if any(round_.shrink < 1 for round_ in rounds) else []
+    factors = [shrink_text(layer.shrink for layer in round_.layers) for round_ in rounds]
+    shrunk = ["shrunk to"] if any(factors) else []
     rows = [["round", "epochs", "kept", "sparsity", *shrunk, "seconds", *names]]
-    for round_ in rounds:
+    for round_, factor in zip(rounds, factors, strict=True):
         label = "last" if finished and round_ is rounds[-1] else str(round_.index + 1)
         numbers = [str(round_.epochs), f"{round_.kept:,}", percent_text(round_.sparsity)]
-        numbers += [percent_text(round_.shrink, 1) for _ in shrunk] + [f"{round_.seconds:.1f}"]
+        numbers += [factor or "100%" for _ in shrunk] + [f"{round_.seconds:.1f}"]
         rows.append([label, *numbers, *(metric_text(name, round_.metrics.get(name)) for name in names)])
     return rows
 

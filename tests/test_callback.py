@@ -81,8 +81,8 @@ def test_a_run_follows_the_algorithm(K, make_mlp, blobs, recorder, config, shrin
 
     snapshot = recorder.begun[0]["variables"]
     paths = {index: path for index, path in enumerate(_paths_of(model))}
-    factors = [round_.shrink for round_ in pruning.rounds]
-    for previous, begun, ended, count, factor in zip(
+    factors = [{layer.path: layer.shrink for layer in round_.layers} for round_ in pruning.rounds]
+    for previous, begun, ended, count, shrunk in zip(
         recorder.ended, recorder.begun[1:], recorder.ended[1:], kept[1:], factors[1:], strict=False
     ):
         expected_masks = keep_largest(previous["weights"], previous["masks"], count)
@@ -93,11 +93,12 @@ def test_a_run_follows_the_algorithm(K, make_mlp, blobs, recorder, config, shrin
         source = snapshot if config.rewind == "weights" else previous["variables"]
         for index, value in enumerate(begun["variables"]):
             mask, before = expected_masks.get(paths[index]), source[index]
-            expected = before if mask is None else np.where(mask, np.float32(factor) * before, 0)
+            expected = before if mask is None else np.where(mask, np.float32(shrunk[paths[index]]) * before, 0)
             np.testing.assert_array_equal(value, expected)
         assert begun["steps"] == 0 and ended["steps"] > 0
         assert not any(slot.any() for slot in begun["slots"]) and any(slot.any() for slot in ended["slots"])
     assert aimp_tf.sparsity(model) == pytest.approx(0.75)
+    factors = [factor for shrunk in factors for factor in set(shrunk.values())]
     assert factors[:2] == pytest.approx([1, shrink], rel=1e-12)
     assert shrink <= min(factors[2:]) + 1e-12 and max(factors[2:]) <= shrink**0.3
 
@@ -105,7 +106,7 @@ def test_a_run_follows_the_algorithm(K, make_mlp, blobs, recorder, config, shrin
 def test_weights_shrink_by_no_more_than_a_round_moves_them(K, make_mlp, blobs, recorder, caplog):
     caplog.set_level(logging.INFO, "aimp_tf")
     pruning, _ = run(make_mlp(K.optimizers.SGD(0.02)), blobs, SHRUNK_TO_0_7, recorder)
-    factors = [round_.shrink for round_ in pruning.rounds]
+    factors = [round_.layers[0].shrink for round_ in pruning.rounds]
     for begun, ended, following, factor in zip(
         recorder.begun, recorder.ended, recorder.begun[1:], factors[1:], strict=False
     ):
@@ -133,7 +134,7 @@ def test_a_fit_that_is_called_again_shrinks_nothing_twice(K, make_mlp, blobs, re
     first, interrupted, again = (_joined(state["weights"]) for state in (*recorder.ended[:1], *recorder.begun[1:3]))
     np.testing.assert_array_equal(interrupted, np.float32(0.7) * first * _joined(recorder.begun[1]["masks"]))
     np.testing.assert_array_equal(again, interrupted)
-    assert pruning.rounds[1].shrink == pytest.approx(0.7, rel=1e-12)
+    assert [layer.shrink for layer in pruning.rounds[1].layers] == pytest.approx([0.7] * 2, rel=1e-12)
 
 
 def test_shrunk_weights_meet_the_constraints_of_the_user(K, blobs, recorder):
@@ -141,7 +142,7 @@ def test_shrunk_weights_meet_the_constraints_of_the_user(K, blobs, recorder):
     model = K.Sequential([K.Input((8,)), hidden, K.layers.Dense(3)])
     model.compile(K.optimizers.SGD(0.5), K.losses.SparseCategoricalCrossentropy(from_logits=True))
     pruning, _ = run(model, blobs, SHRUNK_TO_0_7, recorder)
-    assert max(round_.shrink for round_ in pruning.rounds[1:]) < 1
+    assert max(layer.shrink for round_ in pruning.rounds[1:] for layer in round_.layers) < 1
     for begun in recorder.begun[1:]:
         (kernel,) = (value for path, value in begun["weights"].items() if "hidden" in path)
         norms = np.linalg.norm(kernel, axis=0)

@@ -101,7 +101,7 @@ def test_public_names():
         _ = aimp_tf.prun
 
 
-@pytest.mark.parametrize("module", ["config", "movement", "planning", "precision", "ranking"])
+@pytest.mark.parametrize("module", ["config", "planning", "precision", "ranking", "shrinking"])
 def test_examples_in_docstrings(module):
     tested = doctest.testmod(importlib.import_module(f"aimp_tf.{module}"))
     assert tested.attempted > 0 and tested.failed == 0
@@ -114,12 +114,12 @@ def test_types_are_shipped():
 # Each module may import those before it.
 LAYERS = [
     ["config", "outcome", "safe_files", "keras_own", "swap"],
-    ["planning", "precision", "ranking", "criteria", "movement", "arguments"],
+    ["planning", "precision", "ranking", "criteria", "arguments"],
     ["rounds"],
     ["learning_rate", "input_pipeline", "device_arrays", "other_callbacks", "plots", "tensorboard", "cluster"],
     ["masked_model"],
     ["model_graph", "signature", "fitting"],
-    ["compaction"],
+    ["compaction", "shrinking"],
     ["callback", "exporting"],
     ["run_directory", "display", "measuring"],
     ["progress", "report"],

@@ -76,11 +76,21 @@ def test_results_come_back_from_json():
 
 
 def test_the_table_tells_what_weights_were_shrunk_to():
-    first, last = (RoundResult(index, 2, 8, 0.2, 1.5, {"loss": 0.5}, shrink=1 - 0.3 * index) for index in (0, 1))
+    first, last = (
+        RoundResult.of(
+            index,
+            [{"loss": 0.5}] * 2,
+            {name: np.ones(5) for name in "ab"},
+            {name: np.arange(5) > 0 for name in "ab"},
+            1.5,
+            shrink={"a": 1 - 0.3 * index},
+        )
+        for index in (0, 1)
+    )
     assert round_table([first, last]) == [
         ["round", "epochs", "kept", "sparsity", "shrunk to", "seconds", "loss"],
-        ["1", "2", "8", "20.00%", "100.0%", "1.5", "0.5000"],
-        ["last", "2", "8", "20.00%", "70.0%", "1.5", "0.5000"],
+        ["1", "2", "8", "20.00%", "100%", "1.5", "0.5000"],
+        ["last", "2", "8", "20.00%", "70.0% to 100.0%", "1.5", "0.5000"],
     ]
     assert round_table([first]) == [
         ["round", "epochs", "kept", "sparsity", "seconds", "loss"],

@@ -125,10 +125,10 @@ class MaskedModel(abc.ABC):
             if variable.constraint.previous is not None:
                 variable.assign(variable.constraint(variable))
 
-    def shrink(self, factor: float) -> None:
-        """Multiplies the prunable weights by `factor`."""
-        for variable in self.variables.values():
-            variable.assign(factor * tf.convert_to_tensor(variable))
+    def shrink(self, factors: Mapping[str, float]) -> None:
+        """Multiplies the prunable variables by the factors of their paths."""
+        for path, variable in self.variables.items():
+            variable.assign(factors[path] * tf.convert_to_tensor(variable))
 
     def snapshot(self) -> list[np.ndarray]:
         """Copies of all weights of the model, moving statistics included, in the order of `model.weights`.

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+import aimp_tf
+from aimp_tf.masked_model import MaskedModel
+from aimp_tf.shrinking import fraction_moved, sample_of
+
+
+def test_all_of_small_arrays_count():
+    weights = {"a": np.array([[3.0, 0.0], [0.0, 1.0]]), "b": np.array([2.0])}
+    sample = sample_of(weights)
+    assert fraction_moved(sample, weights) == 0
+    weights["a"][:] = [[0.0, 4.0], [0.0, 1.0]]  # The sample is a copy.
+    assert fraction_moved(sample, weights) == pytest.approx(np.sqrt((9 + 16) / (16 + 1 + 4)))
+
+
+def test_large_arrays_count_by_their_size():
+    """A million weights that move by 1 of 2, and one that moves by 300 of 300."""
+    weights = {"large": np.ones((1000, 1024), np.float32), "small": np.zeros(1, np.float32)}
+    sample = sample_of(weights)
+    assert 2**15 < sample[0].size <= 2**16
+    moved = fraction_moved(sample, {"large": 2 * weights["large"], "small": np.full(1, 300.0)})
+    assert moved == pytest.approx(np.sqrt((1024000 + 90000) / (4 * 1024000 + 90000)), rel=1e-3)
+
+
+def test_zeros_alone_have_not_moved():
+    assert fraction_moved([np.ones(3)], {"a": np.zeros(3)}) == 0
+
+
+@pytest.fixture
+def make_normalized(K):
+    """A function that makes a compiled 8-16-16-16-16-3 classifier with normalisation of several kinds."""
+
+    def make():
+        K.utils.set_random_seed(3)
+        layers = K.layers
+        inputs = K.Input((8,))
+        x = layers.ReLU()(_norm(K)(layers.Dense(16, name="free")(inputs)))
+        y = layers.Dense(16, name="read_twice")(x)
+        x = layers.Add()([_norm(K)(y), y])
+        x = _norm(K)(layers.Dense(16, activation="tanh", name="bent")(x))
+        shared = layers.Dense(16, name="shared")
+        x = layers.Add()([_norm(K)(shared(x)), shared(x)])
+        x = _norm(K, trainable=False)(layers.Dense(16, name="frozen_norm")(x))
+        model = K.Model(inputs, layers.Dense(3, name="logits")(x))
+        model.compile(K.optimizers.SGD(0.3), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model
+
+    return make
+
+
+def _norm(K, **settings):
+    return K.layers.BatchNormalization(epsilon=1e-9, **settings)
+
+
+def test_what_shrinks_in_full_is_what_the_outputs_do_not_see(make_normalized, blobs):
+    """After rounds of 4 steps, that is. Each kernel is scaled by hand to tell whether it is seen."""
+    x, y = blobs
+    masked = aimp_tf.wrap(make_normalized())
+    scaled = MaskedModel.of(masked)
+    before = np.array(masked(x, training=True))
+    unseen = set()
+    for path in scaled.variables:
+        scaled.shrink({**dict.fromkeys(scaled.variables, 1.0), path: 0.5})
+        change = np.abs(np.array(masked(x, training=True)) - before).max()
+        scaled.shrink({**dict.fromkeys(scaled.variables, 1.0), path: 2.0})
+        assert change < 1e-4 or change > 1e-2
+        unseen |= {path} if change < 1e-4 else set()
+    pruning = aimp_tf.GlobalMagnitudePruning(target_sparsity=0.5, rate=0.3, epochs=3, round_epochs=2)
+    while not pruning.finished:
+        masked.fit(x, y, epochs=pruning.next_epochs, verbose=0, callbacks=[pruning])
+    assert {path.split("/")[0] for path in unseen} == {"free"}
+    for layer in pruning.rounds[1].layers:
+        assert layer.shrink == pytest.approx(0.7 if layer.path in unseen else 0.7 ** (4 / 500))
+
+
+def test_a_model_that_cannot_be_seen_through_shrinks_by_its_steps(blobs):
+    import keras
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.norm = keras.layers.Dense(16), keras.layers.BatchNormalization()
+            self.logits = keras.layers.Dense(3)
+
+        def call(self, inputs, training=None):
+            return self.logits(self.norm(self.hidden(inputs), training=training))
+
+    model = Subclassed()
+    model(blobs[0])
+    model.compile(keras.optimizers.SGD(0.3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    result = aimp_tf.prune(model, blobs, target_sparsity=0.5, rate=0.5, epochs=2, round_epochs=2, verbose=0)
+    assert [layer.shrink for layer in result.rounds[1].layers] == pytest.approx([0.7 ** (4 / 500)] * 2)
