@@ -66,8 +66,8 @@ class PruningConfig:
             the training data ever more closely and generalise worse (Ash and Adams, NeurIPS 2020, section 4, whose
             noise is left out). Fewer steps cannot grow them again as far: after n, the factor is `shrink**(n / 500)`,
             but for kernels whose outputs batch normalisation alone takes, which give the same at any scale. Nor is it
-            less than 1 minus the fraction by which the round has moved the weights, for a trained model that moves
-            little is not to be trained anew.
+            less than `1 - 3 * d**2`, where d is the fraction by which the round has moved the weights: those of a
+            trained model that is tuned at a small rate stay as they are.
         round_schedule: How a short round follows a learning-rate schedule made for `epochs`. "head" takes its first
             part, so that the rate drops in the final training alone, "compress" squeezes the whole schedule into the
             round, "tail" takes its last part. Constant rates are left alone.
