@@ -105,14 +105,14 @@ def test_a_run_follows_the_algorithm(K, make_mlp, blobs, recorder, config, shrin
 
 def test_weights_that_a_round_moves_little_shrink_little(K, make_mlp, blobs, recorder, caplog):
     caplog.set_level(logging.INFO, "aimp_tf")
-    pruning, _ = run(make_mlp(K.optimizers.SGD(0.02)), blobs, SHRUNK_TO_0_7, recorder)
+    pruning, _ = run(make_mlp(K.optimizers.SGD(0.2)), blobs, SHRUNK_TO_0_7, recorder)
     factors = [round_.layers[0].shrink for round_ in pruning.rounds]
     for begun, ended, following, factor in zip(
         recorder.begun, recorder.ended, recorder.begun[1:], factors[1:], strict=False
     ):
         first, last = (_joined(state["weights"]) for state in (begun, ended))
         assert factor == pytest.approx(1 - 3 * (np.linalg.norm(last - first) / np.linalg.norm(last)) ** 2)
-        assert 0.8 < factor < 0.99
+        assert 0.8 < factor < 0.997
         np.testing.assert_allclose(
             _joined(following["weights"]), factor * last * _joined(following["masks"]), rtol=1e-6
         )

@@ -134,7 +134,7 @@ BLOCKS = {"granularity": "1x4", "criterion": "lamp"}
 GRADUAL = {"method": "gradual", "epochs": 7}
 HALF = {"mixed_precision": "mixed_float16"}
 SETTLED = {"stop_mask_distance": 0.9, "steps_per_epoch": 3}
-SHRUNK = {"shrink": 1e-300}
+SHRUNK = {"shrink": 1e-300, "optimizer": lambda: "sgd"}
 """By less, in fact: by what each round has moved the weights, which counts where its steps alone would allow more."""
 
 

@@ -91,3 +91,10 @@ def test_a_model_that_cannot_be_seen_through_shrinks_by_its_steps(blobs):
     model.compile(keras.optimizers.SGD(0.3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     result = aimp_tf.prune(model, blobs, target_sparsity=0.5, rate=0.5, epochs=2, round_epochs=2, verbose=0)
     assert [layer.shrink for layer in result.rounds[1].layers] == pytest.approx([0.7 ** (4 / 500)] * 2)
+
+
+@pytest.mark.parametrize("settings", [{"rewind": "weights"}, {"shrink": 1.0}, {"start": "trained", "rate": 0.5}])
+def test_weights_that_return_or_just_came_are_not_shrunk(make_normalized, blobs, settings):
+    settings = {"target_sparsity": 0.5, "rate": 0.3, "epochs": 2, "round_epochs": 2, "verbose": 0, **settings}
+    result = aimp_tf.prune(make_normalized(), blobs, **settings)
+    assert {layer.shrink for round_ in result.rounds for layer in round_.layers} == {1.0}
