@@ -400,7 +400,6 @@ class GlobalMagnitudePruning(EpochCallback):
         if not self._steps_per_epoch and self.epoch_logs:
             self._steps_per_epoch = [steps / len(self.epoch_logs) for steps in masked.optimizers.steps]
         assert self._shrinking is not None
-        self._shrinking.end_round(weights)
         self.rounds.append(
             RoundResult.of(
                 round_.index,
@@ -415,6 +414,7 @@ class GlobalMagnitudePruning(EpochCallback):
                 metrics=self._metrics(masked),
             )
         )
+        self._shrinking.end_round(weights)
         masked.rounds_left = self.round_count - len(self.rounds)
         if self.finished:
             masked.train_whole()
@@ -479,10 +479,10 @@ class GlobalMagnitudePruning(EpochCallback):
         optimizers.stretch(round_.schedule_scale, round_.schedule_start, steps)
 
     def _shrink(self, masked: MaskedModel) -> None:
-        """Shrinks the weights after a round, if they stay, as its steps can grow them again."""
+        """Shrinks the weights after a round, if they stay."""
         assert self._shrinking is not None
-        stay = self.config.method == "iterative" and self.round.rewind == "learning_rate"
-        self._shrinking.shrink(masked, self.rounds[-1].epochs * max(self._steps_per_epoch, default=0) if stay else 0)
+        if self.config.method == "iterative" and self.config.shrink < 1 and self.round.rewind == "learning_rate":
+            self._shrinking.shrink(masked, self.rounds[-1].epochs * max(self._steps_per_epoch, default=0))
 
     def _drawn_anew(self, generator: np.random.Generator, trained: Sequence[bool]) -> Iterator[np.ndarray]:
         """The first values of the weights that are trained in a new order, and those of the others as they were."""

@@ -65,7 +65,8 @@ class PruningConfig:
             `rewind` lets the weights stay; 1 leaves them as they are. Trained on from as large as they are, they fit
             the training data ever more closely and generalise worse (Ash and Adams, NeurIPS 2020, section 4, whose
             noise is left out). Fewer steps cannot grow them again as far: after n, the factor is `shrink**(n / 500)`,
-            but for kernels whose outputs batch normalisation alone takes, which give the same at any scale. Nor is it
+            but for kernels of Dense and convolution layers whose outputs batch normalisation alone takes, which give
+            the same at any scale: they shrink in full, and its moving statistics with them. Nor is the factor
             less than `1 - 3 * d**2`, where d is the fraction by which the round has moved the weights: those of a
             trained model that is tuned at a small rate stay as they are.
         round_schedule: How a short round follows a learning-rate schedule made for `epochs`. "head" takes its first
@@ -219,6 +220,11 @@ class PruningConfig:
             raise ValueError(
                 "rewind='reinitialize' draws the first values of the weights anew, which a trained model does not come "
                 "with. Leave out start='trained'."
+            )
+        if self.shrink not in (1, PruningConfig.shrink) and "learning_rate" not in (self.rewind, self.final_rewind):
+            raise ValueError(
+                f"shrink={self.shrink} is for weights that stay after a round, and with rewind={self.rewind!r} none "
+                "do. Leave out one of the two."
             )
         if (self.epochs is None) == (self.total_epochs is None):
             raise ValueError(

@@ -51,6 +51,7 @@ class Call:
         kwargs: The same for named arguments.
         inputs: The tensors among these.
         outputs: What it gives.
+        training: What the call of a nested model around it says of `training`; None where it says nothing.
     """
 
     layer: Any
@@ -59,6 +60,7 @@ class Call:
     kwargs: Mapping[str, Any]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    training: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,8 @@ class ModelGraph:
         output_names = dict(zip(tf.nest.flatten(new_outputs), functional.output_names, strict=True))
         names = _named(steps, _input_names(functional), output_names)
         calls = tuple(
-            Call(step.layer, names[id(step.layer)], step.args, step.kwargs, step.inputs, step.outputs) for step in steps
+            Call(step.layer, names[id(step.layer)], step.args, step.kwargs, step.inputs, step.outputs, step.training)
+            for step in steps
         )
         return cls(model, keras, new_inputs, new_outputs, calls)
 
@@ -202,6 +205,7 @@ class _Step:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     outputs: tuple[Tensor, ...]
+    training: Any
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -431,7 +435,9 @@ def _replaced(structure: Any, tensors: Mapping[int, Tensor]) -> Any:
     )
 
 
-def _walk(functional: Any, keras: Any, tensors: dict[int, Tensor], folders: tuple[str, ...]) -> Iterator[_Step]:
+def _walk(
+    functional: Any, keras: Any, tensors: dict[int, Tensor], folders: tuple[str, ...], training: Any = None
+) -> Iterator[_Step]:
     """The calls of a model whose inputs are among `tensors`, to which their outputs are added."""
     for depth in sorted(functional._nodes_by_depth, reverse=True):
         for node in functional._nodes_by_depth[depth]:
@@ -441,10 +447,12 @@ def _walk(functional: Any, keras: Any, tensors: dict[int, Tensor], folders: tupl
             args, kwargs = _replaced((args, kwargs), tensors)
             nested = _opened(layer, keras, args, kwargs)
             if nested is None:
-                yield _Step(layer, folders, args, kwargs, tuple(_register(output, tensors) for output in outputs))
+                given = tuple(_register(output, tensors) for output in outputs)
+                yield _Step(layer, folders, args, kwargs, given, training)
                 continue
             within = dict(zip(map(id, nested.inputs), tf.nest.flatten(args), strict=True))
-            yield from _walk(nested, keras, within, (*folders, layer.name))
+            inner = kwargs.get("training")
+            yield from _walk(nested, keras, within, (*folders, layer.name), training if inner is None else inner)
             tensors |= {
                 id(outside): within[id(inside)] for outside, inside in zip(outputs, nested.outputs, strict=True)
             }

@@ -723,7 +723,7 @@ def test_gradual_pruning_in_a_loop_of_ones_own_asks_for_the_length_of_the_data(m
 def test_a_model_that_is_compiled_after_wrap_is_reset_and_stretched(K, make_mlp, blobs, again):
     """As tfmot's users do. 4 steps an epoch: the rate falls to 0 in the middle of each round, and at the end of it."""
     masked = aimp_tf.wrap(make_mlp())
-    config = PruningConfig(0.75, rate=0.5, epochs=4, round_epochs=2)
+    config = PruningConfig(0.75, rate=0.5, epochs=4, round_epochs=2, round_schedule="compress")
     pruning, steps, rates = GlobalMagnitudePruning(config), [], []
 
     def compile_again():

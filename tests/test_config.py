@@ -54,6 +54,7 @@ def test_defaults_are_valid_and_rounds_take_a_fifth():
         ({"ramp": 0}, ValueError, r"ramp must lie in \(0, 1\]"),
         ({"ramp": None}, TypeError, "ramp must be a number"),
         ({"shrink": 0}, ValueError, r"shrink must lie in \(0, 1\]; got 0"),
+        ({"shrink": 0.5, "rewind": "weights"}, ValueError, "with rewind='weights' none do"),
         ({"stop_mask_distance": 1.0}, ValueError, r"stop_mask_distance must lie in \[0, 1\)"),
         ({"stop_mask_distance": 0.1, "round_epochs": 1}, ValueError, "round_epochs must be at least 2"),
         ({"max_layer_sparsity": 0.8}, ValueError, "max_layer_sparsity=0.8 is below target_sparsity=0.9"),

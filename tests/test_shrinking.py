@@ -3,7 +3,7 @@ import pytest
 
 import aimp_tf
 from aimp_tf.masked_model import MaskedModel
-from aimp_tf.shrinking import fraction_moved, sample_of
+from aimp_tf.shrinking import Shrinking, fraction_moved, sample_of
 
 
 def test_all_of_small_arrays_count():
@@ -29,7 +29,7 @@ def test_zeros_alone_have_not_moved():
 
 @pytest.fixture
 def make_normalized(K):
-    """A function that makes a compiled 8-16-16-16-16-3 classifier with normalisation of several kinds."""
+    """A function that makes a compiled classifier of 8 numbers with normalisation of several kinds."""
 
     def make():
         K.utils.set_random_seed(3)
@@ -42,8 +42,15 @@ def make_normalized(K):
         shared = layers.Dense(16, name="shared")
         x = layers.Add()([_norm(K)(shared(x)), shared(x)])
         x = _norm(K, trainable=False)(layers.Dense(16, name="frozen_norm")(x))
+        inner = K.Input((16,))
+        nested = K.Model(inner, _norm(K)(layers.Dense(16, name="at_inference")(inner)))
+        x = layers.Activation("tanh")(nested(x, training=False))
+        timed = layers.Dense(16, name="elsewhere_too")
+        again = layers.Flatten()(layers.TimeDistributed(timed)(layers.Reshape((1, 16))(x)))
+        x = layers.Add()([_norm(K)(timed(x)), again])
+        x = _norm(K)(layers.Dense(16, name="free_too", use_bias=False, kernel_regularizer="l2")(x))
         model = K.Model(inputs, layers.Dense(3, name="logits")(x))
-        model.compile(K.optimizers.SGD(0.3), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.compile(K.optimizers.Adam(0.1), K.losses.SparseCategoricalCrossentropy(from_logits=True))
         return model
 
     return make
@@ -69,12 +76,43 @@ def test_what_shrinks_in_full_is_what_the_outputs_do_not_see(make_normalized, bl
     pruning = aimp_tf.GlobalMagnitudePruning(target_sparsity=0.5, rate=0.3, epochs=3, round_epochs=2)
     while not pruning.finished:
         masked.fit(x, y, epochs=pruning.next_epochs, verbose=0, callbacks=[pruning])
-    assert {path.split("/")[0] for path in unseen} == {"free"}
-    for layer in pruning.rounds[1].layers:
-        assert layer.shrink == pytest.approx(0.7 if layer.path in unseen else 0.7 ** (4 / 500))
+    in_full = {layer.path for layer in pruning.rounds[1].layers if layer.shrink == pytest.approx(0.7)}
+    assert {path.split("/")[-2] for path in in_full} == {"free", "free_too"}
+    assert in_full <= unseen and len(unseen) < 6
+    others = [layer.shrink for layer in pruning.rounds[1].layers if layer.path not in in_full]
+    assert others == pytest.approx([0.7 ** (4 / 500)] * 7)
 
 
-def test_a_model_that_cannot_be_seen_through_shrinks_by_its_steps(blobs):
+def test_what_shrinks_in_full_shrinks_the_statistics_too(make_normalized, blobs):
+    """So that the model gives the same outside training, too: after no steps, nothing else shrinks."""
+    x, y = blobs
+    model = aimp_tf.wrap(make_normalized())
+    model.fit(x, y, epochs=3, verbose=0)
+    masked, before = MaskedModel.of(model), np.array(model(x, training=False))
+    kernels = {path: weight.copy() for path, weight in masked.weights().items()}
+    shrinking = Shrinking(0.5, masked)
+    shrinking.resume({**shrinking.state(), "moved": 1.0})
+    shrinking.shrink(masked, steps=0)
+    assert sorted(shrinking.factors.values())[:3] == [0.5, 0.5, 1.0]
+    for path, weight in masked.weights().items():
+        np.testing.assert_array_equal(weight, np.float32(shrinking.factors[path]) * kernels[path])
+    np.testing.assert_allclose(np.array(model(x, training=False)), before, rtol=1e-4, atol=1e-4)
+
+
+def test_what_training_does_not_change_is_not_shrunk(K, blobs):
+    K.utils.set_random_seed(3)
+    frozen = K.layers.Dense(16, name="frozen", trainable=False)
+    model = K.Sequential([K.Input((8,)), frozen, _norm(K), K.layers.Dense(3, name="logits")])
+    model.compile(K.optimizers.SGD(0.3), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    settings = {"target_sparsity": 0.5, "rate": 0.5, "epochs": 2, "round_epochs": 2, "verbose": 0}
+    result = aimp_tf.prune(model, blobs, include=("*",), **settings)
+    factors = {layer.path.split("/")[0]: layer.shrink for layer in result.rounds[1].layers}
+    assert factors["frozen"] == 1 > factors["logits"]
+
+
+@pytest.fixture(params=["subclassed", "odd"])
+def unseen_model(request):
+    """A compiled Keras 3 model whose calls cannot be seen, or not be sorted."""
     import keras
 
     class Subclassed(keras.Model):
@@ -86,10 +124,23 @@ def test_a_model_that_cannot_be_seen_through_shrinks_by_its_steps(blobs):
         def call(self, inputs, training=None):
             return self.logits(self.norm(self.hidden(inputs), training=training))
 
-    model = Subclassed()
-    model(blobs[0])
+    class Odd(keras.layers.Layer):
+        def call(self, inputs, options=None):
+            return inputs
+
+    inputs = keras.Input((8,))
+    if request.param == "odd":
+        x = keras.layers.BatchNormalization()(keras.layers.Dense(16)(Odd()(inputs, options={1: 2, "a": 3})))
+        model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    else:
+        model = Subclassed()
+        model(np.zeros((1, 8)))
     model.compile(keras.optimizers.SGD(0.3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    result = aimp_tf.prune(model, blobs, target_sparsity=0.5, rate=0.5, epochs=2, round_epochs=2, verbose=0)
+    return model
+
+
+def test_a_model_that_cannot_be_seen_through_shrinks_by_its_steps(unseen_model, blobs):
+    result = aimp_tf.prune(unseen_model, blobs, target_sparsity=0.5, rate=0.5, epochs=2, round_epochs=2, verbose=0)
     assert [layer.shrink for layer in result.rounds[1].layers] == pytest.approx([0.7 ** (4 / 500)] * 2)
 
 

@@ -144,9 +144,12 @@ class Study:
         arm = self.arms[cell.arm]
         target = {"target_sparsity": cell.sparsity} if cell.sparsity else {}
         pruning = self.experiment.pruning.replace(**arm.pruning, **target)
-        # The default follows from `epochs`, which epochs_of changes; and what has no rounds is the same whatever it is.
-        rounds = pruning.resolved_round_epochs if pruning.method == "iterative" else None
-        pruning = pruning.replace(round_epochs=rounds, seed=cell.seed)
+        # The default follows from `epochs`, which epochs_of changes. What has no rounds is the same whatever these are,
+        # so they are as earlier versions had them, whose cells then count.
+        rounds: dict[str, Any] = {"round_epochs": None, "shrink": 1.0, "round_schedule": "compress"}
+        if pruning.method == "iterative":
+            rounds = {"round_epochs": pruning.resolved_round_epochs}
+        pruning = pruning.replace(**rounds, seed=cell.seed)
         return dataclasses.replace(self.experiment, **arm.experiment, pruning=pruning, seed=cell.seed)
 
     def _check_arm(self, name: str) -> None:
