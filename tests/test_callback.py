@@ -62,7 +62,7 @@ SHRUNK_TO_0_7 = CONFIG.replace(shrink=0.7 ** (500 / 4))
 @pytest.mark.parametrize(
     ("config", "shrink"),
     [
-        (SHRUNK_TO_0_7.replace(rewind="weights"), 1),
+        (CONFIG.replace(rewind="weights"), 1),
         (CONFIG.replace(shrink=1.0), 1),
         (CONFIG, 0.7 ** (4 / 500)),
         (SHRUNK_TO_0_7, 0.7),
