@@ -584,17 +584,18 @@ def change(path, **fields):
 
 def test_a_run_of_version_1_is_reported_as_it_was_planned(tmp_path):
     old = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 4, "round_epochs": None}
-    runs = [dataclasses.replace(made_up_run("old"), config=old), made_up_run("new", version=2)]
+    runs = [dataclasses.replace(made_up_run("old"), config=old), made_up_run("new", version=3)]
     write_report(runs, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     for row in (
         "| round_epochs | 1 | 1 |",
         "| **min_layer_share** | **0.0** | **0.05** |",
+        "| **shrink** | **1.0** | **0.7** |",
         "| method | iterative | iterative |",
     ):
         assert row in page, page
-    with pytest.raises(ValueError, match="config of new is not that of a run: The config is of version 3"):
-        write_report([dataclasses.replace(runs[1], config={**old, "version": 3})], tmp_path / "page.md")
+    with pytest.raises(ValueError, match="config of new is not that of a run: The config is of version 4"):
+        write_report([dataclasses.replace(runs[1], config={**old, "version": 4})], tmp_path / "page.md")
 
 
 def test_a_config_of_something_else_is_refused(tmp_path):
