@@ -84,10 +84,11 @@ def run(make_model, blobs, workdir, callbacks=(), optimizer=None, **settings):
 
 
 def as_version_1(workdir, **fields):
-    """Lets what a run has left be what version 1 would have: its config said no version, and had no shares."""
+    """Lets what a run has left be what version 1 would have: its config said no version, and had no shares and
+    factors."""
     config = json.loads((workdir / "config.json").read_text())
-    del config["version"], config["min_layer_share"]
-    (workdir / "config.json").write_text(json.dumps({**config, **fields}, indent=2))
+    del config["version"], config["min_layer_share"], config["shrink"]
+    (workdir / "config.json").write_text(json.dumps({**config, "round_schedule": "compress", **fields}, indent=2))
     signature = read_json(workdir / "signature.json")
     signature["files"]["config.json"] = checksum(workdir / "config.json")
     write_json(workdir / "signature.json", signature)
@@ -555,7 +556,7 @@ def test_a_run_of_version_1_ends_under_its_defaults(K, make_model, blobs, tmp_pa
         settings = {**SETTINGS, "round_epochs": None, "epochs": 6, **settings}
         return aimp_tf.prune(fade(make_model(K.optimizers.SGD(1e-9))), blobs, workdir=tmp_path / "run", **settings)
 
-    begun = prune(min_layer_share=0, round_epochs=2)
+    begun = prune(min_layer_share=0, round_epochs=2, shrink=1, round_schedule="compress")
     as_version_1(tmp_path / "run", round_epochs=None)
     if stopped_after == "first round":
         shutil.rmtree(tmp_path / "run" / "final")
@@ -570,7 +571,9 @@ def test_a_run_of_version_1_ends_under_its_defaults(K, make_model, blobs, tmp_pa
     assert (again.config.round_epochs, again.config.min_layer_share) == (2, 0)
     assert_same(again, begun)
     (message,) = [record.getMessage() for record in caplog.records if "older version" in record.getMessage()]
-    assert message.endswith("goes on with its defaults: round_epochs=2, min_layer_share=0.0.")
+    assert message.endswith(
+        "goes on with its defaults: round_epochs=2, shrink=1.0, round_schedule='compress', min_layer_share=0.0."
+    )
     with pytest.raises(ValueError, match=r"another run: config.min_layer_share: 0.0 there, 0.2 here. Name"):
         prune(min_layer_share=0.2)
     with pytest.raises(ValueError, match=r"another run: config.round_epochs: 2 there, 3 here. Name"):
@@ -579,7 +582,7 @@ def test_a_run_of_version_1_ends_under_its_defaults(K, make_model, blobs, tmp_pa
     anew = prune(overwrite=True)
     assert [round_.epochs for round_ in anew.rounds] == [6, 6, 6]
     assert [layer.kept for layer in anew.rounds[-1].layers] == [2, 42]  # 0.05 of 0.25 of 128, rounded up.
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["version"] == 2
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["version"] == 3
 
 
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
