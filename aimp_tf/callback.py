@@ -239,7 +239,8 @@ class GlobalMagnitudePruning(EpochCallback):
         masked.optimizers.note_rates()
         masked.rounds_left = len(plan)
         self._kept_first = masked.kept
-        self._shrinking = Shrinking(self.config.shrink if self.config.method == "iterative" else 1.0, masked)
+        stay = any(round_.rewind == "learning_rate" for round_ in plan)
+        self._shrinking = Shrinking(self.config.shrink if stay else 1.0, masked)
         self._plan = plan
 
     def state(self) -> dict[str, Any]:
@@ -481,7 +482,7 @@ class GlobalMagnitudePruning(EpochCallback):
     def _shrink(self, masked: MaskedModel) -> None:
         """Shrinks the weights after a round, if they stay."""
         assert self._shrinking is not None
-        if self.config.method == "iterative" and self.config.shrink < 1 and self.round.rewind == "learning_rate":
+        if self.round.rewind == "learning_rate":
             self._shrinking.shrink(masked, self.rounds[-1].epochs * max(self._steps_per_epoch, default=0))
 
     def _drawn_anew(self, generator: np.random.Generator, trained: Sequence[bool]) -> Iterator[np.ndarray]:

@@ -56,6 +56,8 @@ class Shrinking:
 
     def shrink(self, masked: MaskedModel, steps: float) -> None:
         """Shrinks the weights after a round of so many steps."""
+        if self._factor == 1:
+            return
         # A fraction d of steps at random makes weights grow by d * d / 2, and steps that agree by more: rounds that
         # moved LeNet-300-100 by 0.32 grew it again from 0.7.
         least = 1 - 3 * self._moved**2
@@ -138,13 +140,13 @@ def _normalized_in(graph: ModelGraph, variables: Mapping[str, Any]) -> dict[str,
     norms: dict[int, list[tuple[Any, Any]]] = collections.defaultdict(list)
     seen: set[int] = set()
     for call in graph.calls:
-        kernel = id(call.layer.kernel) if _is_linear(call.layer) else None
-        found = [_normalizing(reader) for reader in readers[call.outputs[0]]]
-        if kernel and all(norm is not None and calls[id(norm)] == 1 for norm in found):
-            norms[kernel] += [(call.layer, norm) for norm in found]
-            seen |= {id(weight) for weight in call.layer.weights} - {kernel}
-        else:
-            seen |= {id(weight) for weight in getattr(call.layer, "weights", ())}
+        weights = {id(weight) for weight in getattr(call.layer, "weights", ())}
+        if _is_linear(call.layer):
+            found = [_normalizing(reader) for reader in readers[call.outputs[0]]]
+            if all(norm is not None and calls[id(norm)] == 1 for norm in found):
+                norms[id(call.layer.kernel)] += [(call.layer, norm) for norm in found]
+                weights.discard(id(call.layer.kernel))
+        seen |= weights
     paths = {id(variable): path for path, variable in variables.items()}
     return {paths[kernel]: pairs for kernel, pairs in norms.items() if kernel in paths and kernel not in seen}
 
