@@ -475,8 +475,7 @@ class GlobalMagnitudePruning(EpochCallback):
         optimizers.reset(self._rewind_steps if round_.index else ())
         steps = self._steps_per_epoch
         if len(steps) != len(optimizers.steps):
-            needed = round_.schedule_start > 0 and optimizers.has_schedule
-            steps = [self._batches() if needed else 0] * len(optimizers.steps)
+            steps = [0] * len(optimizers.steps)
         optimizers.stretch(round_.schedule_scale, round_.schedule_start, steps)
 
     def _shrink(self, masked: MaskedModel) -> None:
@@ -496,10 +495,9 @@ class GlobalMagnitudePruning(EpochCallback):
         """How many batches an epoch has. Raises ValueError where that is not known."""
         batches = self.params.get("steps") or self.batches
         if not batches:
-            what = "method='gradual'" if self.config.method == "gradual" else "round_schedule='tail'"
             raise ValueError(
-                f"{what} must know how many batches an epoch has, and the training data does not tell its length. Use "
-                "dataset.apply(tf.data.experimental.assert_cardinality(batches)), or steps_per_epoch."
+                "method='gradual' must know how many batches an epoch has, and the training data does not tell its "
+                "length. Use dataset.apply(tf.data.experimental.assert_cardinality(batches)), or steps_per_epoch."
             )
         return batches
 

@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("iterative", "gradual", "dense", "tfmot"),
     "start": ("untrained", "trained"),
     "rewind": ("weights", "learning_rate", "reinitialize"),
-    "round_schedule": ("head", "compress", "tail"),
+    "round_schedule": ("head", "compress"),
     "scope": ("global", "layer"),
     "criterion": ("magnitude", "lamp", "random"),
     "granularity": ("unstructured", "1x4", "2:4"),
@@ -71,7 +71,7 @@ class PruningConfig:
             trained model that is tuned at a small rate stay as they are.
         round_schedule: How a short round follows a learning-rate schedule made for `epochs`. "head" takes its first
             part, so that the rate drops in the final training alone, "compress" squeezes the whole schedule into the
-            round, "tail" takes its last part. Constant rates are left alone.
+            round. Constant rates are left alone.
         stop_mask_distance: Ends a round but the last early, when the masks that ranking would give at the ends of two
             consecutive epochs differ in at most this fraction of the weights that are ranked, in [0, 1): early-bird
             tickets (You et al., ICLR 2020, section 3). `round_epochs` is then a maximum. None trains each in full.

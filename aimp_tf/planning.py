@@ -251,10 +251,6 @@ def _counts(config: PruningConfig, weight_count: int, first: int | None) -> list
 
 def _schedule(config: PruningConfig, epochs: int, rewind_epoch: int) -> tuple[float, float]:
     """Start, in epochs of the schedule, and scale of a training that goes on from `rewind_epoch` of its own."""
-    begin, end = {
-        "compress": (0, config.resolved_epochs),
-        "head": (0, epochs),
-        "tail": (config.resolved_epochs - epochs, config.resolved_epochs),
-    }[config.round_schedule]
-    start = begin + (end - begin) * rewind_epoch / epochs
+    end = epochs if config.round_schedule == "head" else config.resolved_epochs
+    start = end * rewind_epoch / epochs
     return start, (end - start) / epochs

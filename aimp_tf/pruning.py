@@ -296,7 +296,7 @@ def _prune_in_rounds(
         config = settled(config, masked.weight_count, first)
         pruning = GlobalMagnitudePruning(config)
         pruning.measure = functools.partial(fitting.measure, masked.model)
-        if config.method == "gradual" or config.round_schedule == "tail" or follows_batches(fitting.callbacks):
+        if config.method == "gradual" or follows_batches(fitting.callbacks):
             pruning.batches = masked.cluster.from_chief(fitting.batches())
         pruning.begin(masked)
         progress = RunProgress(pruning, masked, fitting.order, directory)

@@ -28,7 +28,6 @@ def get_config() -> Study:
             "last_weights": Arm(pruning={"final_rewind": "weights"}),
             # The learning rate.
             "head": Arm(pruning={"round_schedule": "head"}),
-            "tail": Arm(pruning={"round_schedule": "tail"}),
             "cosine": Arm(experiment={"schedule": "cosine"}),
             "linear": Arm(experiment={"schedule": "linear"}),
             # How the same epochs are shared out: rounds of 2 and the last of 32, or about half as many rounds, of 5.

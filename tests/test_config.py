@@ -192,11 +192,20 @@ def test_a_run_keeps_the_defaults_that_it_began_with():
     fields = {**LAST_OF_VERSION_1, "epochs": 31}
     today = config(epochs=31)
     assert kept_defaults(today, fields) == {"round_epochs": 7, "min_layer_share": 0.0, **OF_VERSION_2}
-    changed = {"round_epochs": 6, "min_layer_share": 0.2, "shrink": 0.5, "round_schedule": "tail"}
-    assert kept_defaults(today.replace(**changed), fields) == {}
+    changed = {"round_epochs": 6, "min_layer_share": 0.2, "shrink": 0.5}
+    assert kept_defaults(today.replace(**changed), fields) == {"round_schedule": "compress"}
     assert kept_defaults(today, {**fields, "round_epochs": 6}) == {"min_layer_share": 0.0, **OF_VERSION_2}
     assert kept_defaults(today, json.loads(today.to_json())) == {}
     assert kept_defaults(today, {**json.loads(today.to_json()), "min_layer_share": 0.0}) == {}
+
+
+def test_a_schedule_of_former_versions_can_be_read_and_not_begun():
+    """There was a third, "tail", in which a round took the last part of the schedule."""
+    written = {**LAST_OF_VERSION_1, "round_schedule": "tail"}
+    former = PruningConfig.from_json(json.dumps(written))
+    assert former.round_schedule == upgrade(written)["round_schedule"] == "tail"
+    with pytest.raises(ValueError, match="round_schedule must be one of 'head', 'compress'; got 'tail'"):
+        former.validate()
 
 
 def test_replace_names_the_nearest_field():

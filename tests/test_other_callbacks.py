@@ -35,7 +35,7 @@ def halved(epoch, rate):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("function", [steps, halved])
-@pytest.mark.parametrize("schedule", ["compress", "head", "tail"])
+@pytest.mark.parametrize("schedule", ["compress", "head"])
 def test_a_learning_rate_scheduler_follows_the_round(K, make_mlp, blobs, rates_of_batches, function, schedule):
     scheduler = K.callbacks.LearningRateScheduler(function)
     aimp_tf.prune(
@@ -51,11 +51,7 @@ def test_a_learning_rate_scheduler_follows_the_round(K, make_mlp, blobs, rates_o
         rate = function(epoch, rate)
         full.append(round(rate, 6))
     # 4 batches an epoch, so 8 in a short round: which epoch of the schedule is each in?
-    short = {
-        "compress": [0, 0, 1, 2, 3, 3, 4, 5],
-        "head": [0] * 4 + [1] * 4,
-        "tail": [4] * 4 + [5] * 4,
-    }[schedule]
+    short = {"compress": [0, 0, 1, 2, 3, 3, 4, 5], "head": [0] * 4 + [1] * 4}[schedule]
     assert rates_of_batches.rates[:3] == [[full[epoch] for epoch in short]] * 3
     assert rates_of_batches.rates[3] == [rate for rate in full for _ in range(4)]
     assert scheduler.schedule is function and type(scheduler) is K.callbacks.LearningRateScheduler

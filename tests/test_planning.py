@@ -89,10 +89,8 @@ def test_the_final_training_may_rewind_differently():
         # Start and end, in epochs of a schedule made for 12, of rounds of 4 and of the final training of 12.
         ("compress", 0, (0, 12), (0, 12), (0, 12)),
         ("head", 0, (0, 4), (0, 4), (0, 12)),
-        ("tail", 0, (8, 12), (8, 12), (0, 12)),
         ("compress", 1, (0, 12), (3, 12), (1, 12)),
         ("head", 1, (0, 4), (1, 4), (1, 12)),
-        ("tail", 1, (8, 12), (9, 12), (1, 12)),
     ],
 )
 def test_where_in_the_schedule_a_round_starts_and_ends(schedule, rewind_epoch, first, later, final):

@@ -43,11 +43,6 @@ class ModelOptimizers:
         """The step counter of each."""
         return [optimizer.steps for optimizer in self._all]
 
-    @property
-    def has_schedule(self) -> bool:
-        """Whether the rate of any follows a LearningRateSchedule."""
-        return any(optimizer.has_schedule for optimizer in self._all)
-
     def are_those_of(self, model: Any) -> bool:
         """Whether these are still the optimizers of a model, which may have been compiled again."""
         now = [model.optimizer, *held_optimizers(model).values()]

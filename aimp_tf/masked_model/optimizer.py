@@ -87,11 +87,6 @@ class ResettableOptimizer:
         learning_rate = _learning_rate(self._inner)
         return float(_value(learning_rate)) if hasattr(learning_rate, "assign") else None
 
-    @property
-    def has_schedule(self) -> bool:
-        """Whether the rate follows a LearningRateSchedule."""
-        return self._schedule is not None
-
     def state(self, *, slots: bool = True) -> list[Any]:
         """Every variable of the optimizer and of its stretched schedule, with or without those that a reset clears."""
         variables = [*_variables_of(self.optimizer), *_variables_of(self._inner)]
