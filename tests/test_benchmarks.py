@@ -17,12 +17,15 @@ from aimp_tf.benchmarks import (
     inference_worker,
     layers,
     memory,
+    peers,
     ranking,
     rounds,
     step,
 )
 from aimp_tf.benchmarks.side_by_side import compare, spread_text, time_in_turn, timing
 from aimp_tf.compaction.training import LiveNetwork
+from aimp_tf.config import PruningConfig
+from aimp_tf.experiments.experiment import Experiment
 
 pytestmark = pytest.mark.slow
 
@@ -124,6 +127,21 @@ def test_the_benchmark_of_whole_runs(K, monkeypatch):
     assert list(figures[f"lenet_300_100 ({K.__name__})"]) == ["one fit", "fits of an epoch", "array_dataset", "prune"]
     with pytest.raises(RuntimeError, match="training accuracy of 0.10: it did not train"):
         end_to_end._epochs_if_learnt(3, 0.1, classes=10)
+
+
+def test_the_benchmark_of_peers(monkeypatch):
+    experiment = Experiment("digits", "lenet_300_100", PruningConfig(0.9, rate=0.7, epochs=4), batch_size=128)
+    figures = peers.run(1, None, experiment)
+    sides = [name for name in figures if name not in ("epochs", "table")]
+    ours = ["plain fit (keras)", "AIMP (keras)", "gradual (keras)"]
+    assert sides[:6] == [*ours, "plain fit (tf_keras)", "AIMP (tf_keras)", "tfmot (tf_keras)"]
+    assert figures["epochs"] == 2 * 1 + 4 and str(figures["epochs"]) in figures["table"]
+    for name in sides[:6]:
+        assert figures[name]["sparsity"] == pytest.approx([0.0 if name.startswith("plain") else 0.9], abs=1e-4)
+        assert figures[name]["accuracy"][0] > 0.5 and figures[name]["seconds"][0] > 0
+    assert ("PQuantML" in str(sides)) != ("PQuantML is not installed" in figures["table"])
+    plain = figures["plain fit (tf_keras)"]["seconds"][0]
+    assert figures["tfmot (tf_keras)"]["ratio"] == [figures["tfmot (tf_keras)"]["seconds"][0] / plain]
 
 
 @pytest.mark.parametrize("K", ["keras"], indirect=True)

@@ -20,6 +20,9 @@ Commands:
                    as many epochs, each in a process of its own; about 2 minutes a repetition on two cores, 3 GB
     compact_rounds training steps of what is alive of a pruned network beside those of the whole one, which is what
                    `compact_rounds` saves; on Fashion-MNIST; about 12 minutes on two cores
+    peers          accuracy for the same epochs, and seconds an epoch beside a plain `fit`, of AIMP, gradual pruning,
+                   tfmot and, where it is installed (the extra benchmark), PQuantML; a ResNet-8 on a twelfth of
+                   Fashion-MNIST; half an hour a repetition, which is a seed, on two cores
     gpu            masked steps beside dense ones, runs in mixed precision beside float32, and with the data in the
                    memory of the GPU beside the host's, on ResNet-20 and ResNet-50; without a GPU it says so and
                    measures nothing
@@ -48,6 +51,7 @@ _COMMANDS = (
     "end_to_end",
     "memory",
     "compact_rounds",
+    "peers",
     "gpu",
 )
 
@@ -59,7 +63,8 @@ _INPUTS = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Where tensorflow-datasets keeps its data. For `end_to_end` and `compact_rounds`; default: ~/tensorflow_datasets.",
+    "Where tensorflow-datasets keeps its data. For `end_to_end`, `compact_rounds` and `peers`; default: "
+    "~/tensorflow_datasets.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to.")
 

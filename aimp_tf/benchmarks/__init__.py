@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-_OPTIONS = {"inference": ("model", "inputs"), "end_to_end": ("data_dir",), "compact_rounds": ("data_dir",)}
+_OPTIONS = {
+    "inference": ("model", "inputs"),
+    "end_to_end": ("data_dir",),
+    "compact_rounds": ("data_dir",),
+    "peers": ("data_dir",),
+}
 
 
 def options_of(command: str, **options: str | None) -> dict[str, str | None]:
