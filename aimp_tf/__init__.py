@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from aimp_tf.config import PruningConfig, nearest
 
 if TYPE_CHECKING:
-    from aimp_tf.callback import GlobalMagnitudePruning
-    from aimp_tf.compaction import compact
     from aimp_tf.exporting import export
+    from aimp_tf.exporting.compaction import compact
     from aimp_tf.exporting.sparse import sparse_inference
     from aimp_tf.fine_tuning import fine_tune
-    from aimp_tf.input_pipeline import array_dataset
-    from aimp_tf.masked_model import sparsity, strip, wrap
+    from aimp_tf.masking import sparsity, strip, wrap
     from aimp_tf.preview import RunPlan, plan
     from aimp_tf.pruning import prune
-    from aimp_tf.result import PruningResult
-    from aimp_tf.rounds import RoundResult
+    from aimp_tf.reports.result import PruningResult
+    from aimp_tf.training.callback import GlobalMagnitudePruning
+    from aimp_tf.training.input_pipeline import array_dataset
+    from aimp_tf.training.rounds import RoundResult
 
 __all__ = [
     "GlobalMagnitudePruning",
@@ -40,20 +40,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GlobalMagnitudePruning": "callback",
-    "PruningResult": "result",
-    "RoundResult": "rounds",
+    "GlobalMagnitudePruning": "training.callback",
+    "PruningResult": "reports.result",
+    "RoundResult": "training.rounds",
     "RunPlan": "preview",
-    "array_dataset": "input_pipeline",
-    "compact": "compaction",
+    "array_dataset": "training.input_pipeline",
+    "compact": "exporting.compaction",
     "export": "exporting",
     "fine_tune": "fine_tuning",
     "plan": "preview",
     "prune": "pruning",
     "sparse_inference": "exporting.sparse",
-    "sparsity": "masked_model",
-    "strip": "masked_model",
-    "wrap": "masked_model",
+    "sparsity": "masking",
+    "strip": "masking",
+    "wrap": "masking",
 }
 
 

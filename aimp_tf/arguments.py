@@ -12,8 +12,8 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.config import PruningConfig, nearest
-from aimp_tf.keras_own import is_keras_own
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(PruningConfig))
 

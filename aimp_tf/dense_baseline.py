@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.callback import GlobalMagnitudePruning
+from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.variables import local_value
 from aimp_tf.config import PruningConfig, is_number
-from aimp_tf.display import RunDisplay
-from aimp_tf.fitting import Fitting
-from aimp_tf.keras_own import is_keras_own
-from aimp_tf.masked_model import MaskedModel, local_value, mask_model
-from aimp_tf.outcome import Outcome
-from aimp_tf.planning import make_plan, settled
-from aimp_tf.progress import RunProgress
-from aimp_tf.rounds import RoundResult
+from aimp_tf.masking import MaskedModel, mask_model
+from aimp_tf.reports.display import RunDisplay
+from aimp_tf.runs.outcome import Outcome
+from aimp_tf.runs.progress import RunProgress
+from aimp_tf.selection.planning import make_plan, settled
+from aimp_tf.training.callback import GlobalMagnitudePruning
+from aimp_tf.training.fitting import Fitting
+from aimp_tf.training.rounds import RoundResult
 
 # Those of Keras that train otherwise. Others write files, or are the user's, and are for the run that prunes.
 _HEEDED = ("EarlyStopping", "LearningRateScheduler", "ReduceLROnPlateau", "TerminateOnNaN")

@@ -7,11 +7,12 @@ import numbers
 from typing import Any
 
 from aimp_tf.arguments import check_names, fit_arguments, placed, split_off, training_data
-from aimp_tf.cluster import Cluster
+from aimp_tf.compat.cluster import Cluster
+from aimp_tf.compat.models import check_model
 from aimp_tf.config import is_number
-from aimp_tf.fitting import Fitting, build, check_class_weight, check_targets
-from aimp_tf.masked_model import Masks, check_model, mask_model
-from aimp_tf.other_callbacks import as_callbacks
+from aimp_tf.masking import Masks, mask_model
+from aimp_tf.training.fitting import Fitting, build, check_class_weight, check_targets
+from aimp_tf.training.other_callbacks import as_callbacks
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.arguments import check_no_data, config_of, placed
+from aimp_tf.compat.models import keras_generation
 from aimp_tf.config import PruningConfig
-from aimp_tf.masked_model import Masks, check_plain, first_masks, keras_generation, left_dense, select_prunable
-from aimp_tf.planning import Round, imp_epochs, least_survivors, make_plan, settled
-from aimp_tf.rounds import aligned, percent_text, plan_text
+from aimp_tf.masking import Masks, check_plain, first_masks, left_dense, select_prunable
+from aimp_tf.selection.planning import Round, imp_epochs, least_survivors, make_plan, settled
+from aimp_tf.training.rounds import aligned, percent_text, plan_text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,35 +16,27 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.arguments import config_of, placed, sort_arguments, split_off, training_data
-from aimp_tf.callback import GlobalMagnitudePruning
-from aimp_tf.cluster import Cluster
+from aimp_tf.compat.cluster import Cluster
+from aimp_tf.compat.models import check_model, keras_generation
+from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.config import PruningConfig
 from aimp_tf.dense_baseline import check_dense_baseline, measure_dense
-from aimp_tf.display import RunDisplay, fit_verbose
 from aimp_tf.exporting import Target, export
-from aimp_tf.fitting import Fitting, build, check_batches, check_class_weight, check_targets
-from aimp_tf.input_pipeline import spec_of
-from aimp_tf.masked_model import (
-    Masks,
-    check_model,
-    fit_with_tfmot,
-    keras_generation,
-    left_dense,
-    mask_model,
-    select_prunable,
-    sparsity,
-)
-from aimp_tf.other_callbacks import as_callbacks, check_for_rounds, check_monitors, follows_batches, watch_from
-from aimp_tf.outcome import Outcome
-from aimp_tf.planning import epoch_at_target, imp_epochs, make_plan, settled
-from aimp_tf.precision import resolve_policy
-from aimp_tf.progress import RunProgress
-from aimp_tf.ranking import check_finite
-from aimp_tf.result import PruningResult
-from aimp_tf.rounds import RoundResult, last_epoch_with, plain_logs
-from aimp_tf.run_directory import RunDirectory, check_workdir
-from aimp_tf.safe_files import checksum_of_arrays
-from aimp_tf.signature import data_signature, model_signature
+from aimp_tf.files import checksum_of_arrays
+from aimp_tf.masking import Masks, fit_with_tfmot, left_dense, mask_model, select_prunable, sparsity
+from aimp_tf.reports.display import RunDisplay, fit_verbose
+from aimp_tf.reports.result import PruningResult
+from aimp_tf.runs.outcome import Outcome
+from aimp_tf.runs.progress import RunProgress
+from aimp_tf.runs.run_directory import RunDirectory, check_workdir
+from aimp_tf.runs.signature import data_signature, model_signature
+from aimp_tf.selection.planning import epoch_at_target, imp_epochs, make_plan, settled
+from aimp_tf.selection.ranking import check_finite
+from aimp_tf.training.callback import GlobalMagnitudePruning
+from aimp_tf.training.fitting import Fitting, build, check_batches, check_class_weight, check_targets
+from aimp_tf.training.input_pipeline import spec_of
+from aimp_tf.training.other_callbacks import as_callbacks, check_for_rounds, check_monitors, follows_batches, watch_from
+from aimp_tf.training.rounds import RoundResult, last_epoch_with, plain_logs
 
 
 @placed("target_sparsity=0.9, epochs=30, batch_size=64")

@@ -18,8 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 import aimp_tf
-from aimp_tf import input_pipeline, progress
-from aimp_tf.masked_model import MaskedModel
+from aimp_tf.masking import MaskedModel
+from aimp_tf.runs import progress
+from aimp_tf.training import input_pipeline
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.4, "epochs": 2, "round_epochs": 2, "rewind": "weights", "verbose": 0}
 

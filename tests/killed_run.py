@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 import aimp_tf
-from aimp_tf import progress
+from aimp_tf.runs import progress
 
 
 def run(K, workdir, event=lambda: None):

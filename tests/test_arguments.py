@@ -6,7 +6,7 @@ import tensorflow as tf
 
 import aimp_tf
 from aimp_tf.arguments import fit_arguments, split_off, training_data
-from aimp_tf.masked_model import MaskedModel
+from aimp_tf.masking import MaskedModel
 
 X, Y, WEIGHTS = np.arange(20.0).reshape(10, 2), np.arange(10), np.ones(10)
 

@@ -23,9 +23,9 @@ from aimp_tf.benchmarks import (
     step,
 )
 from aimp_tf.benchmarks.side_by_side import compare, spread_text, time_in_turn, timing
-from aimp_tf.compaction.training import LiveNetwork
 from aimp_tf.config import PruningConfig
 from aimp_tf.experiments.experiment import Experiment
+from aimp_tf.masking.live_part import LiveNetwork
 
 pytestmark = pytest.mark.slow
 

@@ -8,11 +8,13 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
-from aimp_tf import GlobalMagnitudePruning, PruningConfig, callback, criteria
-from aimp_tf.masked_model import MaskedModel, mask_model
-from aimp_tf.masked_model.prunable import prunable_variables
-from aimp_tf.planning import ramp_survivors
-from aimp_tf.ranking import keep_largest
+from aimp_tf import GlobalMagnitudePruning, PruningConfig
+from aimp_tf.graph.prunable import prunable_variables
+from aimp_tf.masking import MaskedModel, mask_model
+from aimp_tf.selection import criteria
+from aimp_tf.selection.planning import ramp_survivors
+from aimp_tf.selection.ranking import keep_largest
+from aimp_tf.training import callback
 
 
 @pytest.fixture

@@ -12,16 +12,17 @@ from test_compaction import GENERATIONS, Network
 
 import aimp_tf
 from aimp_tf import GlobalMagnitudePruning, PruningConfig
-from aimp_tf.compaction.training import LiveNetwork
+from aimp_tf.compat.variables import resource_of
 from aimp_tf.experiments import models
-from aimp_tf.masked_model import MaskedModel, mask_model, resource_of
-from aimp_tf.model_graph import ModelGraph
+from aimp_tf.graph.model_graph import ModelGraph
+from aimp_tf.masking import MaskedModel, mask_model
+from aimp_tf.masking.live_part import LiveNetwork
 
 SETTINGS = {"target_sparsity": 0.9, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 0}
 
 
 def part_of(masked, multiple=1):
-    return LiveNetwork(ModelGraph.of(masked.original, masked=True), masked).part(multiple=multiple)
+    return LiveNetwork(ModelGraph.of(masked.original), masked).part(multiple=multiple)
 
 
 def train(masked, inputs, targets, part=None):

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import aimp_tf
-from aimp_tf.compaction import compact_and_report
 from aimp_tf.experiments import models
-from aimp_tf.masked_model.prunable import prunable_variables
+from aimp_tf.exporting.compaction import compact_and_report
+from aimp_tf.graph.prunable import prunable_variables
 
 GENERATIONS = ("keras", "tf_keras")
 
@@ -439,7 +439,7 @@ def test_what_is_not_known_is_left_alone_and_reported(K, caplog):
     )
     model.get_layer("second").kernel.assign(np.where(np.arange(64).reshape(8, 8) < 16, 1.0, 0.0))
     model.get_layer("third").kernel.assign(np.eye(8, 2))
-    with caplog.at_level(logging.INFO, "aimp_tf.compaction"):
+    with caplog.at_level(logging.INFO, "aimp_tf.exporting.compaction"):
         _, report = check_same(model, np.random.default_rng(0).normal(size=(3, 6)))
     assert report.channels == {"first": (8, 2), "second": (8, 8), "third": (2, 2)}
     assert report.left_alone == {"normalization": "LayerNormalization", "doubled": "Doubled"}

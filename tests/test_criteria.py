@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from aimp_tf.criteria import lamp_scores, scores_of
+from aimp_tf.selection.criteria import lamp_scores, scores_of
 
 WEIGHTS = {"a": np.array([[3.0, -1.0], [0.5, 2.0]], np.float32), "b": np.array([10.0, -20.0], np.float32)}
 MASKS = {path: np.ones(weight.shape, bool) for path, weight in WEIGHTS.items()}

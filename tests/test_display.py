@@ -17,9 +17,9 @@ import pytest
 
 import aimp_tf
 from aimp_tf.config import PruningConfig
-from aimp_tf.display import RunDisplay, fit_verbose
-from aimp_tf.planning import make_plan
-from aimp_tf.rounds import RoundResult
+from aimp_tf.reports.display import RunDisplay, fit_verbose
+from aimp_tf.selection.planning import make_plan
+from aimp_tf.training.rounds import RoundResult
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 2, "round_epochs": 1, "seed": 1}
 TWELVE = {"target_sparsity": 0.9, "rate": 0.189, "epochs": 30, "round_epochs": 6}
@@ -50,7 +50,7 @@ def clock(monkeypatch):
     """What the display takes for the time: `clock.now`, in seconds."""
     clock = types.SimpleNamespace(now=1000.0)
     clock.monotonic = lambda: clock.now
-    monkeypatch.setattr("aimp_tf.display.time", clock)
+    monkeypatch.setattr("aimp_tf.reports.display.time", clock)
     return clock
 
 
@@ -183,7 +183,7 @@ def test_the_screen_of_twelve_rounds_in_a_terminal(open_terminal):
 
 def test_the_live_line(open_terminal, clock, monkeypatch):
     """It tells where the run is, how much is done, and how long the rest takes by the epochs after the first one."""
-    monkeypatch.setattr("aimp_tf.display._REFRESHES_PER_SECOND", 100)
+    monkeypatch.setattr("aimp_tf.reports.display._REFRESHES_PER_SECOND", 100)
     screen, plan = open_terminal(), plan_of()
     bar = "[━╸╺]{24}"
     with RunDisplay("auto", plan, 50_200) as display:
@@ -501,7 +501,7 @@ def test_long_names_are_cut_in_a_terminal(open_terminal):
 
 def test_a_round_that_ends_early_counts_as_done(open_terminal, clock, monkeypatch):
     """Of the 96 epochs, 92 are left to count."""
-    monkeypatch.setattr("aimp_tf.display._REFRESHES_PER_SECOND", 100)
+    monkeypatch.setattr("aimp_tf.reports.display._REFRESHES_PER_SECOND", 100)
     screen, plan = open_terminal(), plan_of()
     with RunDisplay("auto", plan, 50_200, may_stop=True) as display:
         display.begin()
@@ -513,7 +513,7 @@ def test_a_round_that_ends_early_counts_as_done(open_terminal, clock, monkeypatc
 
 
 def test_the_time_left_of_a_run_that_goes_on_is_that_of_this_process(open_terminal, clock, monkeypatch):
-    monkeypatch.setattr("aimp_tf.display._REFRESHES_PER_SECOND", 100)
+    monkeypatch.setattr("aimp_tf.reports.display._REFRESHES_PER_SECOND", 100)
     screen, plan = open_terminal(), plan_of()
     with RunDisplay("auto", plan, 50_200) as display:
         display.begin([result_of(round_, seconds=1e6) for round_ in plan[:6]], 1)

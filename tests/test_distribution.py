@@ -17,9 +17,9 @@ import tensorflow as tf
 import tf_keras
 
 import aimp_tf
-from aimp_tf import progress
-from aimp_tf.cluster import Cluster
+from aimp_tf.compat.cluster import Cluster
 from aimp_tf.experiments.distribution import is_chief
+from aimp_tf.runs import progress
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from aimp_tf import PruningConfig
 from aimp_tf.experiments import datasets, exports, models
 from aimp_tf.experiments.experiment import CHOICES, Experiment
 from aimp_tf.experiments.run import Comparison, compiled_model, load_data, run, train_dense, weight_count
-from aimp_tf.masked_model.prunable import prunable_variables
-from aimp_tf.run_directory import RecordedRun
+from aimp_tf.graph.prunable import prunable_variables
+from aimp_tf.runs.run_directory import RecordedRun
 
 IDX_DIR = pathlib.Path(os.environ.get("FASHION_MNIST_IDX_DIR", "/usr/share/datasets/fashion-mnist"))
 

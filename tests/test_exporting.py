@@ -229,7 +229,7 @@ def test_all_weights_have_paths(make_mlp, K):
     arrays = weight_arrays(model)
     assert len(arrays) == len(model.weights) == 8
     kernels = {path for path in arrays if path.endswith("kernel")}
-    assert kernels == set(aimp_tf.masked_model.select_prunable(model))
+    assert kernels == set(aimp_tf.masking.select_prunable(model))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 import aimp_tf
-from aimp_tf.safe_files import read_json, write_json
+from aimp_tf.files import read_json, write_json
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(64, 8)).astype("float32"), RNG.integers(0, 3, 64)
@@ -43,7 +43,7 @@ def prune(*data, K=keras, **settings):
 
 
 def wrapped_by_tfmot():
-    from aimp_tf.masked_model import wrap_with_tfmot
+    from aimp_tf.masking import wrap_with_tfmot
 
     wrapped, _ = wrap_with_tfmot(make(tf_keras))
     return aimp_tf.prune(wrapped, X, Y, **BRIEF)
@@ -68,7 +68,7 @@ def with_loss(loss, y):
 
 
 def tfmots_callback():
-    from aimp_tf.masked_model import wrap_with_tfmot
+    from aimp_tf.masking import wrap_with_tfmot
 
     return wrap_with_tfmot(make(tf_keras))[1][0]
 

@@ -8,10 +8,10 @@ import pytest
 
 import aimp_tf
 from aimp_tf import GlobalMagnitudePruning, PruningConfig
-from aimp_tf.masked_model import MaskedModel
-from aimp_tf.masked_model.prunable import prunable_variables, select_for
-from aimp_tf.planning import ramp_survivors
-from aimp_tf.safe_files import checksum, read_json, write_json
+from aimp_tf.files import checksum, read_json, write_json
+from aimp_tf.graph.prunable import prunable_variables, select_for
+from aimp_tf.masking import MaskedModel
+from aimp_tf.selection.planning import ramp_survivors
 
 N = 8 * 16 + 16 * 3
 

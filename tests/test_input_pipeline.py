@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from aimp_tf.input_pipeline import Order, array_dataset, array_positions, in_batches, prepare, without_autotuning
+from aimp_tf.training.input_pipeline import (
+    Order,
+    array_dataset,
+    array_positions,
+    in_batches,
+    prepare,
+    without_autotuning,
+)
 
 
 def examples(dataset):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from aimp_tf.learning_rate import is_schedule, stretchable
+from aimp_tf.compat.learning_rate import is_schedule, stretchable
 
 
 def schedules(K):

@@ -1,8 +1,8 @@
 import numpy as np
 
-from aimp_tf.compaction import compact_and_report
-from aimp_tf.measuring import measure_calls, measure_sizes
-from aimp_tf.outcome import Outcome
+from aimp_tf.exporting.compaction import compact_and_report
+from aimp_tf.reports.measuring import measure_calls, measure_sizes
+from aimp_tf.runs.outcome import Outcome
 
 
 def pruned(make_mlp):

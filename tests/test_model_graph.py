@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from aimp_tf.model_graph import ModelGraph, copy_with
+from aimp_tf.graph.model_graph import ModelGraph, copy_with
 
 
 def outputs_of(model, inputs):

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import graphlib
 import importlib
 import os
 import pathlib
@@ -101,34 +102,36 @@ def test_public_names():
         _ = aimp_tf.prun
 
 
-@pytest.mark.parametrize("module", ["config", "planning", "precision", "ranking", "shrinking"])
+@pytest.mark.parametrize(
+    "module", ["config", "selection.planning", "compat.precision", "selection.ranking", "training.shrinking"]
+)
 def test_examples_in_docstrings(module):
     tested = doctest.testmod(importlib.import_module(f"aimp_tf.{module}"))
     assert tested.attempted > 0 and tested.failed == 0
 
 
 def test_types_are_shipped():
-    assert all((PACKAGE / name).exists() for name in ("py.typed", "report.css"))
+    assert all((PACKAGE / name).exists() for name in ("py.typed", "reports/report.css"))
 
 
-# Each module may import those before it.
+# Each district, or module outside of them, may import those before it.
 LAYERS = [
-    ["config", "outcome", "safe_files", "keras_own", "swap"],
-    ["planning", "precision", "ranking", "criteria", "arguments"],
-    ["rounds"],
-    ["learning_rate", "input_pipeline", "device_arrays", "other_callbacks", "plots", "tensorboard", "cluster"],
-    ["masked_model"],
-    ["model_graph", "signature", "fitting"],
-    ["compaction", "shrinking"],
-    ["callback", "exporting"],
-    ["run_directory", "display", "measuring"],
-    ["progress", "report"],
-    ["result", "dense_baseline"],
+    ["config", "files"],
+    ["compat"],
+    ["arguments"],
+    ["selection"],
+    ["graph"],
+    ["masking"],
+    ["exporting"],
+    ["training"],
+    ["runs"],
+    ["reports"],
+    ["dense_baseline"],
     ["pruning", "fine_tuning", "preview"],
     ["experiments"],
     ["benchmarks"],
 ]
-LEVELS = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+LEVELS = {district: level for level, districts in enumerate(LAYERS) for district in districts}
 
 
 def imports_of(path):
@@ -153,22 +156,31 @@ def test_imports_point_downwards():
                 assert LEVELS[parts[1]] < LEVELS[home], f"{path} imports {name}"
 
 
+def test_no_module_needs_what_needs_it():
+    files = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = ("aimp_tf", *path.relative_to(PACKAGE).with_suffix("").parts)
+        files[".".join(parts).removesuffix(".__init__")] = path
+    order = graphlib.TopologicalSorter({name: set(imports_of(path)) & files.keys() for name, path in files.items()})
+    assert len(list(order.static_order())) == len(files)
+
+
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
         ("config.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
-        ("planning.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
-        ("precision.py", {"keras", "tf_keras"}),
-        ("safe_files.py", {"tensorflow", "keras", "tf_keras"}),
-        ("outcome.py", {"tensorflow", "keras", "tf_keras"}),
-        ("ranking.py", {"tensorflow", "keras", "tf_keras"}),
-        ("criteria.py", {"tensorflow", "keras", "tf_keras"}),
+        ("selection/planning.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
+        ("compat/precision.py", {"keras", "tf_keras"}),
+        ("files.py", {"tensorflow", "keras", "tf_keras"}),
+        ("runs/outcome.py", {"tensorflow", "keras", "tf_keras"}),
+        ("selection/ranking.py", {"tensorflow", "keras", "tf_keras"}),
+        ("selection/criteria.py", {"tensorflow", "keras", "tf_keras"}),
         ("experiments/command_line.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("experiments/study.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
-        ("callback.py", {"tf_keras", "tensorflow_model_optimization"}),
+        ("training/callback.py", {"tf_keras", "tensorflow_model_optimization"}),
         ("pruning.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
-        ("masked_model/interface.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
-        ("masked_model/mixed_precision.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
+        ("masking/masked_model.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
+        ("compat/mixed_precision.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
     ],
 )
 def test_modules_do_without(module, forbidden):

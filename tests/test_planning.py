@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aimp_tf import PruningConfig
-from aimp_tf.planning import imp_epochs, least_survivors, make_plan, ramp_survivors, settled, survivor_counts
+from aimp_tf.selection.planning import imp_epochs, least_survivors, make_plan, ramp_survivors, settled, survivor_counts
 
 
 def test_counts_are_those_of_the_formula():

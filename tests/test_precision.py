@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
-from aimp_tf import precision
-from aimp_tf.masked_model import MaskedModel, mask_model
+from aimp_tf.compat import precision
+from aimp_tf.masking import MaskedModel, mask_model
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 2, "round_epochs": 2, "verbose": 0, "seed": 1}
 BRIEF = {**SETTINGS, "rate": 0.75, "epochs": 1, "round_epochs": 1}

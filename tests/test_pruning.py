@@ -6,7 +6,7 @@ import tensorflow as tf
 import aimp_tf
 from aimp_tf.experiments import datasets
 from aimp_tf.experiments.run import compiled_model, train_dense
-from aimp_tf.masked_model import MaskedModel
+from aimp_tf.masking import MaskedModel
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.4, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from aimp_tf import ranking
-from aimp_tf.ranking import check_fours, keep_at_least, keep_best, keep_largest, keep_same_fraction
+from aimp_tf.selection import ranking
+from aimp_tf.selection.ranking import check_fours, keep_at_least, keep_best, keep_largest, keep_same_fraction
 
 
 def by_sorting(weights, masks, keep, signed=False):

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import aimp_tf
-from aimp_tf import plots
-from aimp_tf.outcome import Outcome, accuracy_margin, difference_margin, times_as_fast
-from aimp_tf.report import write_report
-from aimp_tf.rounds import RoundResult, percent_text
-from aimp_tf.run_directory import RecordedRun, RunDirectory, read_run
-from aimp_tf.safe_files import read_json, write_json
+from aimp_tf.files import read_json, write_json
+from aimp_tf.reports import plots
+from aimp_tf.reports.report import write_report
+from aimp_tf.runs.outcome import Outcome, accuracy_margin, difference_margin, times_as_fast
+from aimp_tf.runs.run_directory import RecordedRun, RunDirectory, read_run
+from aimp_tf.training.rounds import RoundResult, percent_text
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 4, "round_epochs": 1, "verbose": 0, "seed": 1}
@@ -368,7 +368,7 @@ def test_the_page_and_its_pictures_have_colours_for_the_dark(tmp_path):
         texts = list(root.iter("{http://www.w3.org/2000/svg}text"))
         assert texts and all("fill: #" in text.get("style") for text in texts)
         assert "#ffffff" not in picture
-    style = (pathlib.Path(aimp_tf.__file__).parent / "report.css").read_text()
+    style = (pathlib.Path(aimp_tf.__file__).parent / "reports" / "report.css").read_text()
     assert not re.search(r"url\(|@import", style)
     light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
     for colours in (light, dark):

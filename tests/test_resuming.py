@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
-from aimp_tf import progress, run_directory
-from aimp_tf.masked_model import MaskedModel
-from aimp_tf.safe_files import checksum, read_json, write_arrays, write_json
+from aimp_tf.files import checksum, read_json, write_arrays, write_json
+from aimp_tf.masking import MaskedModel
+from aimp_tf.runs import progress, run_directory
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 4, "round_epochs": 3, "verbose": 0, "seed": 1}
 REWINDS = {"rewind": "weights", "final_rewind": "learning_rate"}

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aimp_tf
-from aimp_tf.ranking import smallest_magnitude
-from aimp_tf.rounds import (
+from aimp_tf.selection.ranking import smallest_magnitude
+from aimp_tf.training.rounds import (
     MAGNITUDE_EDGES,
     LayerResult,
     RoundResult,

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 import aimp_tf
-from aimp_tf.masked_model import MaskedModel
-from aimp_tf.shrinking import Shrinking, fraction_moved, sample_of
+from aimp_tf.masking import MaskedModel
+from aimp_tf.training.shrinking import Shrinking, fraction_moved, sample_of
 
 
 def test_all_of_small_arrays_count():

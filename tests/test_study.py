@@ -15,11 +15,12 @@ import time
 
 import pytest
 
-from aimp_tf import PruningConfig, plots
+from aimp_tf import PruningConfig
 from aimp_tf.experiments import cell as cell_process
 from aimp_tf.experiments import executors, run_study, study_report
 from aimp_tf.experiments.experiment import Experiment, from_fields, to_fields
 from aimp_tf.experiments.study import Arm, Cell, CellResult, Study, differences, planned_epochs
+from aimp_tf.reports import plots
 
 TOOL = pathlib.Path(__file__).parent.parent / "tools" / "study.py"
 

@@ -3,9 +3,9 @@ import shutil
 import pytest
 
 import aimp_tf
-from aimp_tf import run_directory
-from aimp_tf.rounds import MAGNITUDE_EDGES
-from aimp_tf.tensorboard import TensorBoardLog
+from aimp_tf.runs import run_directory
+from aimp_tf.runs.tensorboard import TensorBoardLog
+from aimp_tf.training.rounds import MAGNITUDE_EDGES
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
 

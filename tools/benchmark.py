@@ -39,7 +39,7 @@ from absl import flags
 
 from aimp_tf.benchmarks import options_of
 from aimp_tf.experiments import command_line
-from aimp_tf.safe_files import check_writable, write_atomically
+from aimp_tf.files import check_writable, write_atomically
 
 _COMMANDS = (
     "checkpoints",

@@ -14,7 +14,7 @@ from absl import flags
 
 from aimp_tf.experiments import command_line
 from aimp_tf.experiments.experiment import Experiment
-from aimp_tf.safe_files import check_writable
+from aimp_tf.files import check_writable
 
 _CONFIG = command_line.define_config(Experiment, "That of the run in --workdir.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run of tools/prune.py.")

@@ -14,7 +14,7 @@ from absl import flags
 
 from aimp_tf.experiments import command_line
 from aimp_tf.experiments.datasets import check_idx_files, prepare_fashion_mnist
-from aimp_tf.safe_files import check_writable
+from aimp_tf.files import check_writable
 
 _IDX_DIR = flags.DEFINE_string("idx_dir", "/usr/share/datasets/fashion-mnist", "Folder of the four .gz files.")
 _DATA_DIR = flags.DEFINE_string(

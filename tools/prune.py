@@ -18,7 +18,7 @@ from absl import flags
 from aimp_tf.experiments import command_line
 from aimp_tf.experiments.distribution import STRATEGIES, is_chief, make_strategy
 from aimp_tf.experiments.experiment import Experiment
-from aimp_tf.run_directory import check_workdir
+from aimp_tf.runs.run_directory import check_workdir
 
 _CONFIG = command_line.define_config(Experiment)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: new, or the same run's from before. Required.")
@@ -82,8 +82,8 @@ def _tell_what_is_next(experiment: Experiment, workdir: pathlib.Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         print('The page: pip install ".[report]", then tools/report.py --workdir=' + shlex.quote(os.fspath(workdir)))
     else:
-        from aimp_tf.report import write_report
-        from aimp_tf.run_directory import read_run
+        from aimp_tf.reports.report import write_report
+        from aimp_tf.runs.run_directory import read_run
 
         try:
             page, *_ = write_report([read_run(workdir)], workdir / "report.html")

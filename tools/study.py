@@ -20,7 +20,7 @@ from absl import flags
 
 from aimp_tf.experiments import command_line, executors, run_study, study_report
 from aimp_tf.experiments.study import Study
-from aimp_tf.plots import check_matplotlib
+from aimp_tf.reports.plots import check_matplotlib
 
 _CONFIG = command_line.define_config(Study)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study: new, or the same study's from before. Required.")

@@ -12,12 +12,12 @@ import numpy as np
 
 from aimp_tf.benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images, repeated
 from aimp_tf.benchmarks.side_by_side import compare, time_in_turn
-from aimp_tf.callback import GlobalMagnitudePruning
-from aimp_tf.compaction.training import LiveNetwork
 from aimp_tf.config import PruningConfig
 from aimp_tf.experiments import datasets
-from aimp_tf.masked_model import MaskedModel, mask_model, wrap
-from aimp_tf.model_graph import ModelGraph
+from aimp_tf.graph.model_graph import ModelGraph
+from aimp_tf.masking import MaskedModel, mask_model, wrap
+from aimp_tf.masking.live_part import LiveNetwork
+from aimp_tf.training.callback import GlobalMagnitudePruning
 
 # Examples of an epoch, learning rate, and steps in each repetition. A ResNet takes too long for all examples.
 _RECIPES = {"lenet_300_100": (60000, 0.1, 400), "lenet_5": (60000, 0.1, 100), "resnet_20": (5000, 0.3, 8)}
@@ -63,7 +63,7 @@ def run(
                 sides = {"whole": mask_model(make()), "live part": part}
                 for masked in sides.values():
                     masked.set_masks(masks)
-                live = LiveNetwork(ModelGraph.of(part.original, masked=True), part).part()
+                live = LiveNetwork(ModelGraph.of(part.original), part).part()
                 part.train_part(live.weights, live.attributes)
                 batch = repeated(made_up_images(BATCH_SIZE, images.shape[1:], data.classes), steps)
                 fits = {name: functools.partial(_fit, masked, weights, batch) for name, masked in sides.items()}

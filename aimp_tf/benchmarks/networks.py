@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.experiments import models
-from aimp_tf.input_pipeline import without_autotuning
+from aimp_tf.training.input_pipeline import without_autotuning
 
 SHAPE, CLASSES = (28, 28, 1), 10
 """Of the images, unless it is said."""

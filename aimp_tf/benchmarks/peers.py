@@ -20,9 +20,9 @@ from aimp_tf.experiments import models
 from aimp_tf.experiments.datasets import ImageData
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.experiments.run import accuracy_of, compiled_model, load_data, train_dense, weight_count
-from aimp_tf.masked_model.prunable import named_weights
-from aimp_tf.planning import make_plan
+from aimp_tf.graph.prunable import named_weights
 from aimp_tf.pruning import prune
+from aimp_tf.selection.planning import make_plan
 
 # The recipe of docs/results.md.
 _EXPERIMENT = Experiment(

@@ -11,8 +11,8 @@ from unittest import mock
 
 from aimp_tf.benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images
 from aimp_tf.benchmarks.side_by_side import spread_text
-from aimp_tf.input_pipeline import array_dataset
 from aimp_tf.pruning import prune
+from aimp_tf.training.input_pipeline import array_dataset
 
 
 def run(

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from aimp_tf.benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images, repeated
 from aimp_tf.benchmarks.side_by_side import compare, time_in_turn
-from aimp_tf.masked_model import wrap, wrap_with_tfmot
+from aimp_tf.masking import wrap, wrap_with_tfmot
 
 _STEPS = {"lenet_300_100": 400, "lenet_5": 100, "resnet_20": 8}
 

@@ -94,7 +94,7 @@ def run_cell(folder: pathlib.Path, data_dir: str | None) -> CellResult:
     """Runs what cell.json says and writes result.json."""
     # Not at the top: whoever starts cells, for hours, need not hold TensorFlow in memory.
     from aimp_tf.experiments.run import accuracy_of, load_data, train_pruned
-    from aimp_tf.safe_files import write_atomically
+    from aimp_tf.files import write_atomically
 
     fields = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
     experiment = from_fields(fields["experiment"])

@@ -19,23 +19,23 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.cluster import Cluster
-from aimp_tf.display import RunDisplay, fit_verbose
+from aimp_tf.compat.cluster import Cluster
+from aimp_tf.compat.models import fit_ready
 from aimp_tf.experiments import datasets, models
 from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.exporting import Artefact, export
 from aimp_tf.exporting.fresh_process import use_in_fresh_process
 from aimp_tf.exporting.sizes import gzip_bytes
-from aimp_tf.input_pipeline import Order, prepare
-from aimp_tf.masked_model import fit_ready
-from aimp_tf.masked_model.prunable import select_for
-from aimp_tf.measuring import measure_calls
-from aimp_tf.planning import make_plan
+from aimp_tf.files import write_atomically, write_json
+from aimp_tf.graph.prunable import select_for
 from aimp_tf.pruning import prune
-from aimp_tf.result import PruningResult
-from aimp_tf.rounds import RoundResult
-from aimp_tf.run_directory import check_workdir
-from aimp_tf.safe_files import write_atomically, write_json
+from aimp_tf.reports.display import RunDisplay, fit_verbose
+from aimp_tf.reports.measuring import measure_calls
+from aimp_tf.reports.result import PruningResult
+from aimp_tf.runs.run_directory import check_workdir
+from aimp_tf.selection.planning import make_plan
+from aimp_tf.training.input_pipeline import Order, prepare
+from aimp_tf.training.rounds import RoundResult
 
 _TEST_BATCH_SIZE = 1024
 

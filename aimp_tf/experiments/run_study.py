@@ -17,8 +17,8 @@ from aimp_tf.experiments.cell import order, read_result
 from aimp_tf.experiments.executors import Executor
 from aimp_tf.experiments.experiment import Experiment, to_fields
 from aimp_tf.experiments.study import Cell, CellResult, Study, differences, planned_epochs
-from aimp_tf.rounds import duration_text
-from aimp_tf.safe_files import check_writable
+from aimp_tf.files import check_writable
+from aimp_tf.training.rounds import duration_text
 
 _COUNT_WEIGHTS = """
 import json, sys

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aimp_tf.experiments.study import CellResult, Study
-from aimp_tf.plots import COLOURS, MARKERS, survivor_scale, tidy
+from aimp_tf.reports.plots import COLOURS, MARKERS, survivor_scale, tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

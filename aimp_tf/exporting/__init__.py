@@ -16,6 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from aimp_tf.compat.models import HasModel, model_of
 from aimp_tf.config import nearest
 from aimp_tf.exporting.inputs import arrange, make_up
 from aimp_tf.exporting.lite import to_tflite
@@ -24,8 +25,8 @@ from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
 from aimp_tf.exporting.sparse import sparse_inference
 from aimp_tf.exporting.verification import differences, tolerance
 from aimp_tf.exporting.weights import write_weights
-from aimp_tf.masked_model import HasModel, check_plain, model_of
-from aimp_tf.safe_files import UNFINISHED, check_writable
+from aimp_tf.files import UNFINISHED, check_writable
+from aimp_tf.masking import check_plain
 
 __all__ = ["FORMATS", "Artefact", "Target", "choose_formats", "export"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.masked_model import check_built, keras_generation
+from aimp_tf.compat.models import check_built, keras_generation
 
 _HALF_PRECISION = (tf.float16, tf.bfloat16)
 _MADE_UP_EXAMPLES = 32

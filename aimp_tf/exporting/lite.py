@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.mixed_precision import computing_in_float32
 from aimp_tf.exporting.inputs import arrange, input_specs
 from aimp_tf.exporting.saved_model import explaining, write_saved_model
-from aimp_tf.masked_model import computing_in_float32
 
 logger = logging.getLogger(__name__)
 

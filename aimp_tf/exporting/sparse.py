@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.models import HasModel, model_of
 from aimp_tf.config import is_number
-from aimp_tf.masked_model import HasModel, model_of
-from aimp_tf.model_graph import Call, Copies, ModelGraph, compile_alike
+from aimp_tf.graph.model_graph import Call, Copies, ModelGraph, compile_alike
+from aimp_tf.masking import check_plain
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def sparse_inference_and_report(model: Any | HasModel, batch_size: int = 1) -> t
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     model = model_of(model)
+    check_plain(model)
     graph = ModelGraph.of(model)
     calls: dict[int, list[Call]] = {}
     for call in graph.calls:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.mixed_precision import computes_in_half_precision
+from aimp_tf.compat.models import keras_generation
 from aimp_tf.exporting.fresh_process import use_in_fresh_process
 from aimp_tf.exporting.inputs import arrange, input_specs, make_up
 from aimp_tf.exporting.serving import infer, output_names
 from aimp_tf.exporting.weights import weight_arrays
-from aimp_tf.masked_model import computes_in_half_precision, keras_generation
 
 _BATCH_SIZE = 256
 _TOLERANCE = 1e-4

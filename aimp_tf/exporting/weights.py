@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.masked_model import named_weights
-from aimp_tf.safe_files import write_arrays
+from aimp_tf.files import write_arrays
+from aimp_tf.graph.prunable import named_weights
 
 
 def write_weights(model: Any, path: str | os.PathLike[str]) -> None:

@@ -1,0 +1,321 @@
+"""Mixed precision on a float32 model that exists already, in both generations of Keras, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import children
+from aimp_tf.compat.swap import Swap
+
+_GRAPHS = ("Functional", "Sequential")
+# tf_keras reads their variables in float32 under a mixed policy, too. Keras 3 notes as much in each variable.
+_READ_IN_FLOAT32 = ("BatchNormalizationBase", "LayerNormalization", "Embedding")
+_LISTS_OF_WEIGHTS = ("_trainable_weights", "_non_trainable_weights")
+
+
+class MixedPrecision:
+    """Makes a float32 model compute in half precision until `undo`. Its variables, and its results, stay float32.
+
+    In float32 stay the layers that give the model's outputs, and preprocessing layers, for what they read may be beyond
+    half precision. Layers that have another policy than float32 keep it. Under float16, an optimizer that scales the
+    loss is put round the model's own. Nothing global is changed.
+
+    Args:
+        model: A compiled, built Keras 3 or tf_keras model.
+        generation: "keras" or "tf_keras".
+        policy: "mixed_float16" or "mixed_bfloat16".
+
+    Raises:
+        ValueError: No layer with weights has the policy float32.
+    """
+
+    def __init__(self, model: Any, generation: str, policy: str) -> None:
+        layers = [layer for layer in model._flatten_layers() if _is_float32(layer)]
+        if not any(layer.weights for layer in layers):
+            raise ValueError(
+                f"mixed_precision is for float32 models, but the layers of {model.name!r} that have weights have dtype "
+                "policies of their own, which are kept. Leave mixed_precision at None."
+            )
+        self._model = model
+        keras = importlib.import_module(generation)
+        spared, composites = _float32_layers(model)
+        swap_layer = _swaps_of_keras if generation == "keras" else _SwapsOfTfKeras(keras)
+        self._swaps = [Swap(model, "save", self._save)]
+        for layer in layers:
+            if id(layer) not in spared:
+                self._swaps += swap_layer(layer, policy)
+        self._swaps += [Swap(layer, "call", _giving_float32(layer.call)) for layer in composites]
+        if policy == "mixed_float16" and not hasattr(model.optimizer, "inner_optimizer"):
+            self._swaps += _loss_scaling(keras, model)
+        self._do()
+        self._forget_traces()
+
+    def undo(self) -> None:
+        """Makes the model as it was."""
+        self._undo()
+        self._forget_traces()
+
+    def _do(self) -> None:
+        for swap in self._swaps:
+            swap.do()
+
+    def _undo(self) -> None:
+        for swap in self._swaps:
+            swap.undo()
+
+    def _save(self, *arguments: Any, **settings: Any) -> Any:
+        """`save` of the float32 model, for callbacks."""
+        self._undo()
+        try:
+            return self._model.save(*arguments, **settings)
+        finally:
+            self._do()
+
+    def _forget_traces(self) -> None:
+        self._model.train_function = self._model.test_function = self._model.predict_function = None
+
+
+@contextlib.contextmanager
+def computing_in_float32(model: Any) -> Iterator[None]:
+    """Within it, the layers of a model of either generation that compute in half precision do so in float32."""
+    with contextlib.ExitStack() as swaps:
+        for layer in filter(computes_in_half_precision, model._flatten_layers()):
+            # A policy makes another of its own kind.
+            swaps.enter_context(Swap(layer, "_dtype_policy", type(layer.dtype_policy)("float32")))
+            if hasattr(layer, "_compute_dtype_object"):
+                swaps.enter_context(Swap(layer, "_compute_dtype_object", tf.float32))
+        yield
+
+
+def _swaps_of_keras(layer: Any, policy: str) -> list[Swap]:
+    dtype_policies = importlib.import_module("keras").dtype_policies
+    return [
+        Swap(layer, "_dtype_policy", dtype_policies.get(policy)),
+        # Keras 3 cannot sum losses of several dtypes.
+        Swap(layer, "add_loss", _taking_float32(layer.add_loss)),
+        *_swap_of_regulariser(layer, "activity_regularizer"),
+    ]
+
+
+class _SwapsOfTfKeras:
+    """In tf_keras a variable casts itself only inside an AutoCastVariable, which a float32 layer has not got.
+
+    Only the attributes that `call` reads are swapped: what optimizers, snapshots and files know stays as it is.
+    """
+
+    def __init__(self, keras: Any) -> None:
+        self._policy = keras.mixed_precision.Policy
+        self._create = importlib.import_module(
+            "tf_keras.src.mixed_precision.autocast_variable"
+        ).create_autocast_variable
+        self._casting: dict[int, Any] = {}
+
+    def __call__(self, layer: Any, policy: str) -> list[Swap]:
+        if _is_bare_operation(layer):
+            return [Swap(layer, "call", _promoting(layer.call))]
+        dtype_policy = self._policy(policy)
+        swaps = [
+            Swap(layer, "_dtype_policy", dtype_policy),
+            Swap(layer, "_compute_dtype_object", tf.as_dtype(dtype_policy.compute_dtype)),
+            *_swap_of_regulariser(layer, "_activity_regularizer"),
+        ]
+        if any(base.__name__ in _READ_IN_FLOAT32 for base in _keras_bases(layer)):
+            return swaps
+        for name, value in vars(layer).items():
+            if name not in _LISTS_OF_WEIGHTS and not name.startswith("_self_"):
+                casting = self._cast(value)
+                if casting is not value:
+                    swaps.append(Swap(layer, name, casting))
+        return swaps
+
+    def _cast(self, value: Any) -> Any:
+        """A variable as one that casts itself, also in lists, tuples and dicts; everything else as it is."""
+        if isinstance(value, tf.Variable):
+            if value.dtype != tf.float32 or hasattr(value, "_cast_dtype"):
+                return value
+            # The same for the same variable: what is shared counts once.
+            return self._casting.setdefault(id(value), self._create(value))
+        if isinstance(value, dict):
+            cast_items = {key: self._cast(item) for key, item in value.items()}
+            return cast_items if any(cast_items[key] is not item for key, item in value.items()) else value
+        if isinstance(value, list) or type(value) is tuple:
+            cast = [self._cast(item) for item in value]
+            changed = any(item is not before for item, before in zip(cast, value, strict=True))
+            return type(value)(cast) if changed else value
+        return value
+
+
+def _swap_of_regulariser(layer: Any, name: str) -> list[Swap]:
+    """A sum over a batch of activations is soon beyond float16."""
+    regulariser = vars(layer).get(name)
+    return [] if regulariser is None else [Swap(layer, name, _taking_float32(regulariser))]
+
+
+def _float32_layers(model: Any) -> tuple[set[int], list[Any]]:
+    """The ids of the layers that stay float32, and the composites, which are to give float32 all the same.
+
+    A composite is a layer or model of the user's that is made of layers: it computes in half precision. Nobody can tell
+    from outside which of its layers is the last.
+    """
+    spared: set[int] = set()
+    composites: list[Any] = []
+
+    def spare(layer: Any) -> None:
+        spared.update(id(part) for part in layer._flatten_layers())
+
+    def give_float32(layer: Any) -> None:
+        home = _home(layer)
+        if home == "Sequential":
+            give_float32(layer.layers[-1])
+        elif home == "Functional":
+            for tensor in layer.outputs:
+                for producer in _producers(tensor):
+                    give_float32(producer)
+        elif home is None and children(layer):
+            composites.append(layer)
+        else:
+            spare(layer)
+
+    for layer in model._flatten_layers():
+        if _home(layer) in _GRAPHS:
+            spared.add(id(layer))
+        elif _home(layer) == "InputLayer" or _is_preprocessing(layer):
+            spare(layer)
+    if _home(model) == "Model":  # It has no `call`: its train_step calls its parts.
+        for part in children(model):
+            give_float32(part)
+    else:
+        give_float32(model)
+    if _definer(model, "train_step") is None:
+        for part in children(model):
+            if hasattr(part, "layers"):
+                give_float32(part)
+    return spared, composites
+
+
+def _producers(tensor: Any) -> Iterator[Any]:
+    """The layer that gives a symbolic tensor or, where that is a bare operation, those that give what it reads."""
+    operation, node_index, _ = tensor._keras_history
+    if not _is_bare_operation(operation):
+        yield operation
+        return
+    node = operation._inbound_nodes[node_index]
+    for read in getattr(node, "keras_inputs", None) or node.input_tensors:
+        yield from _producers(read)
+
+
+def _giving_float32(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def call_and_cast(*arguments: Any, **settings: Any) -> Any:
+        return tf.nest.map_structure(_as_float32, call(*arguments, **settings))
+
+    return call_and_cast
+
+
+def _taking_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    def cast_and_call(*arguments: Any, **settings: Any) -> Any:
+        arguments, settings = tf.nest.map_structure(_as_float32, (arguments, settings))
+        return function(*arguments, **settings)
+
+    return cast_and_call
+
+
+def _promoting(call: Callable[..., Any]) -> Callable[..., Any]:
+    """For an operation of TensorFlow, which refuses to add half precision and float32 where one of Keras 3 does not."""
+
+    @functools.wraps(call)
+    def promote_and_call(*arguments: Any, **settings: Any) -> Any:
+        tensors = filter(tf.is_tensor, tf.nest.flatten((arguments, settings)))
+        mixes = any(tensor.dtype == tf.float32 for tensor in tensors)
+        return (_taking_float32(call) if mixes else call)(*arguments, **settings)
+
+    return promote_and_call
+
+
+def _as_float32(value: Any) -> Any:
+    return tf.cast(value, tf.float32) if tf.is_tensor(value) and value.dtype in (tf.float16, tf.bfloat16) else value
+
+
+def _loss_scaling(keras: Any, model: Any) -> list[Swap]:
+    """Puts a LossScaleOptimizer round the model's optimizer, which refuses to train with a loss that is not scaled."""
+    inner = model.optimizer
+    if keras.__name__ == "keras":
+        # What making the LossScaleOptimizer changes in the one inside it.
+        changed = Swap(inner, "loss_scale_factor", None)
+        outer = keras.optimizers.LossScaleOptimizer(inner)
+        scale, apply = "scale_loss", "apply"
+        remedy = "Have it take the gradients of self.optimizer.scale_loss(loss)"
+    else:
+        changed = Swap(inner, "_is_wrapped_by_loss_scale_optimizer", True)
+        outer = keras.mixed_precision.LossScaleOptimizer(inner)
+        _forget_dependencies(inner, ("loss_scale", "base_optimizer"))
+        scale, apply = "get_scaled_loss", "apply_gradients"
+        remedy = "Have it call self.optimizer.minimize(loss, self.trainable_variables, tape=tape)"
+    scale_loss, apply_gradients = getattr(outer, scale), getattr(outer, apply)
+    scaled = False
+
+    def noting(*arguments: Any, **settings: Any) -> Any:
+        nonlocal scaled
+        scaled = True
+        return scale_loss(*arguments, **settings)
+
+    def checking(*arguments: Any, **settings: Any) -> Any:
+        if not scaled:
+            raise ValueError(
+                f"mixed_precision='mixed_float16' scales the loss, and the train_step of {model.name!r} does not. "
+                f"{remedy}, or use 'mixed_bfloat16', which needs no scaling."
+            )
+        return apply_gradients(*arguments, **settings)
+
+    vars(outer).update({scale: noting, apply: checking})
+    return [changed, Swap(model, "optimizer", outer)]
+
+
+def _forget_dependencies(optimizer: Any, names: Sequence[str]) -> None:
+    """tf_keras' LossScaleOptimizer has its own variables tracked as if they were those of the optimizer inside it."""
+    dependencies = optimizer._self_unconditional_checkpoint_dependencies
+    dependencies[:] = [dependency for dependency in dependencies if dependency.name not in names]
+    for name in names:
+        optimizer._self_unconditional_dependency_names.pop(name, None)
+
+
+def computes_in_half_precision(layer: Any) -> bool:
+    """Whether a layer of either generation does so by its own policy, and not for it is quantised."""
+    policy = getattr(layer, "dtype_policy", None)
+    compute_dtype, mode = getattr(policy, "compute_dtype", None), getattr(policy, "quantization_mode", None)
+    return compute_dtype in ("float16", "bfloat16") and mode is None
+
+
+def _is_bare_operation(layer: Any) -> bool:
+    return not hasattr(layer, "_flatten_layers") or type(layer).__module__.endswith("tf_op_layer")
+
+
+def _is_float32(layer: Any) -> bool:
+    return _home(layer) not in (*_GRAPHS, "InputLayer") and layer._dtype_policy.name == "float32"
+
+
+def _is_preprocessing(layer: Any) -> bool:
+    return any("preprocessing" in base.__module__.split(".") for base in _keras_bases(layer))
+
+
+def _home(layer: Any) -> str | None:
+    """The name of the class of Keras that says what the layer does; None where that is a class of the user's."""
+    if any(base.__name__ == "InputLayer" for base in _keras_bases(layer)):
+        return "InputLayer"
+    return _definer(layer, "call")
+
+
+def _definer(layer: Any, method: str) -> str | None:
+    base = next(base for base in type(layer).__mro__ if method in vars(base))
+    return base.__name__ if base in _keras_bases(layer) else None
+
+
+def _keras_bases(layer: Any) -> list[type]:
+    return list(filter(is_keras_own, type(layer).__mro__))

@@ -1,0 +1,98 @@
+"""What a Keras model is: its generation, whether it can be trained, what it is made of."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any, Protocol
+
+from aimp_tf.compat.keras_distribution import repaired
+
+
+class HasModel(Protocol):
+    """A `PruningResult`, or anything else that holds a Keras model."""
+
+    @property
+    def model(self) -> Any: ...
+
+
+def keras_generation(model: Any) -> str:
+    """The generation of any Keras model: "keras" for Keras 3, else "tf_keras". Raises as `check_model`."""
+    for name in ("keras", "tf_keras"):
+        module = sys.modules.get(name)
+        if module is not None and isinstance(model, module.Model):
+            if name == "keras" and module.backend.backend() != "tensorflow":
+                raise RuntimeError(
+                    f"Keras runs on the backend {module.backend.backend()!r}; aimp_tf needs TensorFlow. Set "
+                    "KERAS_BACKEND=tensorflow before Keras is imported."
+                )
+            return name
+    kind = type(model)
+    hint = " The model comes first, then the data: write prune(model, x, y, ...)." if hasattr(model, "shape") else ""
+    if isinstance(model, (str, os.PathLike)):
+        hint = f" Load it first: keras.models.load_model({os.fspath(model)!r})."
+    if hasattr(model, "model"):
+        hint = " Write result.model for the model of a result."
+    if kind.__module__.startswith("torch"):
+        hint = " aimp_tf prunes a keras.Model; for PyTorch there is torch.nn.utils.prune."
+    raise TypeError(
+        f"Expected a Keras model (keras.Model or tf_keras.Model); got {model!r:.40} of type "
+        f"{kind.__module__}.{kind.__qualname__}.{hint}"
+    )
+
+
+def check_model(model: Any) -> str:
+    """The generation, "keras" or "tf_keras", of a compiled Keras model.
+
+    Raises:
+        TypeError: It is not a Keras model.
+        ValueError: It is not compiled.
+        RuntimeError: Keras 3 runs on a backend other than TensorFlow.
+    """
+    generation = keras_generation(model)
+    compiled = model.compiled if generation == "keras" else model._is_compiled
+    if not compiled or model.optimizer is None:
+        raise ValueError(
+            f"The model {model.name!r} is not compiled. Call model.compile(optimizer=..., loss=...) first: its "
+            "optimizer, loss and metrics are used for every round."
+        )
+    return generation
+
+
+def model_of(model: Any | HasModel) -> Any:
+    """A Keras model itself, or that of a `PruningResult`. Raises TypeError as `keras_generation`."""
+    try:
+        keras_generation(model)
+    except TypeError:
+        held = getattr(model, "model", None)
+        if held is None:
+            raise
+        keras_generation(held)
+        return held
+    return model
+
+
+def check_built(model: Any) -> None:
+    """Raises ValueError if a model has no weights yet."""
+    if not is_built(model):
+        raise ValueError(
+            f"The model {model.name!r} has no weights yet. Call model.build(input_shape), or call it on a batch of "
+            "data, first."
+        )
+
+
+def is_built(model: Any) -> bool:
+    """Whether a model has its weights, be it itself that says so or each of its layers."""
+    layers = [layer for layer in model._flatten_layers() if layer is not model]
+    return model.built or bool(layers) and all(layer.built for layer in layers)
+
+
+def fit_ready(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Within it, `fit` of a model that is not masked runs under the strategy that the model was made under."""
+    return repaired(model) if keras_generation(model) == "keras" else contextlib.nullcontext()
+
+
+def children(layer: Any) -> list[Any]:
+    """The layers that `layer` is directly made of, in the order in which Keras lists them."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))

@@ -1,0 +1,276 @@
+"""One optimizer of a masked model: what is reset between rounds and what must stay, in both generations of Keras."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.learning_rate import is_schedule, stretchable
+from aimp_tf.compat.variables import resource_of
+
+
+class ResettableOptimizer:
+    """Resets and stretches a Keras optimizer between rounds without touching its type, its rate or its loss scale.
+
+    Args:
+        optimizer: A Keras 3 or tf_keras optimizer, legacy and loss-scaling ones included. It is built if need be.
+        trainable_variables: The variables that it trains, or more. One that is built and knows its own trains those.
+        name: What to call it in errors.
+
+    Attributes:
+        optimizer: The optimizer.
+
+    Raises:
+        ValueError: It averages weights (`use_ema`), which undoes pruning; it is made of several optimizers; it keeps
+            copies of the weights, which cannot be reset; or it was trained and cannot be copied to learn what its slots
+            started from, or trained other variables.
+    """
+
+    def __init__(self, optimizer: Any, trainable_variables: Sequence[Any], name: str = "The optimizer") -> None:
+        self.optimizer = optimizer
+        self._inner = _innermost(optimizer)
+        self._name = f"{name} {type(self._inner).__name__}"
+        if getattr(self._inner, "use_ema", False):
+            raise ValueError(
+                f"{self._name} was made with use_ema=True: the moving average writes over pruned weights. Make it with "
+                "use_ema=False."
+            )
+        if hasattr(self._inner, "optimizers"):
+            raise ValueError(
+                f"{self._name} is made of several, whose schedules and averages are not looked into. Compile the model "
+                "with one optimizer."
+            )
+        _build(optimizer, trainable_variables)
+        # Not the property, which is a quotient under gradient accumulation.
+        self._iterations = self._inner._iterations
+        self._trainable_variables = list(trainable_variables)
+        self._slots = self._slots_of(self._inner)
+        self._initial_slots = self._initial_values(trainable_variables)
+        self._schedule: Any = None
+        self._stretched: Any = None
+        self._initial_rate: np.ndarray | None = None
+        self._needs_all_steps: bool | None = None
+        self.note_rate()
+
+    def note_rate(self) -> None:
+        """Takes the rate that the optimizer has now, or its schedule, for that to begin each round with.
+
+        It is that of the moment when this is made, until the run begins: it may be set in between.
+        """
+        learning_rate = _learning_rate(self._inner)
+        if self._schedule is not None and learning_rate is self._stretched:
+            return
+        self._schedule = learning_rate if is_schedule(learning_rate) else None
+        if self._schedule is not None:
+            self._stretched = stretchable(self._schedule)
+            self._inner.learning_rate = self._stretched
+            self._initial_rate = None
+        else:
+            self._initial_rate = _value(learning_rate) if hasattr(learning_rate, "assign") else None
+
+    @property
+    def steps(self) -> int:
+        """The step counter: steps taken since the last reset, and those that it began with."""
+        return int(_value(self._iterations))
+
+    @property
+    def rate(self) -> float | None:
+        """The learning rate of the next step; None where it is neither a variable nor a LearningRateSchedule."""
+        if self._schedule is not None:
+            return float(_value(tf.convert_to_tensor(self._stretched(self._iterations))))
+        learning_rate = _learning_rate(self._inner)
+        return float(_value(learning_rate)) if hasattr(learning_rate, "assign") else None
+
+    def state(self, *, slots: bool = True) -> list[Any]:
+        """Every variable of the optimizer and of its stretched schedule, with or without those that a reset clears."""
+        variables = [*_variables_of(self.optimizer), *_variables_of(self._inner)]
+        # What tf_keras does not list: the hyperparameters of legacy optimizers, and the loss scale.
+        holders = [vars(self._inner).get("_hyper", {}), vars(getattr(self.optimizer, "_loss_scale", object))]
+        if self._schedule is not None:
+            holders.append(vars(self._stretched))
+        variables += [value for holder in holders for value in holder.values() if isinstance(value, tf.Variable)]
+        cleared = {id(slot) for slot in self._slots}
+        return [
+            variable
+            for variable in {id(variable): variable for variable in variables}.values()
+            if slots or id(variable) not in cleared
+        ]
+
+    def check_by_weight(self) -> None:
+        """Raises ValueError if what the optimizer makes of a weight may depend on others, or on more than its gradient.
+
+        A part of a variable cannot be trained by itself then.
+        """
+        kind, inner = type(self._inner), self._inner
+        clipped = next((name for name in ("clipnorm", "global_clipnorm") if getattr(inner, name, None)), None)
+        # A subclass may do anything.
+        stock = is_keras_own(kind) and kind.__name__ in _OPTIMIZERS_BY_WEIGHT
+        if clipped or not stock:
+            what = f"with {clipped}" if clipped else f"of the class {kind.__name__}"
+            raise ValueError(
+                f"The optimizer, {what}, looks at whole variables, of which compact_rounds trains parts, or may do so. "
+                "Compile the model with one of Keras that looks at each weight by itself "
+                f"({', '.join(sorted(_OPTIMIZERS_BY_WEIGHT))}; clipvalue is fine), or set compact_rounds=False."
+            )
+
+    def slots(self) -> dict[int, list[Any]]:
+        """Id of the `resource_of` a trainable variable -> its slots, if the optimizer is one of `check_by_weight`."""
+        inner, wanted = self._inner, {id(slot) for slot in self._slots}
+        lists = [value for value in vars(inner).values() if isinstance(value, list)]
+        lists = [value for value in lists if len(value) == len(self._trainable_variables)]
+        found: dict[int, list[Any]] = {}
+        for index, variable in enumerate(self._trainable_variables):
+            slots = [values[index] for values in lists]
+            if hasattr(inner, "get_slot_names"):  # tf_keras.optimizers.legacy
+                slots += [inner.get_slot(variable, name) for name in inner.get_slot_names()]
+            found[id(resource_of(variable))] = [slot for slot in slots if id(slot) in wanted]
+        return found
+
+    def forget_traced(self) -> None:
+        """Has the optimizer's own compiled step traced anew. That of tf_keras on a GPU keeps the slots that it saw."""
+        if hasattr(type(self._inner), "_update_step_xla"):
+            step = self._inner._update_step
+            vars(self._inner)["_update_step_xla"] = tf.function(
+                lambda gradient, variable, key: step(gradient, variable), jit_compile=True
+            )
+
+    def reset(self, steps: int = 0) -> None:
+        """Slots as they were before the first step, the step counter at `steps`, a rate in a variable as at the start.
+
+        An optimizer whose first step, with averages of nothing, would be another one at a later count starts from step
+        0 whatever `steps` is. Adam, which divides its averages by what the step counter says they have seen, would take
+        far too large steps.
+
+        The loss scale of mixed precision is left alone: it belongs to the numbers' range, not to the training.
+        """
+        for slot, value in zip(self._slots, self._initial_slots, strict=True):
+            slot.assign(tf.fill(slot.shape, value))
+        if steps and self._needs_all_steps is None:
+            self._needs_all_steps = _needs_all_steps(self._inner)
+        self._iterations.assign(0 if self._needs_all_steps else steps)
+        if self._initial_rate is not None:
+            _learning_rate(self._inner).assign(self._initial_rate)
+
+    def stretch(self, scale: float, start: float) -> None:
+        """Starts the learning-rate schedule, if any, at its step `start`; `scale` of its steps pass in each step."""
+        if self._schedule is not None:
+            self._stretched.stretch(scale, start - self.steps * scale)
+
+    def release(self) -> None:
+        """Gives the optimizer its own schedule back, or the rate that it had."""
+        vars(self._inner).pop("_update_step_xla", None)
+        if self._schedule is not None:
+            self._inner.learning_rate = self._schedule
+        elif self._initial_rate is not None:
+            _learning_rate(self._inner).assign(self._initial_rate)
+
+    def _slots_of(self, optimizer: Any) -> list[Any]:
+        variables = _variables_of(optimizer)
+        # Zeroing the first two with the slots would stop the training; the third follows from the others.
+        spared = {
+            id(optimizer._iterations),
+            id(_learning_rate(optimizer)),
+            id(getattr(optimizer, "_current_learning_rate", None)),
+        }
+        return list({id(variable): variable for variable in variables if id(variable) not in spared}.values())
+
+    def _initial_values(self, trainable_variables: Sequence[Any]) -> list[np.ndarray]:
+        """One number a slot; not always zero, for Adagrad and FTRL start their accumulators elsewhere."""
+        slots = self._slots
+        if self.steps > 0:
+            try:
+                fresh = type(self._inner).from_config(self._inner.get_config())
+                _build(fresh, trainable_variables)
+            except Exception as error:
+                raise ValueError(
+                    f"{self._name} has already trained and cannot be copied from its config ({error}). Compile the "
+                    "model with a new optimizer before pruning."
+                ) from error
+            slots = self._slots_of(fresh)
+        if len(slots) != len(self._slots):
+            raise ValueError(
+                f"{self._name} was built for other variables than the model trains now: `trainable` was changed since. "
+                "Compile the model again before pruning."
+            )
+        values = [_value(slot) for slot in slots]
+        if any(value.size and np.any(value != value.flat[0]) for value in values):
+            raise ValueError(
+                f"{self._name} starts from copies of the weights, which a reset between rounds would bring back. "
+                "Compile the model with another optimizer."
+            )
+        return [value.reshape(-1)[:1].sum(dtype=value.dtype) for value in values]
+
+
+_OPTIMIZERS_BY_WEIGHT = frozenset(("SGD", "Adam", "AdamW", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Lion"))
+"""Optimizers of Keras whose every step changes each weight by its own gradient and slots alone, and not without them.
+
+FTRL makes zeros of weights without gradients. Nadam of tf_keras counts how often it was traced."""
+
+
+def _variables_of(optimizer: Any) -> list[Any]:
+    variables = optimizer.variables
+    variables = list(variables() if callable(variables) else variables)
+    # Nadam of tf_keras does not list its momentum product among its variables.
+    return variables + [value for value in vars(optimizer).values() if isinstance(value, tf.Variable)]
+
+
+def _innermost(optimizer: Any) -> Any:
+    """The user's optimizer inside loss-scaling ones."""
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def _build(optimizer: Any, trainable_variables: Sequence[Any]) -> None:
+    if hasattr(optimizer, "_create_all_weights"):  # tf_keras.optimizers.legacy
+        optimizer._create_all_weights(trainable_variables)
+        return
+    # Keras 3 builds that of a model from an .h5 file for no variables, and could not train with it.
+    if getattr(optimizer, "_trainable_variables", None) == []:
+        optimizer.built = False
+    if not (getattr(optimizer, "built", False) or getattr(optimizer, "_built", False)):
+        optimizer.build(trainable_variables)
+
+
+def _needs_all_steps(optimizer: Any) -> bool:
+    """Whether a first step, with slots of nothing, is another one where the step counter stands elsewhere than at 0.
+
+    It is tried on four numbers, with a copy of the optimizer that has a constant rate. One that cannot be copied or
+    tried so is taken to need them all.
+    """
+
+    def first_move(steps: int) -> np.ndarray:
+        config = optimizer.get_config()
+        constant = {"learning_rate": 0.01, "gradient_accumulation_steps": None}
+        copy = type(optimizer).from_config({**config, **{name: constant[name] for name in constant.keys() & config}})
+        of_keras_3 = any(base.__module__.split(".")[0] == "keras" for base in type(optimizer).__mro__)
+        variable_kind = importlib.import_module("keras").Variable if of_keras_3 else tf.Variable
+        with tf.device("CPU:0"):
+            weights = variable_kind(np.full((2, 2), 0.5, np.float32))
+            _build(copy, [weights])
+            copy._iterations.assign(steps)
+            copy.apply_gradients([(tf.constant([[1.0, -2.0], [0.5, 3.0]]), weights)])
+        return _value(weights)
+
+    # In a thread of its own, which is under no strategy.
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        try:
+            early, late = (thread.submit(first_move, steps).result() for steps in (0, 1000))
+        except Exception:
+            return True
+    return not np.allclose(early, late, rtol=1e-4)
+
+
+def _learning_rate(optimizer: Any) -> Any:
+    """The schedule or the variable itself, where `optimizer.learning_rate` may be its current value."""
+    return optimizer._learning_rate if hasattr(optimizer, "_learning_rate") else optimizer.learning_rate
+
+
+def _value(variable: Any) -> np.ndarray:
+    return np.asarray(variable.numpy())

@@ -1,0 +1,214 @@
+"""Smaller models that compute the same: without the units and channels that pruning left dead."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.compat.models import HasModel, model_of
+from aimp_tf.graph.liveness import Liveness
+from aimp_tf.graph.model_graph import Call, Copies, ModelGraph, compile_alike
+from aimp_tf.graph.multiplications import channels_of
+from aimp_tf.graph.rules import Opaque, Sum
+from aimp_tf.masking import check_plain
+
+__all__ = ["CompactionReport", "compact", "compact_and_report"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompactionReport:
+    """What a compaction came to.
+
+    Attributes:
+        parameters: Number of weights, moving statistics included, before and after.
+        multiply_adds: Multiplications with weights for one example, before and after: in matrix products, convolutions
+            and projections of all layers of Keras, those not seen through among them. Axes of open size, time steps
+            too, count as 1. Scales of normalisations, and products of activations, as in attention, are not counted.
+        channels: Layer -> units or filters before and after, for each layer that multiplies so; 0 where it is gone.
+        left_alone: Layers that are not seen through -> their class. All that goes into or comes out of them stays.
+        not_counted: Layers with matrices of weights that `multiply_adds` and `channels` leave out -> their class, for
+            what they do with them is not known.
+        shared: Layers that are left alone and cannot be made from their configs -> their class. Their weights are those
+            of the model itself.
+    """
+
+    parameters: tuple[int, int]
+    multiply_adds: tuple[int, int]
+    channels: dict[str, tuple[int, int]]
+    left_alone: dict[str, str]
+    not_counted: dict[str, str]
+    shared: dict[str, str]
+
+    def summary(self) -> str:
+        """All of it as a text of several lines."""
+        lines = [
+            f"parameters     {self.parameters[0]:,} -> {self.parameters[1]:,}",
+            f"multiply-adds  {self.multiply_adds[0]:,} -> {self.multiply_adds[1]:,}",
+            *(f"{name}: {before} -> {after}" for name, (before, after) in self.channels.items() if before != after),
+        ]
+        for title, layers in (
+            ("Left alone, for what they do is not known here", self.left_alone),
+            ("Not among the multiply-adds and channels, for what they multiply is not known here", self.not_counted),
+            ("Used with the weights of the model itself, for their configs do not make them", self.shared),
+        ):
+            if layers:
+                lines.append(f"{title}: {', '.join(f'{name} ({kind})' for name, kind in layers.items())}.")
+        return "\n".join(lines)
+
+
+def compact(model: Any | HasModel) -> Any:
+    """A smaller model that computes the same as a pruned one.
+
+    Removed are units and channels that nothing depends on, for all their outgoing weights are zero, and those that are
+    constant, for all their incoming weights are zero: what they add, through activations and normalisation, goes into
+    the biases of the layers that read them. Where zero padding makes that impossible, one constant channel stays for
+    all; before a depthwise convolution with padding, each stays. Branches of an Add that are constant altogether go as
+    well. The inputs of the model stay as they are.
+
+    It sees through Dense, Conv*, DepthwiseConv*, BatchNormalization, activations that work value by value, pooling,
+    Flatten, Reshape, Dropout, Concatenate, Add and the other merging layers, and nested models, all channels-last, and
+    through `x + y`, `tf.nn.relu(x)` and the like. What goes into any other layer, or comes out of it, stays as it is.
+    So do Adds that masks of padding reach, as of `Embedding(mask_zero=True)`: they might mask otherwise.
+
+    The new model is for inference. A layer that cannot be made from its config, such as one of your own whose
+    `get_config` lacks an argument, is used with the weights of `model` itself, if it need not change: train either
+    model further, or assign to its weights, and such layers change in both. They are logged at level INFO.
+
+    Args:
+        model: A built functional or Sequential model of either generation of Keras, without masks, or a
+            `PruningResult`. It is not changed.
+
+    Returns:
+        A functional model for inference with the inputs and outputs of `model`. Nested models are opened: it has their
+        layers in their place. It is compiled with the same loss and metrics if `model` is compiled and these can be
+        made from their configs.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: It carries masks, is not built, is a subclassed one, or holds a layer that has to change, but cannot
+            be made from its config.
+
+    Example:
+        small = aimp_tf.compact(result)
+    """
+    return compact_and_report(model)[0]
+
+
+def compact_and_report(model: Any | HasModel) -> tuple[Any, CompactionReport]:
+    """As `compact`, and what it came to."""
+    model = model_of(model)
+    check_plain(model)
+    first = _Compaction(model)
+    last = first
+    smaller = first.model()
+    # A branch that is gone may leave others with nothing to do.
+    while (following := _Compaction(smaller)).parameters < last.parameters:
+        last, smaller = following, following.model()
+    compile_alike(smaller, model)
+    before, after = first.channels(), following.channels()
+    report = CompactionReport(
+        parameters=(first.parameters, following.parameters),
+        multiply_adds=(first.multiply_adds, following.multiply_adds),
+        channels={name: (count, after.get(name, 0)) for name, count in before.items()},
+        left_alone=first.left_alone(),
+        not_counted=first.not_counted(),
+        shared=last.shared,
+    )
+    logger.info(
+        "Compacted %s from %d to %d parameters.%s",
+        model.name,
+        *report.parameters,
+        f" Not seen through: {', '.join(report.left_alone)}." if report.left_alone else "",
+    )
+    return smaller, report
+
+
+class _Compaction:
+    """One pass over a model."""
+
+    def __init__(self, model: Any) -> None:
+        self._graph = ModelGraph.of(model)
+        self._liveness = Liveness(self._graph)
+        self.parameters = sum(int(np.prod(weight.shape)) for weight in model.weights)
+        self.shared: dict[str, str] = {}
+
+    @property
+    def multiply_adds(self) -> int:
+        return sum(self._liveness.multiply_adds(call) or 0 for call in self._graph.calls)
+
+    def channels(self) -> dict[str, int]:
+        """Layer -> units or filters, of the layers that multiply."""
+        return {
+            call.name: channels_of(call.layer, call.outputs[0].shape)
+            for call in self._graph.calls
+            if self._liveness.multiply_adds(call)
+        }
+
+    def left_alone(self) -> dict[str, str]:
+        """Layer -> class of those that are not seen through."""
+        return {
+            call.name: type(call.layer).__name__
+            for call in self._graph.calls
+            if isinstance(self._liveness.rules[call], Opaque)
+        }
+
+    def not_counted(self) -> dict[str, str]:
+        """Layer -> class of those whose multiplications are not known."""
+        return {
+            call.name: type(call.layer).__name__
+            for call in self._graph.calls
+            if self._liveness.multiply_adds(call) is None
+        }
+
+    def model(self) -> Any:
+        """The model with what stays."""
+        copies = Copies(self._graph)
+
+        def layer_for(call: Call) -> Any:
+            weights, changes = self._liveness.rules[call].rewritten(self._liveness.kept(call))
+            return copies.of(call, weights, **changes)
+
+        smaller = self._graph.build(layer_for, self._sums())
+        copies.set_weights()
+        self.shared = copies.shared
+        return smaller
+
+    def _sums(self) -> dict[Call, Any]:
+        """Of each Add that loses branches, what takes its place."""
+        layers = self._graph.keras.layers
+        names = {call.name for call in self._graph.calls}
+
+        def unused(name: str) -> str:
+            while name in names:
+                name += "_"
+            names.add(name)
+            return name
+
+        def replace(call: Call, rule: Sum) -> Any:
+            staying = rule.sources(call, self._liveness.flows)
+            offset = rule.offset(call, self._liveness.flows)[self._liveness.kept(call).outputs]
+            settings = {"dtype": getattr(call.layer, "dtype_policy", None)}
+
+            def make(get: Any) -> Any:
+                tensors = [get(tensor) for tensor in staying]
+                total = tensors[0]
+                if len(tensors) > 1:
+                    total = layers.Add(name=unused(f"{call.name}_rest"), **settings)(tensors)
+                if offset.any():
+                    total = layers.Rescaling(1.0, offset.tolist(), name=unused(f"{call.name}_offset"), **settings)(
+                        total
+                    )
+                return total
+
+            return make
+
+        return {
+            call: replace(call, rule)
+            for call, rule in self._liveness.rules.items()
+            if isinstance(rule, Sum) and len(rule.sources(call, self._liveness.flows)) < len(call.inputs)
+        }

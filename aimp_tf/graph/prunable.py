@@ -1,0 +1,328 @@
+"""Which variables of a model are prunable, and what they are called. The same answer for both generations of Keras."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import children
+from aimp_tf.compat.variables import resource_of
+from aimp_tf.config import check_choice, check_patterns
+from aimp_tf.selection.ranking import FOUR
+
+_CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
+_LOCAL = ("LocallyConnected1D", "LocallyConnected2D")  # Of tf_keras.
+_CELLS = ("SimpleRNNCell", "LSTMCell", "GRUCell", "ConvLSTMCell")
+
+PRUNABLE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "Dense": ("kernel",),
+    "EinsumDense": ("kernel",),
+    **{name: ("kernel",) for name in _CONVOLUTIONS},
+    # Both are subclasses of a convolution in tf_keras, so they must be named to be told apart from it.
+    **{name: ("pointwise_kernel",) for name in ("SeparableConv1D", "SeparableConv2D")},
+    **{name: () for name in ("DepthwiseConv1D", "DepthwiseConv2D")},
+    **{name: ("kernel",) for name in _LOCAL},
+    **{name: ("kernel", "recurrent_kernel") for name in _CELLS},
+}
+"""Class name of a Keras layer or cell -> attributes that hold its prunable kernels. Attention layers project with
+EinsumDense or Dense layers, and recurrent layers hold cells, so both are found through their parts."""
+
+
+_NOT_KERNELS = ("embedding", "depthwise", "gamma", "beta", "alpha", "bias", "lora")
+"""What the own names of weights hold that have several axes and are no kernels: these stay dense by design."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The variables of a model that are to be pruned.
+
+    Attributes:
+        variables: Path -> variable.
+        input_axes: Path -> the axis of the variable that counts the inputs of an output unit; None where there is none.
+        left_dense: Path -> why, of the matrices that the patterns do not leave out, but that are not pruned: they are
+            frozen, cannot hold the structure of the granularity, or belong to layers that are not known.
+    """
+
+    variables: dict[str, Any]
+    input_axes: dict[str, int | None]
+    left_dense: dict[str, str]
+
+
+def prunable_variables(root: Any) -> dict[str, Any]:
+    """Path -> variable for everything prunable in a built Keras layer or model, in the model's own order.
+
+    A path is made of the layers' names from below `root` down to the variable: "head/dense/kernel". A variable that is
+    reached twice counts once, under its first path. A layer with `get_prunable_weights()` decides for itself.
+    """
+    return {path: variable for path, (variable, _) in _find(root).items()}
+
+
+def select_for(
+    granularity: str,
+    root: Any,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    *,
+    frozen: bool = False,
+) -> Selection:
+    """What there is to prune in a built Keras layer or model with a granularity of `PruningConfig`.
+
+    Blocks lie along the inputs of an output unit. That is the last axis but one of a kernel; the last one in a
+    transposed convolution, and in an EinsumDense layer the last of those that are summed over, in the order of the
+    input. A variable of a layer of the user's own counts as a kernel.
+
+    Args:
+        granularity: As in `PruningConfig`.
+        root: The layer or model.
+        include: fnmatch patterns on paths.
+        exclude: fnmatch patterns on paths.
+        frozen: Whether what is frozen (`trainable=False`) counts though no pattern of `include` names it.
+
+    Raises:
+        ValueError: As `select`; all that is selected is frozen; or no variable, or none that a pattern of `include`
+            matches, has a multiple of four inputs where the granularity needs that.
+    """
+    check_choice("granularity", granularity)
+    check_patterns("include", include)
+    check_patterns("exclude", exclude)
+    found = _find(root)
+    unknown = _unknown_matrices(root, {_key(variable) for variable, _ in found.values()})
+    selected = select({path: variable for path, (variable, _) in found.items()}, include, exclude, unknown)
+    left_dense = {
+        path: reason
+        for path, reason in unknown.items()
+        if (not include or _matches(path, include)) and not _matches(path, exclude)
+    }
+    if not include and not frozen:
+        trainable = set(map(_key, root.trainable_weights))
+        still = [path for path, variable in selected.items() if _key(variable) not in trainable]
+        if len(still) == len(selected):
+            raise ValueError(
+                f"Everything prunable is frozen (trainable=False), and so left as it is: {', '.join(still)}. Set "
+                "trainable=True where it is to train, or name in include what is to be pruned though it is frozen."
+            )
+        left_dense |= dict.fromkeys(still, "frozen (trainable=False)")
+    axes = {path: found[path][1] for path in selected if path not in left_dense}
+    if granularity != "unstructured":
+        for path, axis in axes.items():
+            if axis is None or selected[path].shape[axis] % FOUR:
+                left_dense[path] = f"its inputs are no multiple of {FOUR}, which granularity={granularity!r} needs"
+    fitting = {path: variable for path, variable in selected.items() if path not in left_dense}
+    if not fitting:
+        raise ValueError(f"No variable can be pruned with granularity={granularity!r}: {reasons_text(left_dense)}.")
+    for pattern in include:
+        if not fnmatch.filter(fitting, pattern):
+            raise ValueError(
+                f"The pattern {pattern!r} in include names variables that cannot be pruned with granularity="
+                f"{granularity!r}, for their inputs are no multiple of {FOUR}: "
+                f"{', '.join(fnmatch.filter(selected, pattern))}. Leave it out."
+            )
+    return Selection(fitting, {path: axes[path] for path in fitting}, left_dense)
+
+
+def reasons_text(left_dense: Mapping[str, str], most: int = 8) -> str:
+    """Path -> reason as "a/kernel, b/kernel (frozen); c/kernel (...)", of each reason `most` paths at most."""
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in left_dense.items():
+        by_reason.setdefault(reason, []).append(path)
+    return "; ".join(
+        f"{', '.join(paths[:most])}{f' and {len(paths) - most} more' if len(paths) > most else ''} ({reason})"
+        for reason, paths in by_reason.items()
+    )
+
+
+def named_weights(root: Any) -> dict[str, Any]:
+    """Path -> variable for all weights of a built Keras layer or model: those of `prunable_variables`, and the others.
+
+    A path is made as there, of the variable's own name at its end: "norm/moving_mean".
+    """
+    prunable = {id(variable): path for path, variable in prunable_variables(root).items()}
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    for path, variable in _walk_weights(root, ()):
+        if id(variable) not in seen:
+            seen.add(id(variable))
+            taken = {**found, **dict.fromkeys(prunable.values())}
+            found[prunable.get(id(variable)) or _unused(path, taken)] = variable
+    return found
+
+
+def select(
+    variables: dict[str, Any],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    unknown: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The variables whose path matches a pattern of `include`, or any if there is none, and no pattern of `exclude`.
+
+    Args:
+        variables: Path -> variable.
+        include: fnmatch patterns.
+        exclude: fnmatch patterns.
+        unknown: Path -> why, of matrices that cannot be pruned; `exclude` may name these as well.
+
+    Raises:
+        ValueError: There is nothing prunable, a pattern matches nothing, or nothing is left.
+    """
+    unknown = unknown or {}
+    if not variables:
+        found = f" Left dense would be: {reasons_text(unknown)}." if unknown else ""
+        raise ValueError(
+            "The model has no prunable weights. Pruned are the kernels of Dense, EinsumDense, convolution, recurrent "
+            f"and attention layers; a layer of your own can name its weights in a method get_prunable_weights().{found}"
+        )
+    for name, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if fnmatch.filter(variables, pattern) or name == "exclude" and fnmatch.filter(unknown, pattern):
+                continue
+            why = reasons_text({path: unknown[path] for path in fnmatch.filter(unknown, pattern)})
+            hint = f" It names what cannot be pruned: {why}." if why else ""
+            if fnmatch.filter([*variables, *unknown], f"{pattern}/*"):
+                hint = f" It is the name of a layer; did you mean {f'{pattern}/*'!r}?"
+            raise ValueError(
+                f"The pattern {pattern!r} in {name} matches no prunable variable.{hint} They are: "
+                f"{', '.join(variables)}."
+            )
+    selected = {
+        path: variable
+        for path, variable in variables.items()
+        if (not include or _matches(path, include)) and not _matches(path, exclude)
+    }
+    if not selected:
+        raise ValueError(
+            f"include={tuple(include)} and exclude={tuple(exclude)} leave no prunable variable of: "
+            f"{', '.join(variables)}."
+        )
+    return selected
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _find(root: Any) -> dict[str, tuple[Any, int | None]]:
+    """Path -> variable and axis of its inputs."""
+    found: dict[str, tuple[Any, int | None]] = {}
+    seen: set[int] = set()
+    for path, variable, axis in _walk(root, ()):
+        if id(variable) not in seen:
+            seen.add(id(variable))
+            found[_unused(path, found)] = variable, axis
+    return found
+
+
+def _walk(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any, int | None]]:
+    if hasattr(layer, "get_prunable_weights"):
+        known = {id(variable): axis for _, variable, axis in _walk_parts(layer, names)}
+        for variable in layer.get_prunable_weights():
+            rank = len(variable.shape)
+            axis = known.get(id(variable), rank - 2 if rank > 1 else None)
+            yield "/".join((*names, _own_name(variable))), variable, axis
+        return
+    yield from _walk_parts(layer, names)
+
+
+def _walk_parts(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any, int | None]]:
+    kind = _kind(layer)
+    for attribute in PRUNABLE_ATTRIBUTES.get(kind, ()):
+        variable = _as_variable(getattr(layer, attribute, None))
+        # tf_keras can give a LocallyConnected layer a kernel of all inputs, most of which it never reads.
+        if variable is not None and getattr(layer, "kernel_mask", None) is None:
+            yield "/".join((*names, attribute)), variable, _input_axis(layer, kind, len(variable.shape))
+    for child in children(layer):
+        yield from _walk(child, (*names, child.name))
+
+
+def _unknown_matrices(root: Any, known: set[int]) -> dict[str, str]:
+    """Path -> why it is not prunable, of weights that look like kernels: floating, trained, of two axes or more.
+
+    Args:
+        root: A built Keras layer or model.
+        known: The `_key` of each variable that is prunable.
+    """
+    trainable = set(map(_key, root.trainable_weights))
+    unknown: dict[str, str] = {}
+
+    def look(layer: Any, names: tuple[str, ...]) -> None:
+        parts = children(layer)
+        seen = known | {_key(variable) for part in parts for variable in part.trainable_weights}
+        decides = hasattr(layer, "get_prunable_weights")
+        for attribute in () if decides else PRUNABLE_ATTRIBUTES.get(_kind(layer), ()):
+            if hasattr(layer, attribute) and _as_variable(getattr(layer, attribute)) is None:
+                unknown["/".join((*names, attribute))] = _why_no_variable(layer)
+        for variable in () if decides else layer.trainable_weights:
+            name = _own_name(variable)
+            looks_like_kernel = len(variable.shape) > 1 and not any(part in name for part in _NOT_KERNELS)
+            if _key(variable) in trainable - seen and looks_like_kernel and _as_variable(variable) is not None:
+                path = "/".join((*names, name))
+                unknown.setdefault(path, f"no rule for {type(layer).__name__}, which has no get_prunable_weights()")
+        for part in parts:
+            look(part, (*names, part.name))
+
+    look(root, ())
+    return unknown
+
+
+def _why_no_variable(layer: Any) -> str:
+    if getattr(layer, "lora_enabled", False):
+        return "under LoRA, a sum of matrices; prune before enable_lora()"
+    return "quantized" if getattr(layer, "quantization_mode", None) else "made of other variables, or no floats"
+
+
+def _walk_weights(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    parts = children(layer)
+    of_parts = {id(variable) for part in parts for variable in part.weights}
+    for variable in layer.weights:
+        # tf_keras also lists lookup tables.
+        if id(variable) not in of_parts and hasattr(variable, "assign"):
+            yield "/".join((*names, _own_name(variable))), variable
+    for part in parts:
+        yield from _walk_weights(part, (*names, part.name))
+
+
+def _kind(layer: Any) -> str:
+    """The name of the layer's class, or of the base of it, that `PRUNABLE_ATTRIBUTES` lists; else ""."""
+    for base in type(layer).__mro__:
+        if is_keras_own(base) and base.__name__ in PRUNABLE_ATTRIBUTES:
+            return base.__name__
+    return ""
+
+
+def _input_axis(layer: Any, kind: str, rank: int) -> int | None:
+    if kind.endswith("Transpose"):
+        return rank - 1
+    if kind != "EinsumDense":
+        return rank - 2 if rank > 1 else None
+    operands, output = layer.equation.replace(" ", "").split("->")
+    inputs, kernel = operands.split(",")
+    summed = [letter for letter in inputs if letter in kernel and letter not in output]
+    return kernel.index(summed[-1]) if summed else None
+
+
+def _as_variable(value: Any) -> Any | None:
+    """`value` if it is a floating-point variable. A kernel under LoRA is a tensor, a quantized one holds integers."""
+    if not hasattr(value, "assign"):
+        return None
+    return value if "float" in str(getattr(value.dtype, "name", value.dtype)) else None
+
+
+def _key(variable: Any) -> int:
+    """The same for a variable and for what tf_keras puts round it to cast it."""
+    return id(resource_of(variable))
+
+
+def _own_name(variable: Any) -> str:
+    return variable.name.split("/")[-1].split(":")[0]
+
+
+def _unused(path: str, taken: dict[str, Any]) -> str:
+    """`path`, or `path` with the first free number where two layers of a subclassed model share a name."""
+    if path not in taken:
+        return path
+    number = 1
+    while f"{path}_{number}" in taken:
+        number += 1
+    return f"{path}_{number}"

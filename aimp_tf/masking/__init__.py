@@ -1,0 +1,267 @@
+"""Models with masked weights, in both generations of Keras."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.arguments import check_config, check_names
+from aimp_tf.compat.mixed_precision import MixedPrecision
+from aimp_tf.compat.model_optimizers import held_optimizers
+from aimp_tf.compat.models import check_built, check_model, keras_generation
+from aimp_tf.compat.precision import resolve_policy
+from aimp_tf.config import PruningConfig
+from aimp_tf.graph.prunable import reasons_text, select_for
+from aimp_tf.masking.constraints import ConstrainedModel, MaskConstraint
+from aimp_tf.masking.first_masks import Masks, first_masks, set_first_masks
+from aimp_tf.masking.masked_model import MaskedModel
+
+__all__ = [
+    "MaskedModel",
+    "check_plain",
+    "first_masks",
+    "fit_with_tfmot",
+    "left_dense",
+    "Masks",
+    "mask_model",
+    "select_prunable",
+    "sparsity",
+    "strip",
+    "wrap",
+    "wrap_with_tfmot",
+]
+
+logger = logging.getLogger(__name__)
+
+WRAPPED_FIELDS = ("include", "exclude", "granularity", "mixed_precision")
+"""The fields of the config that `wrap` heeds."""
+
+_LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
+
+
+def mask_model(
+    model: Any,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    mixed_precision: str | None = None,
+    granularity: str = "unstructured",
+    masks: Masks = None,
+) -> MaskedModel:
+    """Puts a mask on each prunable weight of a compiled, built model of either generation of Keras.
+
+    Args:
+        model: A Keras 3 or tf_keras model.
+        include: fnmatch patterns on variable paths; empty means every prunable variable.
+        exclude: fnmatch patterns on variable paths.
+        mixed_precision: As in `PruningConfig`, until `strip`.
+        granularity: As in `PruningConfig`. What cannot hold its structure gets no mask.
+        masks: As in `wrap`.
+
+    Returns:
+        The masked model; its `strip()` undoes this.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: It is not compiled or not built, is masked already, has nothing to prune, has an optimizer that
+            averages weights, is a subclassed tf_keras model, has no float32 layers to train in mixed precision, or a
+            pattern matches nothing, or nothing that can hold the structure of `granularity`; or `masks` are not those
+            of its variables, or have another structure.
+    """
+    generation = check_model(model)
+    policy = resolve_policy(mixed_precision)
+    if policy == "mixed_float16" and (held := held_optimizers(model)):
+        raise ValueError(
+            f"mixed_precision='mixed_float16' scales the loss for the model's own optimizer; the model holds others in "
+            f"{', '.join(held)}. Use 'mixed_bfloat16', which needs no scaling."
+        )
+    if MaskedModel.of(model) is not None:
+        raise ValueError("The model is masked already; call aimp_tf.strip(model) before masking it again.")
+    if any(type(layer).__module__.startswith("tensorflow_model_optimization") for layer in model._flatten_layers()):
+        raise ValueError(
+            "tfmot has wrapped layers of the model already. Leave out prune_low_magnitude, or write "
+            "tfmot.sparsity.keras.strip_pruning(model) first: aimp_tf wraps by itself."
+        )
+    check_built(model)
+    with contextlib.ExitStack() as undo, model.distribute_strategy.scope():
+        if policy is not None:
+            undo.callback(MixedPrecision(model, generation, policy).undo)
+        selection = select_for(granularity, model, include, exclude)
+        for path, variable in selection.variables.items():
+            if isinstance(variable.constraint, MaskConstraint):
+                raise ValueError(f"{path} is masked already, in another model that shares it; strip that model first.")
+        kind = ConstrainedModel if generation == "keras" else _import_with_tfmot("tfmot_layers").WrappedModel
+        try:
+            masked = kind(model, selection.variables)
+        except (TypeError, tf.errors.InvalidArgumentError) as error:
+            if policy is None:
+                raise
+            raise ValueError(
+                f"The model {model.name!r} cannot compute in {policy}. A layer of your own must not mix dtypes: have "
+                f"it cast to self.compute_dtype, or leave mixed_precision at None. The error was: {error}"
+            ) from error
+        masked.mixed_precision, masked.granularity = mixed_precision, granularity
+        masked.include, masked.exclude = tuple(include), tuple(exclude)
+        masked.input_axes, masked.left_dense = selection.input_axes, selection.left_dense
+        masked.on_strip = undo.pop_all().close
+    try:
+        set_first_masks(masked, masks)
+    except BaseException:
+        masked.strip()
+        raise
+    _warn_of_left_dense(masked.left_dense)
+    return masked
+
+
+def wrap(model: Any, config: PruningConfig | None = None, *, masks: Masks = None, **fields: Any) -> Any:
+    """Prepares a model for pruning in your own training loop, as tfmot's `prune_low_magnitude` does.
+
+    Train what it returns with `fit` and a `GlobalMagnitudePruning` callback, then take the masks off with `strip`.
+    `prune` does all of this.
+
+    Args:
+        model: A compiled, built Keras 3 or tf_keras model.
+        config: What the callback gets, of which this heeds `include`, `exclude`, `granularity` and `mixed_precision`.
+            Until `strip`, the layers of `model` compute in the precision of the last one.
+        masks: What is pruned already. None is nothing: the zeros of a model that was pruned before may then become
+            other numbers, of which a warning tells. "zeros" keeps all weights at zero that are zero now, be it to
+            train a pruned model on (see `fine_tune`) or to prune it further; those of variables that are excluded are
+            not kept. Or path -> bool array, True for what is kept, such as `PruningResult.masks`.
+        **fields: Those four fields of the config, which count rather than its own.
+
+    Returns:
+        The compiled model to call `fit` on. In Keras 3 it is `model` itself; in tf_keras it is a copy that shares all
+        layers and weights with `model`.
+
+    Raises:
+        TypeError: `model` is not a Keras model, `config` is no config, or a name is unknown.
+        ValueError: As `mask_model`, or a field is out of its range.
+    """
+    check_config(config)
+    check_names("wrap", fields, WRAPPED_FIELDS)
+    chosen = {name: getattr(config, name) for name in WRAPPED_FIELDS} if config is not None else {}
+    return mask_model(model, masks=masks, **{**chosen, **fields}).model
+
+
+def strip(model: Any, *, unfinished: bool = False) -> Any:
+    """Takes the masks off a model that `wrap` returned, as tfmot's `strip_pruning` does.
+
+    Args:
+        model: What `wrap` returned.
+        unfinished: Whether to take the model as it is where pruning is not finished. What the masks of now prune is
+            made zero.
+
+    Returns:
+        The model that `wrap` was given: pruned weights exactly 0.0, compiled as before, or as it was since, and free of
+        aimp_tf and tfmot.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: It carries no masks.
+        RuntimeError: Unless `unfinished`: it was trained, but without the callback that prunes; the run on it has
+            rounds left; or something gave pruned weights other values. The model stays masked.
+    """
+    keras_generation(model)
+    masked = MaskedModel.of(model)
+    if masked is None:
+        raise ValueError(f"The model {model.name!r} carries no masks: pass what aimp_tf.wrap(model) returned.")
+    if not unfinished:
+        masked.check_finished()
+    return masked.strip()
+
+
+def sparsity(
+    model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), granularity: str = "unstructured"
+) -> float:
+    """Fraction of the prunable weights of a built Keras model that are exactly zero, in [0, 1].
+
+    What is frozen does not count unless `include` names it, or everything is frozen.
+
+    Args:
+        model: A Keras 3 or tf_keras model, pruned by whatever means or not at all.
+        include: fnmatch patterns on variable paths; empty means every prunable variable.
+        exclude: fnmatch patterns on variable paths.
+        granularity: As in `PruningConfig`: variables that it leaves dense do not count.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: It has no prunable weights, is not built, or a pattern matches nothing.
+    """
+    keras_generation(model)
+    masked = MaskedModel.of(model)
+    plain = masked.original if masked else model
+    frozen = not plain.trainable_weights
+    values = select_prunable(plain, include, exclude, granularity, frozen=frozen).values()
+    zeros = sum(value.size - int(np.count_nonzero(value)) for value in values)
+    return zeros / sum(value.size for value in values)
+
+
+def select_prunable(
+    model: Any,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    granularity: str = "unstructured",
+    *,
+    frozen: bool = False,
+) -> dict[str, np.ndarray]:
+    """Path -> value of the prunable variables of a built, unmasked model, frozen ones as in `select_for`. Raises as
+    `sparsity`."""
+    variables = select_for(granularity, model, include, exclude, frozen=frozen).variables
+    return {path: np.asarray(variable.numpy()) for path, variable in variables.items()}
+
+
+def left_dense(
+    model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), granularity: str = "unstructured"
+) -> dict[str, str]:
+    """Path -> why, of the matrices of a built, unmasked model that are not pruned though no pattern excludes them, of
+    which a warning tells."""
+    reasons = select_for(granularity, model, include, exclude).left_dense
+    _warn_of_left_dense(reasons)
+    return reasons
+
+
+def _warn_of_left_dense(reasons: dict[str, str]) -> None:
+    if reasons:
+        logger.warning("Left dense: %s. target_sparsity is that of the other variables.", reasons_text(reasons))
+
+
+def check_plain(model: Any) -> None:
+    """Raises ValueError if a model carries masks, or as `check_built`."""
+    if MaskedModel.of(model) is not None:
+        raise ValueError("The model carries masks; pass what aimp_tf.strip(model) returns.")
+    check_built(model)
+
+
+def fit_with_tfmot(model: Any, *arguments: Any, **settings: Any) -> None:
+    """`stock_tfmot.fit_with_tfmot`. Raises ValueError for a Keras 3 model, which tfmot cannot wrap."""
+    if keras_generation(model) == "keras":
+        raise ValueError(
+            f"method='tfmot' needs a tf_keras model, for tfmot cannot wrap Keras 3 models; {model.name!r} is one. "
+            "method='gradual' does much the same in both generations, with one ranking for all layers."
+        )
+    _import_with_tfmot("stock_tfmot").fit_with_tfmot(model, *arguments, **settings)
+
+
+def wrap_with_tfmot(model: Any) -> tuple[Any, list[Any]]:
+    """`stock_tfmot.wrap_without_pruning`, for a tf_keras model."""
+    return _import_with_tfmot("stock_tfmot").wrap_without_pruning(model)
+
+
+def _import_with_tfmot(name: str) -> Any:
+    """Imports a module of this package and tfmot without its side effect: it sets TF_USE_LEGACY_KERAS, and so turns a
+    `tf.keras` that nobody has used yet into Keras 2 for the rest of the process."""
+    before = os.environ.get(_LEGACY_KERAS)
+    _ = tf.keras.layers  # Settles tf.keras as the environment says now.
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    finally:
+        if before is None:
+            os.environ.pop(_LEGACY_KERAS, None)
+        else:
+            os.environ[_LEGACY_KERAS] = before

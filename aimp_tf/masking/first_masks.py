@@ -1,0 +1,113 @@
+"""What of a model is pruned already when it is masked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from aimp_tf.graph.prunable import prunable_variables
+from aimp_tf.masking.masked_model import MaskedModel, Values
+from aimp_tf.selection.ranking import check_fours
+
+logger = logging.getLogger(__name__)
+
+Masks = str | Mapping[str, np.ndarray] | None
+"""None for nothing, "zeros" for what is zero, or path -> bool array, True for what is kept."""
+
+_NOTICED = 0.01
+"""A variable with fewer zeros than this fraction was hardly pruned."""
+
+
+def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
+    """Gives a model that has just been masked its first masks, and warns of zeros that are about to be given up.
+
+    Args:
+        masked: The model.
+        masks: As in `aimp_tf.wrap`.
+
+    Raises:
+        TypeError, ValueError: They are not masks for the variables of the model, leave nothing, or do not have the
+            structure of its granularity.
+    """
+    left_out = {
+        path: variable
+        for path, variable in prunable_variables(masked.original).items()
+        if path not in masked.variables and path not in masked.left_dense
+    }
+    _warn_of_zeros(Values(left_out), ", for no mask is asked for there")
+    if masks is None:
+        _warn_of_zeros(masked.weights(), ". To keep them zero, pass masks='zeros'")
+        return
+    first = first_masks(masks, masked.weights(), masked.left_dense)
+    if masks == "zeros" and all(mask.all() for mask in first.values()):
+        logger.warning("masks='zeros' has no zeros to keep: nothing is pruned yet.")
+    try:
+        axes = {path: axis for path, axis in masked.input_axes.items() if axis is not None}
+        check_fours(first, masked.granularity, axes)
+    except RuntimeError as error:
+        raise ValueError(
+            f"What is zero does not have the structure of granularity={masked.granularity!r}, which "
+            "granularity='unstructured' does not ask for."
+        ) from error
+    if not any(mask.any() for mask in first.values()):
+        raise ValueError("masks leave nothing: every prunable weight would be pruned.")
+    if emptied := [path for path, mask in first.items() if not mask.any()]:
+        logger.warning("Nothing is left of %s, which the masks keep at zero.", ", ".join(emptied))
+    masked.set_masks(first)
+    masked.masks_given = True
+
+
+def first_masks(
+    masks: str | Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray], left_dense: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """The mask of each prunable variable, of those that `wrap` was given; all True where none is given.
+
+    Args:
+        masks: As in `aimp_tf.wrap`, but not None.
+        weights: Path -> value, of the prunable variables.
+        left_dense: Path -> why, of variables that have no mask, and may be named nevertheless.
+
+    Raises:
+        TypeError, ValueError: They are no masks, or not those of the variables.
+    """
+    if isinstance(masks, str) and masks == "zeros":
+        return {path: weight != 0 for path, weight in weights.items()}
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"masks must be None, 'zeros', or a dict from the path of each prunable variable to a bool array; got "
+            f"{masks!r:.80}."
+        )
+    known = [path for path in masks if path in weights]
+    if not known or any(path not in weights and path not in left_dense for path in masks):
+        raise ValueError(
+            f"masks must be of the prunable variables {', '.join(weights)}; got those of {', '.join(masks) or 'none'}."
+        )
+    arrays = {
+        path: np.asarray(masks[path]) if path in masks else np.ones(weight.shape, bool)
+        for path, weight in weights.items()
+    }
+    for path, mask in arrays.items():
+        if mask.dtype != bool or mask.shape != weights[path].shape:
+            raise ValueError(
+                f"The mask of {path} must be a bool array of shape {weights[path].shape}; got {mask.dtype} of shape "
+                f"{mask.shape}."
+            )
+    return arrays
+
+
+def _warn_of_zeros(weights: Mapping[str, np.ndarray], why: str) -> None:
+    """Warns of variables that look as if they were pruned, and whose zeros nothing keeps."""
+    pruned: dict[str, int] = {}
+    for path, value in weights.items():
+        zeros = value.size - int(np.count_nonzero(value))
+        if _NOTICED * value.size <= zeros < value.size:  # Nothing but zeros may be an initializer's.
+            pruned[path] = zeros
+    if pruned:
+        logger.warning(
+            "%d weights of %s are zero, as in a pruned model, and may become other numbers in training%s.",
+            sum(pruned.values()),
+            ", ".join(pruned),
+            why,
+        )

@@ -1,0 +1,188 @@
+"""tf_keras: masks held by a subclass of tfmot's PruneLowMagnitude round each layer with prunable weights.
+
+Import this module through `aimp_tf.masking` only: importing tfmot has side effects, which are undone there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule, pruning_wrapper
+from tf_keras.src.engine import functional
+
+from aimp_tf.graph.prunable import prunable_variables
+from aimp_tf.masking.constraints import MaskConstraint
+from aimp_tf.masking.masked_model import MaskedModel
+
+
+class AssignedMasks(pruning_schedule.PruningSchedule):
+    """A schedule that never changes a mask: whoever holds the layer assigns them."""
+
+    def __init__(self) -> None:
+        """Takes no arguments."""
+
+    def __call__(self, step: Any) -> tuple[bool, float]:
+        return False, 0.0
+
+    def get_config(self) -> dict[str, Any]:
+        return {"class_name": type(self).__name__, "config": {}}
+
+
+class MaskedLayer(pruning_wrapper.PruneLowMagnitude):
+    """A tfmot pruning layer whose masks are assigned from outside and enforced within each optimizer step.
+
+    tfmot multiplies weight and mask at each forward pass, so that weights are not sparse between a step and the next
+    pass; here a constraint on the variable does it. The layer is called in full, so that masks of sequences, initial
+    states, regularisers and every call argument work as without the wrapper.
+
+    Args:
+        layer: A built tf_keras layer with `get_prunable_weights()`.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(
+            layer,
+            pruning_schedule=AssignedMasks(),
+            trainable=layer.trainable,
+            dtype=layer._dtype_policy,
+            autocast=layer._autocast,
+        )
+        # Outputs, losses and metrics are called after layers, so the wrapper answers to the layer's own name.
+        self._name = layer.name
+        self._call_spec = layer._call_spec
+        self.supports_masking = layer.supports_masking
+        self.stateful = layer.stateful
+
+    def __getattr__(self, name: str) -> Any:
+        """What the layer has and the wrapper has not: `kernel`, `units`, `reset_states` and the like."""
+        if name.startswith("_") or "layer" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.layer, name)
+
+    def add_weight(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """tfmot's masks are float, which takes four times the memory and has to be compared with zero in each step."""
+        if name == "mask":  # All replicas have the same, of which there is no mean.
+            kwargs |= {"dtype": tf.bool, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+        return super().add_weight(name, *args, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: Any) -> Any:
+        """A wrapper cannot be made anew, for the model that it belongs to would not be masked."""
+        raise ValueError(
+            f"The layer {config.get('name')!r} belongs to a model that aimp_tf.wrap has wrapped, which cannot be "
+            "cloned or made from its config. Clone what aimp_tf.strip(model) returns, or the model that wrap was given."
+        )
+
+    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.layer(inputs, *args, **kwargs)
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        return self.layer.compute_mask(inputs, mask)
+
+
+class WrappedModel(MaskedModel):
+    """A tf_keras model rebuilt with a `MaskedLayer` round each layer that has prunable weights.
+
+    The rebuilt model shares every layer and variable with the user's model, which `strip` hands back.
+    """
+
+    def _attach(self) -> None:
+        self._wrappers: dict[int, MaskedLayer] = {}
+        self._wrapped_layers: list[Any] = []
+        # Calling the shared layers anew adds nodes to them, which would keep the rebuilt model alive after `strip`.
+        self._nodes = [
+            (layer, list(layer._inbound_nodes), list(layer._outbound_nodes))
+            for layer in self.original._flatten_layers()
+        ]
+        if not _can_rebuild(self.original):
+            raise ValueError(
+                f"{type(self.original).__name__} is a subclassed tf_keras model, whose layers cannot be wrapped one "
+                "by one. Ways out: make it with keras.Model (Keras 3), whose subclassed models can be pruned; make it "
+                "with the functional API, tf_keras.Model(inputs, outputs); or use it as one layer of a functional "
+                "model, x -> tf_keras.Model(inputs, subclassed(inputs))."
+            )
+        self.model = self._rebuild(self.original)
+        # What a subclass keeps on itself, in its own compile() for example.
+        for name in vars(self.original).keys() - vars(self.model).keys():
+            setattr(self.model, name, getattr(self.original, name))
+        _compile_like(self.original, self.model)
+        # What a callback takes from the model or gives it, and the files that it writes or reads, are the plain one's.
+        for method in ("save", "save_weights", "load_weights", "get_weights", "set_weights"):
+            setattr(self.model, method, getattr(self.original, method))
+        masks = {id(weight): mask for layer in self._wrappers.values() for weight, mask, _ in layer.pruning_vars}
+        for path, variable in self.variables.items():
+            mask = masks.get(id(variable))
+            if mask is None:  # A layer that only a train_step of the user's calls is in no graph, so not wrapped.
+                mask = tf.Variable(tf.ones(variable.shape, tf.bool), trainable=False)
+            self._masks[path] = mask
+            _set_constraint(variable, MaskConstraint(mask, variable.constraint))
+
+    def _compiled_again(self) -> None:
+        _compile_like(self.model, self.original)
+
+    def _detach(self) -> None:
+        for variable in self.variables.values():
+            if isinstance(variable.constraint, MaskConstraint):
+                _set_constraint(variable, variable.constraint.previous)
+        for layer in self._wrapped_layers:
+            del layer.get_prunable_weights
+        for layer, inbound, outbound in self._nodes:
+            layer._inbound_nodes, layer._outbound_nodes = inbound, outbound
+
+    def synchronize(self) -> None:
+        """tf_keras gives the mean of all replicas whenever a moving statistic is read."""
+        if self.cluster.replicas > 1:
+            for variable in self.original.non_trainable_weights:
+                if getattr(variable, "synchronization", None) == tf.VariableSynchronization.ON_READ:
+                    variable.assign(variable.numpy())
+
+    def _rebuild(self, model: Any) -> Any:
+        rebuilt = tf_keras.models.clone_model(model, clone_function=self._wrap)
+        if not rebuilt.built:  # A Sequential that learnt its input shape from data.
+            rebuilt.build(model._build_input_shape)
+        rebuilt._trainable = model._trainable  # The property would set the layers, too.
+        return rebuilt
+
+    def _wrap(self, layer: Any) -> Any:
+        if id(layer) in self._wrappers:
+            return self._wrappers[id(layer)]
+        unclaimed = {id(variable) for variable in self.variables.values()}
+        for wrapper in self._wrappers.values():
+            unclaimed -= {id(variable) for variable in wrapper.layer.get_prunable_weights()}
+        own = [variable for variable in prunable_variables(layer).values() if id(variable) in unclaimed]
+        if not own:
+            return layer
+        if _can_rebuild(layer):
+            return self._rebuild(layer)
+        layer.get_prunable_weights = lambda: own
+        self._wrapped_layers.append(layer)
+        self._wrappers[id(layer)] = MaskedLayer(layer)
+        return self._wrappers[id(layer)]
+
+
+def _can_rebuild(layer: Any) -> bool:
+    """Whether this is a model whose layers can be replaced without losing what its class adds."""
+    if isinstance(layer, tf_keras.Sequential):
+        return type(layer) is tf_keras.Sequential
+    # A constructor of the user's would run again, and make other layers and values than the model has now.
+    return isinstance(layer, functional.Functional) and not any(
+        "__init__" in vars(base)
+        for base in type(layer).__mro__
+        if base.__module__.split(".")[0] not in ("tf_keras", "tensorflow", "builtins")
+    )
+
+
+def _compile_like(original: Any, model: Any) -> None:
+    settings = {**original._compile_config.config, "optimizer": original.optimizer}
+    tf_keras.Model.compile(model, **settings)
+    # Shared, since losses and metrics that are objects already belong to these and must not be built twice.
+    model.compiled_loss = original.compiled_loss
+    model.compiled_metrics = original.compiled_metrics
+
+
+def _set_constraint(weight: Any, constraint: Any) -> None:
+    variable = getattr(weight, "_variable", weight)  # Inside an AutoCastVariable of mixed precision.
+    for component in getattr(variable, "values", (variable,)):  # One for each replica of a distributed variable.
+        component._constraint = constraint

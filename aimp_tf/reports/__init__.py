@@ -1,0 +1,1 @@
+"""What people read: results, pages, plots, the display of progress."""

@@ -1,0 +1,1 @@
+"""What lies on disk, and how a run goes on from it."""

@@ -1,0 +1,94 @@
+"""Training arrays in the memory of a GPU, or of any other device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from aimp_tf.compat.swap import Swap
+
+_KEY = "aimp_tf_positions"
+
+
+class DeviceArrays:
+    """Arrays that are copied to a device once, where each training step gathers its batch.
+
+    Shuffling them then moves the positions of the examples alone from the host to the device. The batches are those of
+    `input_pipeline.in_batches`, bit for bit.
+
+    Args:
+        arrays: Tensors of numbers, nested, as `input_pipeline.array_positions` gives them.
+        positions: The positions of the examples in each batch, from there, too.
+        device: Name of the device, that of the model's variables.
+
+    Attributes:
+        batches: What to call `fit` on, for a model within `gathering`.
+
+    Raises:
+        ValueError: The arrays do not fit into the device's memory.
+    """
+
+    def __init__(self, arrays: tuple, positions: tf.data.Dataset, device: str) -> None:
+        self._device = device
+        try:
+            with tf.device(device):
+                self._arrays = tf.nest.map_structure(_DeviceArray, arrays)
+        # The latter where an array does not fit that is copied there as it is.
+        except (tf.errors.ResourceExhaustedError, tf.errors.InternalError) as error:
+            size = sum(tensor.dtype.size * tensor.shape.num_elements() for tensor in tf.nest.flatten(arrays))
+            raise ValueError(
+                f"The training data takes {size / 1e9:.3g} GB, which could not be copied into the memory of {device}. "
+                f"Set data_on_device=False, which takes each batch there by itself. The error was: {error}"
+            ) from error
+        self.batches = positions.map(lambda chosen: {_KEY: chosen}).prefetch(2)
+
+    @contextlib.contextmanager
+    def gathering(self, model: Any) -> Iterator[None]:
+        """What must surround a `fit` of a model on `batches`, and is no harm to one on other data."""
+        train_step = model.train_step
+
+        def gather_and_train(data: Any) -> Any:
+            return train_step(self._gathered(data))
+
+        with contextlib.ExitStack() as replaced:
+            replaced.enter_context(Swap(model, "train_step", gather_and_train))
+            # Keras 3 looks at a batch before it trains under a strategy.
+            if build := getattr(model, "_symbolic_build", None):
+
+                def gather_and_build(iterator: Any = None, data_batch: Any = None) -> None:
+                    build(iterator, self._gathered(data_batch))
+
+                replaced.enter_context(Swap(model, "_symbolic_build", gather_and_build))
+            yield
+
+    def release(self) -> None:
+        """Gives the device's memory back. TensorFlow never lets go of a traced step that had a custom gradient."""
+        for array in tf.nest.flatten(self._arrays):
+            array.release()
+
+    def _gathered(self, data: Any) -> Any:
+        """The batch that `batches` mean by an element; other data as it is."""
+        if not isinstance(data, Mapping) or _KEY not in data:
+            return data
+        with tf.device(self._device):
+            return tf.nest.map_structure(lambda array: array.gather(data[_KEY]), self._arrays)
+
+
+class _DeviceArray:
+    """One array, examples along the first axis. int32 is held as uint32, for TensorFlow keeps int32 on the host."""
+
+    def __init__(self, tensor: tf.Tensor) -> None:
+        self._dtype = tensor.dtype
+        held = tf.bitcast(tensor, tf.uint32) if tensor.dtype == tf.int32 else tensor
+        self._held = tf.Variable(held, trainable=False, shape=[None, *tensor.shape[1:]])
+
+    def gather(self, positions: tf.Tensor) -> tf.Tensor:
+        """The examples at these positions."""
+        rows = self._held.sparse_read(positions)
+        return tf.bitcast(rows, tf.int32) if self._dtype == tf.int32 else rows
+
+    def release(self) -> None:
+        self._held.assign(tf.zeros([0, *self._held.shape[1:]], self._held.dtype))

@@ -1,0 +1,368 @@
+"""Fitting: what every `fit` of a run is called with."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import numbers
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.compat.cluster import Cluster
+from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import is_built
+from aimp_tf.compat.variables import resource_of
+from aimp_tf.config import is_number
+from aimp_tf.training.device_arrays import DeviceArrays
+from aimp_tf.training.input_pipeline import (
+    DEFAULT_BATCH_SIZE,
+    Order,
+    array_positions,
+    batch_count,
+    in_batches,
+    prepare,
+    spec_of,
+)
+from aimp_tf.training.rounds import plain_logs
+
+logger = logging.getLogger(__name__)
+
+_TRAINING = "The training data"
+_BATCH_SIZES = ("batch_size", "validation_batch_size")
+
+
+class Fitting:
+    """What every `fit` of a run is called with.
+
+    Attributes:
+        train: The training data.
+        validation: The validation data, or None.
+        examples: How many examples that has, where it is arrays; None for other data.
+        order: The order in which arrays are read; None for other data, which has its own.
+        callbacks: The user's callbacks.
+        options: The other arguments of `fit`.
+    """
+
+    def __init__(
+        self,
+        train_data: Any,
+        validation_data: Any,
+        callbacks: Sequence[Any],
+        options: Mapping[str, Any],
+        verbose: str | int,
+        seed: int | None,
+        generation: str,
+        cluster: Cluster,
+        *,
+        order_goes_on: bool = False,
+    ) -> None:
+        """Prepares the data, as `prune` takes all of it.
+
+        Args:
+            train_data: As `input_pipeline.prepare` takes it.
+            validation_data: The same.
+            callbacks: A list of Keras callbacks.
+            options: The other arguments of `fit`.
+            verbose: As in `fit`.
+            seed: Of the order of arrays; None draws one.
+            generation: "keras" or "tf_keras".
+            cluster: The workers of the model.
+            order_goes_on: Whether each epoch reads arrays in the next order by itself, as `Order` says.
+
+        Raises:
+            TypeError, ValueError: The data cannot be read again for each `fit`, or does not fit the options.
+        """
+        _check_options(options)
+        floatx = importlib.import_module(generation).backend.floatx()
+        # Keras 3 makes NaN of a replica's share of a batch where there is nothing in it.
+        least_batch = cluster.replicas if generation == "keras" else 1
+        self.callbacks = callbacks
+        self.options = {name: value for name, value in options.items() if name not in _BATCH_SIZES}
+        self.options["verbose"] = verbose
+        batch_size, validation_batch_size = map(options.get, _BATCH_SIZES)
+        self.order = None
+        self._arrays: tuple[tuple, tf.data.Dataset] | None = None
+        self._on_device: DeviceArrays | None = None
+        if isinstance(train_data, tuple):
+            seed = int(np.random.randint(2**31)) if seed is None else seed
+            self.order = Order(seed, shuffle=bool(options.get("shuffle", True)), goes_on=order_goes_on)
+            self._arrays = array_positions(
+                train_data,
+                _TRAINING,
+                batch_size=batch_size,
+                order=self.order,
+                steps_per_epoch=options.get("steps_per_epoch"),
+                floatx=floatx,
+                least_batch=least_batch,
+            )
+            self.train = in_batches(*self._arrays)
+        else:
+            self.train = prepare(train_data, _TRAINING, batch_size=batch_size)
+        if cluster.size > 1 and not isinstance(self.train, tf.data.Dataset):
+            raise ValueError(
+                f"The training data is a {type(train_data).__name__}, which every worker would read in an order of its "
+                "own. With several workers, it must be a tf.data.Dataset or arrays x, y."
+            )
+        if isinstance(self.train, tf.data.Dataset):
+            self.options["shuffle"] = False  # Keras 3 warns of its own default, which does not apply to a Dataset.
+        _check_end(self.train, _TRAINING, options.get("steps_per_epoch"), "steps_per_epoch")
+        self.validation = None
+        self.examples: int | None = None
+        if validation_data is not None:
+            if validation_batch_size is None and isinstance(validation_data, tuple):
+                validation_batch_size = batch_size
+            self.validation = prepare(
+                validation_data,
+                "validation_data",
+                batch_size=validation_batch_size,
+                floatx=floatx,
+                least_batch=least_batch,
+            )
+            if isinstance(validation_data, tuple):
+                self.examples = len(tf.nest.flatten(validation_data)[0])
+                if steps := options.get("validation_steps"):
+                    self.examples = min(self.examples, steps * (validation_batch_size or DEFAULT_BATCH_SIZE))
+            _check_end(self.validation, "validation_data", options.get("validation_steps"), "validation_steps")
+
+    def batches(self) -> int:
+        """How many batches an epoch has. Data that does not tell is read once, to count them."""
+        steps = self.options.get("steps_per_epoch") or batch_count(self.train)
+        if steps > 0:
+            return steps
+        logger.info("The training data does not tell how many batches it has; reading it once to count them.")
+        return int(self.train.reduce(np.int64(0), lambda count, _: count + 1))
+
+    def measure(self, model: Any, logs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The metrics that evaluating a model on the data gives; of those in the logs of a `fit`, if there are any."""
+        settings = {"verbose": 0, "return_dict": True}
+        measured = model.evaluate(self.train, steps=self.options.get("steps_per_epoch"), **settings)
+        if self.validation is not None:
+            steps = self.options.get("validation_steps")
+            validated = model.evaluate(self.validation, steps=steps, **settings)
+            measured |= {f"val_{name}": value for name, value in validated.items()}
+        return plain_logs({name: measured[name] for name in logs or measured if name in measured})
+
+    def settle_order(self, cluster: Cluster) -> None:
+        """Lets all workers read arrays in the order of the chief, whose seed may be drawn."""
+        seed = cluster.from_chief(None if self.order is None else self.order.seed)
+        if self.order is not None:
+            self.order.seed = seed
+            self.order.begin(0, 0)
+
+    def check_on_device(self, model: Any, cluster: Cluster) -> None:
+        """Raises TypeError or ValueError if `data_on_device` cannot be done."""
+        if self._arrays is None:
+            raise TypeError(
+                f"data_on_device takes arrays x, y; got {type(self.train).__name__}. Give arrays, or set "
+                "data_on_device=False."
+            )
+        for array in tf.nest.flatten(self._arrays[0]):
+            if not (array.dtype.is_integer or array.dtype.is_floating or array.dtype.is_complex or array.dtype.is_bool):
+                raise TypeError(
+                    f"data_on_device takes arrays of numbers; got one of dtype {array.dtype.name}. Make "
+                    "numbers of it, or set data_on_device=False."
+                )
+        if not cluster.on_one_device:
+            raise ValueError(
+                "data_on_device takes a model made without a strategy or under OneDeviceStrategy; this one was made "
+                f"under {type(model.distribute_strategy).__name__}. Set data_on_device=False."
+            )
+        if self.options.get("class_weight") is not None:
+            raise ValueError(
+                "With data_on_device, fit does not see the classes that class_weight is for. Give each example its "
+                "weight by sample_weight, or set data_on_device=False."
+            )
+        for name in ("fit", "make_train_function"):
+            if not is_keras_own(getattr(type(model), name)):
+                raise ValueError(
+                    f"With data_on_device, fit reads positions of examples, which the {name} of "
+                    f"{type(model).__name__} may not expect. Leave it to Keras, or set data_on_device=False."
+                )
+
+    @contextlib.contextmanager
+    def on_device_of(self, model: Any) -> Iterator[None]:
+        """Within it, every `fit` gathers its batches in the memory of the device that a built model is on.
+
+        Raises:
+            ValueError: There is no room for them.
+        """
+        assert self._arrays is not None
+        # Not those of tf_keras' lookup layers. A model without any is refused later, for it has nothing to prune.
+        devices = (resource_of(weight).device for weight in model.weights if hasattr(weight, "assign"))
+        self._on_device = DeviceArrays(*self._arrays, next(devices, "CPU:0"))
+        try:
+            yield
+        finally:
+            self._on_device.release()
+
+    def fit(self, model: Any, callbacks: Sequence[Any], *, epochs: int, initial_epoch: int = 0) -> None:
+        """Calls `fit` of a model, with these callbacks and no others."""
+        data = self.train
+        gathering: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._on_device is not None:
+            data, gathering = self._on_device.batches, self._on_device.gathering(model)
+        with gathering:
+            model.fit(
+                data,
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                validation_data=self.validation,
+                callbacks=callbacks,
+                **self.options,
+            )
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raises TypeError or ValueError for numbers of `fit` that are none, of which some would train without end."""
+    for name in ("batch_size", "steps_per_epoch", "validation_batch_size", "validation_steps"):
+        value = options.get(name)
+        if value is not None and not is_number(value, numbers.Integral):
+            raise TypeError(f"{name} must be a whole number; got {value!r}.")
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}.")
+    class_weight = options.get("class_weight")
+    if class_weight is not None and not isinstance(class_weight, Mapping):
+        raise TypeError(
+            f"class_weight must be a dict from a class to its weight; got {class_weight!r:.60}. Write "
+            "class_weight=dict(enumerate(weights))."
+        )
+
+
+def check_class_weight(data: Any, class_weight: Mapping[Any, Any] | None) -> None:
+    """Raises ValueError for arrays of targets with a class beyond all that have a weight, which fails in a step."""
+    if not class_weight or not isinstance(data, tuple) or len(data) < 2 or not hasattr(data[1], "shape"):
+        return
+    targets = np.asarray(data[1])
+    if targets.dtype.kind not in "iufb" or not targets.size:
+        return
+    classes = targets.argmax(-1) if targets.ndim > 1 and targets.shape[-1] > 1 else targets
+    if classes.max() > max(class_weight):
+        raise ValueError(
+            f"class_weight has weights for the classes up to {max(class_weight)}, and there are some up to "
+            f"{classes.max():g}. Write one for each, such as class_weight={{**class_weight, {classes.max():g}: 1.0}}."
+        )
+
+
+def build(model: Any, train: Any) -> None:
+    """Gives a model that has no weights yet its weights, by calling it on one batch."""
+    if is_built(model):
+        return
+    batch = train[0] if hasattr(train, "__getitem__") else next(iter(train.take(1)))
+    try:
+        with model.distribute_strategy.scope():
+            model(batch[0] if isinstance(batch, tuple) else batch)
+    except Exception as error:
+        raise ValueError(
+            f"The model {model.name!r} cannot be built from the training data, which gives {spec_of(train)}. The error "
+            f"was: {error}"
+        ) from error
+
+
+def check_batches(model: Any, data: Any, name: str) -> None:
+    """Raises ValueError for a dataset of single examples of the one input of a model, which is to be batched."""
+    spec: Any = data.element_spec if isinstance(data, tf.data.Dataset) else None
+    spec = spec[0] if isinstance(spec, tuple) else spec
+    inputs: Any = getattr(model, "inputs", None) or ()
+    if not isinstance(spec, tf.TensorSpec) or len(inputs) != 1 or spec.shape.rank is None:
+        return
+    example = tuple(inputs[0].shape)[1:]
+    if tuple(spec.shape) == example and None not in example and example:
+        raise ValueError(
+            f"{name} gives single examples, of shape {example}, and the model {model.name!r} takes batches of them. "
+            "Write dataset.batch(32)."
+        )
+
+
+def check_targets(model: Any, data: Any, name: str) -> None:
+    """Raises for arrays of targets that the cross-entropy of a model with one output cannot take.
+
+    Frameworks tell of them late and at length, and on a GPU a class out of range is a loss of NaN and nothing else.
+
+    Args:
+        model: A built, compiled model.
+        data: As `prune` takes it. What is no tuple of arrays is let through.
+        name: What to call it in errors.
+
+    Raises:
+        TypeError: The targets are texts.
+        ValueError: They are one-hot where numbers of classes are expected or the other way round, of another shape than
+            the outputs, or such a number is broken, negative or too large.
+    """
+    loss: Any = getattr(model, "loss", None)
+    outputs: Any = getattr(model, "outputs", None) or ()
+    crossentropy = _crossentropy(loss)
+    changed = not all(is_keras_own(getattr(type(model), name)) for name in ("train_step", "compute_loss"))
+    if crossentropy is None or len(outputs) != 1 or changed:
+        return
+    if not isinstance(data, tuple) or len(data) < 2:
+        return
+    targets, shape = data[1], tuple(outputs[0].shape)
+    if isinstance(targets, (dict, list, tuple)) or not hasattr(targets, "shape") or None in shape[-1:]:
+        return
+    targets = np.asarray(targets)
+    if targets.dtype.kind in "US" or targets.dtype == object and isinstance(targets.flat[0], (str, bytes)):
+        raise TypeError(
+            f"The targets of {name} are texts, such as {targets.flat[0]}, and the loss takes numbers. Write "
+            "classes, y = np.unique(y, return_inverse=True)."
+        )
+    classes = shape[-1]
+    if classes == 1:
+        raise ValueError(
+            f"The loss {crossentropy} needs an output for each class, and the model {model.name!r} has one. Compile it "
+            "with binary_crossentropy if there are two classes."
+        )
+    one_hot = targets.ndim == len(shape) and targets.shape[-1] == classes > 1
+    if not crossentropy.startswith("sparse"):
+        if not one_hot and targets.ndim < len(shape):
+            raise ValueError(
+                f"The loss {crossentropy} takes targets of shape (examples, {classes}), a row of 0 and 1 each; got "
+                f"{targets.shape} in {name}. Write y = keras.utils.to_categorical(y, {classes}), or compile the model "
+                "with sparse_categorical_crossentropy."
+            )
+        return
+    if one_hot:
+        raise ValueError(
+            f"The loss {crossentropy} takes the number of a class for each example; got targets of shape "
+            f"{targets.shape} in {name}. Write y = y.argmax(-1), or compile the model with categorical_crossentropy."
+        )
+    places = targets.shape[1:-1] if targets.ndim == len(shape) else targets.shape[1:]
+    if len(places) != len(shape) - 2 or any(here not in (there, None) for here, there in zip(shape[1:-1], places)):
+        raise ValueError(
+            f"The model {model.name!r} has outputs of shape {shape}, and {crossentropy} takes a number for each row of "
+            f"{classes}; got targets of shape {targets.shape} in {name}."
+        )
+    if targets.dtype.kind == "f" and (targets != np.round(targets)).any():  # NaN is not equal to itself.
+        raise ValueError(
+            f"The loss {crossentropy} takes the number of a class for each example; {name} has targets that are no "
+            f"whole numbers, such as {targets[targets != np.round(targets)][0]}."
+        )
+    ignored = loss.get_config().get("ignore_class") if hasattr(loss, "get_config") else None
+    if ignored is None and not 0 <= targets.min() <= targets.max() < classes:
+        raise ValueError(
+            f"The classes must be numbers from 0 to {classes - 1}, for the model {model.name!r} has {classes} outputs; "
+            f"got {targets.min()} to {targets.max()} in {name}. Write classes, y = np.unique(y, return_inverse=True), "
+            "or give the model as many outputs as there are classes. One that is none takes "
+            "SparseCategoricalCrossentropy(ignore_class=255)."
+        )
+
+
+def _crossentropy(loss: Any) -> str | None:
+    """The name of a loss for classes that `compile` was given, by its name or as Keras' own object or function."""
+    if not isinstance(loss, str):
+        kind = loss if hasattr(loss, "__name__") else type(loss)
+        # functools.wraps gives what is the user's the names of Keras' own.
+        if not is_keras_own(kind) or getattr(sys.modules.get(kind.__module__), kind.__name__, None) is not kind:
+            return None
+        loss = getattr(loss, "__name__", None) or getattr(loss, "name", "")
+    return loss if "categorical" in loss and loss.endswith("crossentropy") else None
+
+
+def _check_end(data: Any, name: str, steps: int | None, option: str) -> None:
+    """Raises ValueError for data without end, of which `fit` is not told how much to read."""
+    if steps is None and isinstance(data, tf.data.Dataset) and batch_count(data) == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(f"{name} never ends. Give {option}, or the part of it to read, as dataset.take(batches).")
