@@ -8,6 +8,7 @@ import difflib
 import json
 import math
 import numbers
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,9 +25,52 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "round_schedule": ("head", "compress"),
     "scope": ("global", "layer"),
     "criterion": ("magnitude", "lamp", "random"),
-    "granularity": ("unstructured", "1x4", "2:4"),
     "mixed_precision": ("auto", "mixed_float16", "mixed_bfloat16"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """What a granularity asks of consecutive inputs of one output unit, such as kernel[0:4, 7] of a Dense layer.
+
+    Attributes:
+        m: Inputs that it looks at together. A variable must have a multiple of them.
+        block: Of these, how many are kept or removed as one: 1 or m.
+        n: How many of each m stay; 0 leaves that to the ranking.
+    """
+
+    m: int = 1
+    block: int = 1
+    n: int = 0
+
+    @classmethod
+    def of(cls, granularity: object) -> "Structure":
+        """The structure of "unstructured", "1x4" or the like, and "2:4" or the like. Raises ValueError for another.
+
+        Example:
+            >>> Structure.of("2:4")
+            Structure(m=4, block=1, n=2)
+        """
+        if granularity == "unstructured":
+            return cls()
+        blocks, of_each = (re.fullmatch(pattern, str(granularity)) for pattern in (r"1x(\d+)", r"(\d+):(\d+)"))
+        if blocks and int(blocks[1]) > 1:
+            return cls(m=int(blocks[1]), block=int(blocks[1]))
+        if of_each and 0 < int(of_each[1]) < int(of_each[2]):
+            return cls(m=int(of_each[2]), n=int(of_each[1]))
+        raise ValueError(
+            "granularity must be 'unstructured', blocks such as '1x4', or so many of each few such as '2:4'; got "
+            f"{granularity!r}.{nearest(granularity, ('unstructured', '1x4', '2:4'))}"
+        )
+
+    def __str__(self) -> str:
+        text = "unstructured" if self.m == 1 else f"{self.n}:{self.m}" if self.n else f"1x{self.m}"
+        return f"granularity={text!r}"
+
+    @property
+    def need(self) -> str:
+        """Why it leaves a variable dense."""
+        return f"its inputs are no multiple of {self.m}, which {self} needs"
 
 
 @dataclasses.dataclass
@@ -83,8 +127,9 @@ class PruningConfig:
         granularity: What is kept or removed together. "unstructured" is single weights. "1x4" is blocks of four
             consecutive inputs of one output unit, such as kernel[0:4, 7] of a Dense layer, ranked by the mean of their
             scores. "2:4" ends with exactly two of each such four, the best two; on the way, these are kept in any case,
-            and the others are ranked together. Its target_sparsity is 0.5. A variable whose inputs are no multiple of
-            four is left dense, as if it were excluded, and named in a warning and in the result.
+            and the others are ranked together. Its target_sparsity is 0.5. Blocks of any size m, "1xm", and any "n:m",
+            whose target_sparsity is 1 - n / m, work alike. A variable whose inputs are no multiple of m is left dense,
+            as if it were excluded, and named in a warning and in the result.
         max_layer_sparsity: No variable gets sparser than this, in [target_sparsity, 1); others then give more. None
             sets no limit.
         min_layer_survivors: No variable keeps fewer weights than this, or than it has.
@@ -155,9 +200,14 @@ class PruningConfig:
         return self.round_epochs
 
     @property
+    def structure(self) -> Structure:
+        """What `granularity` stands for."""
+        return Structure.of(self.granularity)
+
+    @property
     def block_size(self) -> int:
         """Number of weights that are kept or removed together."""
-        return 4 if self.granularity == "1x4" else 1
+        return self.structure.block
 
     def validate(self) -> None:
         """Checks every field.
@@ -200,10 +250,11 @@ class PruningConfig:
                 f"max_layer_sparsity={self.max_layer_sparsity} is below target_sparsity={self.target_sparsity}, which "
                 "the variables together could not reach then; raise it."
             )
-        if self.granularity == "2:4" and self.target_sparsity != 0.5:
+        n, m = self.structure.n, self.structure.m
+        if n and not math.isclose(self.target_sparsity, 1 - n / m):
             raise ValueError(
-                "granularity='2:4' keeps exactly two of each four weights, so target_sparsity must be 0.5; got "
-                f"{self.target_sparsity}. granularity='1x4' takes any."
+                f"{self.structure} keeps exactly {n} of each {m} weights, so target_sparsity must be {1 - n / m}; got "
+                f"{self.target_sparsity}. granularity='1x{m}' takes any."
             )
         self._check_method()
         for name in ("include", "exclude"):

@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from aimp_tf import PruningConfig
-from aimp_tf.config import kept_defaults, upgrade
+from aimp_tf.config import Structure, kept_defaults, upgrade
 
 
 def config(**fields):
@@ -65,8 +65,12 @@ def test_defaults_are_valid_and_rounds_take_a_fifth():
         ({"min_layer_share": None}, TypeError, "min_layer_share must be a number"),
         ({"method": "tfmot", "min_layer_share": 0.2}, ValueError, "min_layer_share must be 0 or 0.05; got 0.2"),
         ({"method": "tfmot", "min_layer_survivors": 3}, ValueError, "min_layer_survivors must be 0; got 3"),
-        ({"granularity": "4x1"}, ValueError, "granularity must be one of 'unstructured', '1x4', '2:4'; got '4x1'"),
-        ({"granularity": "2:4"}, ValueError, "two of each four weights, so target_sparsity must be 0.5; got 0.9"),
+        ({"granularity": "4x1"}, ValueError, "granularity must be 'unstructured', blocks .*; got '4x1'"),
+        ({"granularity": "1x1"}, ValueError, "granularity must be 'unstructured', blocks .*; got '1x1'"),
+        ({"granularity": "0:4"}, ValueError, "granularity must be 'unstructured', blocks .*; got '0:4'"),
+        ({"granularity": ("1x4",)}, ValueError, "granularity must be 'unstructured', blocks .*; got "),
+        ({"granularity": "1:3", "target_sparsity": 0.667}, ValueError, "must be 0.6666666666666667; got 0.667"),
+        ({"granularity": "2:4"}, ValueError, "exactly 2 of each 4 weights, so target_sparsity must be 0.5; got 0.9"),
         ({"method": "tfmot", "granularity": "1x4"}, ValueError, "granularity must be 'unstructured'; got '1x4'"),
         ({"rewind": "weihgts"}, ValueError, "Did you mean 'weights'"),
         ({"round_schedule": "compres"}, ValueError, "Did you mean 'compress'"),
@@ -83,6 +87,12 @@ def test_defaults_are_valid_and_rounds_take_a_fifth():
 def test_bad_fields_are_refused(fields, error, message):
     with pytest.raises(error, match=message):
         config(**fields).validate()
+
+
+@pytest.mark.parametrize(("granularity", "sparsity"), [("1x8", 0.9), ("1:3", 1 - 1 / 3), ("3:5", 0.4), ("8:16", 0.5)])
+def test_structures_of_any_size(granularity, sparsity):
+    config(granularity=granularity, target_sparsity=sparsity).validate()
+    assert str(Structure.of(granularity)) == f"granularity={granularity!r}"
 
 
 def test_json_keeps_every_field():

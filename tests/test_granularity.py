@@ -48,7 +48,7 @@ def test_four_inputs_are_those_of_one_output_unit(K, name):
     model = K.Model(inputs, layer(inputs))
     selection = select_for("1x4", model)
     (kernel,) = (v for path, v in selection.variables.items() if "recurrent" not in path)
-    axis = next(iter(selection.input_axes.values()))
+    axis = next(iter(selection.units.axes.values()))
     assert kernel.shape[axis] == 8
     x = np.random.default_rng(0).uniform(1, 2, (1, *shape)).astype("float32")
     units = 2 if name == "heads" else 1
@@ -81,7 +81,7 @@ def test_axes_of_recurrent_and_attention_kernels_and_of_own_layers(K):
     x = K.layers.MultiHeadAttention(2, 4, name="attention")(inputs, inputs)
     x = Own(name="own")(K.layers.EinsumDense("abc,c->abc", (5, 8), name="scaled")(x))
     model = K.Model(inputs, K.layers.LSTM(4, name="rnn")(x))
-    assert select_for("unstructured", model).input_axes == {
+    assert select_for("unstructured", model).units.axes == {
         "attention/query/kernel": 0,
         "attention/key/kernel": 0,
         "attention/value/kernel": 0,
@@ -161,6 +161,18 @@ def test_rounds_have_the_structure_and_exact_counts(K, make_mlp, blobs, settings
             "hidden/kernel": 36,
             "logits/kernel": 16,
         }
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+@pytest.mark.parametrize(("granularity", "counts"), [("1x8", {0, 8}), ("3:8", {3}), ("1:2", {1})])
+def test_structures_of_other_sizes(K, make_mlp, blobs, granularity, counts):
+    settings = {"target_sparsity": 0.625 if granularity != "1:2" else 0.5, "rate": 0.4, "epochs": 1, "verbose": 0}
+    result = aimp_tf.prune(make_mlp(), blobs, granularity=granularity, seed=1, **settings)
+    m = int(granularity[2:])
+    for path, variable in prunable_variables(result.model).items():
+        in_parts = variable.numpy().reshape(-1, m, variable.shape[1])
+        assert set(np.count_nonzero(in_parts, axis=1).ravel().tolist()) == counts, path
+    assert result.sparsity == pytest.approx(settings["target_sparsity"], abs=4 / N)
 
 
 @pytest.mark.slow
@@ -263,7 +275,9 @@ def test_what_cannot_hold_blocks_and_is_asked_for_is_refused_before_any_training
         with pytest.raises(ValueError, match=message):
             aimp_tf.prune(model, blobs, workdir=tmp_path / "run", **{**SETTINGS, **settings})
         assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="granularity must be one of 'unstructured', '1x4', '2:4'; got '4:2'"):
+    with pytest.raises(
+        ValueError, match="granularity must be 'unstructured', blocks such as '1x4', .* '2:4'; got '4:2'"
+    ):
         aimp_tf.sparsity(model, granularity="4:2")
     for here, there in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(here, there)

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from aimp_tf.config import Structure
 from aimp_tf.selection import ranking
-from aimp_tf.selection.ranking import check_fours, keep_at_least, keep_best, keep_largest, keep_same_fraction
+from aimp_tf.selection.ranking import keep_at_least, keep_best, keep_largest, keep_same_fraction
+from aimp_tf.selection.units import Units
 
 
 def by_sorting(weights, masks, keep, signed=False):
@@ -191,95 +193,95 @@ def test_the_same_fraction_goes_by_largest_remainders():
     assert counts_of(kept) == {"a": 5, "b": 7, "c": 6} and guarded == ("c",)
 
 
-def fours_of(array, axis):
-    """The same with a last axis that counts the four of each."""
+def parts_of(array, axis, m):
+    """The same with a last axis that counts the m of each."""
     moved = np.moveaxis(array, axis, -1)
-    return np.moveaxis(moved.reshape(*moved.shape[:-1], -1, 4), -2, axis)
+    return np.moveaxis(moved.reshape(*moved.shape[:-1], -1, m), -2, axis)
 
 
-def from_fours(fours, axis):
-    moved = np.moveaxis(fours, axis, -2)
+def from_parts(parts, axis):
+    moved = np.moveaxis(parts, axis, -2)
     return np.moveaxis(moved.reshape(*moved.shape[:-2], -1), -1, axis)
 
 
 @st.composite
-def problems_in_fours(draw):
-    """Weights of a few rounds, with ties, and the axes of their inputs."""
+def problems_with_structure(draw):
+    """Weights of a few rounds, with ties, the axes of their inputs, and how many of these belong together."""
+    m = draw(st.integers(2, 5))
     axes, shapes = {}, {}
     for i in range(draw(st.integers(1, 3))):
         shape = list(draw(hnp.array_shapes(min_dims=1, max_dims=4, max_side=3)))
         axes[str(i)] = draw(st.integers(0, len(shape) - 1))
-        shape[axes[str(i)]] *= 4
+        shape[axes[str(i)]] *= m
         shapes[str(i)] = tuple(shape)
     elements = draw(st.sampled_from([FEW_VALUES, st.floats(-4, 4, width=32), st.sampled_from([0.25, -0.25, 0.5])]))
     rounds = [
         {path: draw(hnp.arrays(np.float32, shape, elements=elements)) for path, shape in shapes.items()}
         for _ in range(3)
     ]
-    return rounds, axes, draw(st.booleans()), draw(st.sampled_from(["global", "layer"]))
+    return rounds, axes, m, draw(st.booleans()), draw(st.sampled_from(["global", "layer"]))
 
 
 @settings(max_examples=100, deadline=None)
-@given(problems_in_fours(), st.data())
+@given(problems_with_structure(), st.data())
 def test_blocks_are_ranked_by_their_means(problem, data):
-    rounds, axes, signed, scope = problem
+    rounds, axes, m, signed, scope = problem
     masks = {path: np.ones(weight.shape, bool) for path, weight in rounds[0].items()}
-    keep, limit = sum(mask.size for mask in masks.values()), 4 * data.draw(st.integers(0, 2))
+    keep, limit = sum(mask.size for mask in masks.values()), m * data.draw(st.integers(0, 2))
+    units = Units(Structure.of(f"1x{m}"), axes)
     for weights in rounds:
         survivors = counts_of(masks)
         least = {path: min(limit, count) for path, count in survivors.items()}
-        keep = 4 * data.draw(st.integers(sum(least.values()) // 4, keep // 4))
-        result, guarded = keep_best(
-            weights, masks, keep, least, scope=scope, granularity="1x4", input_axes=axes, signed=signed
-        )
-        blocks = {path: fours_of(mask, axes[path]) for path, mask in result.items()}
+        keep = m * data.draw(st.integers(sum(least.values()) // m, keep // m))
+        result, guarded = keep_best(weights, masks, keep, least, scope=scope, units=units, signed=signed)
+        blocks = {path: parts_of(mask, axes[path], m) for path, mask in result.items()}
         assert sum(counts_of(result).values()) == keep
         means, alive = {}, {}
         for path, weight in weights.items():
             assert result[path].dtype == bool and not np.any(result[path] & ~masks[path])
             assert np.all(blocks[path].all(axis=-1) == blocks[path].any(axis=-1))
             assert counts_of(result)[path] >= least[path]
-            values = fours_of(weight.astype(float), axes[path])
-            means[path] = (values if signed else np.abs(values)).mean(axis=-1)
-            alive[path] = fours_of(masks[path], axes[path]).all(axis=-1)
+            values = parts_of(weight.astype(float), axes[path], m)
+            means[path] = sum(np.moveaxis(values if signed else np.abs(values), -1, 0)) / m  # Added up one by one.
+            alive[path] = parts_of(masks[path], axes[path], m).all(axis=-1)
         choose = keep_at_least if scope == "global" else keep_same_fraction
-        blocks_least = {path: count // 4 for path, count in least.items()}
-        expected, expected_guarded = choose(means, alive, keep // 4, blocks_least, signed=signed)
+        blocks_least = {path: count // m for path, count in least.items()}
+        expected, expected_guarded = choose(means, alive, keep // m, blocks_least, signed=signed)
         for path in weights:
             np.testing.assert_array_equal(blocks[path][..., 0], expected[path])
         assert guarded == expected_guarded
-        check_fours(result, "1x4", axes)
+        units.check(result)
         masks = result
 
 
 @settings(max_examples=100, deadline=None)
-@given(problems_in_fours(), st.data())
-def test_the_best_two_of_each_four_stay(problem, data):
-    rounds, axes, signed, scope = problem
+@given(problems_with_structure(), st.data())
+def test_the_best_n_of_each_m_stay(problem, data):
+    rounds, axes, m, signed, scope = problem
     masks = {path: np.ones(weight.shape, bool) for path, weight in rounds[0].items()}
     size = keep = sum(mask.size for mask in masks.values())
     none = dict.fromkeys(masks, 0)
+    n = data.draw(st.integers(1, m - 1))
+    units = Units(Structure.of(f"{n}:{m}"), axes)
     for index, weights in enumerate(rounds):
-        keep = size // 2 if index == len(rounds) - 1 else data.draw(st.integers(size // 2, keep))
-        result, guarded = keep_best(
-            weights, masks, keep, none, scope=scope, granularity="2:4", input_axes=axes, signed=signed
-        )
+        keep = size // m * n if index == len(rounds) - 1 else data.draw(st.integers(size // m * n, keep))
+        result, guarded = keep_best(weights, masks, keep, none, scope=scope, units=units, signed=signed)
         assert sum(counts_of(result).values()) == keep and guarded == ()
         best = {}
         for path, weight in weights.items():
-            values = fours_of(weight if signed else np.abs(weight), axes[path]).astype(float)
-            alive = fours_of(masks[path], axes[path])
+            values = parts_of(weight if signed else np.abs(weight), axes[path], m).astype(float)
+            alive = parts_of(masks[path], axes[path], m)
             ranks = np.argsort(np.lexsort((-values, ~alive), axis=-1), axis=-1)  # Stable: the first of equals wins.
-            best[path] = ranks < 2
-            kept = fours_of(result[path], axes[path])
+            best[path] = ranks < n
+            kept = parts_of(result[path], axes[path], m)
             assert np.all(kept[best[path]]) and not np.any(kept & ~alive)
-            assert np.all(kept.sum(axis=-1) == 2 if index == len(rounds) - 1 else kept.sum(axis=-1) >= 2)
+            assert np.all(kept.sum(axis=-1) == n if index == len(rounds) - 1 else kept.sum(axis=-1) >= n)
         if scope == "global":
-            others = {path: masks[path] & ~from_fours(best[path], axes[path]) for path in masks}
-            rest = by_sorting(weights, others, keep - size // 2, signed)
+            others = {path: masks[path] & ~from_parts(best[path], axes[path]) for path in masks}
+            rest = by_sorting(weights, others, keep - size // m * n, signed)
             for path in weights:
                 np.testing.assert_array_equal(result[path] & others[path], rest[path])
-        check_fours(result, "2:4", axes)
+        units.check(result)
         masks = result
 
 
@@ -287,29 +289,29 @@ def test_fours_lie_along_the_axis_of_inputs():
     kernel = np.zeros((8, 2), np.float32)
     kernel[4:, 1] = 1
     ones, none = {"w": np.ones(kernel.shape, bool)}, {"w": 0}
-    kept, _ = keep_best({"w": kernel}, ones, 4, none, granularity="1x4", input_axes={"w": 0})
+    kept, _ = keep_best({"w": kernel}, ones, 4, none, units=Units(Structure.of("1x4"), {"w": 0}))
     np.testing.assert_array_equal(kept["w"], kernel == 1)
-    kept, _ = keep_best({"w": kernel.T}, {"w": ones["w"].T}, 4, none, granularity="1x4", input_axes={"w": 1})
+    kept, _ = keep_best({"w": kernel.T}, {"w": ones["w"].T}, 4, none, units=Units(Structure.of("1x4"), {"w": 1}))
     np.testing.assert_array_equal(kept["w"], kernel.T == 1)
     # Among equals, the first two of each four.
-    kept, _ = keep_best({"w": kernel}, ones, 8, none, granularity="2:4", input_axes={"w": 0})
+    kept, _ = keep_best({"w": kernel}, ones, 8, none, units=Units(Structure.of("2:4"), {"w": 0}))
     np.testing.assert_array_equal(kept["w"].T, [[True, True, False, False] * 2] * 2)
 
 
 def test_what_cannot_be_kept_in_fours_is_refused():
     weights, masks = {"w": np.ones((8, 2), np.float32)}, {"w": np.ones((8, 2), bool)}
     with pytest.raises(ValueError, match="multiple of 4 with granularity='1x4'; got 6"):
-        keep_best(weights, masks, 6, {"w": 0}, granularity="1x4", input_axes={"w": 0})
-    with pytest.raises(ValueError, match="at least 8, two of each four, with granularity='2:4'; got 7"):
-        keep_best(weights, masks, 7, {"w": 0}, granularity="2:4", input_axes={"w": 0})
+        keep_best(weights, masks, 6, {"w": 0}, units=Units(Structure.of("1x4"), {"w": 0}))
+    with pytest.raises(ValueError, match="at least 8 with granularity='2:4'; got 7"):
+        keep_best(weights, masks, 7, {"w": 0}, units=Units(Structure.of("2:4"), {"w": 0}))
 
 
 @pytest.mark.parametrize(("granularity", "wrong"), [("1x4", [1, 1, 1, 0]), ("2:4", [1, 0, 0, 0])])
 def test_masks_without_the_structure_are_named(granularity, wrong):
     masks = {"good": np.ones((4, 3), bool), "bad/kernel": np.ones((4, 3), bool)}
     axes = dict.fromkeys(masks, 0)
-    check_fours(masks, granularity, axes)
+    Units(Structure.of(granularity), axes).check(masks)
     masks["bad/kernel"][:, 1] = wrong
-    check_fours(masks, "unstructured", axes)
+    Units(Structure.of("unstructured"), axes).check(masks)
     with pytest.raises(RuntimeError, match=f"masks of bad/kernel do not have the structure of .*'{granularity}'"):
-        check_fours(masks, granularity, axes)
+        Units(Structure.of(granularity), axes).check(masks)

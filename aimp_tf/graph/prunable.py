@@ -10,8 +10,8 @@ from typing import Any
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import children
 from aimp_tf.compat.variables import resource_of
-from aimp_tf.config import check_choice, check_patterns
-from aimp_tf.selection.ranking import FOUR
+from aimp_tf.config import Structure, check_patterns
+from aimp_tf.selection.units import Units
 
 _CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
 _LOCAL = ("LocallyConnected1D", "LocallyConnected2D")  # Of tf_keras.
@@ -41,13 +41,13 @@ class Selection:
 
     Attributes:
         variables: Path -> variable.
-        input_axes: Path -> the axis of the variable that counts the inputs of an output unit; None where there is none.
+        units: What is kept or removed together in them.
         left_dense: Path -> why, of the matrices that the patterns do not leave out, but that are not pruned: they are
             frozen, cannot hold the structure of the granularity, or belong to layers that are not known.
     """
 
     variables: dict[str, Any]
-    input_axes: dict[str, int | None]
+    units: Units
     left_dense: dict[str, str]
 
 
@@ -83,9 +83,9 @@ def select_for(
 
     Raises:
         ValueError: As `select`; all that is selected is frozen; or no variable, or none that a pattern of `include`
-            matches, has a multiple of four inputs where the granularity needs that.
+            matches, has as many inputs as the granularity needs.
     """
-    check_choice("granularity", granularity)
+    structure = Structure.of(granularity)
     check_patterns("include", include)
     check_patterns("exclude", exclude)
     found = _find(root)
@@ -106,21 +106,20 @@ def select_for(
             )
         left_dense |= dict.fromkeys(still, "frozen (trainable=False)")
     axes = {path: found[path][1] for path in selected if path not in left_dense}
-    if granularity != "unstructured":
-        for path, axis in axes.items():
-            if axis is None or selected[path].shape[axis] % FOUR:
-                left_dense[path] = f"its inputs are no multiple of {FOUR}, which granularity={granularity!r} needs"
+    for path, axis in axes.items():
+        if structure.m > 1 and (axis is None or selected[path].shape[axis] % structure.m):
+            left_dense[path] = structure.need
     fitting = {path: variable for path, variable in selected.items() if path not in left_dense}
     if not fitting:
-        raise ValueError(f"No variable can be pruned with granularity={granularity!r}: {reasons_text(left_dense)}.")
+        raise ValueError(f"No variable can be pruned with {structure}: {reasons_text(left_dense)}.")
     for pattern in include:
         if not fnmatch.filter(fitting, pattern):
             raise ValueError(
-                f"The pattern {pattern!r} in include names variables that cannot be pruned with granularity="
-                f"{granularity!r}, for their inputs are no multiple of {FOUR}: "
-                f"{', '.join(fnmatch.filter(selected, pattern))}. Leave it out."
+                f"The pattern {pattern!r} in include names variables that cannot be pruned with {structure}, for their "
+                f"inputs are no multiple of {structure.m}: {', '.join(fnmatch.filter(selected, pattern))}. Leave it "
+                "out."
             )
-    return Selection(fitting, {path: axes[path] for path in fitting}, left_dense)
+    return Selection(fitting, Units(structure, {path: axes[path] for path in fitting}), left_dense)
 
 
 def reasons_text(left_dense: Mapping[str, str], most: int = 8) -> str:

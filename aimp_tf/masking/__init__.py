@@ -108,7 +108,7 @@ def mask_model(
             ) from error
         masked.mixed_precision, masked.granularity = mixed_precision, granularity
         masked.include, masked.exclude = tuple(include), tuple(exclude)
-        masked.input_axes, masked.left_dense = selection.input_axes, selection.left_dense
+        masked.units, masked.left_dense = selection.units, selection.left_dense
         masked.on_strip = undo.pop_all().close
     try:
         set_first_masks(masked, masks)

@@ -9,7 +9,6 @@ import numpy as np
 
 from aimp_tf.graph.prunable import prunable_variables
 from aimp_tf.masking.masked_model import MaskedModel, Values
-from aimp_tf.selection.ranking import check_fours
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +43,7 @@ def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
     if masks == "zeros" and all(mask.all() for mask in first.values()):
         logger.warning("masks='zeros' has no zeros to keep: nothing is pruned yet.")
     try:
-        axes = {path: axis for path, axis in masked.input_axes.items() if axis is not None}
-        check_fours(first, masked.granularity, axes)
+        masked.units.check(first)
     except RuntimeError as error:
         raise ValueError(
             f"What is zero does not have the structure of granularity={masked.granularity!r}, which "

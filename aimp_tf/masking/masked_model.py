@@ -19,6 +19,7 @@ from aimp_tf.compat.swap import Swap
 from aimp_tf.compat.variables import local_value, local_view, resource_of
 from aimp_tf.files import checksum_of_arrays
 from aimp_tf.masking.smaller import Indices, SmallerVariables
+from aimp_tf.selection.units import Units
 
 _ATTRIBUTE = "_aimp_tf_masked_model"
 
@@ -37,7 +38,7 @@ class MaskedModel(abc.ABC):
         cluster: The workers that train it, all of which must call the same methods in the same order.
         mixed_precision: The setting that the model is trained with.
         granularity: The setting that the variables were chosen for, like `include` and `exclude`.
-        input_axes: Path -> axis of the variable that counts the inputs of an output unit, for blocks.
+        units: What is kept or removed together in the variables.
         left_dense: Path -> why, of weight matrices that have no masks.
         masks_given: Whether masks were given when it was masked, which a `fit` without pruning then keeps.
         rounds_left: How many rounds of a run on it are not done yet; None where no run began.
@@ -59,7 +60,7 @@ class MaskedModel(abc.ABC):
         self.granularity = "unstructured"
         self.include: tuple[str, ...] = ()
         self.exclude: tuple[str, ...] = ()
-        self.input_axes: dict[str, int | None] = {}
+        self.units = Units()
         self.left_dense: dict[str, str] = {}
         self.masks_given = False
         self.rounds_left: int | None = None

@@ -171,7 +171,7 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
         Path -> number of weights, a multiple of `config.block_size`.
 
     Raises:
-        ValueError: Without `min_layer_share`, these are more than `target_sparsity` keeps in all, or than "2:4" keeps
+        ValueError: Without `min_layer_share`, these are more than `target_sparsity` keeps in all, or than "n:m" keeps
             of a variable.
     """
     least = {path: min(config.min_layer_survivors, size) for path, size in sizes.items()}
@@ -180,13 +180,13 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
             # Rounded first, for 0.29 * 100 is less than 29 in floating point.
             least[path] = max(least[path], size - math.floor(round(config.max_layer_sparsity * size, 6)))
     least = {path: math.ceil(count / config.block_size) * config.block_size for path, count in least.items()}
-    if config.granularity == "2:4":
-        for path, size in sizes.items():
-            if least[path] > size // 2:
-                raise ValueError(
-                    f"min_layer_survivors={config.min_layer_survivors} keeps at least {least[path]} weights of {path}, "
-                    f"but granularity='2:4' keeps {size // 2} of its {size}. Lower it."
-                )
+    structure = config.structure
+    for path, size in sizes.items():
+        if structure.n and least[path] > size // structure.m * structure.n:
+            raise ValueError(
+                f"min_layer_survivors={config.min_layer_survivors} keeps at least {least[path]} weights of {path}, but "
+                f"{structure} keeps {size // structure.m * structure.n} of its {size}. Lower it."
+            )
     total = sum(sizes.values())
     kept = survivor_counts(total, config.target_sparsity, config.rate, config.block_size)[-1]
     if sum(least.values()) > kept:

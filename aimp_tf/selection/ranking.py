@@ -1,7 +1,4 @@
-"""Ranking: the k best survivors of many tensors, together or in each, alone or in fours, in bounded memory. NumPy only.
-
-A four is four consecutive inputs of one output unit: entries 4 i to 4 i + 3 of a tensor along its axis of inputs.
-"""
+"""Ranking: the k best survivors of many tensors, together or in each, in bounded memory. NumPy only."""
 
 from __future__ import annotations
 
@@ -10,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-FOUR = 4
+from aimp_tf.selection.ordering import ordered_bits
+from aimp_tf.selection.units import Units
+
 _CHUNK = 1 << 16  # What a core's own cache holds.
 _SAMPLE = 1 << 17
 _MOST_COLLECTED = 1 << 22
 _BINS = 1 << 16
-_SIGN = np.uint32(0x80000000)
 
 
 def keep_largest(
@@ -135,25 +133,23 @@ def keep_best(
     keep: int,
     least: Mapping[str, int],
     *,
+    units: Units | None = None,
     scope: str = "global",
-    granularity: str = "unstructured",
-    input_axes: Mapping[str, int] | None = None,
     signed: bool = False,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """`keep_at_least`, or `keep_same_fraction` where `scope` is "layer", of single weights or with structure in fours.
+    """`keep_at_least`, or `keep_same_fraction` where `scope` is "layer", of units rather than of single weights.
 
-    With "1x4", fours are ranked by the mean of their scores, or of their magnitudes unless `signed`, and kept or
-    removed as one. With "2:4", the best two survivors of each four are kept, and the rest of `keep` goes to the others
-    by rank. Ties are broken by position, of fours among fours and of weights in a four, too.
+    Blocks are ranked by the mean of their scores, or of their magnitudes unless `signed`. Of n:m, the best n survivors
+    of each m are kept, and the rest of `keep` goes to the others by rank. Ties are broken by position, of units among
+    units and of weights among the m, too.
 
     Args:
         scores: As in `keep_largest`.
         masks: As in `keep_largest`; what this function gave for a larger `keep`, or all True.
-        keep: As in `keep_at_least`; a multiple of four for "1x4", at least half of the weights for "2:4".
-        least: As in `keep_at_least`; multiples of four for "1x4", at most half of a tensor for "2:4".
+        keep: As in `keep_at_least`; a multiple of a unit's cost, and no less than n:m keeps.
+        least: As in `keep_at_least`; multiples of a unit's cost, and no more of a tensor than n:m keeps of it.
+        units: The units of these tensors; None is single weights.
         scope: "global" or "layer".
-        granularity: "unstructured", "1x4" or "2:4".
-        input_axes: Path -> axis of the inputs, whose length is a multiple of four. Needed for "1x4" and "2:4".
         signed: As in `keep_largest`.
 
     Returns:
@@ -165,35 +161,34 @@ def keep_best(
     Example:
         >>> weights = {"a": np.array([[3.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 2.0]])}
         >>> masks = {"a": np.ones((4, 2), bool)}
-        >>> keep_best(weights, masks, 4, {"a": 0}, granularity="1x4", input_axes={"a": 0})[0]["a"].T.astype(int)
+        >>> blocks, two_of_four = (Units(Structure.of(text), {"a": 0}) for text in ("1x4", "2:4"))
+        >>> keep_best(weights, masks, 4, {"a": 0}, units=blocks)[0]["a"].T.astype(int)
         array([[0, 0, 0, 0],
                [1, 1, 1, 1]])
-        >>> keep_best(weights, masks, 5, {"a": 0}, granularity="2:4", input_axes={"a": 0})[0]["a"].T.astype(int)
+        >>> keep_best(weights, masks, 5, {"a": 0}, units=two_of_four)[0]["a"].T.astype(int)
         array([[1, 1, 0, 0],
                [1, 1, 0, 1]])
     """
+    units = units or Units()
     choose = keep_at_least if scope == "global" else keep_same_fraction
-    axes = input_axes or {}
-    if granularity == "1x4":
-        if keep % FOUR:
-            raise ValueError(f"keep must be a multiple of {FOUR} with granularity='1x4'; got {keep}.")
-        blocks, guarded = choose(
-            {path: _means(score, axes[path], signed) for path, score in scores.items()},
-            {path: np.logical_and.reduce(_in_fours(masks[path], axes[path])) for path in scores},
-            keep // FOUR,
-            {path: count // FOUR for path, count in least.items()},
-            signed=signed,
-        )
-        return {path: np.repeat(block, FOUR, axes[path]) for path, block in blocks.items()}, guarded
-    if granularity == "2:4":
-        best = {path: _best_two(score, masks[path], axes[path], signed) for path, score in scores.items()}
-        assured = sum(int(np.count_nonzero(mask)) for mask in best.values())
-        if keep < assured:
-            raise ValueError(f"keep must be at least {assured}, two of each four, with granularity='2:4'; got {keep}.")
-        others = {path: masks[path] & ~best[path] for path in scores}
-        rest, _ = choose(scores, others, keep - assured, dict.fromkeys(scores, 0), signed=signed)
-        return {path: best[path] | rest[path] for path in scores}, ()
-    return choose(scores, masks, keep, least, signed=signed)
+    if keep % units.cost:
+        raise ValueError(f"keep must be a multiple of {units.cost} with {units.structure}; got {keep}.")
+    assured = units.assured(scores, masks, signed)
+    if assured is not None:
+        count = sum(int(np.count_nonzero(mask)) for mask in assured.values())
+        if keep < count:
+            raise ValueError(f"keep must be at least {count} with {units.structure}; got {keep}.")
+        others = {path: masks[path] & ~assured[path] for path in scores}
+        rest, _ = choose(scores, others, keep - count, dict.fromkeys(scores, 0), signed=signed)
+        return {path: assured[path] | rest[path] for path in scores}, ()
+    kept, guarded = choose(
+        units.pool(scores, signed),
+        units.pool_masks(masks),
+        keep // units.cost,
+        {path: count // units.cost for path, count in least.items()},
+        signed=signed,
+    )
+    return units.expand(kept), guarded
 
 
 def surviving(weight: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
@@ -214,27 +209,6 @@ def smallest_magnitude(weight: np.ndarray, mask: np.ndarray) -> float | None:
     return min((float(np.abs(values).min()) for values in surviving(weight, mask) if values.size), default=None)
 
 
-def check_fours(masks: Mapping[str, np.ndarray], granularity: str, input_axes: Mapping[str, int]) -> None:
-    """Raises RuntimeError, naming the variables, if masks do not have the structure of a granularity.
-
-    With "1x4", each four is kept or removed as one; with "2:4", at least two of each are kept, and so exactly two where
-    half of all weights are kept.
-    """
-    if granularity == "unstructured":
-        return
-    possible = (0, FOUR) if granularity == "1x4" else (2, 3, 4)
-    wrong = [
-        path
-        for path, mask in masks.items()
-        if not np.isin(np.add.reduce(_in_fours(mask, input_axes[path]), dtype=np.int8), possible).all()
-    ]
-    if wrong:
-        raise RuntimeError(
-            f"The masks of {', '.join(wrong)} do not have the structure of granularity={granularity!r}: something "
-            "other than the ranking has set them."
-        )
-
-
 def check_finite(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> None:
     """Raises RuntimeError, naming the variables, if a surviving weight is NaN or infinite."""
     infinity = np.uint32(0x7F800000)
@@ -250,15 +224,6 @@ def check_finite(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarr
         )
 
 
-def _ordered_bits(values: np.ndarray, signed: bool) -> np.ndarray:
-    """The values in float32 as uint32, whose order is that of the values, or of the magnitudes unless `signed`."""
-    values = np.ascontiguousarray(values, dtype=np.float32)
-    if not signed:
-        return values.view(np.uint32) & ~_SIGN
-    bits = (values + np.float32(0)).view(np.uint32)  # -0.0 is 0.0 now.
-    return np.where(bits & _SIGN, ~bits, bits | _SIGN)  # The bits of a negative number grow with its magnitude.
-
-
 def _chunks(score: np.ndarray, mask: np.ndarray, signed: bool) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """(slice of the flat tensor, ordered bits, mask) piece by piece, so that extra memory does not grow with n.
 
@@ -267,7 +232,7 @@ def _chunks(score: np.ndarray, mask: np.ndarray, signed: bool) -> Iterator[tuple
     flat_score, flat_mask = score.reshape(-1), mask.reshape(-1)
     for start in range(0, flat_score.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        bits, survives = _ordered_bits(flat_score[part], signed), flat_mask[part]
+        bits, survives = ordered_bits(flat_score[part], signed), flat_mask[part]
         if not survives.all():
             bits *= survives
         yield part, bits, survives
@@ -314,7 +279,7 @@ def _bracket(
     stride = max(1, sum(score.size for score in scores.values()) // _SAMPLE)
     sample = np.concatenate(
         [
-            _ordered_bits(score.reshape(-1)[::stride], signed)[masks[path].reshape(-1)[::stride]]
+            ordered_bits(score.reshape(-1)[::stride], signed)[masks[path].reshape(-1)[::stride]]
             for path, score in scores.items()
         ]
     )
@@ -383,34 +348,3 @@ def _rounded(shares: Mapping[str, float], total: int) -> dict[str, int]:
     for path in by_remainder[: total - sum(counts.values())]:
         counts[path] += 1
     return counts
-
-
-def _in_fours(array: np.ndarray, axis: int) -> np.ndarray:
-    """A view of a contiguous array with a new first axis of length four; `axis` counts fours then, and is one later."""
-    shape = array.shape
-    parted = array.reshape(*shape[:axis], shape[axis] // FOUR, FOUR, *shape[axis + 1 :])
-    return np.moveaxis(parted, axis + 1, 0)
-
-
-def _means(score: np.ndarray, axis: int, signed: bool) -> np.ndarray:
-    """The mean of each four, or of its magnitudes unless `signed`, added up one by one: the same on every platform."""
-    first, *others = (part if signed else np.abs(part) for part in _in_fours(score, axis))
-    total = first.astype(np.float64)
-    for other in others:
-        total += other
-    return total / FOUR
-
-
-def _best_two(score: np.ndarray, mask: np.ndarray, axis: int, signed: bool) -> np.ndarray:
-    """A mask of the two best survivors of each four, or of as many as there are."""
-    bits, survives = _in_fours(_ordered_bits(score, signed), axis), _in_fours(mask, axis)
-    best = np.empty(mask.shape, bool)
-    view = _in_fours(best, axis)
-    for here in range(FOUR):
-        better = np.zeros(view.shape[1:], np.int8)
-        for there in range(FOUR):
-            if there != here:
-                before = np.greater_equal if there < here else np.greater
-                better += survives[there] & before(bits[there], bits[here])
-        view[here] = survives[here] & (better < 2)
-    return best

@@ -21,7 +21,8 @@ from aimp_tf.masking import WRAPPED_FIELDS, MaskedModel
 from aimp_tf.masking.live_part import LiveNetwork
 from aimp_tf.selection.criteria import scores_of
 from aimp_tf.selection.planning import Round, epoch_at_target, least_survivors, make_plan, ramp_survivors
-from aimp_tf.selection.ranking import check_finite, check_fours, keep_best, smallest_magnitude
+from aimp_tf.selection.ranking import check_finite, keep_best, smallest_magnitude
+from aimp_tf.selection.units import Units
 from aimp_tf.training.other_callbacks import (
     OtherCallbacks,
     Trained,
@@ -120,7 +121,6 @@ class GlobalMagnitudePruning(EpochCallback):
         self._others = OtherCallbacks(self._trained)
         self._watching = contextlib.ExitStack()
         self._least: dict[str, int] = {}
-        self._input_axes: dict[str, int] = {}
         self._first: list[np.ndarray] | None = None
         self._snapshot: list[np.ndarray] | None = None
         # Of each optimizer.
@@ -233,14 +233,13 @@ class GlobalMagnitudePruning(EpochCallback):
                     f"The config asks for {name}={asked!r}, but the model was wrapped with {name}={given!r}, which "
                     f"decides. Call aimp_tf.wrap(model, config), or aimp_tf.wrap(model, {name}={asked!r})."
                 )
-        self._input_axes = {path: axis for path, axis in masked.input_axes.items() if axis is not None}
         if self._compacts:
             self._graph = _graph_for_parts(masked)
         plan = make_plan(self.config, masked.weight_count, masked.kept)
         plan = tuple(dataclasses.replace(each, schedule_scale=stretch * each.schedule_scale) for each in plan)
         if self.config.method != "dense":
             self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
-            self._rank(masked.weights(), masked.masks(), plan[-1].kept)
+            self._rank(masked.units, masked.weights(), masked.masks(), plan[-1].kept)
         if {"weights", "reinitialize"} & {round_.rewind for round_ in plan}:
             self._first = self._snapshot = masked.snapshot()
         masked.optimizers.note_rates()
@@ -395,7 +394,7 @@ class GlobalMagnitudePruning(EpochCallback):
         weights = masked.weights()
         check_finite(weights, masked.masks())
         masked.check_sparse()
-        check_fours(masked.masks(), self.config.granularity, self._input_axes)
+        masked.units.check(masked.masks())
         kept, round_ = masked.kept, self.round
         if kept != round_.kept:
             early = f": fit ended after {len(self.epoch_logs)} of {round_.epochs} epochs" if kept > round_.kept else ""
@@ -545,7 +544,8 @@ class GlobalMagnitudePruning(EpochCallback):
 
     def _stop_if_settled(self, masked: MaskedModel, distance: float) -> None:
         assert self._plan is not None
-        would_be, _ = self._rank(masked.weights(), masked.masks(), self._plan[len(self.rounds) + 1].kept)
+        keep = self._plan[len(self.rounds) + 1].kept
+        would_be, _ = self._rank(masked.units, masked.weights(), masked.masks(), keep)
         before, self._would_be_masks = self._would_be_masks, list(would_be.values())
         if before is None:
             return
@@ -559,7 +559,7 @@ class GlobalMagnitudePruning(EpochCallback):
 
     def _prune(self, masked: MaskedModel, keep: int) -> None:
         weights, before = masked.weights(), masked.masks()
-        after, self._guarded = self._rank(weights, before, keep)
+        after, self._guarded = self._rank(masked.units, weights, before, keep)
         emptied = [path for path, mask in after.items() if before[path].any() and not mask.any()]
         if emptied:
             logger.warning(
@@ -573,21 +573,12 @@ class GlobalMagnitudePruning(EpochCallback):
         masked.constrain()
 
     def _rank(
-        self, weights: Mapping[str, np.ndarray], masks: dict[str, np.ndarray], keep: int
+        self, units: Units, weights: Mapping[str, np.ndarray], masks: dict[str, np.ndarray], keep: int
     ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """The masks that keep the best `keep` survivors, and where the limits on single variables changed them."""
         check_finite(weights, masks)
         scores, signed = scores_of(self.config.criterion, weights, masks, self._generator(len(self.rounds)))
-        return keep_best(
-            scores,
-            masks,
-            keep,
-            self._least,
-            scope=self.config.scope,
-            granularity=self.config.granularity,
-            input_axes=self._input_axes,
-            signed=signed,
-        )
+        return keep_best(scores, masks, keep, self._least, units=units, scope=self.config.scope, signed=signed)
 
     def _generator(self, index: int) -> np.random.Generator:
         """Of a round of its own, so that what is drawn does not depend on what was drawn before."""

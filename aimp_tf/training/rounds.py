@@ -103,8 +103,7 @@ class RoundResult:
             `min_layer_survivors` or `min_layer_share`.
         layers: Each prunable variable by itself.
         left_dense: Path -> why, of weight matrices that are not pruned and not counted, though no pattern excludes
-            them: they are frozen, their inputs are no multiple of four, which `granularity` needs, or their layers are
-            not known.
+            them: they are frozen, cannot hold the structure of `granularity`, or their layers are not known.
     """
 
     index: int
