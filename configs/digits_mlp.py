@@ -4,7 +4,7 @@ python tools/prune.py --config=configs/digits_mlp.py --workdir=runs/digits_mlp
 """
 
 from aimp_tf import PruningConfig
-from aimp_tf.experiments.experiment import Experiment
+from experiments.experiment import Experiment
 
 
 def get_config() -> Experiment:

@@ -6,7 +6,7 @@ Without a network, tools/prepare_fashion_mnist.py fills --data_dir first.
 """
 
 from aimp_tf import PruningConfig
-from aimp_tf.experiments.experiment import Experiment
+from experiments.experiment import Experiment
 
 
 def get_config() -> Experiment:

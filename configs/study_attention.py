@@ -6,8 +6,8 @@ Three seeds: the table of "No layer is emptied" in docs/results.md, 780 epochs o
 """
 
 from aimp_tf import PruningConfig
-from aimp_tf.experiments.experiment import Experiment
-from aimp_tf.experiments.study import Arm, Study
+from experiments.experiment import Experiment
+from experiments.study import Arm, Study
 
 _SHARES = (0, 0.05, 0.1, 0.25, 0.5)
 

@@ -6,8 +6,8 @@ About half an hour on two cores. Without a network, tools/prepare_fashion_mnist.
 """
 
 from aimp_tf import PruningConfig
-from aimp_tf.experiments.experiment import Experiment
-from aimp_tf.experiments.study import Arm, Study
+from experiments.experiment import Experiment
+from experiments.study import Arm, Study
 
 
 def get_config() -> Study:

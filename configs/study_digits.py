@@ -4,8 +4,8 @@ python tools/study.py --config=configs/study_digits.py --workdir=runs/study_digi
 """
 
 from aimp_tf import PruningConfig
-from aimp_tf.experiments.experiment import Experiment
-from aimp_tf.experiments.study import Arm, Study
+from experiments.experiment import Experiment
+from experiments.study import Arm, Study
 
 
 def get_config() -> Study:

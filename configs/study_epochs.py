@@ -10,8 +10,8 @@ tools/prepare_fashion_mnist.py fills --data_dir first.
 import dataclasses
 
 from aimp_tf import PruningConfig
-from aimp_tf.experiments.experiment import Experiment
-from aimp_tf.experiments.study import Arm, Study
+from experiments.experiment import Experiment
+from experiments.study import Arm, Study
 
 # The tables of docs/results.md have the same recipes.
 _MLP = Experiment(

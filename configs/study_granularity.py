@@ -6,8 +6,8 @@ About six minutes on two cores. Without a network, tools/prepare_fashion_mnist.p
 """
 
 from aimp_tf import PruningConfig
-from aimp_tf.experiments.experiment import Experiment
-from aimp_tf.experiments.study import Arm, Study
+from experiments.experiment import Experiment
+from experiments.study import Arm, Study
 
 
 def get_config() -> Study:

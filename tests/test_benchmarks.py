@@ -9,7 +9,9 @@ import keras
 import numpy as np
 import pytest
 
-from aimp_tf.benchmarks import (
+from aimp_tf.config import PruningConfig
+from aimp_tf.masking.live_part import LiveNetwork
+from benchmarks import (
     compact_rounds,
     end_to_end,
     gpu,
@@ -22,10 +24,9 @@ from aimp_tf.benchmarks import (
     rounds,
     step,
 )
-from aimp_tf.benchmarks.side_by_side import compare, spread_text, time_in_turn, timing
-from aimp_tf.config import PruningConfig
-from aimp_tf.experiments.experiment import Experiment
-from aimp_tf.masking.live_part import LiveNetwork
+from benchmarks.side_by_side import compare, spread_text, time_in_turn, timing
+from experiments import environment_of_tools
+from experiments.experiment import Experiment
 
 pytestmark = pytest.mark.slow
 
@@ -172,12 +173,13 @@ def test_the_benchmark_of_compact_rounds(K, monkeypatch):
 def test_the_benchmark_of_checkpoints_compares_runs_with_the_same_end():
     """On a small network, in a process of its own, for it makes all operations deterministic."""
     program = """
-from aimp_tf.benchmarks import checkpoints
+from benchmarks import checkpoints
 figures = checkpoints.run(1, "small_cnn", steps_per_epoch=1)
 print(figures["table"])
 assert 0 < figures["saving_share"] < 1 and figures["ratio"] > 0 and figures["export_seconds"] > 0
 """
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    command = [sys.executable, "-P", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment_of_tools())
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("small_cnn, 10 epochs of 1 steps, 1 times each")
     assert "saving, share of the run" in done.stdout

@@ -13,10 +13,10 @@ from test_compaction import GENERATIONS, Network
 import aimp_tf
 from aimp_tf import GlobalMagnitudePruning, PruningConfig
 from aimp_tf.compat.variables import resource_of
-from aimp_tf.experiments import models
 from aimp_tf.graph.model_graph import ModelGraph
 from aimp_tf.masking import MaskedModel, mask_model
 from aimp_tf.masking.live_part import LiveNetwork
+from experiments import models
 
 SETTINGS = {"target_sparsity": 0.9, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 0}
 

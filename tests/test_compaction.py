@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import aimp_tf
-from aimp_tf.experiments import models
 from aimp_tf.exporting.compaction import compact_and_report
 from aimp_tf.graph.prunable import prunable_variables
+from experiments import models
 
 GENERATIONS = ("keras", "tf_keras")
 

@@ -18,8 +18,8 @@ import tf_keras
 
 import aimp_tf
 from aimp_tf.compat.cluster import Cluster
-from aimp_tf.experiments.distribution import is_chief
 from aimp_tf.runs import progress
+from experiments.distribution import is_chief
 
 pytestmark = pytest.mark.slow
 

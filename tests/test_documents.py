@@ -14,7 +14,7 @@ import pytest
 
 import aimp_tf
 from aimp_tf.config import PruningConfig
-from aimp_tf.experiments.experiment import Experiment
+from experiments.experiment import Experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -116,7 +116,7 @@ def commands_of(block):
 def test_commands_name_files_flags_and_extras_that_exist(document):
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    common = (ROOT / "aimp_tf" / "experiments" / "command_line.py").read_text(encoding="utf-8")
+    common = (ROOT / "tools" / "experiments" / "command_line.py").read_text(encoding="utf-8")
     for block in blocks_of(document, "sh"):
         for path in re.findall(r"(?<![\w/])(?:tools|configs|tests)/[\w/.]+\w", block):
             assert (ROOT / path).is_file(), path

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from aimp_tf import PruningConfig
-from aimp_tf.experiments import datasets, exports, models
-from aimp_tf.experiments.experiment import CHOICES, Experiment
-from aimp_tf.experiments.run import Comparison, compiled_model, load_data, run, train_dense, weight_count
 from aimp_tf.graph.prunable import prunable_variables
 from aimp_tf.runs.run_directory import RecordedRun
+from experiments import datasets, exports, models
+from experiments.experiment import CHOICES, Experiment
+from experiments.run import Comparison, compiled_model, load_data, run, train_dense, weight_count
 
 IDX_DIR = pathlib.Path(os.environ.get("FASHION_MNIST_IDX_DIR", "/usr/share/datasets/fashion-mnist"))
 
@@ -246,7 +246,7 @@ def one_score(weights, masks):
     ],
 )
 def test_what_the_model_cannot_give_is_said_before_the_dense_training(settings, message, monkeypatch, tmp_path):
-    monkeypatch.setattr("aimp_tf.experiments.run.train_dense", lambda *arguments: pytest.fail("It trains."))
+    monkeypatch.setattr("experiments.run.train_dense", lambda *arguments: pytest.fail("It trains."))
     pruning = PruningConfig(**{"target_sparsity": 0.5, "epochs": 1, **settings})
     keras = "tf_keras" if pruning.method == "tfmot" else "keras"
     with pytest.raises(ValueError, match=message):

@@ -1,11 +1,13 @@
 """What importing does and does not do, and who may import whom."""
 
 import ast
+import configparser
 import doctest
 import graphlib
 import importlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -14,6 +16,7 @@ import pytest
 import aimp_tf
 
 PACKAGE = pathlib.Path(aimp_tf.__file__).parent
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def python(program, **environment):
@@ -128,8 +131,6 @@ LAYERS = [
     ["reports"],
     ["dense_baseline"],
     ["pruning", "fine_tuning", "preview"],
-    ["experiments"],
-    ["benchmarks"],
 ]
 LEVELS = {district: level for level, districts in enumerate(LAYERS) for district in districts}
 
@@ -175,8 +176,8 @@ def test_no_module_needs_what_needs_it():
         ("runs/outcome.py", {"tensorflow", "keras", "tf_keras"}),
         ("selection/ranking.py", {"tensorflow", "keras", "tf_keras"}),
         ("selection/criteria.py", {"tensorflow", "keras", "tf_keras"}),
-        ("experiments/command_line.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
-        ("experiments/study.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
+        ("../tools/experiments/command_line.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
+        ("../tools/experiments/study.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("training/callback.py", {"tf_keras", "tensorflow_model_optimization"}),
         ("pruning.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
         ("masking/masked_model.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
@@ -187,11 +188,24 @@ def test_modules_do_without(module, forbidden):
     assert not forbidden & {name.split(".")[0] for name in imports_of(PACKAGE / module)}
 
 
+def test_what_is_installed_imports_only_what_is_installed_with_it():
+    """And what an extra brings, where it is used: matplotlib and TensorBoard. A notebook has IPython."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    required = f"{setup['options']['install_requires']}\n{setup['options.extras_require']['report']}"
+    names = {re.split(r"[<>=]", line)[0].replace("-", "_") for line in required.split() if line[0].isalpha()}
+    assert {"tensorflow", "keras", "tf_keras", "tensorflow_model_optimization", "numpy"} <= names
+    for path in PACKAGE.rglob("*.py"):
+        imported = {name.split(".")[0] for name in imports_of(path)} - {"aimp_tf", "IPython", *sys.stdlib_module_names}
+        assert imported <= names, path
+
+
 @pytest.mark.slow
 def test_types_hold():
     """What TensorFlow and the like have no types for is taken as it comes."""
     # The sources, for to mypy an installed package is somebody else's.
-    sources = pathlib.Path(__file__).parent.parent / "aimp_tf"
-    command = [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--cache-dir=/dev/null", sources]
-    checked = subprocess.run(command, capture_output=True, text=True)
+    command = f"{sys.executable} -m mypy --ignore-missing-imports --cache-dir=/dev/null --explicit-package-bases"
+    environment = {**os.environ, "MYPYPATH": "tools"}
+    sources = [*command.split(), "aimp_tf", "tools"]
+    checked = subprocess.run(sources, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert checked.returncode == 0, checked.stdout

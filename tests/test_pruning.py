@@ -4,9 +4,9 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
-from aimp_tf.experiments import datasets
-from aimp_tf.experiments.run import compiled_model, train_dense
 from aimp_tf.masking import MaskedModel
+from experiments import datasets
+from experiments.run import compiled_model, train_dense
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.4, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
 

@@ -16,11 +16,11 @@ import time
 import pytest
 
 from aimp_tf import PruningConfig
-from aimp_tf.experiments import cell as cell_process
-from aimp_tf.experiments import executors, run_study, study_report
-from aimp_tf.experiments.experiment import Experiment, from_fields, to_fields
-from aimp_tf.experiments.study import Arm, Cell, CellResult, Study, differences, planned_epochs
 from aimp_tf.reports import plots
+from experiments import cell as cell_process
+from experiments import environment_of_tools, executors, run_study, study_report
+from experiments.experiment import Experiment, from_fields, to_fields
+from experiments.study import Arm, Cell, CellResult, Study, differences, planned_epochs
 
 TOOL = pathlib.Path(__file__).parent.parent / "tools" / "study.py"
 
@@ -177,8 +177,8 @@ def test_weights_are_counted_without_tensorflow_in_this_process():
     program = """
 import sys
 from aimp_tf import PruningConfig
-from aimp_tf.experiments import executors, run_study, study_report
-from aimp_tf.experiments.experiment import Experiment
+from experiments import executors, run_study, study_report
+from experiments.experiment import Experiment
 experiments = [
     Experiment("digits", "lenet_300_100", PruningConfig(0.5, epochs=1)),
     Experiment("fashion_mnist", "resnet_8", PruningConfig(0.5, epochs=1, exclude=("logits/*",))),
@@ -187,7 +187,8 @@ experiments = [
 count = run_study._weight_counts(experiments)
 print(*map(count, experiments), {"tensorflow", "keras", "ray", "matplotlib"} & sys.modules.keys())
 """
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    command = [sys.executable, "-P", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment_of_tools())
     assert done.stdout.strip() == f"{64 * 300 + 300 * 100 + 1000} {77_072 - 640} {77_072 - 640 - 3 * 3 * 16} set()", (
         done.stderr
     )
@@ -476,8 +477,8 @@ def test_a_machine_that_does_not_see_the_workdir_says_so(tmp_path):
 
 CONFIG = """
 from aimp_tf import PruningConfig
-from aimp_tf.experiments.experiment import Experiment
-from aimp_tf.experiments.study import Arm, Study
+from experiments.experiment import Experiment
+from experiments.study import Arm, Study
 
 
 def get_config():

@@ -10,8 +10,9 @@ import time
 import pytest
 import tensorflow as tf
 
-from aimp_tf.experiments.experiment import Experiment
-from aimp_tf.experiments.study import Study
+from experiments import environment_of_tools
+from experiments.experiment import Experiment
+from experiments.study import Study
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -110,7 +111,7 @@ def test_a_tool_with_commands_wants_one_first(arguments, came, tmp_path):
         arguments,
         tmp_path / "run",
         "must be a command, one of checkpoints, inference, layers, ranking, step, rounds, end_to_end, memory, "
-        "compact_rounds, gpu; ",
+        "compact_rounds, peers, gpu; ",
     )
     assert came in done.stderr
 
@@ -259,7 +260,7 @@ def test_bugs_keep_their_traceback(tmp_path):
     program.write_text(
         """
 import sys
-from aimp_tf.experiments import command_line
+from experiments import command_line
 
 
 def main():
@@ -273,7 +274,8 @@ command_line.run(main, required=[])
 """
     )
     for when, error in (("while checking", "ValueError: invalid literal"), ("", "RuntimeError: while working")):
-        done = subprocess.run([sys.executable, program], input=when, capture_output=True, text=True)
+        command = [sys.executable, program]
+        done = subprocess.run(command, input=when, capture_output=True, text=True, env=environment_of_tools())
         assert done.returncode == 1
         assert "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith(error)
 

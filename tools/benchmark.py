@@ -37,9 +37,9 @@ import pathlib
 
 from absl import flags
 
-from aimp_tf.benchmarks import options_of
-from aimp_tf.experiments import command_line
 from aimp_tf.files import check_writable, write_atomically
+from benchmarks import options_of
+from experiments import command_line
 
 _COMMANDS = (
     "checkpoints",
@@ -75,7 +75,7 @@ def main(command: str) -> None:
         options = options_of(command, model=_MODEL.value, inputs=_INPUTS.value, data_dir=_DATA_DIR.value)
         if _OUTPUT.value is not None:
             check_writable(pathlib.Path(_OUTPUT.value).parent, "the folder of --output")
-    figures = importlib.import_module(f"aimp_tf.benchmarks.{command}").run(_REPETITIONS.value, **options)
+    figures = importlib.import_module(f"benchmarks.{command}").run(_REPETITIONS.value, **options)
     print(figures.pop("table"))
     if _OUTPUT.value is not None:
         pathlib.Path(_OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)

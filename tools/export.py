@@ -12,9 +12,9 @@ but after 0, nothing is written.
 
 from absl import flags
 
-from aimp_tf.experiments import command_line
-from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.files import check_writable
+from experiments import command_line
+from experiments.experiment import Experiment
 
 _CONFIG = command_line.define_config(Experiment, "That of the run in --workdir.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run of tools/prune.py.")
@@ -43,7 +43,7 @@ def main() -> None:
         if _CONFIG.value is not None:
             _CONFIG.value.validate()
         with command_line.silent_stderr():  # Only now, for TensorFlow takes seconds to import.
-            from aimp_tf.experiments import exports
+            from experiments import exports
 
         exports.choose_formats(_FORMATS.value)
         if _MODEL.value is not None:

@@ -12,9 +12,9 @@ setting was wrong and nothing was written, and 130 after Ctrl-C.
 
 from absl import flags
 
-from aimp_tf.experiments import command_line
-from aimp_tf.experiments.datasets import check_idx_files, prepare_fashion_mnist
 from aimp_tf.files import check_writable
+from experiments import command_line
+from experiments.datasets import check_idx_files, prepare_fashion_mnist
 
 _IDX_DIR = flags.DEFINE_string("idx_dir", "/usr/share/datasets/fashion-mnist", "Folder of the four .gz files.")
 _DATA_DIR = flags.DEFINE_string(

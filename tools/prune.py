@@ -15,10 +15,10 @@ import shlex
 
 from absl import flags
 
-from aimp_tf.experiments import command_line
-from aimp_tf.experiments.distribution import STRATEGIES, is_chief, make_strategy
-from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.runs.run_directory import check_workdir
+from experiments import command_line
+from experiments.distribution import STRATEGIES, is_chief, make_strategy
+from experiments.experiment import Experiment
 
 _CONFIG = command_line.define_config(Experiment)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: new, or the same run's from before. Required.")
@@ -57,7 +57,7 @@ def main() -> None:
         if chief:
             check_workdir(workdir)
         with command_line.silent_stderr():  # Only now, for TensorFlow takes seconds to import.
-            from aimp_tf.experiments.run import compare, load_on_all
+            from experiments.run import compare, load_on_all
 
         strategy = make_strategy(_DISTRIBUTE.value)
         data = load_on_all(experiment, _DATA_DIR.value, strategy)

@@ -13,9 +13,9 @@ import pathlib
 
 from absl import flags
 
-from aimp_tf.experiments import command_line
 from aimp_tf.reports.report import write_report
 from aimp_tf.runs.run_directory import read_run
+from experiments import command_line
 
 _WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a run. Give the flag again, or put commas between, for several. Required."

@@ -18,9 +18,9 @@ import sys
 
 from absl import flags
 
-from aimp_tf.experiments import command_line, executors, run_study, study_report
-from aimp_tf.experiments.study import Study
 from aimp_tf.reports.plots import check_matplotlib
+from experiments import command_line, executors, run_study, study_report
+from experiments.study import Study
 
 _CONFIG = command_line.define_config(Study)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study: new, or the same study's from before. Required.")
@@ -42,6 +42,7 @@ def main() -> int:
     with command_line.refusing():
         check_matplotlib("study")
         jobs, results = run_study.plan_study(study, workdir, [] if _REPORT_ONLY.value else _ARMS.value)
+        executor: executors.Executor
         if _EXECUTOR.value == "ray" and jobs:
             executor = executors.RayExecutor(_WORKERS.value, _RAY_ADDRESS.value)
         else:

@@ -161,7 +161,7 @@ def keep_best(
     Example:
         >>> weights = {"a": np.array([[3.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 2.0]])}
         >>> masks = {"a": np.ones((4, 2), bool)}
-        >>> blocks, two_of_four = (Units(Structure.of(text), {"a": 0}) for text in ("1x4", "2:4"))
+        >>> blocks, two_of_four = (Units.of(text, {"a": 0}) for text in ("1x4", "2:4"))
         >>> keep_best(weights, masks, 4, {"a": 0}, units=blocks)[0]["a"].T.astype(int)
         array([[0, 0, 0, 0],
                [1, 1, 1, 1]])

@@ -26,6 +26,11 @@ class Units:
     structure: Structure = Structure.of("unstructured")
     axes: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def of(cls, granularity: str, axes: Mapping[str, int | None]) -> Units:
+        """The units of a granularity, as `Structure.of` takes it."""
+        return cls(Structure.of(granularity), axes)
+
     @property
     def cost(self) -> int:
         """Weights of a unit."""

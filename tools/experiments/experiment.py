@@ -9,7 +9,7 @@ import numbers
 from typing import Any
 
 from aimp_tf.config import PruningConfig, is_number, nearest
-from aimp_tf.experiments.datasets import IMAGE_SETS
+from experiments.datasets import IMAGE_SETS
 
 CHOICES = {
     "dataset": tuple(IMAGE_SETS),

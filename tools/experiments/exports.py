@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.config import kept_defaults, list_differences, upgrade
-from aimp_tf.experiments import datasets, models
-from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.exporting import choose_formats, export
 from aimp_tf.exporting.compaction import compact_and_report
 from aimp_tf.exporting.verification import largest_difference
 from aimp_tf.exporting.weights import weight_arrays
 from aimp_tf.runs.run_directory import final_weights, read_run
+from experiments import datasets, models
+from experiments.experiment import Experiment
 
 __all__ = ["choose_formats", "export_and_tell", "load_inputs", "load_keras_file", "load_run", "test_images"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.experiments import models
 from aimp_tf.training.input_pipeline import without_autotuning
+from experiments import models
 
 SHAPE, CLASSES = (28, 28, 1), 10
 """Of the images, unless it is said."""

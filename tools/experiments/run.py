@@ -21,8 +21,6 @@ import tensorflow as tf
 
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import fit_ready
-from aimp_tf.experiments import datasets, models
-from aimp_tf.experiments.experiment import Experiment
 from aimp_tf.exporting import Artefact, export
 from aimp_tf.exporting.fresh_process import use_in_fresh_process
 from aimp_tf.exporting.sizes import gzip_bytes
@@ -36,6 +34,8 @@ from aimp_tf.runs.run_directory import check_workdir
 from aimp_tf.selection.planning import make_plan
 from aimp_tf.training.input_pipeline import Order, prepare
 from aimp_tf.training.rounds import RoundResult
+from experiments import datasets, models
+from experiments.experiment import Experiment
 
 _TEST_BATCH_SIZE = 1024
 

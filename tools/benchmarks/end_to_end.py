@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.benchmarks.networks import BATCH_SIZE, compiled_model
-from aimp_tf.benchmarks.side_by_side import compare, time_in_turn
-from aimp_tf.experiments import datasets
 from aimp_tf.pruning import prune
 from aimp_tf.training.input_pipeline import array_dataset
+from benchmarks.networks import BATCH_SIZE, compiled_model
+from benchmarks.side_by_side import compare, time_in_turn
+from experiments import datasets
 
 _TARGET_SPARSITY = 0.97  # Sixteen rounds and a last training.
 

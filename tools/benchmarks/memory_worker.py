@@ -21,9 +21,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from aimp_tf.benchmarks.side_by_side import resident_bytes
 from aimp_tf.pruning import prune
 from aimp_tf.training.input_pipeline import array_dataset
+from benchmarks.side_by_side import resident_bytes
 
 
 def main(job_file: str, result_file: str) -> None:

@@ -13,17 +13,18 @@ import time
 from collections.abc import Callable, Sequence
 
 from aimp_tf.config import nearest
-from aimp_tf.experiments.cell import order, read_result
-from aimp_tf.experiments.executors import Executor
-from aimp_tf.experiments.experiment import Experiment, to_fields
-from aimp_tf.experiments.study import Cell, CellResult, Study, differences, planned_epochs
 from aimp_tf.files import check_writable
 from aimp_tf.training.rounds import duration_text
+from experiments import environment_of_tools
+from experiments.cell import order, read_result
+from experiments.executors import Executor
+from experiments.experiment import Experiment, to_fields
+from experiments.study import Cell, CellResult, Study, differences, planned_epochs
 
 _COUNT_WEIGHTS = """
 import json, sys
-from aimp_tf.experiments.experiment import from_fields
-from aimp_tf.experiments.run import weight_count
+from experiments.experiment import from_fields
+from experiments.run import weight_count
 
 print(json.dumps([weight_count(from_fields(fields)) for fields in json.load(sys.stdin)]))
 """
@@ -136,6 +137,7 @@ def _weight_counts(experiments: Sequence[Experiment]) -> Callable[[Experiment], 
         input=json.dumps([to_fields(experiment) for experiment in models.values()]),
         capture_output=True,
         text=True,
+        env=environment_of_tools(),
     )
     if done.returncode != 0:
         raise ValueError(f"A model of the study cannot be built: {done.stderr.strip().splitlines()[-1]}")

@@ -18,8 +18,9 @@ import subprocess
 import sys
 import threading
 
-from aimp_tf.experiments.experiment import Experiment, from_fields, to_fields
-from aimp_tf.experiments.study import Cell, CellResult
+from experiments import environment_of_tools
+from experiments.experiment import Experiment, from_fields, to_fields
+from experiments.study import Cell, CellResult
 
 
 def order(cell: Cell, experiment: Experiment) -> str:
@@ -55,13 +56,13 @@ def start(folder: pathlib.Path, order: str, data_dir: str | None, threads: int) 
     environment = {
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # Several cells may share a GPU.
-        **os.environ,
+        **environment_of_tools(),
         "OMP_NUM_THREADS": str(threads),
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "TF_NUM_INTEROP_THREADS": str(threads),
     }
     # -P: this folder must not come before the installed package.
-    command = [sys.executable, "-P", "-m", "aimp_tf.experiments.cell", os.fspath(folder), "--end_with_stdin"]
+    command = [sys.executable, "-P", "-m", "experiments.cell", os.fspath(folder), "--end_with_stdin"]
     if data_dir is not None:
         command += ["--data_dir", data_dir]
     with open(folder / "log.txt", "ab") as log:
@@ -93,8 +94,8 @@ def failure(folder: pathlib.Path, process: subprocess.Popen[bytes]) -> str | Non
 def run_cell(folder: pathlib.Path, data_dir: str | None) -> CellResult:
     """Runs what cell.json says and writes result.json."""
     # Not at the top: whoever starts cells, for hours, need not hold TensorFlow in memory.
-    from aimp_tf.experiments.run import accuracy_of, load_data, train_pruned
     from aimp_tf.files import write_atomically
+    from experiments.run import accuracy_of, load_data, train_pruned
 
     fields = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
     experiment = from_fields(fields["experiment"])
@@ -114,7 +115,7 @@ def run_cell(folder: pathlib.Path, data_dir: str | None) -> CellResult:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m aimp_tf.experiments.cell", description="Runs one cell of a study.")
+    parser = argparse.ArgumentParser(prog="python -m experiments.cell", description="Runs one cell of a study.")
     parser.add_argument("folder", type=pathlib.Path, help="The cell's folder, with cell.json in it.")
     parser.add_argument("--data_dir", help="Where tensorflow-datasets keeps its data.")
     parser.add_argument("--end_with_stdin", action="store_true", help="End when standard input does.")

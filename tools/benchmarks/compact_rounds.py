@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images, repeated
-from aimp_tf.benchmarks.side_by_side import compare, time_in_turn
 from aimp_tf.config import PruningConfig
-from aimp_tf.experiments import datasets
 from aimp_tf.graph.model_graph import ModelGraph
 from aimp_tf.masking import MaskedModel, mask_model, wrap
 from aimp_tf.masking.live_part import LiveNetwork
 from aimp_tf.training.callback import GlobalMagnitudePruning
+from benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images, repeated
+from benchmarks.side_by_side import compare, time_in_turn
+from experiments import datasets
 
 # Examples of an epoch, learning rate, and steps in each repetition. A ResNet takes too long for all examples.
 _RECIPES = {"lenet_300_100": (60000, 0.1, 400), "lenet_5": (60000, 0.1, 100), "resnet_20": (5000, 0.3, 8)}

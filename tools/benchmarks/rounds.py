@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
-from aimp_tf.benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images
-from aimp_tf.benchmarks.side_by_side import spread_text
 from aimp_tf.pruning import prune
 from aimp_tf.training.input_pipeline import array_dataset
+from benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images
+from benchmarks.side_by_side import spread_text
 
 
 def run(

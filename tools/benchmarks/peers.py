@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.benchmarks.side_by_side import spread_text
 from aimp_tf.config import PruningConfig
-from aimp_tf.experiments import models
-from aimp_tf.experiments.datasets import ImageData
-from aimp_tf.experiments.experiment import Experiment
-from aimp_tf.experiments.run import accuracy_of, compiled_model, load_data, train_dense, weight_count
 from aimp_tf.graph.prunable import named_weights
 from aimp_tf.pruning import prune
 from aimp_tf.selection.planning import make_plan
+from benchmarks.side_by_side import spread_text
+from experiments import models
+from experiments.datasets import ImageData
+from experiments.experiment import Experiment
+from experiments.run import accuracy_of, compiled_model, load_data, train_dense, weight_count
 
 # The recipe of docs/results.md.
 _EXPERIMENT = Experiment(

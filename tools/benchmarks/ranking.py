@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.benchmarks.side_by_side import compare, resident_bytes, time_in_turn
 from aimp_tf.selection.ranking import keep_largest
+from benchmarks.side_by_side import compare, resident_bytes, time_in_turn
 
 _Weights = Mapping[str, np.ndarray]
 _OURS = "aimp_tf"

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aimp_tf.benchmarks import memory_worker
-from aimp_tf.benchmarks.side_by_side import spread_text, work_in_fresh_process
+from benchmarks import memory_worker
+from benchmarks.side_by_side import spread_text, work_in_fresh_process
 
 _SETTINGS = {"target_sparsity": 0.5, "rate": 0.3, "epochs": 1, "round_epochs": 1}  # Two rounds and a last training.
 _SIDES: dict[str, tuple[dict[str, Any] | None, int]] = {

@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Mapping
 from typing import Any, Protocol
 
-from aimp_tf.experiments import cell
+from experiments import cell, environment_of_tools
 
 _POLL_SECONDS = 0.1
 
@@ -68,8 +68,8 @@ class LocalExecutor:
 class RayExecutor:
     """Runs cells on a Ray cluster, as many at a time as it has cores for. Each takes the cores it would take here.
 
-    The folders of the cells and the data must lie on storage that all machines share, under the same paths, and aimp_tf
-    must be installed on all of them.
+    The folders of the cells, the data and the tools must lie on storage that all machines share, under the same paths,
+    and aimp_tf must be installed on all of them.
 
     Args:
         workers: As in `LocalExecutor`; says how many cores a cell takes.
@@ -92,6 +92,7 @@ class RayExecutor:
         options: dict[str, Any] = {"address": address}
         if address is None:
             options = {"address": "local", "num_cpus": _cores(), "include_dashboard": False}
+        options["runtime_env"] = {"env_vars": {"PYTHONPATH": environment_of_tools()["PYTHONPATH"]}}
         try:
             ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
         except (RuntimeError, ValueError) as error:

@@ -11,10 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.benchmarks.inference_worker import in_litert
-from aimp_tf.benchmarks.side_by_side import time_in_turn
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.sparse import METHODS, sparse_layer
+from benchmarks.inference_worker import in_litert
+from benchmarks.side_by_side import time_in_turn
 
 _Function = Callable[[np.ndarray], np.ndarray]
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.benchmarks.networks import compiled_model, made_up_images, repeated
-from aimp_tf.benchmarks.side_by_side import spread_text, time_in_turn
-from aimp_tf.benchmarks.step import alike_but_for_rounding, time_fits
 from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import wrap
 from aimp_tf.pruning import prune
+from benchmarks.networks import compiled_model, made_up_images, repeated
+from benchmarks.side_by_side import spread_text, time_in_turn
+from benchmarks.step import alike_but_for_rounding, time_fits
 
 # The batch, and the images and classes of the data sets that these networks were made for: CIFAR-10 and ImageNet.
 _SHAPES = {"resnet_20": (128, (32, 32, 3), 10), "resnet_50": (64, (224, 224, 3), 1000)}

@@ -212,9 +212,9 @@ def _end(error: object, code: int) -> NoReturn:
 
 
 def _is_own(error: BaseException) -> bool:
-    """Whether aimp_tf raised it, whose messages are for the user."""
+    """Whether aimp_tf or these tools raised it, whose messages are for the user."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("aimp_tf.")
+    return str(frame.f_globals.get("__name__")).split(".")[0] in ("aimp_tf", "experiments", "benchmarks")
 
 
 def _program() -> str:

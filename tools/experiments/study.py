@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from aimp_tf.config import PruningConfig, is_number, list_differences, nearest
-from aimp_tf.experiments.experiment import Experiment, from_fields, to_fields
 from aimp_tf.selection.planning import make_plan
+from experiments.experiment import Experiment, from_fields, to_fields
 
 # What a cell sets by itself, and how it is said.
 _SET_BY_CELLS = {

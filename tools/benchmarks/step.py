@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images, repeated
-from aimp_tf.benchmarks.side_by_side import compare, time_in_turn
 from aimp_tf.masking import wrap, wrap_with_tfmot
+from benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images, repeated
+from benchmarks.side_by_side import compare, time_in_turn
 
 _STEPS = {"lenet_300_100": 400, "lenet_5": 100, "resnet_20": 8}
 

@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aimp_tf.experiments.study import CellResult, Study
 from aimp_tf.reports.plots import COLOURS, MARKERS, survivor_scale, tidy
+from experiments.study import CellResult, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.benchmarks import inference_worker
-from aimp_tf.benchmarks.side_by_side import spread_text, work_in_fresh_process
-from aimp_tf.experiments.exports import load_inputs, load_keras_file
 from aimp_tf.exporting.compaction import compact
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.saved_model import write_saved_model
 from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
 from aimp_tf.exporting.sparse import sparse_inference_and_report
 from aimp_tf.graph.prunable import prunable_variables
+from benchmarks import inference_worker
+from benchmarks.side_by_side import spread_text, work_in_fresh_process
+from experiments.exports import load_inputs, load_keras_file
 
 BATCH_SIZES = (1, 32)
 _THREADS = (1, 0)

@@ -16,6 +16,8 @@ from unittest import mock
 
 import numpy as np
 
+from experiments import environment_of_tools
+
 
 def time_in_turn(
     sides: Mapping[str, Callable[[], Sequence[np.ndarray]]],
@@ -123,7 +125,7 @@ def work_in_fresh_process(worker: str, job: Mapping[str, Any], folder: pathlib.P
     job_file.write_text(json.dumps(job))
     # -P, lest modules beside the program be taken for others of their name.
     command = [sys.executable, "-P", worker, str(job_file), str(result_file)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment_of_tools())
     if done.returncode != 0:
         raise RuntimeError(f"{name} could not be run in a fresh process:\n{done.stderr[-2000:]}")
     return json.loads(result_file.read_text())
