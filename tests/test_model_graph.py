@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from aimp_tf.graph.model_graph import ModelGraph, copy_with
+from aimp_tf.graph.copies import copy_with
+from aimp_tf.graph.model_graph import ModelGraph
 
 
 def outputs_of(model, inputs):

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from aimp_tf.compat.cluster import Cluster
+from aimp_tf.compat.step import changed_step, forget_traced
 from aimp_tf.compat.swap import Swap
 
 
@@ -31,18 +32,14 @@ def repaired(model: Any) -> Iterator[None]:
             f"with steps_per_execution={model.steps_per_execution}. Compile it with 1, or make it with tf_keras."
         )
 
-    def forget_traced() -> None:
-        model.train_function = model.test_function = None
-
     with contextlib.ExitStack() as replaced:
         if cluster.replicas > 1:
-            forget_traced()
-            replaced.callback(forget_traced)
+            forget_traced(model, evaluations=True)
+            replaced.callback(forget_traced, model, evaluations=True)
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             replaced.enter_context(Swap(model, "_maybe_symbolic_build", _building(model, strategy)))
         if cluster.size > 1:
-            for name in ("train_step", "test_step"):
-                replaced.enter_context(Swap(model, name, _with_logs_in_vectors(getattr(model, name))))
+            replaced.enter_context(changed_step(model, _with_logs_in_vectors, evaluations=True))
         if cluster.replicas > 1 and hasattr(model.optimizer, "check_finite"):
             optimizer = model.optimizer
             replaced.enter_context(

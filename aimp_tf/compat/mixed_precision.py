@@ -11,7 +11,8 @@ from typing import Any
 import tensorflow as tf
 
 from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.compat.models import children
+from aimp_tf.compat.models import children, layers_of
+from aimp_tf.compat.step import forget_traced
 from aimp_tf.compat.swap import Swap
 
 _GRAPHS = ("Functional", "Sequential")
@@ -37,7 +38,7 @@ class MixedPrecision:
     """
 
     def __init__(self, model: Any, generation: str, policy: str) -> None:
-        layers = [layer for layer in model._flatten_layers() if _is_float32(layer)]
+        layers = [layer for layer in layers_of(model) if _is_float32(layer)]
         if not any(layer.weights for layer in layers):
             raise ValueError(
                 f"mixed_precision is for float32 models, but the layers of {model.name!r} that have weights have dtype "
@@ -55,12 +56,12 @@ class MixedPrecision:
         if policy == "mixed_float16" and not hasattr(model.optimizer, "inner_optimizer"):
             self._swaps += _loss_scaling(keras, model)
         self._do()
-        self._forget_traces()
+        forget_traced(self._model, evaluations=True)
 
     def undo(self) -> None:
         """Makes the model as it was."""
         self._undo()
-        self._forget_traces()
+        forget_traced(self._model, evaluations=True)
 
     def _do(self) -> None:
         for swap in self._swaps:
@@ -78,15 +79,12 @@ class MixedPrecision:
         finally:
             self._do()
 
-    def _forget_traces(self) -> None:
-        self._model.train_function = self._model.test_function = self._model.predict_function = None
-
 
 @contextlib.contextmanager
 def computing_in_float32(model: Any) -> Iterator[None]:
     """Within it, the layers of a model of either generation that compute in half precision do so in float32."""
     with contextlib.ExitStack() as swaps:
-        for layer in filter(computes_in_half_precision, model._flatten_layers()):
+        for layer in filter(computes_in_half_precision, layers_of(model)):
             # A policy makes another of its own kind.
             swaps.enter_context(Swap(layer, "_dtype_policy", type(layer.dtype_policy)("float32")))
             if hasattr(layer, "_compute_dtype_object"):
@@ -168,7 +166,7 @@ def _float32_layers(model: Any) -> tuple[set[int], list[Any]]:
     composites: list[Any] = []
 
     def spare(layer: Any) -> None:
-        spared.update(id(part) for part in layer._flatten_layers())
+        spared.update(id(part) for part in layers_of(layer))
 
     def give_float32(layer: Any) -> None:
         home = _home(layer)
@@ -183,7 +181,7 @@ def _float32_layers(model: Any) -> tuple[set[int], list[Any]]:
         else:
             spare(layer)
 
-    for layer in model._flatten_layers():
+    for layer in layers_of(model):
         if _home(layer) in _GRAPHS:
             spared.add(id(layer))
         elif _home(layer) == "InputLayer" or _is_preprocessing(layer):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import layers_of
 from aimp_tf.compat.optimizer import ResettableOptimizer
 
 _TRAINING = ("fit", "make_train_function", "train_step")
@@ -88,7 +89,7 @@ def held_optimizers(model: Any) -> dict[str, Any]:
         return {}
     seen = set(map(id, _with_inner(model.optimizer)))
     found: dict[str, Any] = {}
-    for layer in model._flatten_layers():
+    for layer in layers_of(model):
         prefix = "" if layer is model else f"{layer.name}."
         for attribute, value in vars(layer).items():
             for name, optimizer in _optimizers_in(f"{prefix}{attribute}", value):

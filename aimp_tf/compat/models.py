@@ -84,13 +84,18 @@ def check_built(model: Any) -> None:
 
 def is_built(model: Any) -> bool:
     """Whether a model has its weights, be it itself that says so or each of its layers."""
-    layers = [layer for layer in model._flatten_layers() if layer is not model]
+    layers = [layer for layer in layers_of(model) if layer is not model]
     return model.built or bool(layers) and all(layer.built for layer in layers)
 
 
 def fit_ready(model: Any) -> contextlib.AbstractContextManager[None]:
     """Within it, `fit` of a model that is not masked runs under the strategy that the model was made under."""
     return repaired(model) if keras_generation(model) == "keras" else contextlib.nullcontext()
+
+
+def layers_of(model: Any) -> list[Any]:
+    """A layer or model, and all layers within it; an operation in a layer's place is alone."""
+    return list(model._flatten_layers()) if hasattr(model, "_flatten_layers") else [model]
 
 
 def children(layer: Any) -> list[Any]:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.compat.models import HasModel, model_of
+from aimp_tf.graph.copies import Copies, compile_alike
 from aimp_tf.graph.liveness import Liveness
-from aimp_tf.graph.model_graph import Call, Copies, ModelGraph, compile_alike
+from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.graph.multiplications import channels_of
 from aimp_tf.graph.rules import Opaque, Sum
 from aimp_tf.masking import check_plain

@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from aimp_tf.compat.models import layers_of
 from aimp_tf.exporting.inputs import input_specs, plain, widened, with_paths
 
 
@@ -75,7 +76,7 @@ def output_names(outputs: Any) -> list[str]:
 
 def _tables(model: Any) -> list[Any]:
     kind = tf.saved_model.experimental.TrackableResource
-    return [value for layer in model._flatten_layers() for value in vars(layer).values() if isinstance(value, kind)]
+    return [value for layer in layers_of(model) for value in vars(layer).values() if isinstance(value, kind)]
 
 
 def _bare(variable: Any) -> Any:

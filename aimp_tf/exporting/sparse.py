@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from aimp_tf.compat.models import HasModel, model_of
 from aimp_tf.config import is_number
-from aimp_tf.graph.model_graph import Call, Copies, ModelGraph, compile_alike
+from aimp_tf.graph.copies import Copies, compile_alike
+from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.masking import check_plain
 
 _log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def sparse_inference(model: Any | HasModel, batch_size: int = 1) -> Any:
         they are logged at level INFO.
 
     Raises:
-        TypeError, ValueError: `batch_size` is not a whole number above 0; or as `model_graph.copy_with`.
+        TypeError, ValueError: `batch_size` is not a whole number above 0; or as `graph.copies.copy_with`.
     """
     return sparse_inference_and_report(model, batch_size)[0]
 

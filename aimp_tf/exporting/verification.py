@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.mixed_precision import computes_in_half_precision
-from aimp_tf.compat.models import keras_generation
+from aimp_tf.compat.models import keras_generation, layers_of
 from aimp_tf.exporting.fresh_process import use_in_fresh_process
 from aimp_tf.exporting.inputs import arrange, input_specs, make_up
 from aimp_tf.exporting.serving import infer, output_names
@@ -26,7 +26,7 @@ def tolerance(model: Any) -> float:
 
     That is 1e-4, for float32 adds up in another order elsewhere, and 5e-2 where layers compute in half precision.
     """
-    half = any(map(computes_in_half_precision, model._flatten_layers()))
+    half = any(map(computes_in_half_precision, layers_of(model)))
     return _TOLERANCE_OF_HALF_PRECISION if half else _TOLERANCE
 
 

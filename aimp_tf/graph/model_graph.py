@@ -1,7 +1,4 @@
-"""The graph of a functional model, nested models opened, and new models made from it. Both generations of Keras.
-
-Keras has no public way to walk the calls of a model, so this is the one place that reads its nodes.
-"""
+"""The graph of a functional model, nested models opened, and new models made from it."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.functional import calls_of, functional_within, has_mask, input_names, is_symbolic, structures_of
 from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.compat.models import check_built, keras_generation
+from aimp_tf.compat.models import check_built, keras_generation, layers_of
 
 _log = logging.getLogger(__name__)
 
@@ -91,19 +88,19 @@ class ModelGraph:
         """
         keras = importlib.import_module(keras_generation(model))
         check_built(model)
-        functional = _functional(model, keras)
+        functional = functional_within(model, keras)
         if functional is None:
             raise ValueError(
                 f"The model {model.name!r} is of the class {type(model).__name__}, whose own call cannot be seen "
                 "through. Pass a functional or Sequential model, such as one that holds its layers."
             )
         tensors: dict[int, Tensor] = {}
-        inputs, outputs = _structures(functional)
+        inputs, outputs = structures_of(functional)
         new_inputs = tf.nest.map_structure(lambda tensor: _register(tensor, tensors), inputs)
         steps = list(_walk(functional, keras, tensors, ()))
         new_outputs = _replaced(outputs, tensors)
         output_names = dict(zip(tf.nest.flatten(new_outputs), functional.output_names, strict=True))
-        names = _named(steps, _input_names(functional), output_names)
+        names = _named(steps, input_names(functional), output_names)
         calls = tuple(
             Call(step.layer, names[id(step.layer)], step.args, step.kwargs, step.inputs, step.outputs, step.training)
             for step in steps
@@ -124,11 +121,10 @@ class ModelGraph:
         def run(*inputs: Any) -> None:
             values = dict(zip(tf.nest.flatten(self.inputs), inputs, strict=True))
             for call in self.calls:
-                args, kwargs = _filled_in(call, values.__getitem__)
+                args, kwargs = filled_in(call, values.__getitem__)
                 outputs = tf.nest.flatten(call.layer(*args, **kwargs))
                 values.update(zip(call.outputs, outputs, strict=True))
-                masks = (getattr(output, "_keras_mask", None) for output in outputs)
-                found.update(tensor for tensor, mask in zip(call.outputs, masks, strict=True) if mask is not None)
+                found.update(tensor for tensor, value in zip(call.outputs, outputs, strict=True) if has_mask(value))
 
         try:
             specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tf.nest.flatten(self.inputs)]
@@ -154,9 +150,9 @@ class ModelGraph:
         layers: dict[int, Any] = {}
         rewritten = rewritten or {}
         origin = {output: call for call in self.calls for output in call.outputs}
-        functional = _functional(self.model, self.keras)
+        functional = functional_within(self.model, self.keras)
         assert functional is not None  # Or there would be no graph.
-        names = _input_names(functional)
+        names = input_names(functional)
         for tensor, name, original in zip(tf.nest.flatten(self.inputs), names, functional.inputs, strict=True):
             made[tensor] = self.keras.Input(tensor.shape[1:], tensor.shape[0], dtype=tensor.dtype, name=name)
             if self.keras.__name__ == "keras":
@@ -189,7 +185,7 @@ class ModelGraph:
         if call in rewritten:
             outputs = rewritten[call](get)
         else:
-            args, kwargs = _filled_in(call, get)
+            args, kwargs = filled_in(call, get)
             if id(call.layer) not in layers:
                 layers[id(call.layer)] = layer_for(call)
             outputs = layers[id(call.layer)](*args, **kwargs)
@@ -213,12 +209,12 @@ class _Step:
         return tuple(value for value in flat if isinstance(value, Tensor))
 
 
-def _filled_in(call: Call, get: Callable[[Tensor], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def filled_in(call: Call, get: Callable[[Tensor], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a layer is called with, and what `get` gives in each tensor's place."""
-    filled_in: tuple[tuple[Any, ...], dict[str, Any]] = tf.nest.map_structure(
+    filled: tuple[tuple[Any, ...], dict[str, Any]] = tf.nest.map_structure(
         lambda value: get(value) if isinstance(value, Tensor) else value, (call.args, dict(call.kwargs))
     )
-    return filled_in
+    return filled
 
 
 def _may_mask(layer: Any) -> bool:
@@ -227,200 +223,14 @@ def _may_mask(layer: Any) -> bool:
         not is_keras_own(type(part))
         or getattr(part, "mask_zero", False)
         or type(part).__name__ in ("Masking", "Lambda")
-        for part in _parts_of(layer)
+        for part in layers_of(layer)
     )
-
-
-def _parts_of(layer: Any) -> list[Any]:
-    """A layer, or an operation in its place, and the layers within it."""
-    return list(layer._flatten_layers()) if hasattr(layer, "_flatten_layers") else [layer]
 
 
 class _Missing(Exception):
     def __init__(self, tensor: Tensor) -> None:
         super().__init__(tensor)
         self.tensor = tensor
-
-
-def copy_with(model: Any, replacement: Callable[[Any], Any | None]) -> Any:
-    """A copy of a model in which some layers are other ones.
-
-    Args:
-        model: A built functional or Sequential model of either generation. Nested models are opened: the copy has
-            their layers in their place.
-        replacement: Gives the layer to stand in for a layer, or None to copy it with its weights.
-
-    Returns:
-        A functional model with the inputs and outputs of `model`, compiled with the same loss and metrics where it is
-        compiled and these can be made from their configs. Layers that cannot be made from theirs share their weights
-        with `model`; they are logged at level INFO.
-
-    Raises:
-        TypeError, ValueError: As `ModelGraph.of`.
-    """
-    graph = ModelGraph.of(model)
-    copies = Copies(graph)
-    copy = graph.build(lambda call: replacement(call.layer) or copies.of(call))
-    copies.set_weights()
-    compile_alike(copy, model)
-    return copy
-
-
-class Copies:
-    """Copies of layers, whose weights are set when all of them are built.
-
-    A layer that cannot be made again from its config, and need not change, is shared: what takes its place has the same
-    variables and all else that it holds, but a name and a place in models of its own, so that nothing of it changes.
-
-    Attributes:
-        shared: Name of each layer that is shared -> its class.
-    """
-
-    def __init__(self, graph: ModelGraph) -> None:
-        self.shared: dict[str, str] = {}
-        self._keras = graph.keras
-        self._pending: list[tuple[Any, list[Any]]] = []
-
-    def of(self, call: Call, weights: list[Any] | None = None, **changes: Any) -> Any:
-        """A copy of a call's layer, with other weights or fields of its config if these are given.
-
-        Raises ValueError where a layer that is to change cannot be made from its config.
-        """
-        layer = call.layer
-        # Operations have no state, and lookups one that is no weight.
-        if not isinstance(layer, self._keras.layers.Layer) or hasattr(layer, "get_vocabulary"):
-            return layer
-        if type(layer) is self._keras.layers.Lambda:  # Keras does not make its function from a config unasked.
-            return type(layer)(
-                layer.function, layer._output_shape, layer.mask, layer.arguments, name=call.name, dtype=layer.dtype
-            )
-        try:
-            copy = _remade(call, changes)
-        except Exception as error:  # Whatever a constructor of the user's raises.
-            if _is_change(layer, weights, changes):
-                raise ValueError(
-                    f"The layer {layer.name!r} of the class {type(layer).__name__} has to change, but cannot be made "
-                    "from its config. A layer of your own must give all arguments of its constructor in get_config. "
-                    f"The error was: {error}"
-                ) from error
-            self.shared[call.name] = type(layer).__name__
-            return _sharing(layer, call.name)
-        copy.supports_masking = layer.supports_masking
-        self._pending.append((copy, layer.get_weights() if weights is None else weights))
-        return copy
-
-    def set_weights(self) -> None:
-        """Gives the copies their weights. All of them must have been called."""
-        for copy, weights in self._pending:
-            copy.set_weights(weights)
-            if hasattr(copy, "finalize_state"):
-                copy.finalize_state()
-        if self.shared:
-            _log.info(
-                "Layers that cannot be made from their configs, and share their weights with the model: %s.",
-                ", ".join(f"{name} ({kind})" for name, kind in self.shared.items()),
-            )
-
-
-def _remade(call: Call, changes: Mapping[str, Any]) -> Any:
-    """A layer made from the config of a call's, without its weights. Raises what a constructor does, and ValueError."""
-    layer = call.layer
-    config = {**layer.get_config(), "name": call.name}
-    functions = _functions(layer, config)
-    if is_keras_own(type(layer)):
-        within = (_functions(part, part.get_config()) for part in _parts_of(layer) if part is not layer)
-        hidden = {id(value) for part in within for value in part.values() if not is_keras_own(value)}
-        if hidden - set(map(id, functions.values())):
-            raise ValueError("A layer within it has a function of your own, for which a config holds a name alone.")
-    try:
-        # Themselves, for their names may stand for nothing, or for other functions.
-        copy = type(layer).from_config({**config, **functions, **changes})
-    except Exception:
-        if is_keras_own(type(layer)):
-            raise
-        copy = type(layer).from_config({**config, **changes})  # That may expect just what get_config gave.
-    if not is_keras_own(type(layer)) and not changes:
-        _check_alike(copy, call)
-    return copy
-
-
-def _functions(layer: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The functions that a layer was given, by the names of their fields in its config."""
-    values = {name: getattr(layer, name, None) for name in config}
-    return {
-        name: value
-        for name, value in values.items()
-        if callable(value) and not hasattr(value, "get_config") and getattr(value, "__self__", None) is not layer
-    }
-
-
-def _check_alike(copy: Any, call: Call) -> None:
-    """Builds a copy by calling it on zeros, and raises what it does, or ValueError if it has other weights."""
-    args, kwargs = _filled_in(call, lambda tensor: tf.zeros([size or 1 for size in tensor.shape], tensor.dtype))
-    copy(*args, **kwargs)
-    shapes, expected = ([weight.shape for weight in layer.get_weights()] for layer in (copy, call.layer))
-    if shapes != expected:
-        raise ValueError(f"What its config gives has weights of the shapes {shapes} instead of {expected}.")
-
-
-def _is_change(layer: Any, weights: list[Any] | None, changes: Mapping[str, Any]) -> bool:
-    """Whether any of these weights and attributes are not those of the layer."""
-    if any(getattr(layer, name, None) != value for name, value in changes.items()):
-        return True
-    before = layer.get_weights()
-    return weights is not None and not all(map(np.array_equal, weights, before))
-
-
-def _sharing(layer: Any, name: str) -> Any:
-    """A layer that has all that another holds, its variables above all, and is in no model yet."""
-    twin = object.__new__(type(layer))  # Not copy.copy, which Keras makes from configs.
-    vars(twin).update(vars(layer))
-    if "_name" in vars(layer):  # Of tf_keras.
-        vars(twin).update(_name=name, _inbound_nodes_value=[], _outbound_nodes_value=[])
-    else:
-        vars(twin).update(name=name, _inbound_nodes=[], _outbound_nodes=[])
-    return twin
-
-
-def compile_alike(model: Any, other: Any) -> None:
-    """Compiles `model` with the loss, metrics and a new optimizer like those of `other`, where configs allow it."""
-    config = other.get_compile_config() if getattr(other, "optimizer", None) is not None else None
-    if not config:
-        return
-    try:
-        model.compile_from_config(config)
-    except (TypeError, ValueError):  # A loss or metric of one's own that is not registered.
-        return
-
-
-def _functional(model: Any, keras: Any) -> Any | None:
-    """The functional model that does what `model` does, itself or within it; None for one with a `call` of its own."""
-    home = "keras.src.models.functional" if keras.__name__ == "keras" else "tf_keras.src.engine.functional"
-    functional = importlib.import_module(home).Functional
-    if type(model).call is keras.Sequential.call:
-        if keras.__name__ == "keras":
-            return model._functional
-        return model if model._graph_initialized else None
-    return model if isinstance(model, functional) and type(model).call is functional.call else None
-
-
-def _structures(functional: Any) -> tuple[Any, Any]:
-    """The Keras tensors that go in and come out, as they are nested."""
-    if hasattr(functional, "_inputs_struct"):
-        return functional._inputs_struct, functional._outputs_struct
-    return functional._nested_inputs, functional._nested_outputs
-
-
-def _input_names(functional: Any) -> list[str]:
-    """The names of the layers of the inputs."""
-    return [tensor._keras_history[0].name for tensor in functional.inputs]
-
-
-def _parts(node: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any], list[Any]]:
-    """(layer, args, kwargs, outputs) of a node of either generation."""
-    if hasattr(node, "operation"):
-        return node.operation, tuple(node.arguments.args), dict(node.arguments.kwargs), list(node.outputs)
-    return node.layer, tuple(node.call_args), dict(node.call_kwargs), tf.nest.flatten(node.outputs)
 
 
 def _register(tensor: Any, tensors: dict[int, Tensor]) -> Tensor:
@@ -430,42 +240,34 @@ def _register(tensor: Any, tensors: dict[int, Tensor]) -> Tensor:
 
 
 def _replaced(structure: Any, tensors: Mapping[int, Tensor]) -> Any:
-    return tf.nest.map_structure(
-        lambda value: tensors[id(value)] if hasattr(value, "_keras_history") else value, structure
-    )
+    return tf.nest.map_structure(lambda value: tensors[id(value)] if is_symbolic(value) else value, structure)
 
 
 def _walk(
     functional: Any, keras: Any, tensors: dict[int, Tensor], folders: tuple[str, ...], training: Any = None
 ) -> Iterator[_Step]:
     """The calls of a model whose inputs are among `tensors`, to which their outputs are added."""
-    for depth in sorted(functional._nodes_by_depth, reverse=True):
-        for node in functional._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            layer, args, kwargs, outputs = _parts(node)
-            args, kwargs = _replaced((args, kwargs), tensors)
-            nested = _opened(layer, keras, args, kwargs)
-            if nested is None:
-                given = tuple(_register(output, tensors) for output in outputs)
-                yield _Step(layer, folders, args, kwargs, given, training)
-                continue
-            within = dict(zip(map(id, nested.inputs), tf.nest.flatten(args), strict=True))
-            inner = kwargs.get("training")
-            yield from _walk(nested, keras, within, (*folders, layer.name), training if inner is None else inner)
-            tensors |= {
-                id(outside): within[id(inside)] for outside, inside in zip(outputs, nested.outputs, strict=True)
-            }
+    for layer, called_with, named, outputs in calls_of(functional):
+        args, kwargs = _replaced((called_with, named), tensors)
+        nested = _opened(layer, keras, args, kwargs)
+        if nested is None:
+            given = tuple(_register(output, tensors) for output in outputs)
+            yield _Step(layer, folders, args, kwargs, given, training)
+            continue
+        within = dict(zip(map(id, nested.inputs), tf.nest.flatten(args), strict=True))
+        inner = kwargs.get("training")
+        yield from _walk(nested, keras, within, (*folders, layer.name), training if inner is None else inner)
+        tensors |= {id(outside): within[id(inside)] for outside, inside in zip(outputs, nested.outputs, strict=True)}
 
 
 def _opened(layer: Any, keras: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any | None:
     """The functional model within the call of a nested one; None for another layer, or where the call says more."""
     if not isinstance(layer, keras.Model) or any(value for value in kwargs.values()) or len(args) != 1:
         return None
-    nested = _functional(layer, keras)
+    nested = functional_within(layer, keras)
     if nested is None:
         return None
-    inputs, _ = _structures(nested)
+    inputs, _ = structures_of(nested)
     flat = tf.nest.flatten(args[0])
     alike = isinstance(args[0], dict) == isinstance(inputs, dict) and len(flat) == len(nested.inputs)
     return nested if alike and all(isinstance(value, Tensor) for value in flat) else None

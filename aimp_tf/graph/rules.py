@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.functional import function_name
 from aimp_tf.graph.channels import ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call, Tensor
 
@@ -360,12 +361,7 @@ def _kind(layer: Any, keras: Any) -> str:
     name = type(layer).__name__
     if type(layer) is getattr(keras.layers, name, None):
         return name
-    module = type(layer).__module__
-    if module in ("keras.src.ops.numpy", "keras.src.ops.nn"):
-        return _FUNCTIONS.get(name.lower(), "")
-    if module == "tf_keras.src.layers.core.tf_op_layer":
-        return _FUNCTIONS.get((getattr(layer, "symbol", None) or "").split(".")[-1], "")
-    return ""
+    return _FUNCTIONS.get(function_name(layer), "")
 
 
 def _is_plain(call: Call, several: bool) -> bool:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from aimp_tf.arguments import check_config, check_names
 from aimp_tf.compat.mixed_precision import MixedPrecision
 from aimp_tf.compat.model_optimizers import held_optimizers
-from aimp_tf.compat.models import check_built, check_model, keras_generation
+from aimp_tf.compat.models import check_built, check_model, keras_generation, layers_of
 from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.config import PruningConfig
 from aimp_tf.graph.prunable import reasons_text, select_for
@@ -83,7 +83,7 @@ def mask_model(
         )
     if MaskedModel.of(model) is not None:
         raise ValueError("The model is masked already; call aimp_tf.strip(model) before masking it again.")
-    if any(type(layer).__module__.startswith("tensorflow_model_optimization") for layer in model._flatten_layers()):
+    if any(type(layer).__module__.startswith("tensorflow_model_optimization") for layer in layers_of(model)):
         raise ValueError(
             "tfmot has wrapped layers of the model already. Leave out prune_low_magnitude, or write "
             "tfmot.sparsity.keras.strip_pruning(model) first: aimp_tf wraps by itself."

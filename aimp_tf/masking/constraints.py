@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from aimp_tf.compat.keras_distribution import repaired
+from aimp_tf.compat.step import forget_traced
 from aimp_tf.compat.variables import local_value
 from aimp_tf.masking.masked_model import MaskedModel, zeroed
 
@@ -44,7 +45,7 @@ class ConstrainedModel(MaskedModel):
             self._masks[path] = mask
             variable.constraint = MaskConstraint(mask, variable.constraint)
         # A train function traced earlier does not know the constraints and would never call them.
-        self.model.train_function = None
+        forget_traced(self.model)
         self._repairs.enter_context(repaired(self.model))
 
     def _compiled_again(self) -> None:
@@ -55,7 +56,7 @@ class ConstrainedModel(MaskedModel):
         for variable in self.variables.values():
             if isinstance(variable.constraint, MaskConstraint):
                 variable.constraint = variable.constraint.previous
-        self.model.train_function = None
+        forget_traced(self.model)
         self._repairs.close()
 
     def synchronize(self) -> None:

@@ -13,8 +13,10 @@ import tensorflow as tf
 
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.model_optimizers import ModelOptimizers
+from aimp_tf.compat.models import layers_of
 from aimp_tf.compat.optimizer import ResettableOptimizer
 from aimp_tf.compat.precision import resolve_policy
+from aimp_tf.compat.step import begin_steps_with, forget_traced
 from aimp_tf.compat.swap import Swap
 from aimp_tf.compat.variables import local_value, local_view, resource_of
 from aimp_tf.files import checksum_of_arrays
@@ -144,7 +146,7 @@ class MaskedModel(abc.ABC):
         for variable, value in zip(self._all_variables(), snapshot, strict=True):
             variable.assign(value)
         self._zero_pruned()
-        for layer in self.original._flatten_layers():
+        for layer in layers_of(self.original):
             # Normalization computes with numbers that it derives from its weights.
             if layer.weights and hasattr(layer, "finalize_state"):
                 layer.finalize_state()
@@ -234,17 +236,10 @@ class MaskedModel(abc.ABC):
             key = id(resource_of(weight))
             with_it = [weight, *slots.get(key, ()), *([masks[key]] if key in masks else [])]
             smaller += [(variable, indices) for variable in with_it]
-        part = self._part = SmallerVariables(smaller, attributes, self.model._flatten_layers(include_self=False))
+        layers = [layer for layer in layers_of(self.model) if layer is not self.model]
+        part = self._part = SmallerVariables(smaller, attributes, layers)
         self.optimizer.forget_traced()
-        self.model.train_function = None
-        self.model.make_train_function()
-        traced = self.model.train_function
-
-        def train(iterator: Any) -> Any:
-            part.put_in()
-            return traced(iterator)
-
-        self.model.train_function = train
+        begin_steps_with(self.model, part.put_in)
         for name in ("make_test_function", "make_predict_function"):
             self._evaluations.enter_context(Swap(self.model, name, self._on_the_whole(getattr(self.model, name))))
 
@@ -254,7 +249,7 @@ class MaskedModel(abc.ABC):
         if self._part is not None:
             self._part = None
             self._evaluations.close()
-            self.model.train_function = None
+            forget_traced(self.model)
 
     def _on_the_whole(self, make: Callable[..., Any]) -> Callable[..., Any]:
         """`make_test_function` and the like of the model, which are called before anything is evaluated."""
@@ -293,7 +288,7 @@ class MaskedModel(abc.ABC):
         """
         weights = {id(variable) for variable in self._all_variables()}
         generators = [variable for variable in self.original.variables if id(variable) not in weights]
-        for layer in self.original._flatten_layers():
+        for layer in layers_of(self.original):
             generator = getattr(getattr(layer, "_random_generator", None), "_generator", None)
             if isinstance(generator, tf.random.Generator):
                 generators.append(generator.state)

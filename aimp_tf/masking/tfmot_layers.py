@@ -12,6 +12,7 @@ import tf_keras
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule, pruning_wrapper
 from tf_keras.src.engine import functional
 
+from aimp_tf.compat.models import layers_of
 from aimp_tf.graph.prunable import prunable_variables
 from aimp_tf.masking.constraints import MaskConstraint
 from aimp_tf.masking.masked_model import MaskedModel
@@ -93,8 +94,7 @@ class WrappedModel(MaskedModel):
         self._wrapped_layers: list[Any] = []
         # Calling the shared layers anew adds nodes to them, which would keep the rebuilt model alive after `strip`.
         self._nodes = [
-            (layer, list(layer._inbound_nodes), list(layer._outbound_nodes))
-            for layer in self.original._flatten_layers()
+            (layer, list(layer._inbound_nodes), list(layer._outbound_nodes)) for layer in layers_of(self.original)
         ]
         if not _can_rebuild(self.original):
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.models import keras_generation
+from aimp_tf.compat.models import keras_generation, layers_of
 from aimp_tf.masking import select_prunable
 from aimp_tf.training.input_pipeline import batch_count, spec_of
 
@@ -31,7 +31,7 @@ def model_signature(model: Any, include: Sequence[str], exclude: Sequence[str]) 
         {
             "keras": keras_generation(model),
             # Not by name, for Keras numbers layers as they are made.
-            "layers": [_layer_signature(layer) for layer in model._flatten_layers() if not hasattr(layer, "layers")],
+            "layers": [_layer_signature(layer) for layer in layers_of(model) if not hasattr(layer, "layers")],
             # Not their values, for which tf_keras would ask all workers.
             "weights": [_array_signature(variable) for variable in model.weights if hasattr(variable, "assign")],
             "trainable": [list(variable.shape) for variable in model.trainable_variables],

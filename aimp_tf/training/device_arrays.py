@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from aimp_tf.compat.step import changed_step
 from aimp_tf.compat.swap import Swap
 
 _KEY = "aimp_tf_positions"
@@ -48,13 +49,8 @@ class DeviceArrays:
     @contextlib.contextmanager
     def gathering(self, model: Any) -> Iterator[None]:
         """What must surround a `fit` of a model on `batches`, and is no harm to one on other data."""
-        train_step = model.train_step
-
-        def gather_and_train(data: Any) -> Any:
-            return train_step(self._gathered(data))
-
         with contextlib.ExitStack() as replaced:
-            replaced.enter_context(Swap(model, "train_step", gather_and_train))
+            replaced.enter_context(changed_step(model, lambda train: lambda data: train(self._gathered(data))))
             # Keras 3 looks at a batch before it trains under a strategy.
             if build := getattr(model, "_symbolic_build", None):
 

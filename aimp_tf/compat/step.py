@@ -1,0 +1,55 @@
+"""The step that a model trains with: nothing else sets `train_function`, `train_step` or what `fit` traces beside them.
+
+Changes nest: one that comes later sees the batch first and the logs last, and each is undone before those that were
+there when it came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from aimp_tf.compat.swap import Swap
+
+_Step = Callable[[Any], Any]
+
+
+def forget_traced(model: Any, *, evaluations: bool = False) -> None:
+    """Has `fit` trace its step anew, for what was traced earlier does not know what has changed since.
+
+    Args:
+        model: A compiled model of either generation.
+        evaluations: Whether `evaluate` and `predict` have to trace anew, too.
+    """
+    model.train_function = None
+    if evaluations:
+        model.test_function = model.predict_function = None
+
+
+@contextlib.contextmanager
+def changed_step(model: Any, change: Callable[[_Step], _Step], *, evaluations: bool = False) -> Iterator[None]:
+    """Within it, `fit` traces what `change` makes of the model's `train_step`, be it Keras' or the user's own.
+
+    Args:
+        model: A compiled model of either generation.
+        change: Takes a step, which takes a batch and gives its logs, and gives another.
+        evaluations: Whether the same is made of its `test_step`.
+    """
+    with contextlib.ExitStack() as replaced:
+        for name in ("train_step", "test_step") if evaluations else ("train_step",):
+            replaced.enter_context(Swap(model, name, change(getattr(model, name))))
+        yield
+
+
+def begin_steps_with(model: Any, begin: Callable[[], object]) -> None:
+    """Traces the step anew and has each call of what was traced begin with `begin`, until `forget_traced`."""
+    forget_traced(model)
+    model.make_train_function()
+    traced = model.train_function
+
+    def train(iterator: Any) -> Any:
+        begin()
+        return traced(iterator)
+
+    model.train_function = train

@@ -1,0 +1,157 @@
+"""Copies of layers and models, some of them with other weights or in place of others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.compat.functional import sharing
+from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import layers_of
+from aimp_tf.graph.model_graph import Call, ModelGraph, filled_in
+
+_log = logging.getLogger(__name__)
+
+
+def copy_with(model: Any, replacement: Callable[[Any], Any | None]) -> Any:
+    """A copy of a model in which some layers are other ones.
+
+    Args:
+        model: A built functional or Sequential model of either generation. Nested models are opened: the copy has
+            their layers in their place.
+        replacement: Gives the layer to stand in for a layer, or None to copy it with its weights.
+
+    Returns:
+        A functional model with the inputs and outputs of `model`, compiled with the same loss and metrics where it is
+        compiled and these can be made from their configs. Layers that cannot be made from theirs share their weights
+        with `model`; they are logged at level INFO.
+
+    Raises:
+        TypeError, ValueError: As `ModelGraph.of`.
+    """
+    graph = ModelGraph.of(model)
+    copies = Copies(graph)
+    copy = graph.build(lambda call: replacement(call.layer) or copies.of(call))
+    copies.set_weights()
+    compile_alike(copy, model)
+    return copy
+
+
+class Copies:
+    """Copies of layers, whose weights are set when all of them are built.
+
+    A layer that cannot be made again from its config, and need not change, is shared: what takes its place has the same
+    variables and all else that it holds, but a name and a place in models of its own, so that nothing of it changes.
+
+    Attributes:
+        shared: Name of each layer that is shared -> its class.
+    """
+
+    def __init__(self, graph: ModelGraph) -> None:
+        self.shared: dict[str, str] = {}
+        self._keras = graph.keras
+        self._pending: list[tuple[Any, list[Any]]] = []
+
+    def of(self, call: Call, weights: list[Any] | None = None, **changes: Any) -> Any:
+        """A copy of a call's layer, with other weights or fields of its config if these are given.
+
+        Raises ValueError where a layer that is to change cannot be made from its config.
+        """
+        layer = call.layer
+        # Operations have no state, and lookups one that is no weight.
+        if not isinstance(layer, self._keras.layers.Layer) or hasattr(layer, "get_vocabulary"):
+            return layer
+        if type(layer) is self._keras.layers.Lambda:  # Keras does not make its function from a config unasked.
+            return type(layer)(
+                layer.function, layer._output_shape, layer.mask, layer.arguments, name=call.name, dtype=layer.dtype
+            )
+        try:
+            copy = _remade(call, changes)
+        except Exception as error:  # Whatever a constructor of the user's raises.
+            if _is_change(layer, weights, changes):
+                raise ValueError(
+                    f"The layer {layer.name!r} of the class {type(layer).__name__} has to change, but cannot be made "
+                    "from its config. A layer of your own must give all arguments of its constructor in get_config. "
+                    f"The error was: {error}"
+                ) from error
+            self.shared[call.name] = type(layer).__name__
+            return sharing(layer, call.name)
+        copy.supports_masking = layer.supports_masking
+        self._pending.append((copy, layer.get_weights() if weights is None else weights))
+        return copy
+
+    def set_weights(self) -> None:
+        """Gives the copies their weights. All of them must have been called."""
+        for copy, weights in self._pending:
+            copy.set_weights(weights)
+            if hasattr(copy, "finalize_state"):
+                copy.finalize_state()
+        if self.shared:
+            _log.info(
+                "Layers that cannot be made from their configs, and share their weights with the model: %s.",
+                ", ".join(f"{name} ({kind})" for name, kind in self.shared.items()),
+            )
+
+
+def compile_alike(model: Any, other: Any) -> None:
+    """Compiles `model` with the loss, metrics and a new optimizer like those of `other`, where configs allow it."""
+    config = other.get_compile_config() if getattr(other, "optimizer", None) is not None else None
+    if not config:
+        return
+    try:
+        model.compile_from_config(config)
+    except (TypeError, ValueError):  # A loss or metric of one's own that is not registered.
+        return
+
+
+def _remade(call: Call, changes: Mapping[str, Any]) -> Any:
+    """A layer made from the config of a call's, without its weights. Raises what a constructor does, and ValueError."""
+    layer = call.layer
+    config = {**layer.get_config(), "name": call.name}
+    functions = _functions(layer, config)
+    if is_keras_own(type(layer)):
+        within = (_functions(part, part.get_config()) for part in layers_of(layer) if part is not layer)
+        hidden = {id(value) for part in within for value in part.values() if not is_keras_own(value)}
+        if hidden - set(map(id, functions.values())):
+            raise ValueError("A layer within it has a function of your own, for which a config holds a name alone.")
+    try:
+        # Themselves, for their names may stand for nothing, or for other functions.
+        copy = type(layer).from_config({**config, **functions, **changes})
+    except Exception:
+        if is_keras_own(type(layer)):
+            raise
+        copy = type(layer).from_config({**config, **changes})  # That may expect just what get_config gave.
+    if not is_keras_own(type(layer)) and not changes:
+        _check_alike(copy, call)
+    return copy
+
+
+def _functions(layer: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The functions that a layer was given, by the names of their fields in its config."""
+    values = {name: getattr(layer, name, None) for name in config}
+    return {
+        name: value
+        for name, value in values.items()
+        if callable(value) and not hasattr(value, "get_config") and getattr(value, "__self__", None) is not layer
+    }
+
+
+def _check_alike(copy: Any, call: Call) -> None:
+    """Builds a copy by calling it on zeros, and raises what it does, or ValueError if it has other weights."""
+    args, kwargs = filled_in(call, lambda tensor: tf.zeros([size or 1 for size in tensor.shape], tensor.dtype))
+    copy(*args, **kwargs)
+    shapes, expected = ([weight.shape for weight in layer.get_weights()] for layer in (copy, call.layer))
+    if shapes != expected:
+        raise ValueError(f"What its config gives has weights of the shapes {shapes} instead of {expected}.")
+
+
+def _is_change(layer: Any, weights: list[Any] | None, changes: Mapping[str, Any]) -> bool:
+    """Whether any of these weights and attributes are not those of the layer."""
+    if any(getattr(layer, name, None) != value for name, value in changes.items()):
+        return True
+    before = layer.get_weights()
+    return weights is not None and not all(map(np.array_equal, weights, before))
