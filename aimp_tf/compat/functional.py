@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
+
+from aimp_tf.compat.models import keras_generation
 
 
 def functional_within(model: Any, keras: Any) -> Any | None:
@@ -76,3 +78,52 @@ def _parts(node: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any], list[Any]]:
     if hasattr(node, "operation"):
         return node.operation, tuple(node.arguments.args), dict(node.arguments.kwargs), list(node.outputs)
     return node.layer, tuple(node.call_args), dict(node.call_kwargs), tf.nest.flatten(node.outputs)
+
+
+def declared_inputs(model: Any) -> Any:
+    """The inputs in their structure, each with a shape and a dtype and, where it has one, a name."""
+    if keras_generation(model) == "tf_keras":
+        if (nested := getattr(model, "_nested_inputs", None)) is not None:
+            return nested
+        if model.save_spec() is None:
+            raise ValueError(
+                f"The model {model.name!r} was never called, and so does not know its inputs. Call it on a batch of "
+                "data before it is exported."
+            )
+        arguments = [*model.save_spec()[0], *model.save_spec()[1].values()]
+    else:
+        if (structure := getattr(model, "_inputs_struct", None)) is not None:
+            return structure
+        if getattr(model, "inputs", None):
+            return model.inputs
+        shapes = plain(getattr(model, "_build_shapes_dict", None)) or {}
+        arguments = [_of_shapes(shape, model.input_dtype) for shape in shapes.values()]
+    if len(arguments) != 1:
+        raise ValueError(
+            f"The model {model.name!r} takes {len(arguments)} arguments; expected one. Have it take its tensors as a "
+            "list or dict."
+        )
+    return arguments[0]
+
+
+def plain(structure: Any) -> Any:
+    """The structure in Python's own dicts, lists and tuples, where Keras may have put others."""
+    if isinstance(structure, Mapping):
+        return {key: plain(item) for key, item in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return (list if isinstance(structure, list) else tuple)(map(plain, structure))
+    return structure
+
+
+def _of_shapes(shapes: Any, dtype: str) -> Any:
+    """A structure of shapes as one of tensor specs."""
+    if isinstance(shapes, dict):
+        return {key: _of_shapes(shape, dtype) for key, shape in shapes.items()}
+    if all(size is None or isinstance(size, int) for size in shapes):
+        return tf.TensorSpec(shapes, dtype)
+    return type(shapes)(_of_shapes(shape, dtype) for shape in shapes)
+
+
+def lambda_like(layer: Any, name: str) -> Any:
+    """A Lambda layer with the function, and all else, of another."""
+    return type(layer)(layer.function, layer._output_shape, layer.mask, layer.arguments, name=name, dtype=layer.dtype)

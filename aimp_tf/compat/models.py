@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any, Protocol
 
+import tensorflow as tf
+
 from aimp_tf.compat.keras_distribution import repaired
 
 
@@ -101,3 +103,16 @@ def layers_of(model: Any) -> list[Any]:
 def children(layer: Any) -> list[Any]:
     """The layers that `layer` is directly made of, in the order in which Keras lists them."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def generator_states(model: Any) -> list[Any]:
+    """The states of the generators of random numbers that the layers of a tf_keras model hold: none is a variable of
+    the model."""
+    generators = (getattr(getattr(layer, "_random_generator", None), "_generator", None) for layer in layers_of(model))
+    return [generator.state for generator in generators if isinstance(generator, tf.random.Generator)]
+
+
+def train_counter(model: Any) -> Any | None:
+    """The variable that counts the steps of a tf_keras model, by which it writes what is written within a step; None in
+    Keras 3."""
+    return getattr(model, "_train_counter", None)

@@ -42,6 +42,21 @@ def changed_step(model: Any, change: Callable[[_Step], _Step], *, evaluations: b
         yield
 
 
+@contextlib.contextmanager
+def changed_batches(model: Any, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Within it, `fit` trains on what `change` makes of each batch."""
+    with contextlib.ExitStack() as replaced:
+        replaced.enter_context(changed_step(model, lambda train: lambda batch: train(change(batch))))
+        # Keras 3 looks at a batch before it trains under a strategy.
+        if build := getattr(model, "_symbolic_build", None):
+
+            def build_on_changed(iterator: Any = None, data_batch: Any = None) -> None:
+                build(iterator, change(data_batch))
+
+            replaced.enter_context(Swap(model, "_symbolic_build", build_on_changed))
+        yield
+
+
 def begin_steps_with(model: Any, begin: Callable[[], object]) -> None:
     """Traces the step anew and has each call of what was traced begin with `begin`, until `forget_traced`."""
     forget_traced(model)

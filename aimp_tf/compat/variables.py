@@ -25,3 +25,9 @@ def local_value(variable: Any) -> np.ndarray:
 def local_view(variable: Any) -> np.ndarray:
     """What `local_value` copies, read-only; on a CPU this is the memory of the variable."""
     return np.asarray(tf.convert_to_tensor(resource_of(variable)))
+
+
+def bare(variable: Any) -> Any:
+    """The variable of TensorFlow in one of Keras 3, or in an AutoCastVariable of tf_keras."""
+    attributes = vars(variable)
+    return attributes.get("_value", attributes.get("_variable", variable))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.models import check_built, keras_generation
+from aimp_tf.compat.functional import declared_inputs, plain
+from aimp_tf.compat.models import check_built
 
 _HALF_PRECISION = (tf.float16, tf.bfloat16)
 _MADE_UP_EXAMPLES = 32
@@ -25,7 +26,7 @@ def input_specs(model: Any) -> Any:
         ValueError: The model is not built, was never called, or takes several arguments.
     """
     check_built(model)
-    structure = plain(_declared_inputs(model))
+    structure = plain(declared_inputs(model))
     if isinstance(structure, list) and len(structure) == 1:
         [structure] = structure
     specs: dict[str, tf.TensorSpec] = {}
@@ -101,15 +102,6 @@ def make_up(model: Any) -> Any:
     return tf.nest.map_structure(draw, input_specs(model))
 
 
-def plain(structure: Any) -> Any:
-    """The structure in Python's own dicts, lists and tuples, where Keras may have put others."""
-    if isinstance(structure, Mapping):
-        return {key: plain(item) for key, item in structure.items()}
-    if isinstance(structure, (list, tuple)):
-        return (list if isinstance(structure, list) else tuple)(map(plain, structure))
-    return structure
-
-
 def with_paths(structure: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """What is in a plain structure, and where, in the order of `tf.nest.flatten`."""
     if isinstance(structure, dict):
@@ -125,41 +117,6 @@ def with_paths(structure: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tup
 def widened(dtype: Any) -> tf.DType:
     """float32 for half precision; others as they are."""
     return tf.float32 if dtype in _HALF_PRECISION else tf.as_dtype(dtype)
-
-
-def _declared_inputs(model: Any) -> Any:
-    """The inputs in their structure, each with a shape and a dtype and, where it has one, a name."""
-    if keras_generation(model) == "tf_keras":
-        if (nested := getattr(model, "_nested_inputs", None)) is not None:
-            return nested
-        if model.save_spec() is None:
-            raise ValueError(
-                f"The model {model.name!r} was never called, and so does not know its inputs. Call it on a batch of "
-                "data before it is exported."
-            )
-        arguments = [*model.save_spec()[0], *model.save_spec()[1].values()]
-    else:
-        if (structure := getattr(model, "_inputs_struct", None)) is not None:
-            return structure
-        if getattr(model, "inputs", None):
-            return model.inputs
-        shapes = plain(getattr(model, "_build_shapes_dict", None)) or {}
-        arguments = [_of_shapes(shape, model.input_dtype) for shape in shapes.values()]
-    if len(arguments) != 1:
-        raise ValueError(
-            f"The model {model.name!r} takes {len(arguments)} arguments; expected one. Have it take its tensors as a "
-            "list or dict."
-        )
-    return arguments[0]
-
-
-def _of_shapes(shapes: Any, dtype: str) -> Any:
-    """A structure of shapes as one of tensor specs."""
-    if isinstance(shapes, dict):
-        return {key: _of_shapes(shape, dtype) for key, shape in shapes.items()}
-    if all(size is None or isinstance(size, int) for size in shapes):
-        return tf.TensorSpec(shapes, dtype)
-    return type(shapes)(_of_shapes(shape, dtype) for shape in shapes)
 
 
 def _describe(spec: tf.TensorSpec) -> str:

@@ -6,8 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from aimp_tf.compat.functional import plain
 from aimp_tf.compat.models import layers_of
-from aimp_tf.exporting.inputs import input_specs, plain, widened, with_paths
+from aimp_tf.compat.variables import bare
+from aimp_tf.exporting.inputs import input_specs, widened, with_paths
 
 
 class ServingModule(tf.Module):
@@ -52,8 +54,8 @@ class ServingModule(tf.Module):
 
         self.serve = tf.function(serve, input_signature=[specs], autograph=False)
         self.serving_default = tf.function(serving_default, input_signature=[specs], autograph=False)
-        places = {id(_bare(variable)): place for place, variable in enumerate(model.weights)}
-        trainable = {id(_bare(variable)) for variable in model.trainable_variables}
+        places = {id(bare(variable)): place for place, variable in enumerate(model.weights)}
+        trainable = {id(bare(variable)) for variable in model.trainable_variables}
         read = self.serve.get_concrete_function().variables
         self.variables = sorted(read, key=lambda variable: places.get(id(variable), len(places)))
         self.trainable_variables = [variable for variable in self.variables if id(variable) in trainable]
@@ -77,9 +79,3 @@ def output_names(outputs: Any) -> list[str]:
 def _tables(model: Any) -> list[Any]:
     kind = tf.saved_model.experimental.TrackableResource
     return [value for layer in layers_of(model) for value in vars(layer).values() if isinstance(value, kind)]
-
-
-def _bare(variable: Any) -> Any:
-    """The variable of TensorFlow in one of Keras 3, or in an AutoCastVariable of tf_keras."""
-    attributes = vars(variable)
-    return attributes.get("_value", attributes.get("_variable", variable))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.functional import sharing
+from aimp_tf.compat.functional import lambda_like, sharing
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import layers_of
 from aimp_tf.graph.model_graph import Call, ModelGraph, filled_in
@@ -66,9 +66,7 @@ class Copies:
         if not isinstance(layer, self._keras.layers.Layer) or hasattr(layer, "get_vocabulary"):
             return layer
         if type(layer) is self._keras.layers.Lambda:  # Keras does not make its function from a config unasked.
-            return type(layer)(
-                layer.function, layer._output_shape, layer.mask, layer.arguments, name=call.name, dtype=layer.dtype
-            )
+            return lambda_like(layer, call.name)
         try:
             copy = _remade(call, changes)
         except Exception as error:  # Whatever a constructor of the user's raises.

@@ -13,14 +13,14 @@ import tensorflow as tf
 
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.model_optimizers import ModelOptimizers
-from aimp_tf.compat.models import layers_of
+from aimp_tf.compat.models import generator_states, layers_of
 from aimp_tf.compat.optimizer import ResettableOptimizer
 from aimp_tf.compat.precision import resolve_policy
+from aimp_tf.compat.smaller import Indices, SmallerVariables
 from aimp_tf.compat.step import begin_steps_with, forget_traced
 from aimp_tf.compat.swap import Swap
 from aimp_tf.compat.variables import local_value, local_view, resource_of
 from aimp_tf.files import checksum_of_arrays
-from aimp_tf.masking.smaller import Indices, SmallerVariables
 from aimp_tf.selection.units import Units
 
 _ATTRIBUTE = "_aimp_tf_masked_model"
@@ -288,10 +288,7 @@ class MaskedModel(abc.ABC):
         """
         weights = {id(variable) for variable in self._all_variables()}
         generators = [variable for variable in self.original.variables if id(variable) not in weights]
-        for layer in layers_of(self.original):
-            generator = getattr(getattr(layer, "_random_generator", None), "_generator", None)
-            if isinstance(generator, tf.random.Generator):
-                generators.append(generator.state)
+        generators += generator_states(self.original)
         generators = [variable for variable in {id(v): v for v in generators}.values() if hasattr(variable, "assign")]
         return {
             **{f"optimizer/{i:04d}": variable for i, variable in enumerate(self.optimizers.state(slots=slots))},

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.compat.step import changed_step
-from aimp_tf.compat.swap import Swap
+from aimp_tf.compat.step import changed_batches
 
 _KEY = "aimp_tf_positions"
 
@@ -46,19 +45,9 @@ class DeviceArrays:
             ) from error
         self.batches = positions.map(lambda chosen: {_KEY: chosen}).prefetch(2)
 
-    @contextlib.contextmanager
-    def gathering(self, model: Any) -> Iterator[None]:
+    def gathering(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """What must surround a `fit` of a model on `batches`, and is no harm to one on other data."""
-        with contextlib.ExitStack() as replaced:
-            replaced.enter_context(changed_step(model, lambda train: lambda data: train(self._gathered(data))))
-            # Keras 3 looks at a batch before it trains under a strategy.
-            if build := getattr(model, "_symbolic_build", None):
-
-                def gather_and_build(iterator: Any = None, data_batch: Any = None) -> None:
-                    build(iterator, self._gathered(data_batch))
-
-                replaced.enter_context(Swap(model, "_symbolic_build", gather_and_build))
-            yield
+        return changed_batches(model, self._gathered)
 
     def release(self) -> None:
         """Gives the device's memory back. TensorFlow never lets go of a traced step that had a custom gradient."""

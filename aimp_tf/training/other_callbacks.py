@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import train_counter
 from aimp_tf.compat.swap import Swap
 from aimp_tf.config import nearest
 from aimp_tf.selection.planning import Round
@@ -233,7 +234,7 @@ class _CountsSteps(_CountsEpochs):
 
     @property
     def _run_step(self) -> int:
-        counter = getattr(self.model, "_train_counter", None)  # type: ignore[attr-defined]
+        counter = train_counter(self.model)  # type: ignore[attr-defined]
         return self._global_train_batch if counter is None else int(counter.numpy())
 
     def set_model(self, model: Any) -> None:
@@ -245,7 +246,7 @@ class _CountsSteps(_CountsEpochs):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         trained = self._log.trained()
         self._log.last_round = trained.last_round
-        counter = getattr(self.model, "_train_counter", None)  # type: ignore[attr-defined]
+        counter = train_counter(self.model)  # type: ignore[attr-defined]
         if counter is not None:  # The step of what is written within the training step of tf_keras.
             counter.assign(trained.steps)
         super().on_train_begin(logs)  # type: ignore[misc]
