@@ -157,6 +157,30 @@ def test_imports_point_downwards():
                 assert LEVELS[parts[1]] < LEVELS[home], f"{path} imports {name}"
 
 
+def test_compat_alone_knows_what_keras_keeps_to_itself():
+    """No other district imports tf_keras or tfmot, or reads what begins with an underscore and is not its own."""
+    trees = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    own = {"_fields"}  # Of named tuples.
+    for node in (node for tree in trees.values() for node in ast.walk(tree)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            own.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            own.add(node.attr)
+        elif isinstance(node, ast.keyword):
+            own.add(node.arg)
+        elif isinstance(node, ast.AnnAssign):
+            own.add(ast.unparse(node.target))
+    for path in trees.keys() - set((PACKAGE / "compat").iterdir()):
+        foreign = {name.split(".")[0] for name in imports_of(path)} & {"tf_keras", "tensorflow_model_optimization"}
+        assert not foreign and not any(".src" in name for name in imports_of(path)), path
+        for node in ast.walk(trees[path]):
+            name = node.attr if isinstance(node, ast.Attribute) else ""
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
+                name = getattr(node.args[1], "value", "")
+            private = isinstance(name, str) and name.startswith("_") and not name.startswith("__")
+            assert not private or name in own, f"{path}:{node.lineno} reads {name}"
+
+
 def test_no_module_needs_what_needs_it():
     files = {}
     for path in PACKAGE.rglob("*.py"):

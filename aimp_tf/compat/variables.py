@@ -31,3 +31,10 @@ def bare(variable: Any) -> Any:
     """The variable of TensorFlow in one of Keras 3, or in an AutoCastVariable of tf_keras."""
     attributes = vars(variable)
     return attributes.get("_value", attributes.get("_variable", variable))
+
+
+def set_constraint(variable: Any, constraint: Any) -> None:
+    """Gives a variable a constraint, on each replica; None takes it off."""
+    variable = getattr(variable, "_variable", variable)  # Inside an AutoCastVariable of tf_keras' mixed precision.
+    for component in getattr(variable, "values", (variable,)):  # One for each replica of a distributed variable.
+        component._constraint = constraint

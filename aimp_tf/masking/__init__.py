@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import functools
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from aimp_tf.arguments import check_config, check_names
+from aimp_tf.compat.importing import import_with_tfmot
 from aimp_tf.compat.mixed_precision import MixedPrecision
 from aimp_tf.compat.model_optimizers import held_optimizers
 from aimp_tf.compat.models import check_built, check_model, keras_generation, layers_of
@@ -22,6 +22,7 @@ from aimp_tf.graph.prunable import reasons_text, select_for
 from aimp_tf.masking.constraints import ConstrainedModel, MaskConstraint
 from aimp_tf.masking.first_masks import Masks, first_masks, set_first_masks
 from aimp_tf.masking.masked_model import MaskedModel
+from aimp_tf.masking.wrapped import WrappedModel
 
 __all__ = [
     "MaskedModel",
@@ -42,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 WRAPPED_FIELDS = ("include", "exclude", "granularity", "mixed_precision")
 """The fields of the config that `wrap` heeds."""
-
-_LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 
 
 def mask_model(
@@ -96,7 +95,7 @@ def mask_model(
         for path, variable in selection.variables.items():
             if isinstance(variable.constraint, MaskConstraint):
                 raise ValueError(f"{path} is masked already, in another model that shares it; strip that model first.")
-        kind = ConstrainedModel if generation == "keras" else _import_with_tfmot("tfmot_layers").WrappedModel
+        kind = ConstrainedModel if generation == "keras" else WrappedModel
         try:
             masked = kind(model, selection.variables)
         except (TypeError, tf.errors.InvalidArgumentError) as error:
@@ -238,30 +237,26 @@ def check_plain(model: Any) -> None:
     check_built(model)
 
 
-def fit_with_tfmot(model: Any, *arguments: Any, **settings: Any) -> None:
-    """`stock_tfmot.fit_with_tfmot`. Raises ValueError for a Keras 3 model, which tfmot cannot wrap."""
+def fit_with_tfmot(
+    model: Any, *arguments: Any, include: tuple[str, ...], exclude: tuple[str, ...], **settings: Any
+) -> None:
+    """`stock_tfmot.fit_with_tfmot`, with patterns `include` and `exclude` as in `PruningConfig` in place of `select`.
+
+    Raises ValueError for a Keras 3 model, which tfmot cannot wrap.
+    """
     if keras_generation(model) == "keras":
         raise ValueError(
             f"method='tfmot' needs a tf_keras model, for tfmot cannot wrap Keras 3 models; {model.name!r} is one. "
             "method='gradual' does much the same in both generations, with one ranking for all layers."
         )
-    _import_with_tfmot("stock_tfmot").fit_with_tfmot(model, *arguments, **settings)
+    stock, select = import_with_tfmot("stock_tfmot"), functools.partial(_variables_of, include=include, exclude=exclude)
+    stock.fit_with_tfmot(model, *arguments, select=select, **settings)
 
 
 def wrap_with_tfmot(model: Any) -> tuple[Any, list[Any]]:
     """`stock_tfmot.wrap_without_pruning`, for a tf_keras model."""
-    return _import_with_tfmot("stock_tfmot").wrap_without_pruning(model)
+    return import_with_tfmot("stock_tfmot").wrap_without_pruning(model, _variables_of)
 
 
-def _import_with_tfmot(name: str) -> Any:
-    """Imports a module of this package and tfmot without its side effect: it sets TF_USE_LEGACY_KERAS, and so turns a
-    `tf.keras` that nobody has used yet into Keras 2 for the rest of the process."""
-    before = os.environ.get(_LEGACY_KERAS)
-    _ = tf.keras.layers  # Settles tf.keras as the environment says now.
-    try:
-        return importlib.import_module(f"{__name__}.{name}")
-    finally:
-        if before is None:
-            os.environ.pop(_LEGACY_KERAS, None)
-        else:
-            os.environ[_LEGACY_KERAS] = before
+def _variables_of(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Iterable[Any]:
+    return select_for("unstructured", model, include, exclude).variables.values()

@@ -1,10 +1,11 @@
 """tf_keras: masks held by a subclass of tfmot's PruneLowMagnitude round each layer with prunable weights.
 
-Import this module through `aimp_tf.masking` only: importing tfmot has side effects, which are undone there.
+Import this module by `import_with_tfmot` only: importing tfmot has side effects, which are undone there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
@@ -13,9 +14,6 @@ from tensorflow_model_optimization.python.core.sparsity.keras import pruning_sch
 from tf_keras.src.engine import functional
 
 from aimp_tf.compat.models import layers_of
-from aimp_tf.graph.prunable import prunable_variables
-from aimp_tf.masking.constraints import MaskConstraint
-from aimp_tf.masking.masked_model import MaskedModel
 
 
 class AssignedMasks(pruning_schedule.PruningSchedule):
@@ -83,60 +81,63 @@ class MaskedLayer(pruning_wrapper.PruneLowMagnitude):
         return self.layer.compute_mask(inputs, mask)
 
 
-class WrappedModel(MaskedModel):
+class WrappedLayers:
     """A tf_keras model rebuilt with a `MaskedLayer` round each layer that has prunable weights.
 
-    The rebuilt model shares every layer and variable with the user's model, which `strip` hands back.
+    The rebuilt model shares every layer and variable with the original.
+
+    Args:
+        original: A compiled, built model.
+        variables: Those that get a mask.
+        prunable_in: Gives the prunable variables of a layer.
+
+    Attributes:
+        model: The rebuilt model, compiled likewise.
+
+    Raises:
+        ValueError: The model is a subclassed one.
     """
 
-    def _attach(self) -> None:
+    def __init__(self, original: Any, variables: Iterable[Any], prunable_in: Callable[[Any], Iterable[Any]]) -> None:
+        self._original = original
+        self._ids = set(map(id, variables))
+        self._prunable_in = prunable_in
         self._wrappers: dict[int, MaskedLayer] = {}
         self._wrapped_layers: list[Any] = []
-        # Calling the shared layers anew adds nodes to them, which would keep the rebuilt model alive after `strip`.
+        # Calling the shared layers anew adds nodes to them, which would keep the rebuilt model alive after `undo`.
         self._nodes = [
-            (layer, list(layer._inbound_nodes), list(layer._outbound_nodes)) for layer in layers_of(self.original)
+            (layer, list(layer._inbound_nodes), list(layer._outbound_nodes)) for layer in layers_of(original)
         ]
-        if not _can_rebuild(self.original):
+        if not _can_rebuild(original):
             raise ValueError(
-                f"{type(self.original).__name__} is a subclassed tf_keras model, whose layers cannot be wrapped one "
-                "by one. Ways out: make it with keras.Model (Keras 3), whose subclassed models can be pruned; make it "
-                "with the functional API, tf_keras.Model(inputs, outputs); or use it as one layer of a functional "
-                "model, x -> tf_keras.Model(inputs, subclassed(inputs))."
+                f"{type(original).__name__} is a subclassed tf_keras model, whose layers cannot be wrapped one by one. "
+                "Ways out: make it with keras.Model (Keras 3), whose subclassed models can be pruned; make it with the "
+                "functional API, tf_keras.Model(inputs, outputs); or use it as one layer of a functional model, "
+                "x -> tf_keras.Model(inputs, subclassed(inputs))."
             )
-        self.model = self._rebuild(self.original)
+        self.model = self._rebuild(original)
         # What a subclass keeps on itself, in its own compile() for example.
-        for name in vars(self.original).keys() - vars(self.model).keys():
-            setattr(self.model, name, getattr(self.original, name))
-        _compile_like(self.original, self.model)
+        for name in vars(original).keys() - vars(self.model).keys():
+            setattr(self.model, name, getattr(original, name))
+        _compile_like(original, self.model)
         # What a callback takes from the model or gives it, and the files that it writes or reads, are the plain one's.
         for method in ("save", "save_weights", "load_weights", "get_weights", "set_weights"):
-            setattr(self.model, method, getattr(self.original, method))
-        masks = {id(weight): mask for layer in self._wrappers.values() for weight, mask, _ in layer.pruning_vars}
-        for path, variable in self.variables.items():
-            mask = masks.get(id(variable))
-            if mask is None:  # A layer that only a train_step of the user's calls is in no graph, so not wrapped.
-                mask = tf.Variable(tf.ones(variable.shape, tf.bool), trainable=False)
-            self._masks[path] = mask
-            _set_constraint(variable, MaskConstraint(mask, variable.constraint))
+            setattr(self.model, method, getattr(original, method))
 
-    def _compiled_again(self) -> None:
-        _compile_like(self.model, self.original)
+    def masks(self) -> dict[int, Any]:
+        """id of a variable -> its mask, a variable of tf.bool."""
+        return {id(weight): mask for layer in self._wrappers.values() for weight, mask, _ in layer.pruning_vars}
 
-    def _detach(self) -> None:
-        for variable in self.variables.values():
-            if isinstance(variable.constraint, MaskConstraint):
-                _set_constraint(variable, variable.constraint.previous)
+    def compiled_again(self) -> None:
+        """Compiles the original as the rebuilt model has been compiled since."""
+        _compile_like(self.model, self._original)
+
+    def undo(self) -> None:
+        """Leaves nothing of this on the layers of the original."""
         for layer in self._wrapped_layers:
             del layer.get_prunable_weights
         for layer, inbound, outbound in self._nodes:
             layer._inbound_nodes, layer._outbound_nodes = inbound, outbound
-
-    def synchronize(self) -> None:
-        """tf_keras gives the mean of all replicas whenever a moving statistic is read."""
-        if self.cluster.replicas > 1:
-            for variable in self.original.non_trainable_weights:
-                if getattr(variable, "synchronization", None) == tf.VariableSynchronization.ON_READ:
-                    variable.assign(variable.numpy())
 
     def _rebuild(self, model: Any) -> Any:
         rebuilt = tf_keras.models.clone_model(model, clone_function=self._wrap)
@@ -148,10 +149,10 @@ class WrappedModel(MaskedModel):
     def _wrap(self, layer: Any) -> Any:
         if id(layer) in self._wrappers:
             return self._wrappers[id(layer)]
-        unclaimed = {id(variable) for variable in self.variables.values()}
+        unclaimed = set(self._ids)
         for wrapper in self._wrappers.values():
             unclaimed -= {id(variable) for variable in wrapper.layer.get_prunable_weights()}
-        own = [variable for variable in prunable_variables(layer).values() if id(variable) in unclaimed]
+        own = [variable for variable in self._prunable_in(layer) if id(variable) in unclaimed]
         if not own:
             return layer
         if _can_rebuild(layer):
@@ -180,9 +181,3 @@ def _compile_like(original: Any, model: Any) -> None:
     # Shared, since losses and metrics that are objects already belong to these and must not be built twice.
     model.compiled_loss = original.compiled_loss
     model.compiled_metrics = original.compiled_metrics
-
-
-def _set_constraint(weight: Any, constraint: Any) -> None:
-    variable = getattr(weight, "_variable", weight)  # Inside an AutoCastVariable of mixed precision.
-    for component in getattr(variable, "values", (variable,)):  # One for each replica of a distributed variable.
-        component._constraint = constraint
