@@ -6,7 +6,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from aimp_tf.config import PruningConfig, nearest
+from aimp_tf.config import PruningConfig
+from aimp_tf.config.texts import nearest
 
 if TYPE_CHECKING:
     from aimp_tf.exporting import export

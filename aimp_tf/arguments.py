@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.config import PruningConfig, nearest
+from aimp_tf.config import PruningConfig
+from aimp_tf.config.texts import nearest
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(PruningConfig))
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.variables import local_value
-from aimp_tf.config import PruningConfig, is_number
+from aimp_tf.config import PruningConfig
+from aimp_tf.config.texts import is_number
 from aimp_tf.masking import MaskedModel, mask_model
 from aimp_tf.reports.display import RunDisplay
 from aimp_tf.runs.outcome import Outcome

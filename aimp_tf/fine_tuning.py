@@ -9,7 +9,7 @@ from typing import Any
 from aimp_tf.arguments import check_names, fit_arguments, placed, split_off, training_data
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import check_model
-from aimp_tf.config import is_number
+from aimp_tf.config.texts import is_number
 from aimp_tf.masking import Masks, mask_model
 from aimp_tf.training.fitting import Fitting, build, check_class_weight, check_targets
 from aimp_tf.training.other_callbacks import as_callbacks

@@ -8,7 +8,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from aimp_tf import PruningConfig
-from aimp_tf.config import Structure, kept_defaults, upgrade
+from aimp_tf.config import kept_defaults, upgrade
+from aimp_tf.config.structure import Structure
 
 
 def config(**fields):

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.config import check_choice
+from aimp_tf.config.checks import check_choice
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from aimp_tf.compat.models import HasModel, model_of
-from aimp_tf.config import nearest
+from aimp_tf.config.texts import nearest
 from aimp_tf.exporting.inputs import arrange, make_up
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.saved_model import write_keras, write_saved_model

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.models import HasModel, model_of
-from aimp_tf.config import is_number
+from aimp_tf.config.texts import is_number
 from aimp_tf.graph.copies import Copies, compile_alike
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.masking import check_plain

@@ -10,7 +10,8 @@ from typing import Any
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import children
 from aimp_tf.compat.variables import resource_of
-from aimp_tf.config import Structure, check_patterns
+from aimp_tf.config.checks import check_patterns
+from aimp_tf.config.structure import Structure
 from aimp_tf.selection.units import Units
 
 _CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")

@@ -17,7 +17,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from aimp_tf.config import PruningConfig, default_fields, nearest, upgrade
+from aimp_tf.config import PruningConfig, default_fields, upgrade
+from aimp_tf.config.texts import nearest
 from aimp_tf.files import check_writable, write_atomically
 from aimp_tf.reports.plots import (
     check_matplotlib,

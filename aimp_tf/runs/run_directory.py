@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aimp_tf.config import PruningConfig, kept_defaults, list_differences, upgrade
+from aimp_tf.config import PruningConfig, kept_defaults, upgrade
+from aimp_tf.config.texts import list_differences
 from aimp_tf.files import (
     UNFINISHED,
     DamagedFileError,

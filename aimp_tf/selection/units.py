@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from aimp_tf.config import Structure
+from aimp_tf.config.structure import Structure
 from aimp_tf.selection.ordering import ordered_bits
 
 Arrays = Mapping[str, np.ndarray]

@@ -17,7 +17,7 @@ from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import is_built
 from aimp_tf.compat.variables import resource_of
-from aimp_tf.config import is_number
+from aimp_tf.config.texts import is_number
 from aimp_tf.training.device_arrays import DeviceArrays
 from aimp_tf.training.input_pipeline import (
     DEFAULT_BATCH_SIZE,

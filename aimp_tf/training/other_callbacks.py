@@ -17,7 +17,7 @@ import tensorflow as tf
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import train_counter
 from aimp_tf.compat.swap import Swap
-from aimp_tf.config import nearest
+from aimp_tf.config.texts import nearest
 from aimp_tf.selection.planning import Round
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
-from aimp_tf.config import nearest
+from aimp_tf.config.texts import nearest
 
 # --help then lists what is defined here with the flags of the tool.
 flags.disclaim_key_flags()

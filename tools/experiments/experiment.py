@@ -8,7 +8,8 @@ import json
 import numbers
 from typing import Any
 
-from aimp_tf.config import PruningConfig, is_number, nearest
+from aimp_tf.config import PruningConfig
+from aimp_tf.config.texts import is_number, nearest
 from experiments.datasets import IMAGE_SETS
 
 CHOICES = {

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.config import kept_defaults, list_differences, upgrade
+from aimp_tf.config import kept_defaults, upgrade
+from aimp_tf.config.texts import list_differences
 from aimp_tf.exporting import choose_formats, export
 from aimp_tf.exporting.compaction import compact_and_report
 from aimp_tf.exporting.verification import largest_difference

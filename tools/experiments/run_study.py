@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from aimp_tf.config import nearest
+from aimp_tf.config.texts import nearest
 from aimp_tf.files import check_writable
 from aimp_tf.training.rounds import duration_text
 from experiments import environment_of_tools

@@ -9,7 +9,8 @@ import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from aimp_tf.config import PruningConfig, is_number, list_differences, nearest
+from aimp_tf.config import PruningConfig
+from aimp_tf.config.texts import is_number, list_differences, nearest
 from aimp_tf.selection.planning import make_plan
 from experiments.experiment import Experiment, from_fields, to_fields
 

@@ -1,0 +1,263 @@
+"""What a pruning run is told to do. Plain data: nothing here needs TensorFlow.
+
+Annotations are not postponed here, for ml_collections reads the types of the fields.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from aimp_tf.config.checks import check
+from aimp_tf.config.structure import Structure
+from aimp_tf.config.texts import nearest
+from aimp_tf.config.versions import VERSION, upgraded_to
+
+ROUNDS_IN_LAST_TRAINING = 5
+"""By default, the final training is as long as this many rounds (docs/results.md)."""
+
+
+@dataclasses.dataclass
+class PruningConfig:
+    """Settings of Accelerated Iterative Magnitude Pruning (Zullich et al., ICPR 2020).
+
+    A run has N rounds of `round_epochs` and a final training of `epochs`. After each round a fraction `rate` of the
+    surviving weights, those of the smallest magnitude in the whole network, is removed. N follows from
+    `target_sparsity` and `rate`: about `log(1 - target_sparsity) / log(1 - rate)`.
+
+    Attributes:
+        target_sparsity: Fraction of the prunable weights that ends zero, in (0, 1).
+        rate: Fraction of the surviving weights removed after a round, in (0, 1).
+        epochs: Epochs of the final training, at least 1: what the model takes to train when it is not pruned. None
+            needs `total_epochs`.
+        round_epochs: Epochs of every earlier round, in [1, epochs]. None takes a fifth of `epochs`, rounded up.
+            `round_epochs == epochs` is plain iterative magnitude pruning.
+        total_epochs: Epochs of all trainings together, in place of `epochs`: at least one for each. Unless
+            `round_epochs` is given, the final training gets five times the epochs of a round, and what is left over.
+        method: "iterative" is AIMP. The others are one `fit` of `epochs`, to compare with. "gradual" raises the
+            sparsity while it trains, by the same ranking, along the cubic curve of Zhu and Gupta (2017, section 3).
+            "tfmot" is the same curve by tfmot's `prune_low_magnitude` itself, for tf_keras models, with the target
+            sparsity in each layer. "dense" prunes nothing. What is said of rounds and rewinding below is for
+            "iterative" alone.
+        start: "untrained" begins with a round of the whole model, before anything is removed. "trained" prunes the
+            model as it comes, and its weights are those that rewinding returns to: one round less.
+        ramp: Fraction of `epochs` over which "gradual" and "tfmot" raise the sparsity from 0, in (0, 1].
+        rewind: What starts again after a round. "learning_rate": the schedule alone, the weights stay (Renda et al.,
+            ICLR 2020). "weights": every variable of the model as well (Frankle and Carbin, ICLR 2019).
+            "reinitialize", a control: every variable gets its first values in a new random order, which is a new draw
+            of the usual initializers.
+        final_rewind: The same for the final training alone. None is `rewind`.
+        rewind_epoch: Epoch k of the first round to which the weights return, and at which the schedule goes on, in
+            [0, round_epochs). Every training is as long whatever k is: what is left of its schedule is stretched.
+        shrink: Factor, in (0, 1], on each prunable weight that is left after a round of 500 steps or more, where
+            `rewind` lets the weights stay; 1 leaves them as they are. Trained on from as large as they are, they fit
+            the training data ever more closely and generalise worse (Ash and Adams, NeurIPS 2020, section 4, whose
+            noise is left out). Fewer steps cannot grow them again as far: after n, the factor is `shrink**(n / 500)`,
+            but for kernels of Dense and convolution layers whose outputs batch normalisation alone takes, which give
+            the same at any scale: they shrink in full, and its moving statistics with them. Nor is the factor
+            less than `1 - 3 * d**2`, where d is the fraction by which the round has moved the weights: those of a
+            trained model that is tuned at a small rate stay as they are.
+        round_schedule: How a short round follows a learning-rate schedule made for `epochs`. "head" takes its first
+            part, so that the rate drops in the final training alone, "compress" squeezes the whole schedule into the
+            round. Constant rates are left alone.
+        stop_mask_distance: Ends a round but the last early, when the masks that ranking would give at the ends of two
+            consecutive epochs differ in at most this fraction of the weights that are ranked, in [0, 1): early-bird
+            tickets (You et al., ICLR 2020, section 3). `round_epochs` is then a maximum. None trains each in full.
+        scope: Which weights are ranked together: "global" is all of them; "layer" takes the same fraction of each.
+        criterion: What ranks the weights. "magnitude" is the absolute value in float32. "lamp" is the square, over the
+            sum of the squares of the survivors of its variable that are not smaller (Lee et al., ICLR 2021, equation
+            2). "random" draws lots. A function `(weights, masks) -> scores` of dicts from path to array gives scores of
+            the weights' shapes; the largest are kept.
+        granularity: What is kept or removed together. "unstructured" is single weights. "1x4" is blocks of four
+            consecutive inputs of one output unit, such as kernel[0:4, 7] of a Dense layer, ranked by the mean of their
+            scores. "2:4" ends with exactly two of each such four, the best two; on the way, these are kept in any case,
+            and the others are ranked together. Its target_sparsity is 0.5. Blocks of any size m, "1xm", and any "n:m",
+            whose target_sparsity is 1 - n / m, work alike. A variable whose inputs are no multiple of m is left dense,
+            as if it were excluded, and named in a warning and in the result.
+        max_layer_sparsity: No variable gets sparser than this, in [target_sparsity, 1); others then give more. None
+            sets no limit.
+        min_layer_survivors: No variable keeps fewer weights than this, or than it has.
+        min_layer_share: No variable keeps less than this fraction, in [0, 1), of what it would keep if all ended with
+            the same sparsity, rounded up: one ranking of raw magnitudes follows the initialisers, and could empty the
+            layers whose weights start small. Where whole weights are too few for all of that beside the two limits
+            above, these go first. 0 sets no limit.
+        include: fnmatch patterns on variable paths such as "head/dense/kernel"; only prunable variables that match one
+            are pruned. Empty means all of them.
+        exclude: fnmatch patterns on variable paths; variables that match one are not pruned.
+        mixed_precision: None trains in the dtype policies that the model was made with. "mixed_float16" and
+            "mixed_bfloat16" train a float32 model in half precision: its variables, outputs and loss stay float32, and
+            so does what `prune` returns. "auto" is "mixed_float16" on NVIDIA GPUs of compute capability 7.0 to 7.x,
+            "mixed_bfloat16" from 8.0 on and on CPUs that have it in hardware, else None.
+        compact_rounds: Whether rounds train without the units and channels that nothing reads any more, for all weights
+            that lead on from them are pruned: less to compute, and the same results but for rounding and what
+            docs/performance.md lists, such as weight decay. It takes a functional or Sequential model on one device,
+            which is traced anew whenever a tenth of the multiplications has become needless. Each epoch begins and ends
+            with the whole model; only between batches it is smaller. Other methods than "iterative" do not heed this.
+        seed: Seeds the shuffling of array data and what is drawn at random. None takes it from the global seed.
+
+    Example:
+        >>> config = PruningConfig(target_sparsity=0.9, epochs=30)
+        >>> config.resolved_round_epochs
+        6
+        >>> PruningConfig.from_json(config.to_json()) == config
+        True
+    """
+
+    target_sparsity: float
+    rate: float = 0.2
+    epochs: int | None = dataclasses.field(default=None, kw_only=True)
+    round_epochs: int | None = dataclasses.field(default=None, kw_only=True)
+    total_epochs: int | None = dataclasses.field(default=None, kw_only=True)
+    method: str = dataclasses.field(default="iterative", kw_only=True)
+    start: str = dataclasses.field(default="untrained", kw_only=True)
+    ramp: float = dataclasses.field(default=0.5, kw_only=True)
+    rewind: str = dataclasses.field(default="learning_rate", kw_only=True)
+    final_rewind: str | None = dataclasses.field(default=None, kw_only=True)
+    rewind_epoch: int = dataclasses.field(default=0, kw_only=True)
+    shrink: float = dataclasses.field(default=0.7, kw_only=True)
+    round_schedule: str = dataclasses.field(default="head", kw_only=True)
+    stop_mask_distance: float | None = dataclasses.field(default=None, kw_only=True)
+    scope: str = dataclasses.field(default="global", kw_only=True)
+    criterion: object = dataclasses.field(default="magnitude", kw_only=True)
+    granularity: str = dataclasses.field(default="unstructured", kw_only=True)
+    max_layer_sparsity: float | None = dataclasses.field(default=None, kw_only=True)
+    min_layer_survivors: int = dataclasses.field(default=0, kw_only=True)
+    min_layer_share: float = dataclasses.field(default=0.05, kw_only=True)
+    include: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    exclude: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    mixed_precision: str | None = dataclasses.field(default=None, kw_only=True)
+    compact_rounds: bool = dataclasses.field(default=False, kw_only=True)
+    seed: int | None = dataclasses.field(default=None, kw_only=True)
+
+    @property
+    def resolved_epochs(self) -> int:
+        """`epochs`, where they are given. They follow from `total_epochs` with the model alone."""
+        if self.epochs is None:
+            raise ValueError(f"epochs follow from total_epochs={self.total_epochs} and the number of weights.")
+        return self.epochs
+
+    @property
+    def resolved_round_epochs(self) -> int:
+        """Epochs of a round, with the default filled in, where `epochs` are given."""
+        if self.round_epochs is None:
+            return max(1, math.ceil((self.epochs or 0) / ROUNDS_IN_LAST_TRAINING))
+        return self.round_epochs
+
+    @property
+    def structure(self) -> Structure:
+        """What `granularity` stands for."""
+        return Structure.of(self.granularity)
+
+    @property
+    def block_size(self) -> int:
+        """Number of weights that are kept or removed together."""
+        return self.structure.block
+
+    def validate(self) -> None:
+        """Checks every field.
+
+        Raises:
+            TypeError: A field has the wrong type.
+            ValueError: A field is out of its range, or a name is not among the known ones.
+        """
+        check(self)
+
+    def replace(self, **overrides: Any) -> "PruningConfig":
+        """A copy with some fields replaced. Raises TypeError, naming the nearest field, for an unknown name."""
+        _check_names(overrides)
+        return dataclasses.replace(self, **overrides)
+
+    def to_json(self) -> str:
+        """The version and the fields as a JSON object, one a line; a function by its name, which `validate` refuses."""
+        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=2, default=_as_json)
+
+    @classmethod
+    def from_json(cls, text: str) -> "PruningConfig":
+        """Reads what `to_json` wrote, in this version of the fields or, by `upgrade`, in an earlier one.
+
+        Raises:
+            ValueError: The text is not JSON, or of a version that is not known.
+            TypeError: It is not an object with the fields of this class, or a required one is missing.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"A PruningConfig must be a JSON object; this is not JSON: {error}.") from error
+        if not isinstance(fields, dict):
+            raise TypeError(f"A PruningConfig must be a JSON object; got {type(fields).__name__}.")
+        fields = upgrade(fields)
+        del fields["version"]
+        for name in ("include", "exclude"):
+            if isinstance(fields.get(name), list):
+                fields[name] = tuple(fields[name])
+        return cls.from_fields(fields)
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> "PruningConfig":
+        """A config from a dict of its fields. Raises TypeError that names unknown or missing ones."""
+        _check_names(fields)
+        given = {name for name, value in fields.items() if value is not None}
+        missing = [name for name in ("target_sparsity", "epochs") if name not in given]
+        if "total_epochs" in given:
+            missing = [name for name in missing if name != "epochs"]
+        if missing:
+            raise TypeError(
+                f"{' and '.join(missing)} must be given, such as target_sparsity=0.9, epochs=30: the fraction of "
+                "weights to remove and the length of the final training."
+            )
+        return cls(**fields)
+
+
+def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that any version of `PruningConfig.to_json` wrote as today's has them, by `versions.upgraded_to`.
+
+    Raises:
+        ValueError: The version is not known.
+    """
+    return upgraded_to(default_fields(), fields)
+
+
+def kept_defaults(config: PruningConfig, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields in which a run goes on with the defaults of the version that began it, not with those of today.
+
+    Args:
+        config: What the run is to go on with. A field that has today's default counts as one that was not set.
+        stored: The fields that it was begun with, as `upgrade` takes them.
+
+    Returns:
+        Of each field that was not set, then or now, and whose default has changed: its name and the former default.
+
+    Raises:
+        ValueError: As `upgrade`.
+    """
+    here, there = json.loads(config.to_json()), upgrade(stored)
+    today = default_fields()
+    former = upgrade({"version": stored.get("version", 1), "epochs": there.get("epochs")})
+    return {
+        name: former[name]
+        for name, default in today.items()
+        if name != "epochs" and here[name] == default and there[name] == former[name] != default
+    }
+
+
+def default_fields() -> dict[str, Any]:
+    """The fields of a `PruningConfig` that have a default, with it, as they come from JSON."""
+    fields = dataclasses.fields(PruningConfig)
+    known = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    return json.loads(json.dumps(known))
+
+
+def _as_json(value: Any) -> Any:
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value.item()  # NumPy's numbers are numbers to validate(), but not to json.
+
+
+def _check_names(fields: dict[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(PruningConfig)]
+    for name in fields:
+        if name not in known:
+            raise TypeError(
+                f"PruningConfig has no field {name!r}.{nearest(name, known)} Its fields are {', '.join(known)}."
+            )

@@ -1,0 +1,55 @@
+"""What errors say: the nearest name, what to write instead, what two settings do not have in common."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+def is_number(value: object, kind: type) -> bool:
+    """Whether this is a number of the kind, such as `numbers.Real`; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """ " Did you mean 'x'?" for the nearest of `names`, or nothing where none is near."""
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def list_differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What two nested dicts do not have in common, as "pruning.rate: 0.2 there, 0.3 here"."""
+    flat_there, flat_here = _flat(there), _flat(here)
+    return [
+        f"{name}: {flat_there.get(name, 'nothing')!r} there, {flat_here.get(name, 'nothing')!r} here"
+        for name in {**flat_here, **flat_there}
+        if name not in flat_there or name not in flat_here or flat_there[name] != flat_here[name]
+    ]
+
+
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    """{"pruning": {"rate": 0.2}} as {"pruning.rate": 0.2}, and the dicts of a list under their positions."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = {str(position): item for position, item in enumerate(value)}
+        inner = _flat(value) if isinstance(value, dict) and value else {"": value}
+        flat |= {f"{name}.{key}" if key else name: item for key, item in inner.items()}
+    return flat
+
+
+def as_whole(name: str, value: object) -> str:
+    """What to write in place of a text or a fraction that stands for a whole number; nothing for any other."""
+    text = str(value).strip().removesuffix(".0")
+    return f" Write {name}={text}." if text.isdecimal() else ""
+
+
+def as_fraction(name: str, value: object) -> str:
+    """What to write in place of percent or of a number in a text; nothing where it is not clear what was meant."""
+    text = str(value).strip()
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        return ""
+    if text.endswith("%") or number > 1:
+        number /= 100
+    return f" Write {name}={number:g}: it is a fraction, not percent." if 0 < number < 1 else ""

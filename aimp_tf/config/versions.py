@@ -1,0 +1,67 @@
+"""Configs that earlier versions wrote, with the meaning that they had then."""
+
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+from aimp_tf.config.texts import is_number
+
+VERSION = 3
+"""Of the fields that `to_json` writes. Whoever changes a default raises it, and has `upgrade` write the former one."""
+
+
+def upgraded_to(defaults: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that any version of `to_json` wrote as `VERSION` has them, and with the meaning that they had then.
+
+    A field that is missing gets the default that it had when they were written, and so does one of which None stood for
+    what followed from other fields. Those of version 1 do not say their version.
+
+    Args:
+        defaults: Those of today.
+        fields: As they come from JSON, with "version".
+
+    Raises:
+        ValueError: The version is not known.
+    """
+    upgraded = {"version": 1, **fields}
+    version = upgraded["version"]
+    if not is_number(version, numbers.Integral) or not 1 <= version <= VERSION:
+        raise ValueError(
+            f"The config is of version {version!r}, and this aimp_tf reads versions 1 to {VERSION}. If a newer one "
+            "wrote it, install that one."
+        )
+    for former in range(version, VERSION):
+        for name, default in _FORMER_DEFAULTS[former].items():
+            if callable(default) and upgraded.get(name) is None:
+                upgraded[name] = default(upgraded)
+            upgraded.setdefault(name, default)
+    if version == 1:
+        upgraded.pop("data_on_device", None)  # An argument of `prune` since, which changes no result.
+    for name, default in defaults.items():
+        upgraded.setdefault(name, default)
+    return {**upgraded, "version": VERSION}
+
+
+def _fifth_of_epochs(fields: Mapping[str, Any]) -> int | None:
+    epochs: Any = fields.get("epochs")
+    return max(1, math.ceil(epochs / 5)) if is_number(epochs, numbers.Integral) else None
+
+
+# Version -> the fields that it may lack or whose defaults the next one has changed -> their defaults, or a function of
+# the other fields that gives what None stood for.
+_FORMER_DEFAULTS: dict[int, dict[str, Any]] = {
+    1: {
+        "round_epochs": _fifth_of_epochs,
+        "method": "iterative",
+        "ramp": 0.5,
+        "final_rewind": None,
+        "stop_mask_distance": None,
+        "granularity": "unstructured",
+        "max_layer_sparsity": None,
+        "min_layer_survivors": 0,
+        "min_layer_share": 0.0,
+        "compact_rounds": False,
+    },
+    2: {"shrink": 1.0, "round_schedule": "compress"},
+}
