@@ -1,0 +1,85 @@
+"""A run beside what it was to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aimp_tf.config import PruningConfig
+from aimp_tf.config.texts import nearest
+from aimp_tf.runs.outcome import Outcome
+from aimp_tf.runs.run_directory import RecordedRun
+from aimp_tf.selection.planning import imp_epochs, make_plan, settled
+from aimp_tf.training.rounds import (
+    telling_metric,
+)
+
+
+class ReportedRun:
+    """A run beside what it was to do, and beside plain iterative magnitude pruning."""
+
+    def __init__(self, run: RecordedRun) -> None:
+        self.run = run
+        layers = run.rounds[-1].layers
+        self.weight_count = sum(layer.size for layer in layers)
+        try:
+            # A criterion of the user's is stored by its name, and does not matter here.
+            config = PruningConfig.from_fields({**run.config, "criterion": "magnitude"})
+            config.validate()
+            config, first = _planned_as(config, self.weight_count, run.rounds[0].kept)
+            self.round_count = len(make_plan(config, self.weight_count, first))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"The config of {run.name} is not that of a run: {error}") from error
+        self.epochs = sum(round_.epochs for round_ in run.rounds)
+        self.seconds = sum(round_.seconds for round_ in run.rounds)
+        self.imp_epochs = (
+            imp_epochs(config, self.weight_count, first) if run.finished else len(run.rounds) * config.resolved_epochs
+        )
+        self.imp_seconds = self.seconds / self.epochs * self.imp_epochs if self.epochs else 0.0
+        self.last = run.rounds[-1]
+        # The files and the calls are of the pruned model, which a run that is not done has not got.
+        dense, epochs, examples = run.outcome.dense_metrics, run.outcome.dense_epochs, run.outcome.examples
+        self.outcome = run.outcome if run.finished else Outcome(dense, epochs, examples)
+
+    @property
+    def state(self) -> str:
+        return "done" if self.run.finished else f"{len(self.run.rounds)} of {self.round_count} rounds done"
+
+    def dense(self, metric: str) -> float | None:
+        """A metric of the dense model; None where it is not known."""
+        value = (self.outcome.dense_metrics or {}).get(metric)
+        return value if isinstance(value, (int, float)) else None
+
+    def examples(self, metric: str) -> int | None:
+        """How many examples a metric is of; None where that is not known, as for those of training."""
+        return self.outcome.examples if metric.startswith("val_") else None
+
+
+def choose_metric(runs: Sequence[RecordedRun], metric: str | None) -> str:
+    names = list(
+        dict.fromkeys(
+            name for run in runs for name, value in run.rounds[-1].metrics.items() if isinstance(value, (int, float))
+        )
+    )
+    if metric is not None:
+        if metric not in names:
+            raise ValueError(
+                f"No run has the metric {metric!r}; there are {', '.join(names) or 'none'}.{nearest(metric, names)}"
+            )
+        return metric
+    chosen = telling_metric(names)
+    if chosen is None:
+        raise ValueError(f"There is no metric to plot in {', '.join(run.name for run in runs)}.")
+    return chosen
+
+
+def _planned_as(config: PruningConfig, weight_count: int, kept: int) -> tuple[PruningConfig, int | None]:
+    """The settled config of a run, and what was left when it began, from what its first training kept."""
+    if config.method != "iterative":
+        return settled(config, weight_count), None
+    if config.start == "trained":
+        whole = settled(config, weight_count)
+        if make_plan(whole, weight_count)[0].kept == kept:
+            return whole, None
+        # It began with masks, of which the first training alone can tell: from there, it is a run like any other.
+        config = config.replace(start="untrained")
+    return settled(config, weight_count, kept), kept
