@@ -10,7 +10,7 @@ import pytest
 
 from aimp_tf import PruningConfig
 from aimp_tf.graph.prunable import prunable_variables
-from aimp_tf.runs.run_directory import RecordedRun
+from aimp_tf.runs.recorded_run import RecordedRun
 from experiments import datasets, exports, models
 from experiments.experiment import CHOICES, Experiment
 from experiments.run import Comparison, compiled_model, load_data, run, train_dense, weight_count

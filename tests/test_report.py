@@ -17,7 +17,8 @@ from aimp_tf.files import read_json, write_json
 from aimp_tf.reports import plots
 from aimp_tf.reports.report import write_report
 from aimp_tf.runs.outcome import Outcome, accuracy_margin, difference_margin, times_as_fast
-from aimp_tf.runs.run_directory import RecordedRun, RunDirectory, read_run
+from aimp_tf.runs.recorded_run import RecordedRun, read_run
+from aimp_tf.runs.run_directory import RunDirectory
 from aimp_tf.training.rounds import RoundResult, percent_text
 
 ROOT = pathlib.Path(__file__).parent.parent

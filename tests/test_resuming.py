@@ -14,7 +14,7 @@ import tensorflow as tf
 import aimp_tf
 from aimp_tf.files import checksum, read_json, write_arrays, write_json
 from aimp_tf.masking import MaskedModel
-from aimp_tf.runs import progress, run_directory
+from aimp_tf.runs import progress, run_files
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 4, "round_epochs": 3, "verbose": 0, "seed": 1}
 REWINDS = {"rewind": "weights", "final_rewind": "learning_rate"}
@@ -591,7 +591,7 @@ def test_an_overwriting_that_was_killed_leaves_the_old_run_its_defaults(make_mod
     whole = run(make_model, blobs, workdir, min_layer_share=0, **settings)
     as_version_1(workdir)
     aside = workdir / ".unfinished_overwritten"
-    assert run_directory._OVERWRITTEN == aside.name
+    assert run_files.OVERWRITTEN == aside.name
     aside.mkdir()
     for entry in list(workdir.iterdir()):
         if entry.name not in (aside.name, ".aimp_tf_lock"):

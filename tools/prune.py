@@ -83,7 +83,7 @@ def _tell_what_is_next(experiment: Experiment, workdir: pathlib.Path) -> None:
         print('The page: pip install ".[report]", then tools/report.py --workdir=' + shlex.quote(os.fspath(workdir)))
     else:
         from aimp_tf.reports.report import write_report
-        from aimp_tf.runs.run_directory import read_run
+        from aimp_tf.runs.recorded_run import read_run
 
         try:
             page, *_ = write_report([read_run(workdir)], workdir / "report.html")

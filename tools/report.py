@@ -14,7 +14,7 @@ import pathlib
 from absl import flags
 
 from aimp_tf.reports.report import write_report
-from aimp_tf.runs.run_directory import read_run
+from aimp_tf.runs.recorded_run import read_run
 from experiments import command_line
 
 _WORKDIR = flags.DEFINE_multi_string(

@@ -40,7 +40,7 @@ from aimp_tf.reports.plots import (
     svg_text,
 )
 from aimp_tf.reports.reported_run import ReportedRun, choose_metric
-from aimp_tf.runs.run_directory import RecordedRun
+from aimp_tf.runs.recorded_run import RecordedRun
 from aimp_tf.training.rounds import (
     duration_text,
     layer_notes,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.texts import nearest
 from aimp_tf.runs.outcome import Outcome
-from aimp_tf.runs.run_directory import RecordedRun
+from aimp_tf.runs.recorded_run import RecordedRun
 from aimp_tf.selection.planning import imp_epochs, make_plan, settled
 from aimp_tf.training.rounds import (
     telling_metric,

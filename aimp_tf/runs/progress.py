@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from aimp_tf.compat.variables import local_value
 from aimp_tf.masking import MaskedModel
-from aimp_tf.runs.run_directory import FinishedRound, RunDirectory
+from aimp_tf.runs.recorded_run import FinishedRound
+from aimp_tf.runs.run_directory import RunDirectory
 from aimp_tf.training.callback import EpochCallback, GlobalMagnitudePruning
 from aimp_tf.training.input_pipeline import Order
 from aimp_tf.training.rounds import RoundResult

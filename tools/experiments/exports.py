@@ -17,7 +17,7 @@ from aimp_tf.exporting import choose_formats, export
 from aimp_tf.exporting.compaction import compact_and_report
 from aimp_tf.exporting.verification import largest_difference
 from aimp_tf.exporting.weights import weight_arrays
-from aimp_tf.runs.run_directory import final_weights, read_run
+from aimp_tf.runs.recorded_run import final_weights, read_run
 from experiments import datasets, models
 from experiments.experiment import Experiment
 

@@ -1,0 +1,27 @@
+"""What a run is trained with: versions and devices."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from typing import Any
+
+_PACKAGES = ("aimp_tf", "tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "numpy")
+
+
+def describe_environment() -> dict[str, Any]:
+    """The command, versions and devices of this process."""
+    import tensorflow as tf
+
+    return {
+        "command": list(sys.argv),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "devices": [
+            tf.config.experimental.get_device_details(device).get("device_name", device.device_type)
+            for device in tf.config.list_physical_devices()
+        ],
+    }

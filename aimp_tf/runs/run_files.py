@@ -1,0 +1,92 @@
+"""Which files of a folder are a run's, and how a run that is begun anew takes their place."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterable
+
+from aimp_tf.files import UNFINISHED
+
+OVERWRITTEN = f"{UNFINISHED}overwritten"
+"""The folder, within that of a run, with the files of the one that it takes the place of."""
+
+_ROUND_NAMES = re.compile(r"round_\d{3,}|final")
+_OWN_NAMES = re.compile(
+    rf"(config|environment|outcome|signature)\.json|metrics\.jsonl|tensorboard|{_ROUND_NAMES.pattern}"
+)
+
+
+class RunFiles:
+    """The files of a run in a folder.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+
+    @property
+    def hold_run(self) -> bool:
+        """Whether there is a run."""
+        return os.path.lexists(self._path / "signature.json") or bool(self.rounds())
+
+    def rounds(self) -> list[pathlib.Path]:
+        """The folders of rounds."""
+        return [path for path in self._entries() if _ROUND_NAMES.fullmatch(path.name) and not path.is_symlink()]
+
+    def put_aside(self) -> None:
+        """Keeps what is there, if anything is, until `forget_aside` or `put_back`."""
+        # The signature last, for it says that this is a run.
+        entries = sorted(self._entries(), key=lambda entry: entry.name == "signature.json")
+        if entries:
+            self._aside.mkdir()
+        for entry in entries:
+            os.replace(entry, self._aside / entry.name)
+
+    def put_back(self) -> None:
+        """Gives back what was put aside, if that was so, in place of what is there."""
+        remove(self._entries())
+        if not self._is_aside:
+            return
+        # The signature first, for it says that this is a run.
+        for entry in sorted(self._aside.iterdir(), key=lambda entry: entry.name != "signature.json"):
+            os.replace(entry, self._path / entry.name)
+        self._aside.rmdir()
+
+    def forget_aside(self) -> None:
+        """Removes what was put aside."""
+        if self._is_aside:
+            shutil.rmtree(self._aside)
+
+    def recover(self) -> None:
+        """Settles what a process that was killed while it began anew did not."""
+        if self.rounds() or (self._path / "metrics.jsonl").exists():
+            self.forget_aside()
+        elif self._is_aside:
+            self.put_back()
+
+    @property
+    def _aside(self) -> pathlib.Path:
+        return self._path / OVERWRITTEN
+
+    @property
+    def _is_aside(self) -> bool:
+        return self._aside.is_dir() and not self._aside.is_symlink()
+
+    def _entries(self) -> list[pathlib.Path]:
+        return sorted(path for path in self._path.iterdir() if _OWN_NAMES.fullmatch(path.name))
+
+
+def remove(paths: Iterable[pathlib.Path]) -> None:
+    """Removes files, links and folders, of these first what marks one as whole, lest the rest be taken for one."""
+    for path in list(paths):
+        if path.is_dir() and not path.is_symlink():
+            for name in ("result.json", "state.json"):
+                (path / name).unlink(missing_ok=True)
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
