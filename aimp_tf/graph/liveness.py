@@ -15,7 +15,8 @@ from aimp_tf.compat.variables import resource_of
 from aimp_tf.graph.channels import ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor
 from aimp_tf.graph.multiplications import multiply_adds
-from aimp_tf.graph.rules import Assumptions, Kept, Linear, Rule, as_it_is, rule_for
+from aimp_tf.graph.rule_table import rule_for
+from aimp_tf.graph.rules import Assumptions, Kept, Linear, Rule, as_it_is
 
 
 class Liveness:

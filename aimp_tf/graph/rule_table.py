@@ -1,0 +1,224 @@
+"""Which rule holds for which kind of layer, or of function in a layer's place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.compat.functional import function_name
+from aimp_tf.graph.model_graph import Call
+from aimp_tf.graph.rules import (
+    Assumptions,
+    Concatenation,
+    Depthwise,
+    Elementwise,
+    Function,
+    Linear,
+    Opaque,
+    PassThrough,
+    Repeat,
+    Rule,
+    Sum,
+    added,
+)
+
+Factory = Callable[[Call, Assumptions], Rule | None]
+"""Makes the rule of a layer for one of its calls, or None for a use of it that is not known here."""
+
+
+def rule_for(calls: Sequence[Call], assumptions: Assumptions) -> Rule:
+    """The rule of the layer that has these calls. Only Keras' own layers are known, not subclasses of them."""
+    layer = calls[0].layer
+    kind = _kind(layer, assumptions.keras)
+    factory = _FACTORIES.get(kind)
+    if factory is None or not all(_is_plain(call, several=kind in _MERGING) for call in calls):
+        return Opaque(layer)
+    rules = [rule for call in calls if (rule := factory(call, assumptions))]
+    shapes = {(call.inputs[0].channels, call.outputs[0].channels) for call in calls}
+    known = len(rules) == len(calls) and not (len(shapes) > 1 and rules[0].is_tied)
+    return rules[0] if known else Opaque(layer)
+
+
+def _kind(layer: Any, keras: Any) -> str:
+    """The name in `_FACTORIES` for a layer, or for a function such as `tf.nn.relu` or `+` in its place."""
+    name = type(layer).__name__
+    if type(layer) is getattr(keras.layers, name, None):
+        return name
+    return _FUNCTIONS.get(function_name(layer), "")
+
+
+def _is_plain(call: Call, several: bool) -> bool:
+    """Whether a call is an inference with tensors that have channels as their last axis."""
+    return (
+        call.kwargs.get("training") in (None, False)
+        and (several or len(call.inputs) == 1)
+        and all(tensor.channels for tensor in (*call.inputs, *call.outputs))
+        and getattr(call.layer, "data_format", None) in (None, "channels_last")
+    )
+
+
+def _values(layer: Any, assumptions: Assumptions) -> list[np.ndarray]:
+    return [assumptions.value(weight) for weight in layer.weights]
+
+
+def _activation(layer: Any, assumptions: Assumptions) -> Function | None:
+    """The activation of a layer on arrays, if it is known to work value by value."""
+    function, keras = layer.activation, assumptions.keras
+    if function is None or function is keras.activations.linear:
+        return np.asarray
+    if not any(function is getattr(module, name, None) for module in (keras.activations, tf.nn) for name in _KNOWN):
+        return None
+    return lambda values: np.asarray(function(tf.constant(values, tf.float32)))
+
+
+def _weighted(call: Call, assumptions: Assumptions) -> Rule | None:
+    """Dense and all convolutions but those that are depthwise or in groups."""
+    layer = call.layer
+    if len(layer.weights) != 1 + layer.use_bias or getattr(layer, "groups", 1) != 1:
+        return None  # Adapters and quantized kernels come as further weights.
+    return Linear(layer, _values(layer, assumptions), _activation(layer, assumptions), bordered=_is_bordered(layer))
+
+
+def _depthwise(call: Call, assumptions: Assumptions) -> Rule | None:
+    layer, activation = call.layer, _activation(call.layer, assumptions)
+    return activation and Depthwise(layer, _values(layer, assumptions), activation, bordered=_is_bordered(layer))
+
+
+def _is_bordered(layer: Any) -> bool:
+    if "Transpose" in type(layer).__name__:
+        return True
+    return getattr(layer, "padding", "valid") != "valid" and math.prod(layer.kernel_size) > 1
+
+
+def _activation_layer(call: Call, assumptions: Assumptions) -> Rule | None:
+    activation = _activation(call.layer, assumptions)
+    return activation and PassThrough(call.layer, activation)
+
+
+def _value_by_value(call: Call, assumptions: Assumptions) -> Rule | None:
+    layer = call.layer
+    if getattr(layer, "weights", ()) or any(np.ndim(getattr(layer, name, 0)) for name in ("scale", "offset")):
+        return None
+    return PassThrough(layer, lambda values: np.asarray(layer(tf.constant(values[np.newaxis], tf.float32)))[0])
+
+
+def _unchanged(call: Call, assumptions: Assumptions) -> Rule | None:
+    known = getattr(call.layer, "interpolation", "nearest") in ("nearest", "bilinear")
+    return PassThrough(call.layer) if known else None
+
+
+def _dropout(call: Call, assumptions: Assumptions) -> Rule | None:
+    return None if assumptions.training and _counts_channels(call.layer) else _unchanged(call, assumptions)
+
+
+def _noise(call: Call, assumptions: Assumptions) -> Rule | None:
+    """What adds something at random, in training alone."""
+    if not assumptions.training:
+        return PassThrough(call.layer)
+    if _counts_channels(call.layer):
+        return None
+    return PassThrough(call.layer, lambda values: np.full_like(values, np.nan))
+
+
+def _counts_channels(layer: Any) -> bool:
+    """Whether noise was given a shape with as many channels as there are."""
+    shape = getattr(layer, "noise_shape", None)
+    return shape is not None and tuple(shape)[-1] not in (None, 1)
+
+
+def _zero_padding(call: Call, assumptions: Assumptions) -> Rule | None:
+    return PassThrough(call.layer, lambda values: np.where(values == 0, 0.0, np.nan))
+
+
+def _permute(call: Call, assumptions: Assumptions) -> Rule | None:
+    return PassThrough(call.layer) if call.layer.dims[-1] == len(call.layer.dims) else None
+
+
+def _batch_normalization(call: Call, assumptions: Assumptions) -> Rule | None:
+    layer, rank = call.layer, len(call.inputs[0].shape)
+    if tf.nest.flatten(layer.axis) not in ([-1], [rank - 1]) or getattr(layer, "renorm", False):
+        return None
+    value = assumptions.value
+    mean, variance = (np.float64(value(weight)) for weight in (layer.moving_mean, layer.moving_variance))
+    scale = (value(layer.gamma) if layer.scale else 1.0) / np.sqrt(variance + layer.epsilon)
+    shift = value(layer.beta) if layer.center else 0.0
+    return PassThrough(layer, lambda values: (values - mean) * scale + shift, deaf=scale == 0)
+
+
+def _repeat(call: Call, assumptions: Assumptions) -> Rule | None:
+    before, after = call.inputs[0].channels, call.outputs[0].channels
+    return None if after % before else Repeat(call.layer)
+
+
+def _concatenation(call: Call, assumptions: Assumptions) -> Rule | None:
+    return Concatenation(call.layer) if call.layer.axis in (-1, len(call.outputs[0].shape) - 1) else None
+
+
+def _elementwise(combine: Function | None) -> Factory:
+    def make(call: Call, assumptions: Assumptions) -> Rule | None:
+        if len(call.inputs) < 2 or len({tensor.channels for tensor in (*call.inputs, *call.outputs)}) > 1:
+            return None
+        if combine is None and not assumptions.training:
+            return Sum(call.layer, assumptions.masked)
+        return Elementwise(call.layer, combine or added, assumptions.masked)
+
+    return make
+
+
+def _product(values: np.ndarray) -> np.ndarray:
+    return np.where((values == 0).any(axis=0), 0.0, np.prod(values, axis=0))
+
+
+_KNOWN = (
+    "celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu linear log_sigmoid "
+    "mish relu relu6 selu sigmoid silu soft_shrink softplus softsign sparse_plus squareplus swish tanh tanh_shrink "
+    "threshold"
+).split()
+"""Activations that work value by value."""
+
+_MERGING: dict[str, Factory] = {
+    "Add": _elementwise(None),
+    "Subtract": _elementwise(lambda values: values[0] - values[1]),
+    "Multiply": _elementwise(_product),
+    "Average": _elementwise(lambda values: np.mean(values, axis=0)),
+    "Maximum": _elementwise(lambda values: np.max(values, axis=0)),
+    "Minimum": _elementwise(lambda values: np.min(values, axis=0)),
+    "Concatenate": _concatenation,
+}
+
+_FUNCTIONS = {
+    **{name.lower(): name for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum")},
+    **{name: "ReLU" for name in "relu relu6 sigmoid tanh silu softplus elu selu".split()},
+}
+"""Function of `keras.ops` or TensorFlow -> a layer that is treated alike."""
+
+_DIMENSIONS = ("1D", "2D", "3D")
+
+_FACTORIES: dict[str, Factory] = {
+    **_MERGING,
+    "Dense": _weighted,
+    **{f"Conv{dims}{kind}": _weighted for dims in _DIMENSIONS for kind in ("", "Transpose")},
+    **{f"DepthwiseConv{dims}": _depthwise for dims in ("1D", "2D")},
+    "BatchNormalization": _batch_normalization,
+    "Activation": _activation_layer,
+    **{name: _value_by_value for name in ("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Rescaling")},
+    **{
+        f"{prefix}{kind}Pooling{dims}": _unchanged
+        for prefix in ("", "Global")
+        for kind in ("Max", "Average")
+        for dims in _DIMENSIONS
+    },
+    **{f"{name}{dims}": _unchanged for name in ("UpSampling", "Cropping", "SpatialDropout") for dims in _DIMENSIONS},
+    **{f"ZeroPadding{dims}": _zero_padding for dims in _DIMENSIONS},
+    **{name: _unchanged for name in ("GaussianDropout ActivityRegularization Identity RepeatVector".split())},
+    "Dropout": _dropout,
+    **dict.fromkeys(("AlphaDropout", "GaussianNoise"), _noise),
+    "Permute": _permute,
+    "Flatten": _repeat,
+    "Reshape": _repeat,
+}
+"""By class of a Keras layer."""
