@@ -544,8 +544,8 @@ def test_gradual_pruning_is_finer_than_epochs(make_mlp, blobs):
     masked = aimp_tf.wrap(make_mlp())
     pruning = GlobalMagnitudePruning(PruningConfig(0.75, epochs=2, method="gradual", ramp=0.5))
     kept = []
-    prune = pruning._prune
-    pruning._prune = lambda masked, keep: (kept.append(keep), prune(masked, keep))
+    prune = pruning.run.prune
+    pruning.run.prune = lambda masked, keep: (kept.append(keep), prune(masked, keep))
     masked.fit(dataset, epochs=2, verbose=0, callbacks=[pruning])
     expected = [ramp_survivors(N, 0.75, int((batch + 1) / 16 * 100) / 100) for batch in range(16)]
     assert kept == list(dict.fromkeys(expected)) and len(kept) == 14  # The last three are the same.

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
+from aimp_tf.compat.callbacks import EpochCallback
 from aimp_tf.graph.prunable import prunable_variables
 from aimp_tf.masking import MaskedModel, mask_model
 from aimp_tf.selection.ranking import keep_largest
-from aimp_tf.training.callback import EpochCallback
 
 
 def compiled(K, model, **options):

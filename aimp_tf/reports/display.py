@@ -17,8 +17,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColum
 from rich.table import Column
 from rich.text import Text
 
+from aimp_tf.compat.callbacks import EpochCallback
 from aimp_tf.selection.planning import Round
-from aimp_tf.training.callback import EpochCallback
 from aimp_tf.training.rounds import (
     RoundResult,
     counted_text,

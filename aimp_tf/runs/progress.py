@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.callbacks import EpochCallback
 from aimp_tf.compat.variables import local_value
 from aimp_tf.masking import MaskedModel
 from aimp_tf.runs.recorded_run import FinishedRound
 from aimp_tf.runs.run_directory import RunDirectory
-from aimp_tf.training.callback import EpochCallback, GlobalMagnitudePruning
+from aimp_tf.training.callback import GlobalMagnitudePruning
 from aimp_tf.training.input_pipeline import Order
 from aimp_tf.training.rounds import RoundResult
 
@@ -127,7 +128,7 @@ class RunProgress(EpochCallback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self._resumed_callbacks is not None:
             # Now, for their own on_train_begin has just made them as they are at the start of a round.
-            self._pruning.restore_others(self._resumed_callbacks)
+            self._pruning.others.restore(self._resumed_callbacks)
             self._resumed_callbacks = None
         self._follow(self.initial_epoch)
 
@@ -140,7 +141,7 @@ class RunProgress(EpochCallback):
         within = epoch + 1 < self._pruning.round.epochs and not self.model.stop_training
         if within and time.monotonic() >= self._next_backup_at:
             with self._putting_off_backups():
-                state = {**self._state(index, slots=True), "callbacks": self._pruning.state_of_others()}
+                state = {**self._state(index, slots=True), "callbacks": self._pruning.others.state()}
                 self._directory.save_backup(index, epoch + 1, state)
 
     @contextlib.contextmanager
@@ -160,8 +161,8 @@ class RunProgress(EpochCallback):
             "weights": self._masked.snapshot(),
             "masks": list(self._masked.masks().values()),
             # The first round settles them, and its state is kept.
-            "snapshots": self._pruning.snapshots() if index == 0 else None,
-            "pruning": self._pruning.state(),
+            "snapshots": self._pruning.run.state.snapshots() if index == 0 else None,
+            "pruning": self._pruning.run.state.to_fields(),
             "variables": {name: local_value(value) for name, value in self._masked.state(slots=slots).items()},
             "order": None if self._order is None else self._order.seed,
             "random": [version, np.array(key, np.uint64), cached],
@@ -184,7 +185,7 @@ class RunProgress(EpochCallback):
         masked.restore(new_weights)
         for variable, value in zip(variables.values(), values, strict=True):
             variable.assign(value)
-        self._pruning.resume(rounds, state["pruning"], snapshots, in_round=in_round)
+        self._pruning.run.resume(rounds, state["pruning"], snapshots, in_round=in_round)
         if self._order is not None:
             self._order.seed = state["order"]
         version, key, cached = state["random"]

@@ -1,0 +1,81 @@
+"""Rounds that train what their masks leave alive of a network alone, for `compact_rounds`."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.graph.model_graph import ModelGraph
+from aimp_tf.masking import MaskedModel
+from aimp_tf.masking.live_part import LiveNetwork
+from aimp_tf.training.state import RunState
+
+logger = logging.getLogger(__name__)
+
+_WORTH_TRACING = 0.9
+"""What is alive is traced when it takes this fraction of the multiplications of what was."""
+
+
+class LiveRounds:
+    """Lets `fit` train the live part of a masked model.
+
+    Args:
+        masked: The model.
+
+    Raises:
+        ValueError: It is not functional, is on several devices, or has an optimizer or a step that does not allow it.
+    """
+
+    def __init__(self, masked: MaskedModel) -> None:
+        self._graph = _graph_of(masked)
+        # Which classes of channels `fit` has been traced for in this process. None is all.
+        self._traced: np.ndarray | None = None
+
+    def forget_traced(self) -> None:
+        """`fit` will trace its step anew, of the whole model."""
+        self._traced = None
+
+    def begin_round(self, masked: MaskedModel, state: RunState, number: int) -> None:
+        """Lets the round train what its masks leave alive, where that is enough less than what was traced last."""
+        network = LiveNetwork(self._graph, masked)
+        part = network.part()
+        before = None if state.channels is None else network.part(state.channels)
+        if part.share > _WORTH_TRACING * (1.0 if before is None else before.share):
+            if before is None:
+                return
+            part = before
+        state.channels = part.needed
+        if self._traced is not None and np.array_equal(state.channels, self._traced):
+            return
+        self._traced = state.channels
+        masked.train_part(part.weights, part.attributes)
+        logger.info(
+            "Round %d trains without %d of %d channels, which nothing reads any more: %.1f%% of the multiplications.",
+            number,
+            np.count_nonzero(~part.needed),
+            part.needed.size,
+            100 * part.share,
+        )
+
+
+def _graph_of(masked: MaskedModel) -> ModelGraph:
+    if not masked.cluster.on_one_device:
+        raise ValueError(
+            f"compact_rounds trains without a strategy or under OneDeviceStrategy; the model was made under "
+            f"{type(masked.model.distribute_strategy).__name__}. Set compact_rounds=False."
+        )
+    for name in ("train_step", "compute_loss"):
+        if not is_keras_own(getattr(type(masked.original), name)):
+            raise ValueError(
+                f"compact_rounds cannot know what the {name} of {type(masked.original).__name__} looks at beside the "
+                "model's outputs. Leave it to Keras, or set compact_rounds=False."
+            )
+    masked.optimizer.check_by_weight()
+    try:
+        graph = ModelGraph.of(masked.original)
+        LiveNetwork(graph, masked)
+        return graph
+    except ValueError as error:
+        raise ValueError(f"compact_rounds must know how the layers are connected. {error}") from error

@@ -1,0 +1,315 @@
+"""Run: what lies between one training of a masked model and the next, whatever calls `fit`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.compat.cluster import Cluster
+from aimp_tf.config import PruningConfig
+from aimp_tf.masking import WRAPPED_FIELDS, MaskedModel
+from aimp_tf.selection.criteria import scores_of
+from aimp_tf.selection.planning import Round, least_survivors, make_plan
+from aimp_tf.selection.ranking import check_finite, keep_best, smallest_magnitude
+from aimp_tf.training.live_rounds import LiveRounds
+from aimp_tf.training.methods import METHODS
+from aimp_tf.training.other_callbacks import Trained
+from aimp_tf.training.rewinding import rewind
+from aimp_tf.training.rounds import RoundResult, duration_text, last_epoch_with, plain_logs, shrink_text
+from aimp_tf.training.shrinking import Shrinking
+from aimp_tf.training.state import RunState
+
+logger = logging.getLogger(__name__)
+
+Measure = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+class Run:
+    """A run of pruning over consecutive trainings of a masked model.
+
+    Args:
+        config: What to do; valid.
+        batches_of: Gives how many batches an epoch has; None where that is not known.
+
+    Attributes:
+        config: What to do.
+        batches_of: As above.
+        method: How.
+        state: What changes.
+        rounds: The results of the rounds that are done.
+        plan: The rounds of the run; empty until `begin`.
+        kept_first: Number of weights that are left when it begins.
+    """
+
+    def __init__(self, config: PruningConfig, batches_of: Callable[[], int | None]) -> None:
+        self.config = config
+        self.batches_of = batches_of
+        self.method = METHODS[config.method](self)
+        self.state = RunState()
+        self.rounds: list[RoundResult] = []
+        self.plan: tuple[Round, ...] = ()
+        self.kept_first = 0
+        self._cluster: Cluster | None = None
+        self._least: dict[str, int] = {}
+        self._live: LiveRounds | None = None
+        self._resumed = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the final training is done."""
+        return 0 < len(self.plan) == len(self.rounds)
+
+    @property
+    def round_count(self) -> int:
+        """Rounds of the run, the final training included."""
+        return len(self.plan)
+
+    @property
+    def round(self) -> Round:
+        """The round that trains, or the next one."""
+        return self.plan[len(self.rounds)]
+
+    @property
+    def compacts(self) -> bool:
+        """Whether rounds train the live part alone."""
+        return self.config.compact_rounds and self.config.method == "iterative"
+
+    def begin(self, masked: MaskedModel, stretch: float) -> None:
+        """Plans the run, as `GlobalMagnitudePruning.begin` says."""
+        self._cluster = masked.cluster
+        _check_wrapped(self.config, masked)
+        if self.compacts:
+            self._live = LiveRounds(masked)
+        plan = make_plan(self.config, masked.weight_count, masked.kept)
+        plan = tuple(dataclasses.replace(each, schedule_scale=stretch * each.schedule_scale) for each in plan)
+        if self.config.method != "dense":
+            self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
+            self.rank(masked, masked.weights(), masked.masks(), plan[-1].kept)
+        if {"weights", "reinitialize"} & {round_.rewind for round_ in plan}:
+            self.state.first = self.state.snapshot = masked.snapshot()
+        masked.optimizers.note_rates()
+        masked.rounds_left = len(plan)
+        self.kept_first = masked.kept
+        stay = any(round_.rewind == "learning_rate" for round_ in plan)
+        self.state.shrinking = Shrinking(self.config.shrink if stay else 1.0, masked)
+        self.plan = plan
+
+    def resume(
+        self,
+        rounds: Sequence[RoundResult],
+        fields: Mapping[str, Any],
+        snapshots: Mapping[str, list[np.ndarray] | None],
+        *,
+        in_round: bool,
+    ) -> None:
+        """Goes on where the run was saved. It must have begun, and the model be as it was then.
+
+        Args:
+            rounds: The results of the rounds that were done.
+            fields: What `RunState.to_fields` gave.
+            snapshots: What `RunState.snapshots` gave.
+            in_round: Whether that was within a round, which the next training then goes on with, rather than after one.
+        """
+        self.rounds, self._resumed = list(rounds), in_round
+        self.state.restore(fields, snapshots, in_round=in_round)
+
+    def optimizers_changed(self) -> None:
+        """`fit` will trace its step anew, for the model has other optimizers than it had."""
+        if self._live is not None:
+            self._live.forget_traced()
+
+    def note_begin(self) -> bool:
+        """A training begins. Returns whether it goes on within its round."""
+        resumed, self._resumed = self._resumed, False
+        if not resumed:
+            self.state.started_at = time.monotonic()
+        return resumed
+
+    def begin_round(self, masked: MaskedModel, resumed: bool) -> None:
+        """Makes the model what the round begins with."""
+        if resumed:
+            trained = len(self.state.epoch_logs)
+            logger.info(
+                "Round %d of %d goes on after %d of %d epochs%s.",
+                self.round.index + 1,
+                self.round_count,
+                trained,
+                self.round.epochs,
+                self._time_left(),
+            )
+        else:
+            assert self.state.shrinking is not None
+            self.method.begin_round(masked)
+            rewind(masked, self.round, self.plan, self.state, self._generator)
+            self.state.shrinking.begin_round(masked)
+            self.state.begin_round()
+            self._tell_round(masked, self.state.shrinking)
+        if self._live is not None:
+            self._live.begin_round(masked, self.state, self.round.index + 1)
+
+    def end_epoch(self, masked: MaskedModel, logs: Mapping[str, Any] | None) -> bool:
+        """Takes the logs of an epoch. Returns whether the round is to end with it."""
+        state = self.state
+        state.epoch_logs.append(plain_logs(logs))
+        loss = state.epoch_logs[-1].get("loss", 0.0)
+        if not np.all(np.isfinite(loss)):
+            in_float16 = masked.mixed_precision == "mixed_float16"
+            hint = ", or train in mixed_bfloat16, which has the range of float32" if in_float16 else ""
+            raise RuntimeError(
+                f"The loss became {loss} in epoch {len(state.epoch_logs)} of round {len(self.rounds) + 1}. Pruning "
+                "stops here, for diverged weights cannot be ranked. Lower the learning rate, clip the gradients "
+                f"(clipnorm=1.0 in the optimizer), or look for NaN in the data{hint}."
+            )
+        masked.synchronize()
+        state.checksums.append(masked.checksum())
+        return self.method.end_epoch(masked)
+
+    def end_round(self, masked: MaskedModel, measure: Measure | None) -> None:
+        """Checks what the round ended with, and takes its result. No callback sets weights after that.
+
+        Args:
+            masked: The model.
+            measure: Gives the metrics of the weights that it has, from the logs of the last epoch; None where nothing
+                can.
+        """
+        weights, state = masked.weights(), self.state
+        check_finite(weights, masked.masks())
+        masked.check_sparse()
+        masked.units.check(masked.masks())
+        self._check_kept(masked.kept)
+        if not state.steps_per_epoch and state.epoch_logs:
+            state.steps_per_epoch = [steps / len(state.epoch_logs) for steps in masked.optimizers.steps]
+        assert state.shrinking is not None
+        self.rounds.append(
+            RoundResult.of(
+                self.round.index,
+                state.epoch_logs,
+                weights,
+                masked.masks(),
+                time.monotonic() - state.started_at,
+                thresholds=state.thresholds,
+                guarded=state.guarded,
+                shrink=state.shrinking.factors,
+                left_dense=masked.left_dense,
+                metrics=self._metrics(masked, measure),
+            )
+        )
+        state.shrinking.end_round(weights)
+        masked.rounds_left = self.round_count - len(self.rounds)
+        if self.finished:
+            masked.train_whole()
+
+    def prune(self, masked: MaskedModel, keep: int) -> None:
+        """Keeps the best `keep` survivors; those that are left shrink, if they stay."""
+        weights, before = masked.weights(), masked.masks()
+        after, self.state.guarded = self.rank(masked, weights, before, keep)
+        emptied = [path for path, mask in after.items() if before[path].any() and not mask.any()]
+        if emptied:
+            logger.warning(
+                "Ranking leaves nothing of %s: nothing passes through there any more. Lower target_sparsity, name it "
+                "in exclude, or set min_layer_share, max_layer_sparsity or min_layer_survivors.",
+                ", ".join(emptied),
+            )
+        self.state.thresholds = [smallest_magnitude(weights[path], mask) for path, mask in after.items()]
+        masked.set_masks(after)
+        if self.round.rewind == "learning_rate":
+            assert self.state.shrinking is not None
+            steps = self.rounds[-1].epochs * max(self.state.steps_per_epoch, default=0)
+            self.state.shrinking.shrink(masked, steps)
+        masked.constrain()
+
+    def rank(
+        self, masked: MaskedModel, weights: Mapping[str, np.ndarray], masks: dict[str, np.ndarray], keep: int
+    ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+        """The masks that keep the best `keep` survivors, and where the limits on single variables changed them."""
+        config = self.config
+        check_finite(weights, masks)
+        scores, signed = scores_of(config.criterion, weights, masks, self._generator(len(self.rounds)))
+        return keep_best(scores, masks, keep, self._least, units=masked.units, scope=config.scope, signed=signed)
+
+    def trained(self) -> Trained:
+        """How far the run has come, from the beginning of a training on."""
+        before = sum(round_.epochs for round_ in self.rounds)
+        return Trained(
+            in_earlier_rounds=before,
+            epochs=before + len(self.state.epoch_logs),
+            steps_per_epoch=self.batches_of() or max(self.state.steps_per_epoch, default=0),
+            last_round=self.round.index + 1 == self.round_count,
+        )
+
+    def _tell_round(self, masked: MaskedModel, shrinking: Shrinking) -> None:
+        shrunk = shrink_text(shrinking.factors.values())
+        logger.info(
+            "Round %d of %d: %d epochs at sparsity %.2f%% (%d of %d weights kept%s)%s.",
+            self.round.index + 1,
+            self.round_count,
+            self.round.epochs,
+            100 * (1 - self.round.kept / masked.weight_count),
+            self.round.kept,
+            masked.weight_count,
+            shrunk and f", each shrunk to {shrunk}",
+            self._time_left(),
+        )
+
+    def _check_kept(self, kept: int) -> None:
+        """Raises RuntimeError where the round did not end with what it is to keep, or too early to rewind to it."""
+        epochs, round_ = len(self.state.epoch_logs), self.round
+        if kept != round_.kept:
+            early = f": fit ended after {epochs} of {round_.epochs} epochs" if kept > round_.kept else ""
+            raise RuntimeError(f"The masks keep {kept} weights, but this round is to keep {round_.kept}{early}.")
+        if round_.index == 0 and epochs < self.config.rewind_epoch:
+            raise RuntimeError(
+                f"The first round ended after {epochs} epochs, before rewind_epoch={self.config.rewind_epoch}. Lower "
+                "that, or let no callback stop the round so early."
+            )
+
+    def _metrics(self, masked: MaskedModel, measure: Measure | None) -> Mapping[str, Any]:
+        """The metrics of the weights that the model has now, which may be those of an earlier epoch, or of none."""
+        logs = self.state.epoch_logs
+        if not logs:
+            return {}
+        epoch = masked.cluster.from_chief(last_epoch_with(masked.checksum(), self.state.checksums))
+        if epoch is not None:
+            return logs[epoch]
+        if measure is None:
+            logger.warning(
+                "The weights at the end of round %d are those of none of its epochs, for a callback set others: its "
+                "result has no metrics. Evaluate the model.",
+                self.round.index + 1,
+            )
+            return {}
+        return measure(logs[-1])
+
+    def _time_left(self) -> str:
+        """ ", about 12 min left", or nothing where no epoch tells yet how long one takes."""
+        done = sum(round_.epochs for round_ in self.rounds) + len(self.state.epoch_logs)
+        seconds = sum(round_.seconds for round_ in self.rounds)
+        if self.state.epoch_logs:
+            seconds += time.monotonic() - self.state.started_at
+        left = sum(round_.epochs for round_ in self.plan[len(self.rounds) :]) - len(self.state.epoch_logs)
+        return f", about {duration_text(seconds / done * left)} left" if done else ""
+
+    def _generator(self, index: int) -> np.random.Generator:
+        """Of a round of its own, so that what is drawn does not depend on what was drawn before."""
+        seed = self.config.seed
+        if seed is None:
+            assert self._cluster is not None
+            seed = self._cluster.from_chief(int(np.random.randint(2**31)))
+        return np.random.default_rng([seed % 2**63, index])
+
+
+def _check_wrapped(config: PruningConfig, masked: MaskedModel) -> None:
+    """Raises ValueError where a field that `wrap` heeds is not what the model was wrapped with."""
+    for name in WRAPPED_FIELDS:
+        asked, given = getattr(config, name), getattr(masked, name)
+        asked = tuple(asked) if isinstance(given, tuple) else asked
+        if asked not in (given, (), None):
+            raise ValueError(
+                f"The config asks for {name}={asked!r}, but the model was wrapped with {name}={given!r}, which "
+                f"decides. Call aimp_tf.wrap(model, config), or aimp_tf.wrap(model, {name}={asked!r})."
+            )

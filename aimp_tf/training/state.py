@@ -1,0 +1,96 @@
+"""RunState: all that changes in a run, which is what is saved of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.training.shrinking import Shrinking
+
+
+@dataclasses.dataclass
+class RunState:
+    """All that changes in a run, beside the model, its optimizers, and the results of the rounds that are done.
+
+    Attributes:
+        first: The weights as the run began, in the order of `MaskedModel.snapshot`; None where no round needs them.
+        snapshot: Those that later rounds rewind to; the same as `first` unless `rewind_epoch` says otherwise.
+        rewind_steps: The steps that each optimizer then had taken.
+        steps_per_epoch: How many steps each optimizer takes in an epoch; empty until the first round is done.
+        shrinking: What weights are shrunk by; None before the run begins.
+        channels: Which classes of channels rounds train, bool; None is all.
+        started_at: When the round began, on the monotonic clock of this process.
+        epoch_logs: The logs of each epoch of the round that trains or was trained last.
+        checksums: Of the weights at the end of each of these epochs; None where that is not known.
+        thresholds: The smallest magnitude that was kept in each variable, of the ranking before the round.
+        guarded: The variables that kept more then than their rank gave them.
+        would_be_masks: The masks that ranking would have given at the end of the last epoch, for `stop_mask_distance`.
+        ramp_step: How far a gradual rise of the sparsity has come.
+    """
+
+    first: list[np.ndarray] | None = None
+    snapshot: list[np.ndarray] | None = None
+    rewind_steps: list[int] = dataclasses.field(default_factory=list)
+    steps_per_epoch: list[float] = dataclasses.field(default_factory=list)
+    shrinking: Shrinking | None = None
+    channels: np.ndarray | None = None
+    started_at: float = 0.0
+    epoch_logs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    checksums: list[int | None] = dataclasses.field(default_factory=list)
+    thresholds: list[float | None] = dataclasses.field(default_factory=list)
+    guarded: tuple[str, ...] = ()
+    would_be_masks: list[np.ndarray] | None = None
+    ramp_step: int = 0
+
+    def begin_round(self) -> None:
+        """Forgets the epochs of the last round."""
+        self.epoch_logs, self.checksums, self.would_be_masks = [], [], None
+
+    def to_fields(self) -> dict[str, Any]:
+        """What `restore` needs, but for the snapshots: numbers, texts, arrays, and lists and dicts of these."""
+        return {
+            "epoch_logs": self.epoch_logs,
+            "seconds": time.monotonic() - self.started_at,
+            "rewind_steps": self.rewind_steps,
+            "steps_per_epoch": self.steps_per_epoch,
+            "guarded": list(self.guarded),
+            "shrinking": self.shrinking.state() if self.shrinking else None,
+            "thresholds": self.thresholds,
+            "ramp_step": self.ramp_step,
+            "checksums": self.checksums,
+            "would_be_masks": self.would_be_masks,
+            "channels": self.channels,
+        }
+
+    def snapshots(self) -> dict[str, list[np.ndarray] | None]:
+        """The weights that later rounds rewind to. Round 0 settles them."""
+        return {"first": self.first, "snapshot": None if self.snapshot is self.first else self.snapshot}
+
+    def restore(
+        self, fields: Mapping[str, Any], snapshots: Mapping[str, list[np.ndarray] | None], *, in_round: bool
+    ) -> None:
+        """Becomes what `to_fields` and `snapshots` gave; unless `in_round`, without what is of that round alone."""
+        self.rewind_steps = _as_list(fields["rewind_steps"])
+        self.steps_per_epoch = _as_list(fields["steps_per_epoch"])
+        self.first = snapshots["first"]
+        self.snapshot = snapshots["snapshot"] or self.first
+        self.channels = fields.get("channels")
+        if self.shrinking and fields.get("shrinking"):
+            self.shrinking.resume(fields["shrinking"])
+        if in_round:
+            self.epoch_logs = list(fields["epoch_logs"])
+            self.started_at = time.monotonic() - fields["seconds"]
+            self.guarded = tuple(fields["guarded"])
+            self.thresholds = list(fields["thresholds"])
+            self.ramp_step = fields["ramp_step"]
+            self.checksums = list(fields.get("checksums", [None] * len(self.epoch_logs)))
+            self.would_be_masks = fields["would_be_masks"]
+
+
+def _as_list(value: Any) -> list[Any]:
+    """A run that was saved before models with several optimizers has one number, or None."""
+    return [] if value is None else value if isinstance(value, list) else [value]
