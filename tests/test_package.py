@@ -130,7 +130,6 @@ LAYERS = [
     ["training"],
     ["runs"],
     ["reports"],
-    ["dense_baseline"],
     ["pruning", "fine_tuning", "preview"],
 ]
 LEVELS = {district: level for level, districts in enumerate(LAYERS) for district in districts}
@@ -204,7 +203,7 @@ def test_no_module_needs_what_needs_it():
         ("../tools/experiments/command_line.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("../tools/experiments/study.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("training/callback.py", {"tf_keras", "tensorflow_model_optimization"}),
-        ("pruning.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
+        ("pruning/__init__.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
         ("masking/masked_model.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
         ("compat/mixed_precision.py", {"tf_keras", "keras", "tensorflow_model_optimization"}),
     ],

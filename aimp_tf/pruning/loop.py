@@ -1,0 +1,172 @@
+"""The loop over `fit`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from aimp_tf.config import PruningConfig
+from aimp_tf.masking import MaskedModel, Masks, mask_model, sparsity
+from aimp_tf.reports.display import RunDisplay
+from aimp_tf.reports.result import PruningResult
+from aimp_tf.runs.outcome import Outcome
+from aimp_tf.runs.progress import RunProgress
+from aimp_tf.runs.run_directory import RunDirectory
+from aimp_tf.selection.planning import imp_epochs, make_plan, settled
+from aimp_tf.training.callback import GlobalMagnitudePruning
+from aimp_tf.training.fitting import Fitting
+from aimp_tf.training.input_pipeline import spec_of
+from aimp_tf.training.other_callbacks import check_monitors, follows_batches
+
+
+def prune_in_rounds(
+    model: Any,
+    config: PruningConfig,
+    fitting: Fitting,
+    directory: RunDirectory | None,
+    masks: Masks,
+    outcome: Outcome,
+    verbose: str | int,
+) -> PruningResult:
+    """Prunes a model in consecutive calls of `fit`, and saves after each where there is a folder for that.
+
+    Args:
+        model: A compiled, built model. It is pruned in place.
+        config: What to do.
+        fitting: The data, and what else `fit` is called with.
+        directory: Where the run is saved, and goes on from; None on others than the chief, or where it is not saved.
+        masks: What is pruned already, as in `prune`.
+        outcome: What is known of the dense model.
+        verbose: As in `prune`.
+
+    Raises:
+        As `prune`.
+    """
+    masked = mask_model(model, config.include, config.exclude, config.mixed_precision, config.granularity, masks)
+    first = masked.kept
+    trained = max(masked.optimizers.steps)
+    try:
+        pruning = _begun(masked, config, fitting)
+        config = pruning.config
+        progress = RunProgress(pruning, masked, fitting.order, directory)
+        progress.begin()
+        if directory is not None and outcome.dense_metrics is not None:
+            directory.save_outcome(outcome)
+        with display_of(verbose, config, fitting, masked.weight_count, first, masked.cluster.chief) as display:
+            display.begin(pruning.rounds, progress.initial_epoch)
+            if config.mixed_precision is not None:
+                display.tell(f"trained in {config.mixed_precision}")
+            _tell_of_training(display, trained, pruning, progress)
+            while not pruning.finished:
+                with _telling_shapes(masked, pruning, fitting, config):
+                    fitting.fit(
+                        masked.model,
+                        [*pruning.among(fitting.callbacks), display, progress],
+                        epochs=pruning.next_epochs,
+                        initial_epoch=progress.initial_epoch,
+                    )
+                progress.save_round()
+                display.round_done(pruning.rounds[-1])
+        last = masked.masks()
+    finally:
+        pruned = masked.strip()
+    return PruningResult(
+        model=pruned,
+        masks=last,
+        rounds=pruning.rounds,
+        # On the pruned variables alone: these settings leave others out.
+        sparsity=sparsity(pruned, config.include, config.exclude, config.granularity),
+        imp_epochs=imp_epochs(config, masked.weight_count, first),
+        config=config,
+        outcome=outcome,
+    )
+
+
+def check_run(model: Any, config: PruningConfig, fitting: Fitting) -> None:
+    """Raises what the run itself would before it trains, which the baseline's training would come before."""
+    masked = mask_model(model, config.include, config.exclude, config.mixed_precision, config.granularity)
+    try:
+        _begun(masked, config, fitting).among(fitting.callbacks)
+    finally:
+        masked.strip()
+
+
+def _begun(masked: MaskedModel, config: PruningConfig, fitting: Fitting) -> GlobalMagnitudePruning:
+    """A run on a masked model, planned and checked against it and the data."""
+    if fitting.validation is not None:
+        check_validation_data(masked.model, fitting, config)
+    pruning = GlobalMagnitudePruning(settled(config, masked.weight_count, masked.kept))
+    pruning.measure = functools.partial(fitting.measure, masked.model)
+    if config.method == "gradual" or follows_batches(fitting.callbacks):
+        pruning.batches = masked.cluster.from_chief(fitting.batches())
+    pruning.begin(masked)
+    return pruning
+
+
+def _tell_of_training(display: RunDisplay, steps: int, pruning: GlobalMagnitudePruning, progress: RunProgress) -> None:
+    """Names the setting that prunes a model that is trained already, where it may have been forgotten."""
+    begins = not pruning.rounds and not progress.initial_epoch
+    if begins and steps and pruning.config.method == "iterative" and pruning.config.start != "trained":
+        display.tell(f"trained for {steps:,} steps before; start='trained' prunes the model as it comes")
+
+
+@contextlib.contextmanager
+def _telling_shapes(
+    masked: MaskedModel, pruning: GlobalMagnitudePruning, fitting: Fitting, config: PruningConfig
+) -> Iterator[None]:
+    """Says of an error before the first step what the data gives and what the model takes."""
+    try:
+        yield
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+        if any(masked.optimizers.steps) or pruning.rounds:
+            raise
+        raise ValueError(
+            f"fit failed before its first step, and nothing was trained. The training data gives "
+            f"{spec_of(fitting.train)}; the model {masked.original.name!r} takes {_shapes(masked.original, config)}. "
+            f"The error was: {error}"
+        ) from error
+
+
+def display_of(
+    verbose: str | int,
+    config: PruningConfig,
+    fitting: Fitting,
+    weight_count: int,
+    first: int | None = None,
+    chief: bool = True,
+) -> RunDisplay:
+    """The display of a run, as `RunDisplay` has it."""
+    may_stop = config.stop_mask_distance is not None or any(
+        hasattr(callback, "start_from_epoch") for callback in fitting.callbacks
+    )
+    plan = make_plan(config, weight_count, first)
+    return RunDisplay(verbose, plan, weight_count, may_stop=may_stop, chief=chief)
+
+
+def check_validation_data(model: Any, fitting: Fitting, config: PruningConfig) -> None:
+    """Evaluates one batch, for `fit` would only do so after an epoch. What it traces, `fit` uses."""
+    try:
+        logs = model.evaluate(fitting.validation, steps=1, verbose=0, return_dict=True)
+    except Exception as error:
+        raise ValueError(
+            f"The model {model.name!r} cannot be evaluated on validation_data, which gives "
+            f"{spec_of(fitting.validation)}; it takes {_shapes(model, config)}. The error was: {error}"
+        ) from error
+    check_monitors(fitting.callbacks, model, logs if isinstance(logs, Mapping) else {})
+
+
+def _shapes(model: Any, config: PruningConfig) -> str:
+    try:
+        shapes = f"inputs of shape {model.input_shape} and gives outputs of shape {model.output_shape}"
+    except (AttributeError, RuntimeError):
+        shapes = "what its call() accepts"
+    if config.mixed_precision is None:
+        return shapes
+    return (
+        f"{shapes}, and computes in {config.mixed_precision}, where layers and a train_step of your own must not mix "
+        "dtypes (have them cast to self.compute_dtype, or leave mixed_precision at None)"
+    )
