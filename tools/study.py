@@ -5,8 +5,8 @@
     python tools/study.py --config=configs/study_digits.py --workdir=/shared/study --executor=ray --ray_address=auto
 
 Each cell of the grid has a folder below the workdir. Cells that are done are skipped, so the same command goes on after
-an interruption. With --executor=ray, aimp_tf must be installed on every machine, and the workdir and the data must lie
-at the same path on storage that all of them share.
+an interruption. With --executor=ray, aimp_tf must be installed on every machine, and these tools, the workdir and the
+data must lie at the same path on storage that all of them share.
 
 The exit code is 0 when all cells are done, 1 when some failed, 2 when a setting was wrong and nothing was written, and
 130 after Ctrl-C.

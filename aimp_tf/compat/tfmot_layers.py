@@ -115,7 +115,11 @@ class WrappedLayers:
                 "functional API, tf_keras.Model(inputs, outputs); or use it as one layer of a functional model, "
                 "x -> tf_keras.Model(inputs, subclassed(inputs))."
             )
-        self.model = self._rebuild(original)
+        try:
+            self.model = self._rebuild(original)
+        except BaseException:
+            self.undo()
+            raise
         # What a subclass keeps on itself, in its own compile() for example.
         for name in vars(original).keys() - vars(self.model).keys():
             setattr(self.model, name, getattr(original, name))

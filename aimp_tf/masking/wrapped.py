@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
 from aimp_tf.compat.importing import import_with_tfmot
@@ -16,6 +18,8 @@ class WrappedModel(MaskedModel):
 
     The rebuilt model shares every layer and variable with the user's model, which `strip` hands back.
     """
+
+    _layers: Any = None
 
     def _attach(self) -> None:
         layers = import_with_tfmot("tfmot_layers").WrappedLayers(
@@ -37,7 +41,8 @@ class WrappedModel(MaskedModel):
         for variable in self.variables.values():
             if isinstance(variable.constraint, MaskConstraint):
                 set_constraint(variable, variable.constraint.previous)
-        self._layers.undo()
+        if self._layers is not None:  # It undoes itself where it cannot be made.
+            self._layers.undo()
 
     def synchronize(self) -> None:
         """tf_keras gives the mean of all replicas whenever a moving statistic is read."""
