@@ -14,7 +14,6 @@ from aimp_tf.masking import MaskedModel, mask_model
 from aimp_tf.selection import criteria
 from aimp_tf.selection.planning import ramp_survivors
 from aimp_tf.selection.ranking import keep_largest
-from aimp_tf.training import callback
 
 
 @pytest.fixture
@@ -455,7 +454,7 @@ def test_each_round_draws_its_own_lots(make_mlp, blobs, monkeypatch):
         drawn.append(scores["hidden/kernel"])
         return scores, signed
 
-    monkeypatch.setattr(callback, "scores_of", scores_of)
+    monkeypatch.setattr("aimp_tf.training.run.scores_of", scores_of)
     run(make_mlp(), blobs, CONFIG.replace(criterion="random", seed=3))
     _, *rounds = drawn  # The first ones are to see whether the criterion can rank.
     assert len(rounds) == 3
