@@ -120,7 +120,7 @@ def test_commands_name_files_flags_and_extras_that_exist(document):
     for block in blocks_of(document, "sh"):
         for path in re.findall(r"(?<![\w/])(?:tools|configs|tests)/[\w/.]+\w", block):
             assert (ROOT / path).is_file(), path
-        for extra in re.findall(r"\.\[(\w+)\]", block):
+        for extra in [name for names in re.findall(r"\.\[([\w,]+)\]", block) for name in names.split(",")]:
             assert extra in setup["options.extras_require"], extra
         for tool, flags in commands_of(block):
             source = (ROOT / tool).read_text(encoding="utf-8") + common
