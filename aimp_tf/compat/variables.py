@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,7 @@ import tensorflow as tf
 
 def resource_of(variable: Any) -> Any:
     """TensorFlow's variable within one of Keras; of a distributed one, that of the first replica of this process."""
-    # Inside an AutoCastVariable of tf_keras. Not getattr, at which a distributed variable may ask, too.
-    variable = vars(variable).get("_variable", variable)
-    inner = getattr(variable, "value", None)  # Of a variable of Keras 3; a method of others.
-    components = inner if isinstance(inner, tf.Variable) else variable
-    return getattr(components, "values", (components,))[0]
+    return _components_of(variable)[0]
 
 
 def local_value(variable: Any) -> np.ndarray:
@@ -29,12 +26,17 @@ def local_view(variable: Any) -> np.ndarray:
 
 def bare(variable: Any) -> Any:
     """The variable of TensorFlow in one of Keras 3, or in an AutoCastVariable of tf_keras."""
-    attributes = vars(variable)
+    attributes = vars(variable)  # Not getattr, at which a distributed variable may ask all other processes.
     return attributes.get("_value", attributes.get("_variable", variable))
 
 
 def set_constraint(variable: Any, constraint: Any) -> None:
-    """Gives a variable a constraint, on each replica; None takes it off."""
-    variable = getattr(variable, "_variable", variable)  # Inside an AutoCastVariable of tf_keras' mixed precision.
-    for component in getattr(variable, "values", (variable,)):  # One for each replica of a distributed variable.
+    """Gives a variable of tf_keras a constraint, on each replica; None takes it off."""
+    for component in _components_of(variable):
         component._constraint = constraint
+
+
+def _components_of(variable: Any) -> Sequence[Any]:
+    """TensorFlow's variable within one of Keras; of a distributed one, that of each replica of this process."""
+    whole = bare(variable)
+    return getattr(whole, "values", (whole,))
