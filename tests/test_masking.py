@@ -617,24 +617,24 @@ def test_a_layer_outside_the_graph_is_masked_too(blobs):
     assert all(variable.constraint is None for variable in model.trainable_variables)
 
 
-def test_a_failed_wrap_leaves_the_model_as_it_was(blobs):
+@pytest.mark.parametrize("owner", ["Layer", "Model"])
+def test_a_failed_wrap_leaves_the_model_as_it_was(owner, monkeypatch):
+    """It is called again to be rebuilt, and then compiled again."""
     import tf_keras
 
-    class Once(tf_keras.layers.Layer):
-        calls = 0
-
-        def call(self, inputs):
-            self.calls += 1
-            if self.calls > 1:
-                raise RuntimeError("called again")
-            return inputs
+    def fail(*_, **__):
+        raise RuntimeError("done again")
 
     inputs = tf_keras.Input((8,))
-    model = tf_keras.Model(inputs, Once()(tf_keras.layers.Dense(3, name="out")(inputs)))
+    model = tf_keras.Model(inputs, tf_keras.layers.Activation("relu")(tf_keras.layers.Dense(3, name="out")(inputs)))
     schedule = tf_keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
     model.compile(tf_keras.optimizers.SGD(schedule), "mse")
     nodes = [len(layer._inbound_nodes) for layer in model.layers]
-    with pytest.raises(RuntimeError, match="called again"):
+    if owner == "Layer":
+        monkeypatch.setattr(tf_keras.layers.Activation, "call", fail)
+    else:
+        monkeypatch.setattr(tf_keras.Model, "compile", fail)
+    with pytest.raises(RuntimeError, match="done again"):
         aimp_tf.wrap(model)
     assert [len(layer._inbound_nodes) for layer in model.layers] == nodes
     assert MaskedModel.of(model) is None and model.get_layer("out").kernel.constraint is None

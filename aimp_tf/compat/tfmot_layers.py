@@ -82,7 +82,7 @@ class MaskedLayer(pruning_wrapper.PruneLowMagnitude):
 
 
 class WrappedLayers:
-    """A tf_keras model rebuilt with a `MaskedLayer` round each layer that has prunable weights.
+    """Rebuilds a tf_keras model with a `MaskedLayer` round each layer that has prunable weights.
 
     The rebuilt model shares every layer and variable with the original.
 
@@ -90,12 +90,6 @@ class WrappedLayers:
         original: A compiled, built model.
         variables: Those that get a mask.
         prunable_in: Gives the prunable variables of a layer.
-
-    Attributes:
-        model: The rebuilt model, compiled likewise.
-
-    Raises:
-        ValueError: The model is a subclassed one.
     """
 
     def __init__(self, original: Any, variables: Iterable[Any], prunable_in: Callable[[Any], Iterable[Any]]) -> None:
@@ -108,6 +102,14 @@ class WrappedLayers:
         self._nodes = [
             (layer, list(layer._inbound_nodes), list(layer._outbound_nodes)) for layer in layers_of(original)
         ]
+
+    def rebuild(self) -> Any:
+        """The rebuilt model, compiled as the original. Call `undo`, also after an error.
+
+        Raises:
+            ValueError: The model is a subclassed one.
+        """
+        original = self._original
         if not _can_rebuild(original):
             raise ValueError(
                 f"{type(original).__name__} is a subclassed tf_keras model, whose layers cannot be wrapped one by one. "
@@ -115,26 +117,23 @@ class WrappedLayers:
                 "functional API, tf_keras.Model(inputs, outputs); or use it as one layer of a functional model, "
                 "x -> tf_keras.Model(inputs, subclassed(inputs))."
             )
-        try:
-            self.model = self._rebuild(original)
-        except BaseException:
-            self.undo()
-            raise
+        model = self._rebuild(original)
         # What a subclass keeps on itself, in its own compile() for example.
-        for name in vars(original).keys() - vars(self.model).keys():
-            setattr(self.model, name, getattr(original, name))
-        _compile_like(original, self.model)
+        for name in vars(original).keys() - vars(model).keys():
+            setattr(model, name, getattr(original, name))
+        _compile_like(original, model)
         # What a callback takes from the model or gives it, and the files that it writes or reads, are the plain one's.
         for method in ("save", "save_weights", "load_weights", "get_weights", "set_weights"):
-            setattr(self.model, method, getattr(original, method))
+            setattr(model, method, getattr(original, method))
+        return model
 
     def masks(self) -> dict[int, Any]:
         """id of a variable -> its mask, a variable of tf.bool."""
         return {id(weight): mask for layer in self._wrappers.values() for weight, mask, _ in layer.pruning_vars}
 
-    def compiled_again(self) -> None:
+    def compiled_again(self, model: Any) -> None:
         """Compiles the original as the rebuilt model has been compiled since."""
-        _compile_like(self.model, self._original)
+        _compile_like(model, self._original)
 
     def undo(self) -> None:
         """Leaves nothing of this on the layers of the original."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import tensorflow as tf
@@ -19,14 +20,14 @@ class WrappedModel(MaskedModel):
     The rebuilt model shares every layer and variable with the user's model, which `strip` hands back.
     """
 
-    _layers: Any = None
-
     def _attach(self) -> None:
-        layers = import_with_tfmot("tfmot_layers").WrappedLayers(
+        self._undoing = contextlib.ExitStack()
+        self._layers = import_with_tfmot("tfmot_layers").WrappedLayers(
             self.original, self.variables.values(), lambda layer: prunable_variables(layer).values()
         )
-        self._layers, self.model = layers, layers.model
-        masks = layers.masks()
+        self._undoing.callback(self._layers.undo)
+        self.model = self._layers.rebuild()
+        masks = self._layers.masks()
         for path, variable in self.variables.items():
             mask = masks.get(id(variable))
             if mask is None:  # A layer that only a train_step of the user's calls is in no graph, so not wrapped.
@@ -35,14 +36,13 @@ class WrappedModel(MaskedModel):
             set_constraint(variable, MaskConstraint(mask, variable.constraint))
 
     def _compiled_again(self) -> None:
-        self._layers.compiled_again()
+        self._layers.compiled_again(self.model)
 
     def _detach(self) -> None:
         for variable in self.variables.values():
             if isinstance(variable.constraint, MaskConstraint):
                 set_constraint(variable, variable.constraint.previous)
-        if self._layers is not None:  # It undoes itself where it cannot be made.
-            self._layers.undo()
+        self._undoing.close()
 
     def synchronize(self) -> None:
         """tf_keras gives the mean of all replicas whenever a moving statistic is read."""
