@@ -179,8 +179,8 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
         for path, size in sizes.items():
             # Rounded first, for 0.29 * 100 is less than 29 in floating point.
             least[path] = max(least[path], size - math.floor(round(config.max_layer_sparsity * size, 6)))
-    least = {path: math.ceil(count / config.block_size) * config.block_size for path, count in least.items()}
-    structure = config.structure
+    structure, block = config.structure, config.block_size
+    least = {path: math.ceil(count / block) * block for path, count in least.items()}
     for path, size in sizes.items():
         if structure.n and least[path] > size // structure.m * structure.n:
             raise ValueError(
@@ -188,7 +188,7 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
                 f"{structure} keeps {size // structure.m * structure.n} of its {size}. Lower it."
             )
     total = sum(sizes.values())
-    kept = survivor_counts(total, config.target_sparsity, config.rate, config.block_size)[-1]
+    kept = survivor_counts(total, config.target_sparsity, config.rate, block)[-1]
     if sum(least.values()) > kept:
         raise ValueError(
             f"max_layer_sparsity={config.max_layer_sparsity} and min_layer_survivors={config.min_layer_survivors} keep "

@@ -23,7 +23,7 @@ class Units:
         axes: Path -> axis of the variable that counts the inputs of an output unit. Single weights need none.
     """
 
-    structure: Structure = Structure.of("unstructured")
+    structure: Structure = Structure()
     axes: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
 
     @classmethod

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import importlib.util
 import os
-import statistics
 import time
 import types
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from experiments import models
 from experiments.datasets import ImageData
 from experiments.experiment import Experiment
 from experiments.run import accuracy_of, compiled_model, load_data, train_dense, weight_count
+from experiments.study_report import percent_text
 
 # The recipe of docs/results.md.
 _EXPERIMENT = Experiment(
@@ -35,9 +35,6 @@ _EXPERIMENT = Experiment(
     validation_freq=1000,
 )
 
-_ROUNDS = 3
-"""Of PQuantML's continuous sparsification, which it calls by default."""
-
 _Side = Callable[[Experiment, ImageData, int], Any]
 """Gives the model of an experiment after so many epochs, pruned or not."""
 
@@ -46,7 +43,7 @@ def run(
     repetitions: int,
     data_dir: str | os.PathLike[str] | None = None,
     experiment: Experiment = _EXPERIMENT,
-    threshold: float = -0.05,
+    threshold: float = 0.0,
 ) -> dict[str, Any]:
     """Prunes a network in several ways, from the same first weights and for as many epochs, beside plain fits.
 
@@ -102,7 +99,7 @@ def run(
                 of_side[key].append(value)
     lines = [f"{epochs} epochs of {experiment.architecture} on {experiment.dataset}, seeds 0 to {repetitions - 1}"]
     lines += [
-        f"{name:28}accuracy {_percent(of_side['accuracy']):16}sparsity {_percent(of_side['sparsity']):16}"
+        f"{name:28}accuracy {percent_text(of_side['accuracy']):16}sparsity {percent_text(of_side['sparsity']):16}"
         f"{spread_text(of_side['seconds'], ' s an epoch'):36}x {spread_text(of_side['ratio'])} of plain fit"
         for name, of_side in figures.items()
     ]
@@ -149,8 +146,8 @@ def _prune_by_continuous_sparsification(experiment: Experiment, data: ImageData,
 
     config = cs_config()
     phases = config.training_parameters
-    phases.rounds, phases.epochs = _ROUNDS, epochs // (_ROUNDS + 1)
-    phases.fine_tuning_epochs = epochs - _ROUNDS * phases.epochs
+    phases.epochs = epochs // (phases.rounds + 1)
+    phases.fine_tuning_epochs = epochs - phases.rounds * phases.epochs
     phases.save_weights_epoch = min(phases.save_weights_epoch, phases.epochs - 1)
     config.pruning_parameters.threshold_init = threshold
     return _fit_pquant(config, experiment, data, epochs)
@@ -196,9 +193,3 @@ def _kernels(model: Any) -> dict[str, Any]:
 def _sparsity(model: Any) -> float:
     kernels = [np.asarray(kernel) for kernel in _kernels(model).values()]
     return 1 - sum(map(np.count_nonzero, kernels)) / sum(kernel.size for kernel in kernels)
-
-
-def _percent(fractions: list[float]) -> str:
-    """The mean in percent, and the standard deviation where there is one."""
-    spread = f" ± {100 * statistics.stdev(fractions):.2f}" if len(fractions) > 1 else ""
-    return f"{100 * statistics.mean(fractions):.2f}{spread}"

@@ -126,6 +126,12 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
+def percent_text(fractions: Sequence[float]) -> str:
+    """The mean in percent, and the standard deviation where there is one."""
+    mean, deviation = mean_and_deviation([100 * fraction for fraction in fractions])
+    return f"{mean:.2f}{'' if deviation is None else f' ± {deviation:.2f}'}"
+
+
 def _draw(
     axes: Any, study: Study, points: Mapping[str, Sequence[tuple[float, Sequence[CellResult]]]], joined: bool
 ) -> None:
@@ -202,10 +208,7 @@ def _apart(ticks: Iterable[float]) -> list[float]:
 
 
 def _accuracy_text(cells: Sequence[CellResult]) -> str:
-    if not cells:
-        return ""
-    mean, deviation = mean_and_deviation([100 * result.accuracy for result in cells])
-    return f"{mean:.2f}{'' if deviation is None else f' ± {deviation:.2f}'} ({len(cells)})"
+    return f"{percent_text([result.accuracy for result in cells])} ({len(cells)})" if cells else ""
 
 
 def _epochs_text(cells: Sequence[CellResult]) -> str:
