@@ -87,6 +87,6 @@ def plan(model: Any, config: PruningConfig | None = None, *, masks: Masks = None
         kept = first_masks(masks, weights, left_dense(model, config.include, config.exclude, config.granularity))
         first = sum(int(np.count_nonzero(mask)) for mask in kept.values())
     config = settled(config, count, first)
-    if config.method not in ("dense", "tfmot"):
+    if config.method != "dense":
         least_survivors(config, sizes)
     return RunPlan(make_plan(config, count, first), count, config, imp_epochs(config, count, first))

@@ -34,7 +34,6 @@ def get_config() -> Study:
             "aimp_1": Arm(pruning={"round_epochs": 1}),
             "aimp_5": Arm(pruning={"round_epochs": 5}),
             "gradual": Arm(pruning={"method": "gradual"}, epochs_of="aimp"),
-            "tfmot": Arm(pruning={"method": "tfmot"}, experiment={"keras": "tf_keras"}, epochs_of="aimp"),
             "random": Arm(pruning={"criterion": "random"}),
         },
         sparsities=(0.9, 0.977),

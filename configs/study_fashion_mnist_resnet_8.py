@@ -36,7 +36,6 @@ def get_config() -> Study:
             "aimp_1": Arm(pruning={"round_epochs": 1}),
             "aimp_4": Arm(pruning={"round_epochs": 4}),
             "gradual": Arm(pruning={"method": "gradual"}, epochs_of="aimp"),
-            "tfmot": Arm(pruning={"method": "tfmot"}, experiment={"keras": "tf_keras"}, epochs_of="aimp"),
             "random": Arm(pruning={"criterion": "random"}),
         },
         sparsities=(0.9, 0.98),

@@ -611,11 +611,6 @@ def test_limits_on_layers_are_kept_and_reported(K, blobs):
         pruned(min_layer_survivors=60)
 
 
-def test_tfmots_own_pruning_is_not_this_callbacks():
-    with pytest.raises(ValueError, match="aimp_tf.prune runs it"):
-        GlobalMagnitudePruning(PruningConfig(0.5, epochs=1, method="tfmot"))
-
-
 def test_a_line_a_round_tells_where_the_run_stands(make_mlp, blobs, caplog):
     caplog.set_level("INFO", "aimp_tf")
     aimp_tf.prune(make_mlp(), blobs, target_sparsity=0.75, rate=0.5, epochs=3, round_epochs=2, verbose=0)
@@ -802,12 +797,13 @@ def test_normalization_computes_with_the_statistics_that_a_rewind_brought_back(K
 def test_a_pruned_model_is_pruned_further_from_where_it_is(K, make_mlp, blobs, method, caplog, tmp_path):
     """176 prunable weights: 88 are left at first, 44 are to be."""
     model = make_mlp()
-    settings = {"rate": 0.3, "epochs": 4, "round_epochs": 1, "seed": 0, "verbose": 0}
-    first = aimp_tf.prune(model, blobs, target_sparsity=0.5, **settings)
+    config = PruningConfig(0.5, rate=0.3, epochs=4, round_epochs=1, seed=0)
+    first = aimp_tf.prune(model, blobs, config=config, verbose=0)
     caplog.clear()
     seen = []
     note = K.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(aimp_tf.sparsity(model)))
-    second = aimp_tf.prune(model, blobs, target_sparsity=0.75, masks="zeros", method=method, callbacks=note, **settings)
+    further = config.replace(target_sparsity=0.75, method=method)
+    second = aimp_tf.prune(model, blobs, config=further, masks="zeros", callbacks=note, verbose=0)
     assert not [record for record in caplog.records if record.name.startswith("aimp_tf")] and seen[-1] == 0.75
     if method == "iterative":
         assert seen[0] == 0.5
@@ -817,7 +813,7 @@ def test_a_pruned_model_is_pruned_further_from_where_it_is(K, make_mlp, blobs, m
         assert seen[0] == pytest.approx(0.5 + 0.25 * (1 - 0.75**3), abs=0.005)  # A quarter of the ramp.
     assert not any((second.masks[path] & ~mask).any() for path, mask in first.masks.items())
     with pytest.raises(ValueError, match=r"keep 44 only: it is sparser already.*fine_tune"):
-        aimp_tf.prune(model, blobs, target_sparsity=0.5, masks=second.masks, **settings)
+        aimp_tf.prune(model, blobs, config=config, masks=second.masks, verbose=0)
     with caplog.at_level(logging.WARNING):
-        third = aimp_tf.prune(model, blobs, target_sparsity=0.75, **settings)
+        third = aimp_tf.prune(model, blobs, target_sparsity=0.75, epochs=1, verbose=0)
     assert third.rounds[0].kept == 176 and "132 weights of hidden/kernel, logits/kernel are zero" in caplog.text

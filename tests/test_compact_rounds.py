@@ -563,14 +563,6 @@ def test_one_device_of_a_strategy(K, blobs, caplog):
     assert shares(caplog) and result.sparsity == pytest.approx(0.9, abs=1e-3)
 
 
-def test_other_methods_do_not_heed_it(K, blobs, caplog):
-    caplog.set_level("INFO", "aimp_tf")
-    for method in ("gradual", "dense"):
-        optimizer = K.optimizers.SGD(0.1, clipnorm=1.0)
-        aimp_tf.prune(classifier(K, optimizer=optimizer), blobs, method=method, compact_rounds=True, **SETTINGS)
-    assert not shares(caplog)
-
-
 def test_a_loop_of_ones_own(K, blobs, caplog):
     """One that is interrupted while the model is smaller, and begins that round anew."""
 

@@ -8,6 +8,7 @@ import pytest
 import aimp_tf
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
+DENSE = {"target_sparsity": 0.75, "epochs": 3, "method": "dense", "verbose": 0, "seed": 1}
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_a_baseline_is_the_dense_training_and_changes_nothing(K, make, blobs):
     for here, there in zip(result.model.get_weights(), plain.model.get_weights(), strict=True):
         np.testing.assert_array_equal(here, there)
     assert [round_.metrics for round_ in result.rounds] == [round_.metrics for round_ in plain.rounds]
-    dense = aimp_tf.prune(make(), *blobs, **{**settings, "round_epochs": None}, method="dense")
+    dense = aimp_tf.prune(make(), *blobs, **DENSE, validation_data=blobs)
     assert result.outcome.dense_metrics == dense.rounds[-1].metrics and result.outcome.dense_epochs == 3
     assert plain.outcome.dense_metrics is None
     assert result.outcome.examples == plain.outcome.examples == len(blobs[1])
@@ -60,7 +61,7 @@ def test_a_baseline_is_the_dense_training_and_changes_nothing(K, make, blobs):
 def test_as_many_epochs_as_asked(K, make, blobs):
     model = make()
     longer = aimp_tf.prune(make(), *blobs, **SETTINGS, dense_baseline=5).outcome
-    dense = aimp_tf.prune(make(), *blobs, **{**SETTINGS, "epochs": 5, "round_epochs": None}, method="dense")
+    dense = aimp_tf.prune(make(), *blobs, **{**DENSE, "epochs": 5})
     assert longer.dense_epochs == 5 and longer.dense_metrics == dense.rounds[-1].metrics
     model.fit(*blobs, epochs=2, verbose=0)
     loss = model.evaluate(*blobs, verbose=0, return_dict=True)["loss"]
@@ -126,7 +127,7 @@ def test_a_longer_baseline_passes_through_the_schedule_once(K, make, blobs):
     # Two epochs of four steps, the last two of them at rate 0; so are the last four in twice as many epochs.
     settings = {**SETTINGS, "epochs": 2, "round_epochs": 1, "batch_size": 16}
     stretched = aimp_tf.prune(with_rate_0_from(7), *blobs, **settings, dense_baseline=4).outcome.dense_metrics["loss"]
-    dense = {**settings, "epochs": 4, "round_epochs": None, "method": "dense"}
+    dense = {**DENSE, "epochs": 4, "batch_size": 16}
     losses = [
         aimp_tf.prune(with_rate_0_from(step), *blobs, **dense).rounds[-1].metrics["loss"]
         for step in (7, 11, 12, 13, 14, 15)
@@ -146,7 +147,6 @@ def test_what_a_run_refuses_is_refused_before_its_baseline(K, make, blobs, tmp_p
     for settings, message in (
         ({"min_layer_survivors": 99}, "Relax them"),
         ({"validation_data": (np.zeros((4, 9)), np.zeros(4, int))}, "cannot be evaluated on validation_data"),
-        ({"method": "tfmot", "round_epochs": None}, "comes without a dense baseline"),
         ({"workdir": tmp_path / "run", "rate": 0.4}, "holds another run"),
         ({"workdir": tmp_path / "run", "export_to": tmp_path / "run" / "final"}, "lies in workdir"),
     ):
@@ -160,10 +160,12 @@ def test_what_a_run_refuses_is_refused_before_its_baseline(K, make, blobs, tmp_p
 
 
 def test_what_has_no_dense_baseline_is_refused(make, blobs):
+    config = aimp_tf.PruningConfig(0.75, epochs=3)
+    dense = config.replace(method="dense")
     for settings, error, message in (
         ({"dense_baseline": -1}, ValueError, "must not be negative; got -1"),
         ({"dense_baseline": 0.5}, TypeError, "must be True, False or a number of epochs; got 0.5"),
-        ({"dense_baseline": True, "method": "dense"}, ValueError, "method='dense' is that training"),
+        ({"dense_baseline": True, "config": dense}, ValueError, "method='dense' is that training"),
         ({"dense_baseline": True, "masks": "zeros"}, ValueError, "the model is pruned already"),
         ({"dense_baseline": 0}, ValueError, "on validation data alone"),
         ({"dense_baseline": True, "start": "trained"}, ValueError, "or validation_split=0.1, or leave out"),
@@ -171,6 +173,6 @@ def test_what_has_no_dense_baseline_is_refused(make, blobs):
         model = make()
         before = model.get_weights()
         with pytest.raises(error, match=message):
-            aimp_tf.prune(model, *blobs, **SETTINGS, **settings)
+            aimp_tf.prune(model, *blobs, **{"config": config, **settings})
         for here, there in zip(model.get_weights(), before, strict=True):
             np.testing.assert_array_equal(here, there)

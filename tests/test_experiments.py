@@ -218,7 +218,6 @@ def test_prunable_weights_are_counted_without_the_data(architecture, settings, c
         ({"validation_examples": 100}, "among the 0 training images after"),
         ({"train_examples": 1400, "validation_examples": 38}, "validation_examples=38 must be among the 37"),
         ({"train_examples": 1400, "validation_examples": 0}, "validation_examples must be at least 1"),
-        ({"pruning": PruningConfig(0.5, epochs=1, method="tfmot")}, "set keras='tf_keras'"),
         ({"pruning": PruningConfig(2.0, epochs=1)}, "target_sparsity must lie in"),
         ({"pruning": {"target_sparsity": 0.5}}, "pruning must be a PruningConfig; got {"),
     ],
@@ -242,15 +241,14 @@ def one_score(weights, masks):
         ({"min_layer_survivors": 30_000}, "keep at least"),
         ({"criterion": one_score}, "got scores of shape"),
         ({"exclude": ("dense/*",)}, "matches no prunable variable"),
-        ({"exclude": ("dense/*",), "method": "tfmot"}, "matches no prunable variable"),
+        ({"exclude": ("dense/*",), "method": "gradual"}, "matches no prunable variable"),
     ],
 )
 def test_what_the_model_cannot_give_is_said_before_the_dense_training(settings, message, monkeypatch, tmp_path):
     monkeypatch.setattr("experiments.run.train_dense", lambda *arguments: pytest.fail("It trains."))
     pruning = PruningConfig(**{"target_sparsity": 0.5, "epochs": 1, **settings})
-    keras = "tf_keras" if pruning.method == "tfmot" else "keras"
     with pytest.raises(ValueError, match=message):
-        run(Experiment("digits", "lenet_300_100", pruning, keras=keras), tmp_path / "run")
+        run(Experiment("digits", "lenet_300_100", pruning), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 import aimp_tf
+from aimp_tf.compat.importing import import_with_tfmot
 from aimp_tf.files import read_json, write_json
 
 RNG = np.random.default_rng(0)
@@ -43,10 +44,8 @@ def prune(*data, K=keras, **settings):
 
 
 def wrapped_by_tfmot():
-    from aimp_tf.masking import wrap_with_tfmot
-
-    wrapped, _ = wrap_with_tfmot(make(tf_keras))
-    return aimp_tf.prune(wrapped, X, Y, **BRIEF)
+    """A model and what `fit` of it needs."""
+    return import_with_tfmot("benchmarks.stock_tfmot").wrap_without_pruning(make(tf_keras))
 
 
 def sequence(y):
@@ -65,12 +64,6 @@ def with_loss(loss, y):
     model = make()
     model.compile("adam", loss)
     return aimp_tf.prune(model, X, y, **BRIEF)
-
-
-def tfmots_callback():
-    from aimp_tf.masking import wrap_with_tfmot
-
-    return wrap_with_tfmot(make(tf_keras))[1][0]
 
 
 # What works, and what to look at in the result.
@@ -147,8 +140,11 @@ REFUSED = {
     "a misspelt field": (lambda: prune(X, Y, target_sparcity=0.9), "Did you mean 'target_sparsity'?"),
     "a misspelt argument": (lambda: prune(X, Y, validaton_split=0.2), "Did you mean 'validation_split'?"),
     "export": (lambda: prune(X, Y, export="m.tflite"), "Did you mean 'export_to'?"),
-    "a model that tfmot has wrapped": (lambda: wrapped_by_tfmot(), "tfmot.sparsity.keras.strip_pruning(model)"),
-    "tfmot's callback": (lambda: prune(X, Y, K=tf_keras, callbacks=[tfmots_callback()]), "Leave it out"),
+    "a model that tfmot has wrapped": (
+        lambda: aimp_tf.prune(wrapped_by_tfmot()[0], X, Y, **BRIEF),
+        "tfmot.sparsity.keras.strip_pruning(model)",
+    ),
+    "tfmot's callback": (lambda: prune(X, Y, K=tf_keras, callbacks=wrapped_by_tfmot()[1]), "Leave it out"),
     "a misspelt choice": (lambda: prune(X, Y, rewind="weight"), "Did you mean 'weights'?"),
     "one pattern": (lambda: prune(X, Y, exclude="logits/*"), "Write exclude=('logits/*',)"),
     "a layer's name": (lambda: prune(X, Y, exclude=("logits",)), "logits/*"),

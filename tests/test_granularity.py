@@ -137,7 +137,9 @@ def test_rounds_have_the_structure_and_exact_counts(K, make_mlp, blobs, settings
     kept = [N, 4 * 26, 4 * 16, 4 * 13] if block else [N, round(N * 0.6), N // 2]
     if "method" in settings:
         kept = kept[-1:]
-    result = aimp_tf.prune(make_mlp(), blobs, rate=0.4, epochs=4, callbacks=[masks], verbose=0, seed=1, **settings)
+    else:
+        settings = {**settings, "rate": 0.4}
+    result = aimp_tf.prune(make_mlp(), blobs, epochs=4, callbacks=[masks], verbose=0, seed=1, **settings)
     assert [round_.kept for round_ in result.rounds] == kept
     assert result.sparsity == 1 - kept[-1] / N
     for before, after in zip(masks.seen, masks.seen[1:], strict=False):

@@ -72,7 +72,7 @@ def test_full_rounds_are_plain_imp():
     assert sum(round_.epochs for round_ in make_plan(config, 1000)) == imp_epochs(config, 1000) == 12 * 10
 
 
-@pytest.mark.parametrize(("method", "kept"), [("gradual", 100), ("tfmot", 100), ("dense", 1000)])
+@pytest.mark.parametrize(("method", "kept"), [("gradual", 100), ("dense", 1000)])
 def test_other_methods_are_one_fit(method, kept):
     (round_,) = make_plan(PruningConfig(0.9, epochs=10, method=method), 1000)
     assert (round_.epochs, round_.kept, round_.schedule_start, round_.schedule_scale) == (10, kept, 0.0, 1.0)

@@ -10,6 +10,7 @@ from aimp_tf.masking import MaskedModel, mask_model
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 2, "round_epochs": 2, "verbose": 0, "seed": 1}
 BRIEF = {**SETTINGS, "rate": 0.75, "epochs": 1, "round_epochs": 1}
+DENSE = {**BRIEF, "rate": 0.2, "round_epochs": None}
 POLICIES = ["mixed_bfloat16", "mixed_float16"]
 HALF = {"mixed_bfloat16": "bfloat16", "mixed_float16": "float16", None: "float32"}
 
@@ -47,7 +48,7 @@ def test_auto_chooses_what_the_hardware_multiplies(gpus, flags, policy, reason):
 def test_auto_says_what_it_chose(monkeypatch, caplog, make_mlp, blobs, tmp_path, flags, policy):
     monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
     caplog.set_level("INFO", "aimp_tf")
-    aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "run", mixed_precision="auto", method="dense", **BRIEF)
+    aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "run", mixed_precision="auto", method="dense", **DENSE)
     assert caplog.messages[0].startswith(f"mixed_precision='auto' chose {policy or 'float32'}: there is no GPU, and")
     # What was chosen, so that the run goes on only where that is chosen again.
     text = (tmp_path / "run" / "config.json").read_text()
@@ -150,7 +151,9 @@ def test_rounds_under_xla(K, make_seen, blobs, policy):
 
 
 @pytest.mark.parametrize(
-    ("K", "settings"), [("keras", {"method": "gradual"}), ("tf_keras", {"rewind": "weights"})], indirect=["K"]
+    ("K", "settings"),
+    [("keras", {"method": "gradual", "rate": 0.2, "round_epochs": None}), ("tf_keras", {"rewind": "weights"})],
+    indirect=["K"],
 )
 def test_other_ways_of_pruning(K, make_seen, blobs, settings):
     model, seen = make_seen()
@@ -401,7 +404,7 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all(K, blobs):
         model = K.Sequential([K.Input((8,)), K.layers.Dense(4, name="hidden"), K.layers.Dense(1)])
         model.compile(K.optimizers.SGD(1e-9), "mse")
     options = {"batch_size": 8, "shuffle": False}
-    settings = {**BRIEF, "method": "dense", "mixed_precision": "mixed_float16", **options}
+    settings = {**DENSE, "method": "dense", "mixed_precision": "mixed_float16", **options}
     result = aimp_tf.prune(model, (x, np.ones((64, 1), "float32")), **settings)
     assert np.isfinite(result.rounds[-1].metrics["loss"])
     for variable in model.trainable_variables:

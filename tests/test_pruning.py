@@ -280,14 +280,11 @@ def test_a_model_whose_layers_are_built_needs_no_building(blobs):
         ({"criterion": "lamp"}, 3 * 2 + 6),
         ({"criterion": "random"}, 3 * 2 + 6),
         ({"criterion": lambda weights, masks: {path: weight**2 for path, weight in weights.items()}}, 3 * 2 + 6),
-        ({"method": "gradual"}, 6),
-        ({"method": "dense"}, 6),
-        ({"method": "tfmot"}, 6),
+        ({"method": "gradual", "rate": 0.2, "round_epochs": None}, 6),
+        ({"method": "dense", "rate": 0.2, "round_epochs": None}, 6),
     ],
 )
 def test_every_arm_trains_for_the_epochs_of_the_formula(K, make_mlp, blobs, settings, epochs):
-    if settings.get("method") == "tfmot" and K.__name__ == "keras":
-        pytest.skip("tfmot has no Keras 3")
     counted = []
 
     class Count(K.callbacks.Callback):
@@ -321,62 +318,6 @@ def test_magnitudes_as_a_function_are_the_magnitude_criterion(make_mlp, blobs):
     )
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.slow
-def test_tfmots_own_pruning(K, make_mlp, blobs, tmp_path):
-    """On real training steps of made-up data: what tfmot does, its sparsity in each layer, in a run directory."""
-    settings = {"target_sparsity": 0.75, "epochs": 6, "method": "tfmot", "verbose": 0}
-    if K.__name__ == "keras":
-        with pytest.raises(ValueError, match="needs a tf_keras model.*method='gradual'"):
-            aimp_tf.prune(make_mlp(), blobs, **settings)
-        return
-    model = make_mlp()
-    optimizer, before = model.optimizer, model.get_weights()
-    options = {"batch_size": 4}
-
-    class Sparsity(K.callbacks.Callback):
-        at_epoch_ends = []
-
-        def on_epoch_end(self, epoch, logs=None):
-            kernel = next(variable for variable in self.model.trainable_variables if variable.shape == (8, 16))
-            self.at_epoch_ends.append(1 - np.count_nonzero(kernel) / 128)
-
-    result = aimp_tf.prune(
-        model,
-        blobs,
-        validation_data=blobs,
-        workdir=tmp_path / "run",
-        callbacks=[Sparsity()],
-        **options,
-        **settings,
-    )
-    # 16 steps an epoch, a ramp of half the training, and a new mask every 4 steps.
-    ramp = [0.75 * (1 - (1 - step / 48) ** 3) for step in (16, 32, 48, 48, 48, 48)]
-    np.testing.assert_allclose(Sparsity.at_epoch_ends, ramp, atol=0.06)
-    assert result.model is model and model.optimizer is optimizer
-    assert {path: int(mask.sum()) for path, mask in result.masks.items()} == {"hidden/kernel": 32, "logits/kernel": 12}
-    assert not any(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
-    evaluated = model.evaluate(*blobs, verbose=0, return_dict=True)
-    assert evaluated["accuracy"] == pytest.approx(result.rounds[-1].metrics["val_accuracy"])
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2 * 6
-    assert (tmp_path / "run" / "final" / "saved_model").is_dir()
-    still = make_mlp(K.optimizers.SGD(0.0))
-    rarely = aimp_tf.prune(make_mlp(), blobs, validation_data=blobs, **options, validation_freq=3, **settings)
-    assert "val_accuracy" in rarely.rounds[-1].metrics
-    with pytest.raises(ValueError, match="cannot be evaluated on validation_data"):
-        aimp_tf.prune(make_mlp(), blobs, validation_data=(blobs[0][:, :5], blobs[1]), **settings)
-    partly = aimp_tf.prune(still, blobs, include=("logits/*",), **options, **settings)
-    assert list(partly.masks) == ["logits/kernel"]
-    np.testing.assert_array_equal(still.get_layer("hidden").kernel, before[0])
-    logits, mask = make_mlp().get_layer("logits").kernel.numpy(), partly.masks["logits/kernel"]
-    np.testing.assert_array_equal(still.get_layer("logits").kernel, np.where(mask, logits, 0))
-    endless = tf.data.Dataset.from_tensor_slices(blobs).repeat().batch(4)
-    with pytest.raises(ValueError, match=r"The training data never ends. Give steps_per_epoch"):
-        aimp_tf.prune(make_mlp(), endless, **settings)
-    with pytest.raises(ValueError, match=r"validation_data never ends. Give validation_steps"):
-        aimp_tf.prune(make_mlp(), blobs, validation_data=endless, **settings)
-    assert aimp_tf.prune(make_mlp(), endless, steps_per_epoch=16, **settings).sparsity == 0.75
 
 
 @pytest.mark.slow
@@ -456,18 +397,6 @@ def test_attention_that_starts_small_keeps_its_share(K, share, kept):
     # With the same number of weights in all: 0.4 of 3 * 128 + 128 + 32 * 64 + 64.
     assert result.rounds[-1].kept == 1050
     assert bool(result.rounds[-1].emptied) == (share == 0)
-
-
-@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
-def test_tfmots_own_pruning_leaves_what_is_frozen_alone_and_says_so(K, make_mlp, blobs, caplog):
-    model = make_mlp()
-    model.get_layer("hidden").trainable = False
-    model.compile("adam", K.losses.SparseCategoricalCrossentropy(from_logits=True))
-    before = model.get_layer("hidden").kernel.numpy()
-    result = aimp_tf.prune(model, blobs, target_sparsity=0.5, epochs=2, method="tfmot", verbose=0)
-    np.testing.assert_array_equal(model.get_layer("hidden").kernel.numpy(), before)
-    assert list(result.masks) == ["logits/kernel"] and result.sparsity == 0.5
-    assert result.left_dense == {"hidden/kernel": "frozen (trainable=False)"} and "hidden/kernel" in caplog.text
 
 
 def test_a_trained_model_is_pruned_as_it_comes(make_mlp, K, blobs, tmp_path):

@@ -585,7 +585,7 @@ def change(path, **fields):
 
 def test_a_run_of_version_1_is_reported_as_it_was_planned(tmp_path):
     old = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 4, "round_epochs": None}
-    runs = [dataclasses.replace(made_up_run("old"), config=old), made_up_run("new", version=3)]
+    runs = [dataclasses.replace(made_up_run("old"), config=old), made_up_run("new", version=4)]
     write_report(runs, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     for row in (
@@ -595,8 +595,18 @@ def test_a_run_of_version_1_is_reported_as_it_was_planned(tmp_path):
         "| method | iterative | iterative |",
     ):
         assert row in page, page
-    with pytest.raises(ValueError, match="config of new is not that of a run: The config is of version 4"):
-        write_report([dataclasses.replace(runs[1], config={**old, "version": 4})], tmp_path / "page.md")
+    with pytest.raises(ValueError, match="config of new is not that of a run: The config is of version 5"):
+        write_report([dataclasses.replace(runs[1], config={**old, "version": 5})], tmp_path / "page.md")
+
+
+@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
+def test_a_run_by_tfmot_of_version_3_is_reported(make_mlp, blobs, tmp_path):
+    settings = {"target_sparsity": 0.75, "epochs": 1, "method": "gradual", "verbose": 0}
+    aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "run", **settings)
+    config = tmp_path / "run" / "config.json"
+    write_json(config, {**read_json(config), "method": "tfmot", "version": 3})
+    write_report([read_run(tmp_path / "run")], tmp_path / "page.md")
+    assert "tfmot" in (tmp_path / "page.md").read_text()
 
 
 def test_a_config_of_something_else_is_refused(tmp_path):

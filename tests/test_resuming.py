@@ -132,7 +132,7 @@ def crash_and_go_on(K, make_model, blobs, workdir, batch, **settings):
 WEIGHTS = {"rewind": "weights", "rewind_epoch": 2}
 REINITIALIZE = {"rewind": "reinitialize", "criterion": "random", "final_rewind": "weights", "seed": None}
 BLOCKS = {"granularity": "1x4", "criterion": "lamp"}
-GRADUAL = {"method": "gradual", "epochs": 7}
+GRADUAL = {"method": "gradual", "epochs": 7, "rate": 0.2, "round_epochs": None}
 HALF = {"mixed_precision": "mixed_float16"}
 SETTLED = {"stop_mask_distance": 0.9, "steps_per_epoch": 3}
 SHRUNK = {"shrink": 1e-300, "optimizer": lambda: "sgd"}
@@ -304,18 +304,6 @@ def test_a_run_that_is_done_is_not_trained_again(K, make_model, blobs, tmp_path)
     run(make_model, blobs, tmp_path / "run", [CrashAt(K, 0)])
     loaded = tf.saved_model.load(str(tmp_path / "run" / "final" / "saved_model"))
     np.testing.assert_allclose(loaded.serve(blobs[0]), whole.model.predict(blobs[0], verbose=0), atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
-def test_tfmots_own_pruning_begins_anew_but_is_not_done_twice(K, make_model, blobs, tmp_path):
-    settings = {"method": "tfmot", "round_epochs": None, "shuffle": False}
-    with pytest.raises(Crash):
-        run(make_model, blobs, tmp_path / "run", [CrashAt(K, 2)], **settings)
-    assert len(metrics_of(tmp_path / "run")) == 2 * 2
-    done = run(make_model, blobs, tmp_path / "run", **settings)
-    assert len(metrics_of(tmp_path / "run")) == 2 * 4
-    assert_same(run(make_model, blobs, tmp_path / "run", [CrashAt(K, 0)], **settings), done)
 
 
 @pytest.fixture
@@ -582,7 +570,7 @@ def test_a_run_of_version_1_ends_under_its_defaults(K, make_model, blobs, tmp_pa
     anew = prune(overwrite=True)
     assert [round_.epochs for round_ in anew.rounds] == [6, 6, 6]
     assert [layer.kept for layer in anew.rounds[-1].layers] == [2, 42]  # 0.05 of 0.25 of 128, rounded up.
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["version"] == 3
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["version"] == 4
 
 
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
@@ -603,18 +591,9 @@ def test_an_overwriting_that_was_killed_leaves_the_old_run_its_defaults(make_mod
 def test_a_run_of_a_newer_version_is_refused(make_model, blobs, tmp_path):
     settings = {"epochs": 1, "round_epochs": 1}
     run(make_model, blobs, tmp_path / "run", **settings)
-    as_version_1(tmp_path / "run", version=4, min_layer_share=0.1)
-    with pytest.raises(ValueError, match="cannot be trusted: The config is of version 4, .* install that one"):
+    as_version_1(tmp_path / "run", version=5, min_layer_share=0.1)
+    with pytest.raises(ValueError, match="cannot be trusted: The config is of version 5, .* install that one"):
         run(make_model, blobs, tmp_path / "run", **settings)
-
-
-@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
-def test_a_baseline_of_version_1_goes_on(make_mlp, blobs, tmp_path):
-    settings = {"target_sparsity": 0.5, "epochs": 1, "method": "tfmot", "verbose": 0, "workdir": tmp_path / "run"}
-    whole = aimp_tf.prune(make_mlp(), blobs, **settings)
-    as_version_1(tmp_path / "run")
-    again = aimp_tf.prune(make_mlp(), blobs, **settings)
-    assert again.rounds == whole.rounds and again.config.min_layer_share == 0
 
 
 @pytest.mark.slow

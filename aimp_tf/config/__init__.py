@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from aimp_tf.config.checks import check
+from aimp_tf.config.checks import NOT_USED_BY, check
 from aimp_tf.config.structure import Structure
 from aimp_tf.config.texts import nearest
 from aimp_tf.config.versions import VERSION, upgraded_to
@@ -37,12 +37,11 @@ class PruningConfig:
             `round_epochs` is given, the final training gets five times the epochs of a round, and what is left over.
         method: "iterative" is AIMP. The others are one `fit` of `epochs`, to compare with. "gradual" raises the
             sparsity while it trains, by the same ranking, along the cubic curve of Zhu and Gupta (2017, section 3).
-            "tfmot" is the same curve by tfmot's `prune_low_magnitude` itself, for tf_keras models, with the target
-            sparsity in each layer. "dense" prunes nothing. What is said of rounds and rewinding below is for
-            "iterative" alone.
+            "dense" prunes nothing. What is said of rounds and rewinding below is for "iterative" alone. A field that
+            the method does not use must be left out.
         start: "untrained" begins with a round of the whole model, before anything is removed. "trained" prunes the
             model as it comes, and its weights are those that rewinding returns to: one round less.
-        ramp: Fraction of `epochs` over which "gradual" and "tfmot" raise the sparsity from 0, in (0, 1].
+        ramp: Fraction of `epochs` over which "gradual" raises the sparsity from 0, in (0, 1].
         rewind: What starts again after a round. "learning_rate": the schedule alone, the weights stay (Renda et al.,
             ICLR 2020). "weights": every variable of the model as well (Frankle and Carbin, ICLR 2019).
             "reinitialize", a control: every variable gets its first values in a new random order, which is a new draw
@@ -93,7 +92,7 @@ class PruningConfig:
             that lead on from them are pruned: less to compute, and the same results but for rounding and what
             docs/performance.md lists, such as weight decay. It takes a functional or Sequential model on one device,
             which is traced anew whenever a tenth of the multiplications has become needless. Each epoch begins and ends
-            with the whole model; only between batches it is smaller. Other methods than "iterative" do not heed this.
+            with the whole model; only between batches it is smaller.
         seed: Seeds the shuffling of array data and what is drawn at random. None takes it from the global seed.
 
     Example:
@@ -164,9 +163,15 @@ class PruningConfig:
         check(self)
 
     def replace(self, **overrides: Any) -> "PruningConfig":
-        """A copy with some fields replaced. Raises TypeError, naming the nearest field, for an unknown name."""
+        """A copy with some fields replaced; with another method, what that does not use gets its default.
+
+        Raises TypeError, naming the nearest field, for an unknown name.
+        """
         _check_names(overrides)
-        return dataclasses.replace(self, **overrides)
+        method = overrides.get("method", self.method)
+        unused = NOT_USED_BY.get(method, ()) if method != self.method else ()
+        defaults = {name: getattr(type(self), name) for name in unused}
+        return dataclasses.replace(self, **{**defaults, **overrides})
 
     def to_json(self) -> str:
         """The version and the fields as a JSON object, one a line; a function by its name, which `validate` refuses."""

@@ -8,7 +8,7 @@ from typing import Any
 from aimp_tf.config.texts import as_fraction, as_whole, is_number, nearest
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "method": ("iterative", "gradual", "dense", "tfmot"),
+    "method": ("iterative", "gradual", "dense"),
     "start": ("untrained", "trained"),
     "rewind": ("weights", "learning_rate", "reinitialize"),
     "round_schedule": ("head", "compress"),
@@ -16,6 +16,28 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "criterion": ("magnitude", "lamp", "random"),
     "mixed_precision": ("auto", "mixed_float16", "mixed_bfloat16"),
 }
+
+
+_OF_ROUNDS = (
+    "rate",
+    "round_epochs",
+    "start",
+    "rewind",
+    "final_rewind",
+    "rewind_epoch",
+    "shrink",
+    "round_schedule",
+    "stop_mask_distance",
+    "compact_rounds",
+)
+_OF_RANKING = ("scope", "criterion", "granularity", "max_layer_sparsity", "min_layer_survivors", "min_layer_share")
+
+NOT_USED_BY: dict[str, tuple[str, ...]] = {
+    "iterative": ("ramp",),
+    "gradual": _OF_ROUNDS,
+    "dense": (*_OF_ROUNDS, "ramp", *_OF_RANKING),
+}
+"""Method -> the fields of a config that it has no use for."""
 
 
 def check(config: Any) -> None:
@@ -44,11 +66,12 @@ def check(config: Any) -> None:
             raise TypeError(f"{name} must be a whole number; got {value!r}.{as_whole(name, value)}")
     if not isinstance(config.compact_rounds, bool):
         raise TypeError(f"compact_rounds must be True or False; got {config.compact_rounds!r}.")
+    for name in CHOICES:
+        check_choice(name, getattr(config, name))
+    _check_method(config)
     _check_epochs(config)
     if config.min_layer_survivors < 0:
         raise ValueError(f"min_layer_survivors must be at least 0; got {config.min_layer_survivors}.")
-    for name in CHOICES:
-        check_choice(name, getattr(config, name))
     if config.final_rewind is not None and config.final_rewind not in CHOICES["rewind"]:
         raise ValueError(
             f"final_rewind must be None or one of {', '.join(map(repr, CHOICES['rewind']))}; got "
@@ -65,7 +88,6 @@ def check(config: Any) -> None:
             f"{config.structure} keeps exactly {n} of each {m} weights, so target_sparsity must be {1 - n / m}; got "
             f"{config.target_sparsity}. granularity='1x{m}' takes any."
         )
-    _check_method(config)
     for name in ("include", "exclude"):
         check_patterns(name, getattr(config, name))
 
@@ -76,10 +98,6 @@ def check_for_callback(config: Any) -> None:
         raise ValueError(
             "total_epochs is for aimp_tf.prune, which knows the model that the lengths follow from. "
             "print(aimp_tf.plan(model, config)) shows the epochs and round_epochs to write."
-        )
-    if config.method == "tfmot":
-        raise ValueError(
-            "method='tfmot' is tfmot's own callback, which GlobalMagnitudePruning is not; aimp_tf.prune runs it."
         )
 
 
@@ -140,6 +158,11 @@ def _check_epochs(config: Any) -> None:
             f"round_epochs must lie between 1 and epochs={config.epochs}, the length of the final training; "
             f"got {config.round_epochs}."
         )
+    if config.stop_mask_distance is not None and config.resolved_round_epochs < 2:
+        raise ValueError(
+            "stop_mask_distance compares the ends of two epochs, so round_epochs must be at least 2; got "
+            f"{config.resolved_round_epochs}."
+        )
     if not 0 <= config.rewind_epoch < config.resolved_round_epochs:
         raise ValueError(
             f"rewind_epoch must lie between 0 and {config.resolved_round_epochs - 1}, for the weights return to an "
@@ -149,41 +172,14 @@ def _check_epochs(config: Any) -> None:
 
 
 def _check_method(config: Any) -> None:
-    """Refuses what the method cannot do."""
-    if config.start == "trained" and config.method != "iterative":
+    """Refuses what the method does not use."""
+    values = {name: getattr(config, name) for name in NOT_USED_BY[config.method]}
+    given = [f"{name}={value!r}" for name, value in values.items() if value != getattr(type(config), name)]
+    if given:
         raise ValueError(
-            f"start='trained' leaves out the first of the rounds, which method={config.method!r} does not have: it "
-            "takes the model as it comes in any case. Leave out start."
+            f"method={config.method!r} has no use for {', '.join(given)}. Leave out what it does not use; "
+            f"config.replace(method={config.method!r}) does that."
         )
-    if (
-        config.epochs is not None
-        and config.stop_mask_distance is not None
-        and config.method == "iterative"
-        and config.resolved_round_epochs < 2
-    ):
-        raise ValueError(
-            "stop_mask_distance compares the ends of two epochs, so round_epochs must be at least 2; got "
-            f"{config.resolved_round_epochs}."
-        )
-    if config.method != "tfmot":
-        return
-    if config.mixed_precision is not None:
-        raise ValueError(
-            "method='tfmot' trains in the dtype policies that the model has, so mixed_precision must be None; got "
-            f"{config.mixed_precision!r}. method='gradual' does much the same and takes it."
-        )
-    for name, *without_effect in (
-        ("criterion", "magnitude"),
-        ("granularity", "unstructured"),
-        ("max_layer_sparsity", None),
-        ("min_layer_survivors", 0),
-        ("min_layer_share", 0, type(config).min_layer_share),
-    ):
-        if getattr(config, name) not in without_effect:
-            raise ValueError(
-                f"method='tfmot' ranks single weights by magnitude in each layer, so {name} must be "
-                f"{' or '.join(map(repr, without_effect))}; got {getattr(config, name)!r}."
-            )
 
 
 _ONE_SHOT = "rate=0.9, target_sparsity=0.9, epochs=30, round_epochs=30: a rate as high as the target is one round"
@@ -201,6 +197,11 @@ _METHODS_BY_SETTINGS: dict[str, str] = {
     **dict.fromkeys(
         ("structured", "channel", "channels", "filter", "block", "n:m", "2:4", "1x4"),
         "granularity='1x4' or granularity='2:4', and leave out method",
+    ),
+    **dict.fromkeys(
+        ("tfmot", "prune_low_magnitude"),
+        "method='gradual', which has tfmot's schedule and ranks all layers together; tools/benchmark.py peers "
+        "has tfmot itself",
     ),
     **dict.fromkeys(("polynomial", "polynomial_decay", "cubic", "agp"), "method='gradual'"),
     **dict.fromkeys(("none", "baseline"), "method='dense'"),

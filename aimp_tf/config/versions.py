@@ -5,9 +5,10 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+from aimp_tf.config.checks import NOT_USED_BY
 from aimp_tf.config.texts import is_number
 
-VERSION = 3
+VERSION = 4
 """Of the fields that `to_json` writes. Whoever changes a default raises it, and has `upgrade` write the former one."""
 
 
@@ -40,6 +41,8 @@ def upgraded_to(defaults: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
         upgraded.pop("data_on_device", None)  # An argument of `prune` since, which changes no result.
     for name, default in defaults.items():
         upgraded.setdefault(name, default)
+    if version < 4:  # What a method did not use was not heeded then, and is refused since.
+        upgraded |= {name: defaults[name] for name in NOT_USED_BY.get(upgraded["method"], ())}
     return {**upgraded, "version": VERSION}
 
 
@@ -64,4 +67,5 @@ _FORMER_DEFAULTS: dict[int, dict[str, Any]] = {
         "compact_rounds": False,
     },
     2: {"shrink": 1.0, "round_schedule": "compress"},
+    3: {},
 }

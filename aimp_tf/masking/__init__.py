@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from aimp_tf.arguments import check_config, check_names
-from aimp_tf.compat.importing import import_with_tfmot
 from aimp_tf.compat.mixed_precision import MixedPrecision
 from aimp_tf.compat.model_optimizers import held_optimizers
 from aimp_tf.compat.models import check_built, check_model, keras_generation, layers_of
@@ -28,7 +26,6 @@ __all__ = [
     "MaskedModel",
     "check_plain",
     "first_masks",
-    "fit_with_tfmot",
     "left_dense",
     "Masks",
     "mask_model",
@@ -36,7 +33,6 @@ __all__ = [
     "sparsity",
     "strip",
     "wrap",
-    "wrap_with_tfmot",
 ]
 
 logger = logging.getLogger(__name__)
@@ -235,28 +231,3 @@ def check_plain(model: Any) -> None:
     if MaskedModel.of(model) is not None:
         raise ValueError("The model carries masks; pass what aimp_tf.strip(model) returns.")
     check_built(model)
-
-
-def fit_with_tfmot(
-    model: Any, *arguments: Any, include: tuple[str, ...], exclude: tuple[str, ...], **settings: Any
-) -> None:
-    """`stock_tfmot.fit_with_tfmot`, with patterns `include` and `exclude` as in `PruningConfig` in place of `select`.
-
-    Raises ValueError for a Keras 3 model, which tfmot cannot wrap.
-    """
-    if keras_generation(model) == "keras":
-        raise ValueError(
-            f"method='tfmot' needs a tf_keras model, for tfmot cannot wrap Keras 3 models; {model.name!r} is one. "
-            "method='gradual' does much the same in both generations, with one ranking for all layers."
-        )
-    stock, select = import_with_tfmot("stock_tfmot"), functools.partial(_variables_of, include=include, exclude=exclude)
-    stock.fit_with_tfmot(model, *arguments, select=select, **settings)
-
-
-def wrap_with_tfmot(model: Any) -> tuple[Any, list[Any]]:
-    """`stock_tfmot.wrap_without_pruning`, for a tf_keras model."""
-    return import_with_tfmot("stock_tfmot").wrap_without_pruning(model, _variables_of)
-
-
-def _variables_of(model: Any, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Iterable[Any]:
-    return select_for("unstructured", model, include, exclude).variables.values()

@@ -21,7 +21,7 @@ class WrappedModel(MaskedModel):
 
     def _attach(self) -> None:
         self._undoing = contextlib.ExitStack()
-        self._layers = import_with_tfmot("tfmot_layers").WrappedLayers(
+        self._layers = import_with_tfmot("aimp_tf.compat.tfmot_layers").WrappedLayers(
             self.original, self.variables.values(), lambda layer: prunable_variables(layer).values()
         )
         self._undoing.callback(self._layers.undo)

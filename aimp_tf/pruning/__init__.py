@@ -17,7 +17,6 @@ from aimp_tf.masking import Masks
 from aimp_tf.pruning.dense_baseline import measure_dense
 from aimp_tf.pruning.loop import check_run, prune_in_rounds
 from aimp_tf.pruning.request import Request
-from aimp_tf.pruning.tfmot_baseline import prune_with_tfmot
 from aimp_tf.reports.result import PruningResult
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.runs.run_directory import RunDirectory
@@ -75,7 +74,7 @@ def prune(
             many as this says, into which its learning-rate schedule is stretched; 0 evaluates it as it comes, and so
             does True with `start="trained"`, for which there must be validation data. On arrays, the run is the same as
             without, but for random numbers of layers that have no seed of their own. Of the callbacks, Keras' own that
-            train otherwise are heeded, such as EarlyStopping. For one worker, and not with method="tfmot".
+            train otherwise are heeded, such as EarlyStopping. For one worker.
         export_to: Where `export` writes the pruned model at the end: a folder, or a file such as "pruned.tflite".
             Whether it can is tried before anything is trained. For one worker.
         data_on_device: Whether arrays are copied once into the memory of the device that trains, such as a GPU, where
@@ -139,7 +138,9 @@ def prune(
         directory = request.take_directory(stack)
         outcome = _dense_outcome(request, directory)
         try:
-            result = _run(request, directory, outcome)
+            result = prune_in_rounds(
+                model, request.config, request.fitting, directory, masks, outcome, verbose=request.verbose
+            )
         except KeyboardInterrupt as interruption:
             if directory is not None:
                 interruption.add_note(f"The same call, with a model as it was before, goes on with {directory.path}.")
@@ -161,13 +162,6 @@ def _dense_outcome(request: Request, directory: RunDirectory | None) -> Outcome:
         check_run(model, config, fitting)  # Before the baseline trains, not after.
         outcome = measure_dense(model, config, fitting, request.dense_baseline, request.verbose, outcome)
     return dataclasses.replace(outcome, examples=fitting.examples)
-
-
-def _run(request: Request, directory: RunDirectory | None, outcome: Outcome) -> PruningResult:
-    model, config, fitting = request.model, request.config, request.fitting
-    if config.method == "tfmot":
-        return prune_with_tfmot(model, config, fitting, directory, outcome, request.verbose)
-    return prune_in_rounds(model, config, fitting, directory, request.masks, outcome, request.verbose)
 
 
 def _save(result: PruningResult, directory: RunDirectory | None, cluster: Cluster) -> None:

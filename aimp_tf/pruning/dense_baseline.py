@@ -47,8 +47,6 @@ def check_dense_baseline(dense_baseline: Any, config: PruningConfig, masks: Any,
     if masks is not None or config.method == "dense":
         what = "the model is pruned already, by masks" if masks is not None else "method='dense' is that training"
         raise ValueError(f"There is no dense baseline to train: {what}. Leave out dense_baseline.")
-    if config.method == "tfmot":
-        raise ValueError("method='tfmot' comes without a dense baseline. Train that by method='dense'.")
     if not validated and (dense_baseline == 0 or dense_baseline is True and config.start == "trained"):
         # Epochs tell averages over the steps in which weights change, which an evaluation is not.
         raise ValueError(

@@ -122,11 +122,6 @@ class Request:
         check_for_rounds(self.fitting.callbacks)
         if not validated:
             check_monitors(self.fitting.callbacks, self.model, None)
-        if self.masks is not None and self.config.method == "tfmot":
-            raise ValueError(
-                "method='tfmot' begins with a dense model, so masks must be None. method='gradual' does much the same "
-                "and takes them."
-            )
         if not isinstance(self.data_on_device, bool):
             raise TypeError(f"data_on_device must be True or False; got {self.data_on_device!r}.")
         if self.data_on_device:

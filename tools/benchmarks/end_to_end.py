@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from aimp_tf.compat.importing import import_with_tfmot
 from aimp_tf.pruning import prune
 from aimp_tf.training.input_pipeline import array_dataset
 from benchmarks.networks import BATCH_SIZE, compiled_model
@@ -58,7 +60,7 @@ def run(
             "prune": in_rounds,
         }
         if generation == "tf_keras":
-            sides["tfmot"] = functools.partial(in_rounds, method="tfmot", epochs=epochs)
+            sides["tfmot"] = functools.partial(_prune_with_tfmot, architecture, keras, data, epochs)
         figures[title], added = compare(title, time_in_turn(sides, repetitions), "one fit")
         lines += added
     return {**figures, "table": "\n".join(lines)}
@@ -77,22 +79,33 @@ def _fit(
     return _epochs_if_learnt(fits * epochs, history.history["accuracy"][-1], data.classes)
 
 
-def _prune(
-    architecture: str, keras: Any, data: datasets.ImageData, method: str = "iterative", epochs: int = 1
-) -> Sequence[np.ndarray]:
+def _prune(architecture: str, keras: Any, data: datasets.ImageData) -> Sequence[np.ndarray]:
     result = prune(
         _model(architecture, keras, data),
         (data.train_images, data.train_labels),
-        method=method,
         target_sparsity=_TARGET_SPARSITY,
-        epochs=epochs,
-        round_epochs=1,
+        epochs=1,
         seed=0,
         batch_size=BATCH_SIZE,
         verbose=0,
     )
     epochs = sum(round_.epochs for round_ in result.rounds)
     return _epochs_if_learnt(epochs, result.rounds[-1].metrics["accuracy"], data.classes)
+
+
+def _prune_with_tfmot(architecture: str, keras: Any, data: datasets.ImageData, epochs: int) -> Sequence[np.ndarray]:
+    x, y = data.train_images, data.train_labels
+    accuracies: list[float] = []
+
+    def fit(wrapped: Any, callbacks: list[Any]) -> None:
+        history = wrapped.fit(x, y, batch_size=BATCH_SIZE, epochs=epochs, callbacks=callbacks, verbose=0)
+        accuracies.extend(history.history["accuracy"])
+
+    ramp_steps = epochs * math.ceil(len(x) / BATCH_SIZE) // 2
+    import_with_tfmot("benchmarks.stock_tfmot").train_pruned(
+        _model(architecture, keras, data), fit, target_sparsity=_TARGET_SPARSITY, ramp_steps=ramp_steps
+    )
+    return _epochs_if_learnt(len(accuracies), accuracies[-1], data.classes)
 
 
 def _epochs_if_learnt(epochs: int, accuracy: float, classes: int) -> Sequence[np.ndarray]:

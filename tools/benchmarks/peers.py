@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import time
 import types
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from aimp_tf.compat.importing import import_with_tfmot
 from aimp_tf.config import PruningConfig
 from aimp_tf.graph.prunable import named_weights
 from aimp_tf.pruning import prune
@@ -71,10 +73,10 @@ def run(
     sides: dict[tuple[str, str], _Side] = {
         ("keras", "plain fit"): _plain,
         ("keras", "AIMP"): _prune,
-        ("keras", "gradual"): functools.partial(_prune, method="gradual"),
+        ("keras", "gradual"): _prune_gradually,
         ("tf_keras", "plain fit"): _plain,
         ("tf_keras", "AIMP"): _prune,
-        ("tf_keras", "tfmot"): functools.partial(_prune, method="tfmot"),
+        ("tf_keras", "tfmot"): _prune_with_tfmot,
     }
     installed = importlib.util.find_spec("pquant") is not None
     if installed:
@@ -112,17 +114,36 @@ def _plain(experiment: Experiment, data: ImageData, epochs: int) -> Any:
     return train_dense(experiment, data, verbose=0, epochs=epochs)[0]
 
 
-def _prune(experiment: Experiment, data: ImageData, epochs: int, method: str = "iterative") -> Any:
-    settings: dict[str, Any] = {} if method == "iterative" else {"epochs": epochs, "round_epochs": None}
+def _prune(experiment: Experiment, data: ImageData, epochs: int) -> Any:
     return prune(
-        compiled_model(experiment, data, epochs=settings.get("epochs")),
+        compiled_model(experiment, data),
         data.train_images,
         data.train_labels,
-        config=experiment.pruning.replace(method=method, **settings),
+        config=experiment.pruning,
         batch_size=experiment.batch_size,
         seed=experiment.seed,
         verbose=0,
     ).model
+
+
+def _prune_gradually(experiment: Experiment, data: ImageData, epochs: int) -> Any:
+    pruning = experiment.pruning.replace(method="gradual", epochs=epochs)
+    return _prune(dataclasses.replace(experiment, pruning=pruning), data, epochs)
+
+
+def _prune_with_tfmot(experiment: Experiment, data: ImageData, epochs: int) -> Any:
+    def fit(wrapped: Any, callbacks: list[Any]) -> None:
+        x, y = data.train_images, data.train_labels
+        wrapped.fit(x, y, batch_size=experiment.batch_size, epochs=epochs, callbacks=callbacks, verbose=0)
+
+    model = compiled_model(experiment, data, epochs=epochs)
+    import_with_tfmot("benchmarks.stock_tfmot").train_pruned(
+        model,
+        fit,
+        target_sparsity=experiment.pruning.target_sparsity,
+        ramp_steps=epochs * math.ceil(len(data.train_images) / experiment.batch_size) // 2,
+    )
+    return model
 
 
 def _prune_by_pdp(experiment: Experiment, data: ImageData, epochs: int) -> Any:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.masking import wrap, wrap_with_tfmot
+from aimp_tf.compat.importing import import_with_tfmot
+from aimp_tf.masking import wrap
 from benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images, repeated
 from benchmarks.side_by_side import compare, time_in_turn
 
@@ -54,7 +55,8 @@ def _time(architecture: str, keras: Any, steps: int, repetitions: int) -> dict[s
         "masked": (wrap(compiled_model(architecture, keras)), []),
     }
     if keras.__name__ == "tf_keras":
-        fits["tfmot"] = wrap_with_tfmot(compiled_model(architecture, keras))
+        stock_tfmot = import_with_tfmot("benchmarks.stock_tfmot")
+        fits["tfmot"] = stock_tfmot.wrap_without_pruning(compiled_model(architecture, keras))
     return time_fits(fits, repeated(made_up_images(BATCH_SIZE), steps), repetitions)
 
 

@@ -115,8 +115,6 @@ class Experiment:
             raise ValueError(
                 "An experiment compares with dense training of pruning.epochs; give these in place of total_epochs."
             )
-        if self.pruning.method == "tfmot" and self.keras != "tf_keras":
-            raise ValueError(f"method='tfmot' prunes tf_keras models; set keras='tf_keras'. Got {self.keras!r}.")
 
     @property
     def judged_by(self) -> str:

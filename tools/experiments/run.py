@@ -346,7 +346,7 @@ def train_dense(
 
 def _dense_display(experiment: Experiment, verbose: str | int, epochs: int, chief: bool) -> RunDisplay:
     count = weight_count(experiment)
-    plan = make_plan(experiment.pruning.replace(method="dense", epochs=epochs, round_epochs=None), count)
+    plan = make_plan(experiment.pruning.replace(method="dense", epochs=epochs), count)
     return RunDisplay(verbose, plan, count, chief=chief, title=f"dense, {epochs} epochs")
 
 

@@ -145,12 +145,10 @@ class Study:
         arm = self.arms[cell.arm]
         target = {"target_sparsity": cell.sparsity} if cell.sparsity else {}
         pruning = self.experiment.pruning.replace(**arm.pruning, **target)
-        # The default follows from `epochs`, which epochs_of changes. What has no rounds is the same whatever these are,
-        # so they are as earlier versions had them, whose cells then count.
-        rounds: dict[str, Any] = {"round_epochs": None, "shrink": 1.0, "round_schedule": "compress"}
         if pruning.method == "iterative":
-            rounds = {"round_epochs": pruning.resolved_round_epochs}
-        pruning = pruning.replace(**rounds, seed=cell.seed)
+            # The default follows from `epochs`, which epochs_of changes.
+            pruning = pruning.replace(round_epochs=pruning.resolved_round_epochs)
+        pruning = pruning.replace(seed=cell.seed)
         return dataclasses.replace(self.experiment, **arm.experiment, pruning=pruning, seed=cell.seed)
 
     def _check_arm(self, name: str) -> None:
@@ -225,9 +223,6 @@ def differences(stored: dict[str, Any], experiment: Experiment) -> list[str]:
         there = from_fields(stored)
     except (TypeError, ValueError) as error:
         return [str(error)]
-    if there.pruning.method != "iterative":
-        # As `merged` has it; earlier versions are read with the length that rounds would have.
-        there.pruning.round_epochs = None
     # As they come back from JSON, which has no tuples.
     here = from_fields(to_fields(experiment))
     return list_differences(dataclasses.asdict(there), dataclasses.asdict(here))

@@ -1,0 +1,76 @@
+"""tf_keras: gradual pruning by tfmot's `prune_low_magnitude` itself, to compare with.
+
+Import this module by `import_with_tfmot` only: importing tfmot has side effects, which are undone there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tf_keras
+from tensorflow_model_optimization.python.core.sparsity.keras import (
+    prune,
+    pruning_callbacks,
+    pruning_policy,
+    pruning_schedule,
+)
+
+from aimp_tf.graph.prunable import prunable_variables
+
+_FREQUENCY = 100
+
+
+class _LayersWithKernels(pruning_policy.PruningPolicy):
+    """Lets tfmot wrap just the layers in which aimp_tf would prune."""
+
+    def allow_pruning(self, layer: Any) -> bool:
+        return bool(prunable_variables(layer))
+
+    def ensure_model_supports_pruning(self, model: Any) -> None:
+        """Every model of the benchmarks is supported."""
+
+
+def train_pruned(
+    model: Any, fit: Callable[[Any, list[Any]], object], *, target_sparsity: float, ramp_steps: int
+) -> None:
+    """Trains a model under tfmot's PolynomialDecay from sparsity 0, every layer to the same sparsity.
+
+    The masks are made anew every 100 steps, or ten times in a shorter ramp.
+
+    Args:
+        model: A compiled, built Sequential or functional model. It gets the trained weights.
+        fit: Called with the model to train, a wrapped copy of `model`, and the callbacks that it needs.
+        target_sparsity: Of each layer, in (0, 1).
+        ramp_steps: Optimizer steps over which the sparsity rises, at least 1.
+    """
+    frequency = max(1, min(_FREQUENCY, ramp_steps // 10))
+    schedule = pruning_schedule.PolynomialDecay(
+        initial_sparsity=0.0,
+        final_sparsity=target_sparsity,
+        begin_step=0,
+        # A multiple, or the last step of the ramp would be left out.
+        end_step=ramp_steps - ramp_steps % frequency,
+        frequency=frequency,
+    )
+    wrapped = _wrap(model, schedule)
+    fit(wrapped, [pruning_callbacks.UpdatePruningStep()])
+    model.set_weights(prune.strip_pruning(wrapped).get_weights())
+
+
+def wrap_without_pruning(model: Any) -> tuple[Any, list[Any]]:
+    """A copy of a compiled, built model as tfmot wraps it, and the callbacks that `fit` of it needs.
+
+    Its masks are all ones for the first 2**30 steps, so that it trains as the model itself does.
+    """
+    schedule = pruning_schedule.ConstantSparsity(0.5, begin_step=2**30)
+    return _wrap(model, schedule), [pruning_callbacks.UpdatePruningStep()]
+
+
+def _wrap(model: Any, schedule: pruning_schedule.PruningSchedule) -> Any:
+    copied = tf_keras.models.clone_model(model)
+    copied.set_weights(model.get_weights())
+    wrapped = prune.prune_low_magnitude(copied, pruning_schedule=schedule, pruning_policy=_LayersWithKernels())
+    optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
+    wrapped.compile(**{**model._compile_config.config, "optimizer": optimizer})
+    return wrapped
