@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import aimp_tf
-from aimp_tf.files import read_json, write_json
+from aimp_tf.files import checksum, read_json, write_json
 from aimp_tf.reports import plots
 from aimp_tf.reports.report import write_report
 from aimp_tf.runs.outcome import Outcome, accuracy_margin, difference_margin, times_as_fast
@@ -603,8 +603,9 @@ def test_a_run_of_version_1_is_reported_as_it_was_planned(tmp_path):
 def test_a_run_by_tfmot_of_version_3_is_reported(make_mlp, blobs, tmp_path):
     settings = {"target_sparsity": 0.75, "epochs": 1, "method": "gradual", "verbose": 0}
     aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "run", **settings)
-    config = tmp_path / "run" / "config.json"
-    write_json(config, {**read_json(config), "method": "tfmot", "version": 3})
+    config, signature = tmp_path / "run" / "config.json", tmp_path / "run" / "signature.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "method": "tfmot", "version": 3}))
+    write_json(signature, {**read_json(signature), "files": {"config.json": checksum(config)}})
     write_report([read_run(tmp_path / "run")], tmp_path / "page.md")
     assert "tfmot" in (tmp_path / "page.md").read_text()
 
