@@ -605,7 +605,9 @@ def test_a_run_by_tfmot_of_version_3_is_reported(make_mlp, blobs, tmp_path):
     aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "run", **settings)
     config, signature = tmp_path / "run" / "config.json", tmp_path / "run" / "signature.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "method": "tfmot", "version": 3}))
-    write_json(signature, {**read_json(signature), "files": {"config.json": checksum(config)}})
+    fields = read_json(signature)
+    fields["files"]["config.json"] = checksum(config)
+    write_json(signature, fields)
     write_report([read_run(tmp_path / "run")], tmp_path / "page.md")
     assert "tfmot" in (tmp_path / "page.md").read_text()
 
