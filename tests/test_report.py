@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import aimp_tf
-from aimp_tf.files import checksum, read_json, write_json
+from aimp_tf.files import read_json, write_json
 from aimp_tf.reports import plots
 from aimp_tf.reports.report import write_report
 from aimp_tf.runs.outcome import Outcome, accuracy_margin, difference_margin, times_as_fast
@@ -599,17 +599,16 @@ def test_a_run_of_version_1_is_reported_as_it_was_planned(tmp_path):
         write_report([dataclasses.replace(runs[1], config={**old, "version": 5})], tmp_path / "page.md")
 
 
-@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
-def test_a_run_by_tfmot_of_version_3_is_reported(make_mlp, blobs, tmp_path):
-    settings = {"target_sparsity": 0.75, "epochs": 1, "method": "gradual", "verbose": 0}
-    aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "run", **settings)
-    config, signature = tmp_path / "run" / "config.json", tmp_path / "run" / "signature.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "method": "tfmot", "version": 3}))
-    fields = read_json(signature)
-    fields["files"]["config.json"] = checksum(config)
-    write_json(signature, fields)
-    write_report([read_run(tmp_path / "run")], tmp_path / "page.md")
-    assert "tfmot" in (tmp_path / "page.md").read_text()
+def test_what_former_versions_had_and_this_one_has_not_is_reported(tmp_path):
+    runs = [
+        dataclasses.replace(
+            made_up_run("by tfmot", version=3, method="tfmot", rate=0.3), rounds=made_up_run().rounds[-1:]
+        ),
+        made_up_run("late in its schedule", version=2, round_schedule="tail"),
+    ]
+    write_report(runs, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "| **method** | **tfmot** | **iterative** |" in page and "| **head** | **tail** |" in page, page
 
 
 def test_a_config_of_something_else_is_refused(tmp_path):

@@ -42,7 +42,8 @@ def upgraded_to(defaults: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
     for name, default in defaults.items():
         upgraded.setdefault(name, default)
     if version < 4:  # What a method did not use was not heeded then, and is refused since.
-        upgraded |= {name: defaults[name] for name in NOT_USED_BY.get(upgraded["method"], ())}
+        unused = NOT_USED_BY.get(upgraded["method"], NOT_USED_BY["gradual"])  # That of "tfmot", which it had as well.
+        upgraded |= {name: defaults[name] for name in unused}
     return {**upgraded, "version": VERSION}
 
 

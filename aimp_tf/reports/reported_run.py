@@ -22,8 +22,12 @@ class ReportedRun:
         layers = run.rounds[-1].layers
         self.weight_count = sum(layer.size for layer in layers)
         try:
-            # A criterion of the user's is stored by its name, and does not matter here.
-            config = PruningConfig.from_fields({**run.config, "criterion": "magnitude"})
+            # Without what does not matter to the plan and can be no choice of today: a criterion of the user's, which
+            # is stored by its name, and a schedule and a method, of one `fit`, of earlier versions.
+            fields = {**run.config, "criterion": "magnitude", "round_schedule": "head"}
+            if fields.get("method") == "tfmot":
+                fields["method"] = "gradual"
+            config = PruningConfig.from_fields(fields)
             config.validate()
             config, first = _planned_as(config, self.weight_count, run.rounds[0].kept)
             self.round_count = len(make_plan(config, self.weight_count, first))
