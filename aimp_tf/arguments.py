@@ -209,31 +209,9 @@ def training_data(call: str, model: Any, x: Any, y: Any, sample_weight: Any) -> 
             f"A dict of settings came as y. Write {call}(model, x, y, {settings}), or "
             "config=aimp_tf.PruningConfig(**settings)."
         )
-    arrays = isinstance(x, (tuple, list, Mapping)) or hasattr(x, "shape")
     if y is None:
-        if isinstance(x, tuple):
-            if sample_weight is None:
-                return x
-            if len(x) != 2:
-                raise TypeError(
-                    f"A tuple of {len(x)} and sample_weight do not go together: they are weights twice, or weights "
-                    f"without targets. {_data_line(call)}"
-                )
-            return (*x, sample_weight)
-        if not arrays:
-            if sample_weight is not None:
-                raise TypeError(
-                    f"sample_weight is for arrays; got {_shown(x)}, whose batches must hold the weights themselves, as "
-                    "(x, y, sample_weight)."
-                )
-            return x
-        if sample_weight is not None or _needs_targets(model):
-            raise TypeError(
-                f"x came without y, and the loss of the model needs targets. {_data_line(call)} An autoencoder takes "
-                f"{call}(model, x, x, ...)."
-            )
-        return (x,)
-    if not arrays:
+        return _data_without_y(call, model, x, sample_weight)
+    if not _holds_arrays(x):
         where = "Validation data goes in validation_data=. " if not hasattr(y, "shape") else ""
         raise TypeError(
             f"y must be left out where x gives batches of inputs and targets, as {_shown(x)} does. {where}"
@@ -245,6 +223,36 @@ def training_data(call: str, model: Any, x: Any, y: Any, sample_weight: Any) -> 
             "validation_data=y, ...)."
         )
     return (x, y) if sample_weight is None else (x, y, sample_weight)
+
+
+def _data_without_y(call: str, model: Any, x: Any, sample_weight: Any) -> Any:
+    """As `training_data`."""
+    if isinstance(x, tuple):
+        if sample_weight is None:
+            return x
+        if len(x) != 2:
+            raise TypeError(
+                f"A tuple of {len(x)} and sample_weight do not go together: they are weights twice, or weights "
+                f"without targets. {_data_line(call)}"
+            )
+        return (*x, sample_weight)
+    if not _holds_arrays(x):
+        if sample_weight is not None:
+            raise TypeError(
+                f"sample_weight is for arrays; got {_shown(x)}, whose batches must hold the weights themselves, as "
+                "(x, y, sample_weight)."
+            )
+        return x
+    if sample_weight is not None or _needs_targets(model):
+        raise TypeError(
+            f"x came without y, and the loss of the model needs targets. {_data_line(call)} An autoencoder takes "
+            f"{call}(model, x, x, ...)."
+        )
+    return (x,)
+
+
+def _holds_arrays(x: Any) -> bool:
+    return isinstance(x, (tuple, list, Mapping)) or hasattr(x, "shape")
 
 
 def split_off(data: Any, validation_split: float) -> tuple[Any, Any]:

@@ -13,7 +13,8 @@ from aimp_tf.graph.prunable import prunable_variables
 from aimp_tf.runs.recorded_run import RecordedRun
 from experiments import datasets, exports, models
 from experiments.experiment import CHOICES, Experiment
-from experiments.run import Comparison, compiled_model, load_data, run, train_dense, weight_count
+from experiments.run import Comparison, compiled_model, load_data, run, train_dense
+from experiments.sizes import weight_count
 
 IDX_DIR = pathlib.Path(os.environ.get("FASHION_MNIST_IDX_DIR", "/usr/share/datasets/fashion-mnist"))
 

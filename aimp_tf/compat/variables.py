@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,22 @@ def set_constraint(variable: Any, constraint: Any) -> None:
     """Gives a variable of tf_keras a constraint, on each replica; None takes it off."""
     for component in _components_of(variable):
         component._constraint = constraint
+
+
+class Values(Mapping[str, np.ndarray]):
+    """Path -> what `local_view` gives of a variable, each read when it is asked for."""
+
+    def __init__(self, variables: Mapping[str, Any]) -> None:
+        self._variables = variables
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        return local_view(self._variables[path])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
 
 
 def _components_of(variable: Any) -> Sequence[Any]:

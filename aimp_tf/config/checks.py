@@ -47,17 +47,7 @@ def check(config: Any) -> None:
         TypeError: A field has the wrong type.
         ValueError: A field is out of its range, or a name is not among the known ones.
     """
-    for name, low, high, ends in _FRACTIONS:
-        value = getattr(config, name)
-        if value is None and name in _OPTIONAL:
-            continue
-        interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
-        if not is_number(value, numbers.Real):
-            raise TypeError(f"{name} must be a number in {interval}; got {value!r}.{as_fraction(name, value)}")
-        above = value >= low if ends[0] == "[" else value > low
-        below = value <= high if ends[1] == "]" else value < high
-        if not (above and below):
-            raise ValueError(f"{name} must lie in {interval}; got {value!r}.{as_fraction(name, value)}")
+    _check_fractions(config)
     for name in ("epochs", "round_epochs", "total_epochs", "rewind_epoch", "min_layer_survivors", "seed"):
         value = getattr(config, name)
         if value is None and name in _OPTIONAL:
@@ -69,6 +59,7 @@ def check(config: Any) -> None:
     for name in CHOICES:
         check_choice(name, getattr(config, name))
     _check_method(config)
+    _check_rewinding(config)
     _check_epochs(config)
     if config.min_layer_survivors < 0:
         raise ValueError(f"min_layer_survivors must be at least 0; got {config.min_layer_survivors}.")
@@ -90,6 +81,20 @@ def check(config: Any) -> None:
         )
     for name in ("include", "exclude"):
         check_patterns(name, getattr(config, name))
+
+
+def _check_fractions(config: Any) -> None:
+    for name, low, high, ends in _FRACTIONS:
+        value = getattr(config, name)
+        if value is None and name in _OPTIONAL:
+            continue
+        interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
+        if not is_number(value, numbers.Real):
+            raise TypeError(f"{name} must be a number in {interval}; got {value!r}.{as_fraction(name, value)}")
+        above = value >= low if ends[0] == "[" else value > low
+        below = value <= high if ends[1] == "]" else value < high
+        if not (above and below):
+            raise ValueError(f"{name} must lie in {interval}; got {value!r}.{as_fraction(name, value)}")
 
 
 def check_for_callback(config: Any) -> None:
@@ -127,21 +132,6 @@ def check_patterns(name: str, patterns: object) -> None:
 
 def _check_epochs(config: Any) -> None:
     """Refuses lengths that do not fit each other."""
-    if config.start == "trained" and config.rewind_epoch:
-        raise ValueError(
-            "With start='trained', the weights return to those that the model comes with, so rewind_epoch must be "
-            f"0; got {config.rewind_epoch}."
-        )
-    if config.start == "trained" and "reinitialize" in (config.rewind, config.final_rewind):
-        raise ValueError(
-            "rewind='reinitialize' draws the first values of the weights anew, which a trained model does not come "
-            "with. Leave out start='trained'."
-        )
-    if config.shrink not in (1, type(config).shrink) and "learning_rate" not in (config.rewind, config.final_rewind):
-        raise ValueError(
-            f"shrink={config.shrink} is for weights that stay after a round, and with rewind={config.rewind!r} none "
-            "do. Leave out one of the two."
-        )
     if (config.epochs is None) == (config.total_epochs is None):
         raise ValueError(
             "Either epochs, the length of the final training, or total_epochs, that of all trainings together, "
@@ -168,6 +158,25 @@ def _check_epochs(config: Any) -> None:
             f"rewind_epoch must lie between 0 and {config.resolved_round_epochs - 1}, for the weights return to an "
             f"epoch of the first round before its end, round_epochs={config.resolved_round_epochs}; "
             f"got {config.rewind_epoch}."
+        )
+
+
+def _check_rewinding(config: Any) -> None:
+    """Refuses to return to weights that there are not, or to change what is not there."""
+    if config.start == "trained" and config.rewind_epoch:
+        raise ValueError(
+            "With start='trained', the weights return to those that the model comes with, so rewind_epoch must be "
+            f"0; got {config.rewind_epoch}."
+        )
+    if config.start == "trained" and "reinitialize" in (config.rewind, config.final_rewind):
+        raise ValueError(
+            "rewind='reinitialize' draws the first values of the weights anew, which a trained model does not come "
+            "with. Leave out start='trained'."
+        )
+    if config.shrink not in (1, type(config).shrink) and "learning_rate" not in (config.rewind, config.final_rewind):
+        raise ValueError(
+            f"shrink={config.shrink} is for weights that stay after a round, and with rewind={config.rewind!r} none "
+            "do. Leave out one of the two."
         )
 
 

@@ -69,21 +69,8 @@ def mask_model(
             pattern matches nothing, or nothing that can hold the structure of `granularity`; or `masks` are not those
             of its variables, or have another structure.
     """
-    generation = check_model(model)
-    policy = resolve_policy(mixed_precision)
-    if policy == "mixed_float16" and (held := held_optimizers(model)):
-        raise ValueError(
-            f"mixed_precision='mixed_float16' scales the loss for the model's own optimizer; the model holds others in "
-            f"{', '.join(held)}. Use 'mixed_bfloat16', which needs no scaling."
-        )
-    if MaskedModel.of(model) is not None:
-        raise ValueError("The model is masked already; call aimp_tf.strip(model) before masking it again.")
-    if any(type(layer).__module__.startswith("tensorflow_model_optimization") for layer in layers_of(model)):
-        raise ValueError(
-            "tfmot has wrapped layers of the model already. Leave out prune_low_magnitude, or write "
-            "tfmot.sparsity.keras.strip_pruning(model) first: aimp_tf wraps by itself."
-        )
-    check_built(model)
+    generation, policy = check_model(model), resolve_policy(mixed_precision)
+    _check_maskable(model, policy)
     with contextlib.ExitStack() as undo, model.distribute_strategy.scope():
         if policy is not None:
             undo.callback(MixedPrecision(model, generation, policy).undo)
@@ -112,6 +99,22 @@ def mask_model(
         raise
     _warn_of_left_dense(masked.left_dense)
     return masked
+
+
+def _check_maskable(model: Any, policy: str | None) -> None:
+    if policy == "mixed_float16" and (held := held_optimizers(model)):
+        raise ValueError(
+            f"mixed_precision='mixed_float16' scales the loss for the model's own optimizer; the model holds others in "
+            f"{', '.join(held)}. Use 'mixed_bfloat16', which needs no scaling."
+        )
+    if MaskedModel.of(model) is not None:
+        raise ValueError("The model is masked already; call aimp_tf.strip(model) before masking it again.")
+    if any(type(layer).__module__.startswith("tensorflow_model_optimization") for layer in layers_of(model)):
+        raise ValueError(
+            "tfmot has wrapped layers of the model already. Leave out prune_low_magnitude, or write "
+            "tfmot.sparsity.keras.strip_pruning(model) first: aimp_tf wraps by itself."
+        )
+    check_built(model)
 
 
 def wrap(model: Any, config: PruningConfig | None = None, *, masks: Masks = None, **fields: Any) -> Any:

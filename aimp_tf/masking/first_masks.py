@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from aimp_tf.compat.variables import Values
 from aimp_tf.graph.prunable import prunable_variables
-from aimp_tf.masking.masked_model import MaskedModel, Values
+from aimp_tf.masking.masked_model import MaskedModel
 
 logger = logging.getLogger(__name__)
 

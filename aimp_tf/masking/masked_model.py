@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.compat.smaller import Indices, SmallerVariables
 from aimp_tf.compat.step import begin_steps_with, forget_traced
 from aimp_tf.compat.swap import Swap
-from aimp_tf.compat.variables import local_value, local_view, resource_of
+from aimp_tf.compat.variables import Values, local_value, local_view, resource_of
 from aimp_tf.files import checksum_of_arrays
 from aimp_tf.selection.units import Units
 
@@ -372,22 +372,6 @@ class MaskedModel(abc.ABC):
     @abc.abstractmethod
     def _detach(self) -> None:
         """Undoes `_attach`, also one that failed half-way."""
-
-
-class Values(Mapping[str, np.ndarray]):
-    """Path -> value of variables, as `MaskedModel.weights` gives them."""
-
-    def __init__(self, variables: Mapping[str, Any]) -> None:
-        self._variables = variables
-
-    def __getitem__(self, path: str) -> np.ndarray:
-        return local_view(self._variables[path])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._variables)
-
-    def __len__(self) -> int:
-        return len(self._variables)
 
 
 def zeroed(weight: Any, mask: Any) -> tf.Tensor:

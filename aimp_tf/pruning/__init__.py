@@ -146,8 +146,7 @@ def prune(
                 interruption.add_note(f"The same call, with a model as it was before, goes on with {directory.path}.")
             raise
         _save(result, directory, cluster)
-        if export_to is not None:
-            _export(result, export_to, overwrite=request.replaces, tell=verbose != 0)
+        _export(request, result)
     return result
 
 
@@ -176,8 +175,10 @@ def _save(result: PruningResult, directory: RunDirectory | None, cluster: Cluste
             export(result.model, folder, formats=("saved_model",), verify=False)
 
 
-def _export(result: PruningResult, target: str | os.PathLike[str], *, overwrite: bool, tell: bool) -> None:
-    artefacts = export(result, target, overwrite=overwrite)
-    if tell:  # Compressing takes its time.
+def _export(request: Request, result: PruningResult) -> None:
+    if request.export_to is None:
+        return
+    artefacts = export(result, request.export_to, overwrite=request.replaces)
+    if request.verbose != 0:  # Compressing takes its time.
         for written in artefacts.values():
             print(f"wrote {written.path}: {written.bytes:,} bytes, {written.gzip_bytes:,} with gzip", flush=True)

@@ -82,23 +82,20 @@ class Fitting:
         # Keras 3 makes NaN of a replica's share of a batch where there is nothing in it.
         least_batch = cluster.replicas if generation == "keras" else 1
         self.callbacks = callbacks
-        self.options = {name: value for name, value in options.items() if name not in _BATCH_SIZES}
-        self.options["verbose"] = verbose
+        self.options = {name: value for name, value in options.items() if name not in _BATCH_SIZES} | {
+            "verbose": verbose
+        }
         batch_size, validation_batch_size = map(options.get, _BATCH_SIZES)
         self.order = None
         self._arrays: tuple[tuple, tf.data.Dataset] | None = None
         self._on_device: DeviceArrays | None = None
+        arrays = {"floatx": floatx, "least_batch": least_batch}
         if isinstance(train_data, tuple):
             seed = int(np.random.randint(2**31)) if seed is None else seed
             self.order = Order(seed, shuffle=bool(options.get("shuffle", True)), goes_on=order_goes_on)
+            steps = options.get("steps_per_epoch")
             self._arrays = array_positions(
-                train_data,
-                _TRAINING,
-                batch_size=batch_size,
-                order=self.order,
-                steps_per_epoch=options.get("steps_per_epoch"),
-                floatx=floatx,
-                least_batch=least_batch,
+                train_data, _TRAINING, batch_size=batch_size, order=self.order, steps_per_epoch=steps, **arrays
             )
             self.train = in_batches(*self._arrays)
         else:
@@ -116,13 +113,7 @@ class Fitting:
         if validation_data is not None:
             if validation_batch_size is None and isinstance(validation_data, tuple):
                 validation_batch_size = batch_size
-            self.validation = prepare(
-                validation_data,
-                "validation_data",
-                batch_size=validation_batch_size,
-                floatx=floatx,
-                least_batch=least_batch,
-            )
+            self.validation = prepare(validation_data, "validation_data", batch_size=validation_batch_size, **arrays)
             if isinstance(validation_data, tuple):
                 self.examples = len(tf.nest.flatten(validation_data)[0])
                 if steps := options.get("validation_steps"):
@@ -325,6 +316,13 @@ def check_targets(model: Any, data: Any, name: str) -> None:
                 "with sparse_categorical_crossentropy."
             )
         return
+    _check_classes(model, crossentropy, targets, one_hot, name)
+
+
+def _check_classes(model: Any, crossentropy: str, targets: np.ndarray, one_hot: bool, name: str) -> None:
+    """As `check_targets`, of numbers of classes."""
+    loss, shape = model.loss, tuple(model.outputs[0].shape)
+    classes = shape[-1]
     if one_hot:
         raise ValueError(
             f"The loss {crossentropy} takes the number of a class for each example; got targets of shape "

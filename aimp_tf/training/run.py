@@ -17,8 +17,8 @@ from aimp_tf.selection.criteria import scores_of
 from aimp_tf.selection.planning import Round, least_survivors, make_plan
 from aimp_tf.selection.ranking import check_finite, keep_best, smallest_magnitude
 from aimp_tf.training.live_rounds import LiveRounds
+from aimp_tf.training.loggers import Trained
 from aimp_tf.training.methods import METHODS
-from aimp_tf.training.other_callbacks import Trained
 from aimp_tf.training.rewinding import rewind
 from aimp_tf.training.rounds import RoundResult, duration_text, last_epoch_with, plain_logs, shrink_text
 from aimp_tf.training.shrinking import Shrinking

@@ -79,11 +79,9 @@ def run(
             }
             return _work(job, folder)
 
-        figures: dict[str, dict[str, Any]] = {
-            name: {"bytes": stored_bytes(pathlib.Path(path)), "gzip_bytes": gzip_bytes(pathlib.Path(path))}
-            for name, (_, path) in files.items()
-        }
-        for name in files:
+        figures: dict[str, dict[str, Any]] = {}
+        for name, (_, path) in files.items():
+            figures[name] = {"bytes": stored_bytes(pathlib.Path(path)), "gzip_bytes": gzip_bytes(pathlib.Path(path))}
             figures[name]["memory_bytes"] = work(0, [name], 0)["memory_bytes"]
         times: dict[tuple[int, int], list[dict[str, list[float]]]] = {}
         for repetition in range(repetitions):
@@ -94,19 +92,8 @@ def run(
                 for size in BATCH_SIZES:
                     by_form = {name: result["seconds"][name][str(size)] for name in files}
                     times.setdefault((size, threads), []).append(by_form)
-    for name in files:
-        figures[name]["latency"] = [
-            {
-                "batch_size": size,
-                "threads": threads,
-                "median_seconds": statistics.median(_all_calls(repeated, name)),
-                "p95_seconds": float(np.percentile(_all_calls(repeated, name), 95)),
-                "calls": len(_all_calls(repeated, name)),
-                "times_as_fast": _times_as_fast(repeated, name, "dense"),
-                **({"times_as_fast_as_litert": _times_as_fast(repeated, name, _LITE)} if name in _OTHER_LITE else {}),
-            }
-            for (size, threads), repeated in sorted(times.items(), key=lambda item: (item[0][0], item[0][1] == 0))
-        ]
+    for name, figure in figures.items():
+        figure["latency"] = _latency(name, times)
     about = {
         "model": os.fspath(model),
         "inputs": None if inputs is None else os.fspath(inputs),
@@ -116,6 +103,27 @@ def run(
         "missing": missing,
     }
     return {**about, "forms": figures, "table": "\n\n".join([_table(about, figures), *chosen])}
+
+
+def _latency(name: str, times: dict[tuple[int, int], list[dict[str, list[float]]]]) -> list[dict[str, Any]]:
+    """That of a form, as `run` gives it.
+
+    Args:
+        name: The form.
+        times: (batch size, threads) -> for each repetition, form -> seconds of each call.
+    """
+    return [
+        {
+            "batch_size": size,
+            "threads": threads,
+            "median_seconds": statistics.median(_all_calls(repeated, name)),
+            "p95_seconds": float(np.percentile(_all_calls(repeated, name), 95)),
+            "calls": len(_all_calls(repeated, name)),
+            "times_as_fast": _times_as_fast(repeated, name, "dense"),
+            **({"times_as_fast_as_litert": _times_as_fast(repeated, name, _LITE)} if name in _OTHER_LITE else {}),
+        }
+        for (size, threads), repeated in sorted(times.items(), key=lambda item: (item[0][0], item[0][1] == 0))
+    ]
 
 
 def _read(load: Callable[[str | os.PathLike[str]], Any], path: str | os.PathLike[str]) -> Any:

@@ -23,7 +23,8 @@ from benchmarks.side_by_side import spread_text
 from experiments import models
 from experiments.datasets import ImageData
 from experiments.experiment import Experiment
-from experiments.run import accuracy_of, compiled_model, load_data, train_dense, weight_count
+from experiments.run import accuracy_of, compiled_model, load_data, train_dense
+from experiments.sizes import weight_count
 from experiments.study_report import percent_text
 
 # The recipe of docs/results.md.

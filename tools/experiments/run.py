@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import json
-import math
 import os
 import pathlib
 import shutil
@@ -25,7 +23,6 @@ from aimp_tf.exporting import Artefact, export
 from aimp_tf.exporting.fresh_process import use_in_fresh_process
 from aimp_tf.exporting.sizes import gzip_bytes
 from aimp_tf.files import write_atomically, write_json
-from aimp_tf.graph.prunable import select_for
 from aimp_tf.pruning import prune
 from aimp_tf.reports.display import RunDisplay, fit_verbose
 from aimp_tf.reports.measuring import measure_calls
@@ -36,6 +33,7 @@ from aimp_tf.training.input_pipeline import Order, prepare
 from aimp_tf.training.rounds import RoundResult
 from experiments import datasets, models
 from experiments.experiment import Experiment
+from experiments.sizes import weight_count
 
 _TEST_BATCH_SIZE = 1024
 
@@ -234,17 +232,6 @@ def _compare(
     return comparison
 
 
-def weight_count(experiment: Experiment) -> int:
-    """Number of prunable weights of an experiment. The data is not loaded."""
-    return _weight_count(
-        experiment.architecture,
-        experiment.dataset,
-        tuple(experiment.pruning.include),
-        tuple(experiment.pruning.exclude),
-        experiment.pruning.granularity,
-    )
-
-
 def load_data(experiment: Experiment, data_dir: str | os.PathLike[str] | None) -> datasets.ImageData:
     """The images of an experiment: `train_examples` to train on and, for testing, what judges. Raises RuntimeError as
     `run`."""
@@ -390,17 +377,6 @@ def _schedule(experiment: Experiment, keras: Any, steps: int) -> Any:
     if experiment.schedule == "linear":
         return schedules.PolynomialDecay(rate, steps, 0.0)
     return schedules.PiecewiseConstantDecay([steps // 2, steps * 3 // 4], [rate, rate / 10, rate / 100])
-
-
-@functools.cache
-def _weight_count(
-    architecture: str, dataset: str, include: tuple[str, ...], exclude: tuple[str, ...], granularity: str
-) -> int:
-    known = datasets.IMAGE_SETS[dataset]
-    # Both generations of Keras have the same prunable weights.
-    model = models.build(architecture, importlib.import_module("keras"), known.image_shape, known.classes)
-    selection = select_for(granularity, model, include, exclude)
-    return sum(math.prod(variable.shape) for variable in selection.variables.values())
 
 
 def _accuracies(saved_models: Sequence[str | os.PathLike[str]], data: datasets.ImageData) -> list[float]:

@@ -24,7 +24,7 @@ from experiments.study import Cell, CellResult, Study, differences, planned_epoc
 _COUNT_WEIGHTS = """
 import json, sys
 from experiments.experiment import from_fields
-from experiments.run import weight_count
+from experiments.sizes import weight_count
 
 print(json.dumps([weight_count(from_fields(fields)) for fields in json.load(sys.stdin)]))
 """

@@ -1,0 +1,33 @@
+"""How large the models of experiments are."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+
+from aimp_tf.graph.prunable import select_for
+from experiments import datasets, models
+from experiments.experiment import Experiment
+
+
+def weight_count(experiment: Experiment) -> int:
+    """Number of prunable weights of an experiment. The data is not loaded."""
+    return _weight_count(
+        experiment.architecture,
+        experiment.dataset,
+        tuple(experiment.pruning.include),
+        tuple(experiment.pruning.exclude),
+        experiment.pruning.granularity,
+    )
+
+
+@functools.cache
+def _weight_count(
+    architecture: str, dataset: str, include: tuple[str, ...], exclude: tuple[str, ...], granularity: str
+) -> int:
+    known = datasets.IMAGE_SETS[dataset]
+    # Both generations of Keras have the same prunable weights.
+    model = models.build(architecture, importlib.import_module("keras"), known.image_shape, known.classes)
+    selection = select_for(granularity, model, include, exclude)
+    return sum(math.prod(variable.shape) for variable in selection.variables.values())
