@@ -100,11 +100,7 @@ class Fitting:
             self.train = in_batches(*self._arrays)
         else:
             self.train = prepare(train_data, _TRAINING, batch_size=batch_size)
-        if cluster.size > 1 and not isinstance(self.train, tf.data.Dataset):
-            raise ValueError(
-                f"The training data is a {type(train_data).__name__}, which every worker would read in an order of its "
-                "own. With several workers, it must be a tf.data.Dataset or arrays x, y."
-            )
+        _check_shared(train_data, self.train, cluster)
         if isinstance(self.train, tf.data.Dataset):
             self.options["shuffle"] = False  # Keras 3 warns of its own default, which does not apply to a Dataset.
         _check_end(self.train, _TRAINING, options.get("steps_per_epoch"), "steps_per_epoch")
@@ -358,6 +354,15 @@ def _crossentropy(loss: Any) -> str | None:
             return None
         loss = getattr(loss, "__name__", None) or getattr(loss, "name", "")
     return loss if "categorical" in loss and loss.endswith("crossentropy") else None
+
+
+def _check_shared(given: Any, data: Any, cluster: Cluster) -> None:
+    """Raises ValueError where workers would read the training data in different orders."""
+    if cluster.size > 1 and not isinstance(data, tf.data.Dataset):
+        raise ValueError(
+            f"The training data is a {type(given).__name__}, which every worker would read in an order of its "
+            "own. With several workers, it must be a tf.data.Dataset or arrays x, y."
+        )
 
 
 def _check_end(data: Any, name: str, steps: int | None, option: str) -> None:
