@@ -11,7 +11,7 @@ from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import check_model
 from aimp_tf.config.texts import is_number
 from aimp_tf.masking import Masks, mask_model
-from aimp_tf.training.fitting import Fitting, build, check_class_weight, check_targets
+from aimp_tf.training.fitting import Fitting
 from aimp_tf.training.other_callbacks import as_callbacks
 
 logger = logging.getLogger(__name__)
@@ -78,11 +78,7 @@ def fine_tune(
     cluster = Cluster(model.distribute_strategy)
     callbacks = as_callbacks(callbacks, generation)
     fitting = Fitting(data, validation_data, callbacks, options, verbose, None, generation, cluster, order_goes_on=True)
-    fitting.settle_order(cluster)
-    build(model, fitting.train)
-    check_targets(model, data, "the training data")
-    check_targets(model, validation_data, "validation_data")
-    check_class_weight(data, options.get("class_weight"))
+    fitting.make_ready(model, data, validation_data, cluster)
     masked = mask_model(model, masks=masks)
     try:
         if masked.optimizer.rate == 0:

@@ -1,6 +1,8 @@
 import contextlib
+import copy
 import itertools
 import logging
+import pickle
 import re
 
 import numpy as np
@@ -536,6 +538,49 @@ def test_gradual_pruning_follows_the_ramp_in_one_fit(make_mlp, blobs, recorder):
             assert not np.any(mask & ~before["masks"][path])
             assert not after["weights"][path][~mask].any()
             assert np.all(before["weights"][path][mask] != 0)
+
+
+def test_a_callback_can_be_copied_and_pickled(make_mlp, blobs):
+    pruning = GlobalMagnitudePruning(PruningConfig(0.75, epochs=2, method="gradual"))
+    for copied in (copy.deepcopy(pruning), pickle.loads(pickle.dumps(pruning))):
+        masked = aimp_tf.wrap(make_mlp())
+        masked.fit(*blobs, epochs=2, verbose=0, callbacks=[copied])
+        assert copied.finished and not pruning.rounds and aimp_tf.sparsity(aimp_tf.strip(masked)) == 0.75
+
+
+def test_a_gradual_fit_may_begin_later(make_mlp, blobs):
+    pruning = GlobalMagnitudePruning(PruningConfig(0.75, epochs=4, method="gradual"))
+    masked = aimp_tf.wrap(make_mlp())
+    masked.fit(*blobs, epochs=4, initial_epoch=3, verbose=0, callbacks=[pruning])
+    assert pruning.finished and aimp_tf.sparsity(aimp_tf.strip(masked)) == 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_schedule_goes_on_at_its_epoch_with_another_number_of_optimizers(make_mlp, K, blobs):
+    def optimizer():
+        return K.optimizers.SGD(K.optimizers.schedules.PiecewiseConstantDecay([5], [0.1, 0.01]))
+
+    class OwnStep(K.Model):
+        def train_step(self, data):
+            return super().train_step(data)
+
+    plain = make_mlp()
+    model = OwnStep(plain.inputs, plain.outputs)
+    loss = K.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer(), loss)
+    rates = []
+    note = K.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs=None: rates.append(float(model.optimizer.learning_rate))
+    )
+    settings = {"round_epochs": 2, "rewind": "weights", "rewind_epoch": 1, "shrink": 1.0}
+    pruning = GlobalMagnitudePruning(PruningConfig(0.5, rate=0.3, epochs=4, **settings))
+    aimp_tf.wrap(model).fit(*blobs, batch_size=16, epochs=2, callbacks=[pruning, note], verbose=0)
+    model.compile(optimizer(), loss)
+    model.second = K.optimizers.SGD(0.1)
+    model.fit(*blobs, batch_size=16, epochs=2, callbacks=[pruning, note], verbose=0)
+    # The second training goes on with the second epoch of four steps, at half its pace.
+    assert rates == pytest.approx(6 * [0.1] + 2 * [0.01] + 4 * [0.1] + 4 * [0.01])
 
 
 def test_gradual_pruning_is_finer_than_epochs(make_mlp, blobs):

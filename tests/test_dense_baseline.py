@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import aimp_tf
 
@@ -134,6 +135,24 @@ def test_a_longer_baseline_passes_through_the_schedule_once(K, make, blobs):
     ]
     assert stretched != pytest.approx(losses[0], rel=1e-3)
     assert any(stretched == pytest.approx(loss, rel=1e-5) for loss in losses[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_baseline_has_the_data_read_for_its_epochs_alone(make, blobs):
+    """Of data that does not tell its length, which gradual pruning has counted."""
+    reads = []
+
+    def batches():
+        reads.append(1)
+        yield from (tuple(array[i : i + 16] for array in blobs) for i in range(0, 64, 16))
+
+    spec = (tf.TensorSpec((None, 8)), tf.TensorSpec((None,), tf.int64))
+    settings = {"target_sparsity": 0.5, "epochs": 2, "method": "gradual", "verbose": 0}
+    for baseline in (False, 1):
+        data = tf.data.Dataset.from_generator(batches, output_signature=spec)
+        aimp_tf.prune(make(), data, dense_baseline=baseline, **settings)
+    assert len(reads) == (1 + 2) + (1 + 2 + 1)
 
 
 def test_a_baseline_that_stops_early_tells_its_epochs(K, make, blobs):

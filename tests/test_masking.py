@@ -10,6 +10,8 @@ import aimp_tf
 from aimp_tf.compat.callbacks import EpochCallback
 from aimp_tf.graph.prunable import prunable_variables
 from aimp_tf.masking import MaskedModel, mask_model
+from aimp_tf.masking.constraints import ConstrainedModel
+from aimp_tf.masking.wrapped import WrappedModel
 from aimp_tf.selection.ranking import keep_largest
 
 
@@ -640,6 +642,27 @@ def test_a_failed_wrap_leaves_the_model_as_it_was(owner, monkeypatch):
     assert MaskedModel.of(model) is None and model.get_layer("out").kernel.constraint is None
     assert not hasattr(model.get_layer("out"), "get_prunable_weights")
     assert model.optimizer._learning_rate is schedule
+
+
+@pytest.mark.parametrize("failing", ["synchronize", "strip"])
+def test_what_fails_late_leaves_no_masks(make_mlp, K, monkeypatch, failing):
+    """Where other workers are asked, as one of them goes away: as the model is masked, and as it is stripped."""
+
+    def fail(*_):
+        raise RuntimeError("another worker is gone")
+
+    model = make_mlp(K.optimizers.SGD(K.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)))
+    rate, names = model.optimizer._learning_rate, set(vars(model))
+    kind = ConstrainedModel if K.__name__ == "keras" else WrappedModel
+    if failing == "synchronize":
+        monkeypatch.setattr(kind, "synchronize", fail)
+    else:
+        monkeypatch.setattr(kind, "_zero_pruned", fail)
+    with pytest.raises(RuntimeError, match="another worker is gone"):
+        aimp_tf.strip(aimp_tf.wrap(model))
+    assert MaskedModel.of(model) is None and set(vars(model)) <= names
+    assert all(variable.constraint is None for variable in model.trainable_variables)
+    assert model.optimizer._learning_rate is rate
 
 
 def test_what_is_saved_in_training_is_the_plain_model(make_mlp, K, blobs, tmp_path):

@@ -94,10 +94,10 @@ def mask_model(
         masked.on_strip = undo.pop_all().close
     try:
         set_first_masks(masked, masks)
+        _warn_of_left_dense(masked.left_dense)
     except BaseException:
         masked.strip()
         raise
-    _warn_of_left_dense(masked.left_dense)
     return masked
 
 

@@ -71,20 +71,17 @@ class MaskedModel(abc.ABC):
         self._evaluations = contextlib.ExitStack()
         self._fits = 0
         self._after_fit: list[Callable[[], object]] | None = None  # None where no `fit` runs.
-        with model.distribute_strategy.scope():
+        with contextlib.ExitStack() as undo, model.distribute_strategy.scope():
             self.optimizers = ModelOptimizers(model)
+            undo.callback(lambda: self.optimizers.release())  # Those of then.
             self._steps_before = self.optimizers.steps
-            try:
-                self._attach()
-            except BaseException:
-                self.optimizers.release()
-                self._detach()
-                raise
-        self._settling = Swap(self.model, "fit", self._settled_after(self.model.fit))
-        self._settling.do()
-        setattr(self.model, _ATTRIBUTE, self)
-        setattr(self.original, _ATTRIBUTE, self)
-        self.synchronize()
+            undo.callback(self._detach)
+            self._attach()
+            undo.enter_context(Swap(self.model, "fit", self._settled_after(self.model.fit)))
+            for either in (self.model, self.original):
+                undo.enter_context(Swap(either, _ATTRIBUTE, self))
+            self.synchronize()
+            self._undo = undo.pop_all()
 
     @staticmethod
     def of(model: Any) -> MaskedModel | None:
@@ -335,15 +332,11 @@ class MaskedModel(abc.ABC):
 
         `on_strip` is called then, which undoes what was done to the model before it was masked.
         """
-        self.train_whole()
-        self._zero_pruned()
-        self._settling.undo()
-        delattr(self.original, _ATTRIBUTE)
-        if self.model is not self.original:
-            delattr(self.model, _ATTRIBUTE)
-        self.optimizers.release()
-        self._detach()
-        self.on_strip()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.on_strip)
+            undo.enter_context(self._undo)
+            self.train_whole()
+            self._zero_pruned()
         return self.original
 
     def _zero_pruned(self) -> None:

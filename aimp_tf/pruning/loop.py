@@ -47,10 +47,11 @@ def prune_in_rounds(
         As `prune`.
     """
     masked = mask_model(model, config.include, config.exclude, config.mixed_precision, config.granularity, masks)
-    first = masked.kept
-    trained = max(masked.optimizers.steps)
     try:
+        first, trained = masked.kept, max(masked.optimizers.steps)
         pruning = _begun(masked, config, fitting)
+        if config.method == "gradual" or follows_batches(fitting.callbacks):
+            pruning.batches = masked.cluster.from_chief(fitting.batches())
         config = pruning.config
         progress = RunProgress(pruning, masked, fitting.order, directory)
         progress.begin()
@@ -101,8 +102,6 @@ def _begun(masked: MaskedModel, config: PruningConfig, fitting: Fitting) -> Glob
         check_validation_data(masked.model, fitting, config)
     pruning = GlobalMagnitudePruning(settled(config, masked.weight_count, masked.kept))
     pruning.measure = functools.partial(fitting.measure, masked.model)
-    if config.method == "gradual" or follows_batches(fitting.callbacks):
-        pruning.batches = masked.cluster.from_chief(fitting.batches())
     pruning.begin(masked)
     return pruning
 

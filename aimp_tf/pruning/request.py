@@ -22,7 +22,7 @@ from aimp_tf.pruning.dense_baseline import check_dense_baseline
 from aimp_tf.reports.display import fit_verbose
 from aimp_tf.runs.run_directory import RunDirectory, check_workdir
 from aimp_tf.runs.signature import data_signature, model_signature
-from aimp_tf.training.fitting import Fitting, build, check_batches, check_class_weight, check_targets
+from aimp_tf.training.fitting import Fitting
 from aimp_tf.training.other_callbacks import as_callbacks, check_for_rounds, check_monitors
 
 
@@ -136,17 +136,11 @@ class Request:
             _check_target(self.export_to, self.workdir, self.replaces)
 
     def build(self) -> None:
-        """Builds the model, looks whether it takes the data, and tries whether it can be exported."""
+        """Builds the model, and looks whether it takes the data."""
         # Here, so that what "auto" chose is what a run directory holds, and the same on all workers.
         policy = self.cluster.from_chief(resolve_policy(self.config.mixed_precision))
         self.config = self.config.replace(mixed_precision=policy)
-        self.fitting.settle_order(self.cluster)
-        build(self.model, self.fitting.train)
-        check_batches(self.model, self.fitting.train, "The training data")
-        check_batches(self.model, self.fitting.validation, "validation_data")
-        check_targets(self.model, self.data, "the training data")
-        check_targets(self.model, self.validation_data, "validation_data")
-        check_class_weight(self.data, self.options.get("class_weight"))
+        self.fitting.make_ready(self.model, self.data, self.validation_data, self.cluster)
 
     def try_export(self) -> None:
         """Exports the model as it is, to nowhere. Raises as `export`."""

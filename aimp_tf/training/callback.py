@@ -67,7 +67,7 @@ class GlobalMagnitudePruning(EpochCallback):
         check_for_callback(config)
         self.batches: int | None = None
         self.measure: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
-        self.run = Run(config, lambda: (self.params or {}).get("steps") or self.batches)
+        self.run = Run(config, self._batches_of_epoch)  # A method, with which the callback can be copied.
         self.others = OtherCallbacks(self.run.trained)
         self._watching = contextlib.ExitStack()
         if self.run.method.hears_batches:
@@ -156,20 +156,19 @@ class GlobalMagnitudePruning(EpochCallback):
         masked.make_whole()  # A fit that was interrupted may not have.
         if masked.adopt_optimizers():
             self.run.optimizers_changed()
-        resumed = self.run.note_begin()
         if self.params["epochs"] != self.next_epochs:
             raise ValueError(
                 f"fit was called with epochs={self.params['epochs']}, but the next round trains {self.next_epochs}. "
                 "Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning])."
             )
         self.begin(masked)
-        self.run.begin_round(masked, resumed)
+        self.run.begin_round(masked)
         masked.check_agreement()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
         masked.make_whole()
-        if self.run.end_epoch(masked, logs):
+        if self.run.end_epoch(masked, epoch, logs):
             self.model.stop_training = True
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -184,6 +183,9 @@ class GlobalMagnitudePruning(EpochCallback):
     def _end_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """on_train_batch_end of a method that hears of batches."""
         self.run.method.end_batch(self._masked(), batch)
+
+    def _batches_of_epoch(self) -> int | None:
+        return (self.params or {}).get("steps") or self.batches
 
     def _masked(self) -> MaskedModel:
         masked = MaskedModel.of(self.model)

@@ -134,7 +134,29 @@ class Fitting:
             measured |= {f"val_{name}": value for name, value in validated.items()}
         return plain_logs({name: measured[name] for name in logs or measured if name in measured})
 
-    def settle_order(self, cluster: Cluster) -> None:
+    def make_ready(self, model: Any, data: Any, validation_data: Any, cluster: Cluster) -> None:
+        """Settles the order of the examples, builds the model, and looks whether it takes the data.
+
+        Args:
+            model: A compiled model.
+            data: The training data that this was made of.
+            validation_data: The validation data; None is none.
+            cluster: The workers of the model.
+
+        Raises:
+            TypeError, ValueError: The model cannot be built from the data, or does not take it.
+        """
+        self._settle_order(cluster)
+        build(model, self.train)
+        for name, given, batches in (
+            ("the training data", data, self.train),
+            ("validation_data", validation_data, self.validation),
+        ):
+            check_batches(model, batches, name)
+            check_targets(model, given, name)
+        check_class_weight(data, self.options.get("class_weight"))
+
+    def _settle_order(self, cluster: Cluster) -> None:
         """Lets all workers read arrays in the order of the chief, whose seed may be drawn."""
         seed = cluster.from_chief(None if self.order is None else self.order.seed)
         if self.order is not None:
@@ -260,7 +282,7 @@ def check_batches(model: Any, data: Any, name: str) -> None:
     example = tuple(inputs[0].shape)[1:]
     if tuple(spec.shape) == example and None not in example and example:
         raise ValueError(
-            f"{name} gives single examples, of shape {example}, and the model {model.name!r} takes batches of them. "
+            f"Single examples came in {name}, of shape {example}, and the model {model.name!r} takes batches of them. "
             "Write dataset.batch(32)."
         )
 

@@ -58,8 +58,8 @@ class Method:
     def end_batch(self, masked: MaskedModel, batch: int) -> None:
         """Prunes within an epoch, after its batch of this number, from 0."""
 
-    def end_epoch(self, masked: MaskedModel) -> bool:
-        """Prunes at the end of an epoch, whose logs are known. Returns whether the training is to end with it."""
+    def end_epoch(self, masked: MaskedModel, epoch: int) -> bool:
+        """Prunes at the end of an epoch, which `fit` counts from 0. Returns whether the training is to end with it."""
         return False
 
 
@@ -71,7 +71,7 @@ class Rounds(Method):
         if self._run.round.kept < masked.kept:
             self._run.prune(masked, self._run.round.kept)
 
-    def end_epoch(self, masked: MaskedModel) -> bool:
+    def end_epoch(self, masked: MaskedModel, epoch: int) -> bool:
         run = self._run
         if run.round.index == 0 and len(run.state.epoch_logs) == run.config.rewind_epoch:
             run.state.snapshot, run.state.rewind_steps = masked.snapshot(), masked.optimizers.steps
@@ -107,8 +107,8 @@ class Gradual(Method):
         epochs = len(self._run.state.epoch_logs) + min(1.0, (batch + 1) / self._batches())
         self._raise_sparsity(masked, epochs / self._run.round.epochs)
 
-    def end_epoch(self, masked: MaskedModel) -> bool:
-        self._raise_sparsity(masked, len(self._run.state.epoch_logs) / self._run.round.epochs)
+    def end_epoch(self, masked: MaskedModel, epoch: int) -> bool:
+        self._raise_sparsity(masked, (epoch + 1) / self._run.round.epochs)
         return False
 
     def _raise_sparsity(self, masked: MaskedModel, progress: float) -> None:

@@ -17,6 +17,7 @@ def rewind(
     plan: Sequence[Round],
     state: RunState,
     generator: Callable[[int], np.random.Generator],
+    batches: int | None,
 ) -> None:
     """Starts again what a round starts with again.
 
@@ -26,6 +27,7 @@ def rewind(
         plan: All rounds.
         state: That of the run. What no later round needs is let go of.
         generator: Gives the random numbers of a round.
+        batches: Of an epoch; None where that is not known.
     """
     if round_.rewind == "weights":
         assert state.snapshot is not None
@@ -41,7 +43,7 @@ def rewind(
     optimizers.reset(state.rewind_steps if round_.index else ())
     steps = state.steps_per_epoch
     if len(steps) != len(optimizers.steps):
-        steps = [0] * len(optimizers.steps)
+        steps = [batches or 0] * len(optimizers.steps)  # Others than those that were counted.
     optimizers.stretch(round_.schedule_scale, round_.schedule_start, steps)
 
 

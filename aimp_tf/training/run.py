@@ -123,15 +123,9 @@ class Run:
         if self._live is not None:
             self._live.forget_traced()
 
-    def note_begin(self) -> bool:
-        """A training begins. Returns whether it goes on within its round."""
+    def begin_round(self, masked: MaskedModel) -> None:
+        """Makes the model what the round begins with, unless it goes on within it."""
         resumed, self._resumed = self._resumed, False
-        if not resumed:
-            self.state.started_at = time.monotonic()
-        return resumed
-
-    def begin_round(self, masked: MaskedModel, resumed: bool) -> None:
-        """Makes the model what the round begins with."""
         if resumed:
             trained = len(self.state.epoch_logs)
             logger.info(
@@ -144,16 +138,17 @@ class Run:
             )
         else:
             assert self.state.shrinking is not None
+            self.state.started_at = time.monotonic()
             self.method.begin_round(masked)
-            rewind(masked, self.round, self.plan, self.state, self._generator)
+            rewind(masked, self.round, self.plan, self.state, self._generator, self.batches_of())
             self.state.shrinking.begin_round(masked)
             self.state.begin_round()
             self._tell_round(masked, self.state.shrinking)
         if self._live is not None:
             self._live.begin_round(masked, self.state, self.round.index + 1)
 
-    def end_epoch(self, masked: MaskedModel, logs: Mapping[str, Any] | None) -> bool:
-        """Takes the logs of an epoch. Returns whether the round is to end with it."""
+    def end_epoch(self, masked: MaskedModel, epoch: int, logs: Mapping[str, Any] | None) -> bool:
+        """Takes the logs of an epoch, which `fit` counts from 0. Returns whether the round is to end with it."""
         state = self.state
         state.epoch_logs.append(plain_logs(logs))
         loss = state.epoch_logs[-1].get("loss", 0.0)
@@ -167,7 +162,7 @@ class Run:
             )
         masked.synchronize()
         state.checksums.append(masked.checksum())
-        return self.method.end_epoch(masked)
+        return self.method.end_epoch(masked, epoch)
 
     def end_round(self, masked: MaskedModel, measure: Measure | None) -> None:
         """Checks what the round ended with, and takes its result. No callback sets weights after that.
