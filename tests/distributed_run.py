@@ -19,7 +19,7 @@ import tensorflow as tf
 
 import aimp_tf
 from aimp_tf.masking import MaskedModel
-from aimp_tf.runs import progress
+from aimp_tf.runs import saving
 from aimp_tf.training import input_pipeline
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.4, "epochs": 2, "round_epochs": 2, "rewind": "weights", "verbose": 0}
@@ -119,7 +119,7 @@ def main(folder, cells):
     # First, for TensorFlow must hear of the cluster before anything else.
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     tf.config.experimental.enable_op_determinism()
-    progress._SECONDS_PER_BACKUP_SECOND = 0
+    saving._SECONDS_PER_BACKUP_SECOND = 0
     index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
     seeds = []
     begin = input_pipeline.Order.begin

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 import aimp_tf
-from aimp_tf.runs import progress
+from aimp_tf.runs import saving
 
 
 def run(K, workdir, event=lambda: None):
@@ -101,7 +101,7 @@ def killed_at(workdir, event_count, seconds):
 
 keras_name, folder, kills, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 K = importlib.import_module(keras_name)
-progress._SECONDS_PER_BACKUP_SECOND = 0
+saving._SECONDS_PER_BACKUP_SECOND = 0
 rng = random.Random(seed)
 assert in_child(lambda: run(K, f"{folder}/whole")) == 0
 killed = runs = 0

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 import aimp_tf
 from aimp_tf.compat.cluster import Cluster
-from aimp_tf.runs import progress
+from aimp_tf.runs import saving
 from experiments.distribution import is_chief
 
 pytestmark = pytest.mark.slow
@@ -88,7 +88,7 @@ def test_moving_statistics_are_those_that_keras_gives(K, strategy):
 
 
 def test_a_mirrored_run_goes_on_exactly(K, strategy, tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "_SECONDS_PER_BACKUP_SECOND", 0)
+    monkeypatch.setattr(saving, "_SECONDS_PER_BACKUP_SECOND", 0)
 
     class Crash(K.callbacks.Callback):
         batches = 0

@@ -14,7 +14,7 @@ import tensorflow as tf
 import aimp_tf
 from aimp_tf.files import checksum, read_json, write_arrays, write_json
 from aimp_tf.masking import MaskedModel
-from aimp_tf.runs import progress, run_files
+from aimp_tf.runs import run_files, saving
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 4, "round_epochs": 3, "verbose": 0, "seed": 1}
 REWINDS = {"rewind": "weights", "final_rewind": "learning_rate"}
@@ -115,7 +115,7 @@ def assert_same(here, there):
 @pytest.fixture
 def backup_each_epoch(monkeypatch):
     """Not only as often as costs next to nothing."""
-    monkeypatch.setattr(progress, "_SECONDS_PER_BACKUP_SECOND", 0)
+    monkeypatch.setattr(saving, "_SECONDS_PER_BACKUP_SECOND", 0)
 
 
 def crash_and_go_on(K, make_model, blobs, workdir, batch, **settings):
@@ -506,7 +506,7 @@ def test_optimizers_that_a_model_holds_go_on_as_well(make_gan, blobs, tmp_path, 
     """Two rounds of 3 epochs and a last training of 4."""
     import keras
 
-    monkeypatch.setattr(progress, "_SECONDS_PER_BACKUP_SECOND", 0)
+    monkeypatch.setattr(saving, "_SECONDS_PER_BACKUP_SECOND", 0)
     tf.config.experimental.enable_op_determinism()
 
     def run(workdir, *callbacks):

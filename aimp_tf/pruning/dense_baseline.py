@@ -19,7 +19,7 @@ from aimp_tf.config.texts import is_number
 from aimp_tf.masking import MaskedModel, mask_model
 from aimp_tf.reports.display import RunDisplay
 from aimp_tf.runs.outcome import Outcome
-from aimp_tf.runs.progress import RunProgress
+from aimp_tf.runs.saving import RunSaver
 from aimp_tf.selection.planning import make_plan, settled
 from aimp_tf.training.callback import GlobalMagnitudePruning
 from aimp_tf.training.fitting import Fitting
@@ -99,7 +99,7 @@ def _train(
     training = GlobalMagnitudePruning(dense, include=config.include, exclude=config.exclude)
     training.measure = functools.partial(fitting.measure, masked.model)
     training.begin(masked, stretch=settled(config, masked.weight_count).resolved_epochs / epochs)
-    order = RunProgress(training, masked, fitting.order, None)
+    order = RunSaver(training, masked, fitting.order, None)
     order.begin()
     callbacks = [callback for callback in fitting.callbacks if _is_heeded(callback)]
     plan = make_plan(dense, masked.weight_count)

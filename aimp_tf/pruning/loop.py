@@ -14,8 +14,8 @@ from aimp_tf.masking import MaskedModel, Masks, mask_model, sparsity
 from aimp_tf.reports.display import RunDisplay
 from aimp_tf.reports.result import PruningResult
 from aimp_tf.runs.outcome import Outcome
-from aimp_tf.runs.progress import RunProgress
 from aimp_tf.runs.run_directory import RunDirectory
+from aimp_tf.runs.saving import RunSaver
 from aimp_tf.selection.planning import imp_epochs, make_plan, settled
 from aimp_tf.training.callback import GlobalMagnitudePruning
 from aimp_tf.training.fitting import Fitting
@@ -53,24 +53,24 @@ def prune_in_rounds(
         if config.method == "gradual" or follows_batches(fitting.callbacks):
             pruning.batches = masked.cluster.from_chief(fitting.batches())
         config = pruning.config
-        progress = RunProgress(pruning, masked, fitting.order, directory)
-        progress.begin()
+        saver = RunSaver(pruning, masked, fitting.order, directory)
+        saver.begin()
         if directory is not None and outcome.dense_metrics is not None:
             directory.save_outcome(outcome)
         with display_of(verbose, config, fitting, masked.weight_count, first, masked.cluster.chief) as display:
-            display.begin(pruning.rounds, progress.initial_epoch)
+            display.begin(pruning.rounds, saver.initial_epoch)
             if config.mixed_precision is not None:
                 display.tell(f"trained in {config.mixed_precision}")
-            _tell_of_training(display, trained, pruning, progress)
+            _tell_of_training(display, trained, pruning, saver)
             while not pruning.finished:
                 with _telling_shapes(masked, pruning, fitting, config):
                     fitting.fit(
                         masked.model,
-                        [*pruning.among(fitting.callbacks), display, progress],
+                        [*pruning.among(fitting.callbacks), display, saver],
                         epochs=pruning.next_epochs,
-                        initial_epoch=progress.initial_epoch,
+                        initial_epoch=saver.initial_epoch,
                     )
-                progress.save_round()
+                saver.save_round()
                 display.round_done(pruning.rounds[-1])
         last = masked.masks()
     finally:
@@ -106,9 +106,9 @@ def _begun(masked: MaskedModel, config: PruningConfig, fitting: Fitting) -> Glob
     return pruning
 
 
-def _tell_of_training(display: RunDisplay, steps: int, pruning: GlobalMagnitudePruning, progress: RunProgress) -> None:
+def _tell_of_training(display: RunDisplay, steps: int, pruning: GlobalMagnitudePruning, saver: RunSaver) -> None:
     """Names the setting that prunes a model that is trained already, where it may have been forgotten."""
-    begins = not pruning.rounds and not progress.initial_epoch
+    begins = not pruning.rounds and not saver.initial_epoch
     if begins and steps and pruning.config.method == "iterative" and pruning.config.start != "trained":
         display.tell(f"trained for {steps:,} steps before; start='trained' prunes the model as it comes")
 

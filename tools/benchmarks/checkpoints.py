@@ -12,12 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.pruning import prune
-from aimp_tf.runs.progress import RunProgress
 from aimp_tf.runs.run_directory import RunDirectory
+from aimp_tf.runs.saving import RunSaver
 from benchmarks.side_by_side import spread_text, time_in_turn, timing
 from experiments import models
 
-_SAVING = ((RunProgress, "begin"), (RunProgress, "on_epoch_end"), (RunProgress, "save_round"))
+_SAVING = ((RunSaver, "begin"), (RunSaver, "on_epoch_end"), (RunSaver, "save_round"))
 _EXPORTING = ((RunDirectory, "save_model"),)
 
 

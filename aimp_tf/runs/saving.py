@@ -1,4 +1,4 @@
-"""RunProgress: follows a run from epoch to epoch, for data that is read in order and for going on after a crash."""
+"""RunSaver: follows a run from epoch to epoch, saves it, and goes on with what was saved; and what order data is read in."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from aimp_tf.training.rounds import RoundResult
 _SECONDS_PER_BACKUP_SECOND = 50
 
 
-class RunProgress(EpochCallback):
+class RunSaver(EpochCallback):
     """Tells the order of the examples where the run stands and, where there is a run directory, saves it there.
 
     It must be the last of the callbacks, so that what it saves holds what the others did.
