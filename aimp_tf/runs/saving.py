@@ -1,4 +1,4 @@
-"""RunSaver: follows a run from epoch to epoch, saves it, and goes on with what was saved; and what order data is read in."""
+"""RunSaver: follows a run from epoch to epoch, saves it, and goes on with what was saved, the order of the data too."""
 
 from __future__ import annotations
 
