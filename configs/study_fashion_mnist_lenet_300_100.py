@@ -3,7 +3,7 @@
     python tools/study.py --config=configs/study_fashion_mnist_lenet_300_100.py --data_dir=runs/data \\
         --workdir=runs/study_lenet_300_100
 
-5,661 epochs: an hour or two on two cores. Without a network, tools/prepare_fashion_mnist.py fills --data_dir first.
+5,319 epochs: an hour or two on two cores. Without a network, tools/prepare_fashion_mnist.py fills --data_dir first.
 """
 
 from aimp_tf import PruningConfig

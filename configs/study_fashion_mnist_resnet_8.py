@@ -3,7 +3,7 @@
     python tools/study.py --config=configs/study_fashion_mnist_resnet_8.py --data_dir=runs/data \\
         --workdir=runs/study_resnet_8
 
-2,265 epochs of 5,000 images: about two hours on two cores. Without a network, tools/prepare_fashion_mnist.py fills
+2,115 epochs of 5,000 images: about two hours on two cores. Without a network, tools/prepare_fashion_mnist.py fills
 --data_dir first.
 """
 

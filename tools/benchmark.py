@@ -22,7 +22,7 @@ Commands:
                    `compact_rounds` saves; on Fashion-MNIST; about 12 minutes on two cores
     peers          accuracy for the same epochs, and seconds an epoch beside a plain `fit`, of AIMP, gradual pruning,
                    tfmot and, where it is installed (the extra benchmark), PQuantML; a ResNet-8 on a twelfth of
-                   Fashion-MNIST; half an hour a repetition, which is a seed, on two cores
+                   Fashion-MNIST; a repetition is a seed
     gpu            masked steps beside dense ones, runs in mixed precision beside float32, and with the data in the
                    memory of the GPU beside the host's, on ResNet-20 and ResNet-50; without a GPU it says so and
                    measures nothing

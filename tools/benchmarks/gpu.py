@@ -18,7 +18,7 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.masking import wrap
 from aimp_tf.pruning import prune
 from benchmarks.networks import compiled_model, made_up_images, repeated
-from benchmarks.side_by_side import spread_text, time_in_turn
+from benchmarks.side_by_side import spread_text, tell, time_in_turn
 from benchmarks.step import alike_but_for_rounding, time_fits
 
 # The batch, and the images and classes of the data sets that these networks were made for: CIFAR-10 and ImageNet.
@@ -65,6 +65,7 @@ def run(
         for side, times in seconds.items():
             lines.append(f"{network}, {name}, {side}: {spread_text([1000 * value / per for value in times], ' ms')}")
         lines.append(f"{network}, {name}, {second} over {first}: {spread_text(ratios)}")
+        tell("\n".join(lines[-3:]))
 
     for architecture in architectures:
         for generation in generations:

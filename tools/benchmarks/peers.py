@@ -19,7 +19,7 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.graph.prunable import named_weights
 from aimp_tf.pruning import prune
 from aimp_tf.selection.planning import make_plan
-from benchmarks.side_by_side import spread_text
+from benchmarks.side_by_side import spread_text, tell
 from experiments import models
 from experiments.datasets import ImageData
 from experiments.experiment import Experiment
@@ -97,6 +97,7 @@ def run(
                 "seconds": seconds,
                 "ratio": seconds / plain_seconds.setdefault(keras, seconds),
             }
+            tell(f"seed {seed}, {name} ({keras}): {', '.join(f'{key} {value:.4g}' for key, value in measured.items())}")
             of_side = figures.setdefault(f"{name} ({keras})", {key: [] for key in measured})
             for key, value in measured.items():
                 of_side[key].append(value)

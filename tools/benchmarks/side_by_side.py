@@ -104,6 +104,11 @@ def compare(
     return figures, lines
 
 
+def tell(line: str) -> None:
+    """Says on standard error what is known already, of a benchmark that takes long."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def spread_text(values: Sequence[float], unit: str = "") -> str:
     """The median of values, with the lowest and the highest."""
     return f"{statistics.median(values):.4g}{unit} ({min(values):.4g} to {max(values):.4g})"
