@@ -739,18 +739,21 @@ def test_gradient_accumulation(blobs):
     assert masked.optimizer.steps == 0
 
 
-def test_optimizers_that_cannot_be_reset_are_refused(make_mlp):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("ScheduleFreeAdamW", "starts from copies of the weights"), ("MultiOptimizer", "is made of several")],
+)
+def test_optimizers_that_cannot_be_reset_are_refused(name, message):
     import keras
 
+    if not hasattr(keras.optimizers, name):
+        pytest.skip(f"Keras {keras.__version__} has no {name}")
+    parts = [[(keras.optimizers.SGD(0.1), lambda variable: True)]] if name == "MultiOptimizer" else []
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
-    for optimizer, message in (
-        (keras.optimizers.ScheduleFreeAdamW(), "starts from copies of the weights"),
-        (keras.optimizers.MultiOptimizer([(keras.optimizers.SGD(0.1), lambda variable: True)]), "is made of several"),
-    ):
-        model.compile(optimizer, "mse")
-        with pytest.raises(ValueError, match=message):
-            aimp_tf.wrap(model)
-        assert MaskedModel.of(model) is None
+    model.compile(getattr(keras.optimizers, name)(*parts), "mse")
+    with pytest.raises(ValueError, match=message):
+        aimp_tf.wrap(model)
+    assert MaskedModel.of(model) is None
 
 
 def test_weights_are_read_when_asked_for_and_keep_their_value(K):

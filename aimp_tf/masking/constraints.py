@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from aimp_tf.compat.keras_distribution import repaired
@@ -14,7 +15,7 @@ from aimp_tf.compat.variables import local_value
 from aimp_tf.masking.masked_model import MaskedModel, zeroed
 
 
-class MaskConstraint:
+class MaskConstraint(keras.constraints.Constraint):
     """Zeroes the masked entries of a variable after every optimizer step, before and after a constraint of the user's.
 
     Before, for that must not see what is pruned, such as in the norm of a column. After, for it may move zero.
