@@ -462,7 +462,11 @@ def test_nested_models_several_inputs_and_named_outputs(K):
     assert list(small.output_names) == list(model.output_names)
     assert report.channels[first.name] == (5, 2)
     targets = {"scores": np.ones((3, 2)), "features": np.ones((3, 6))}
-    before, after = (some.evaluate(inputs, targets, verbose=0, return_dict=True) for some in (model, small))
+    try:
+        before = model.evaluate(inputs, targets, verbose=0, return_dict=True)
+    except ValueError:
+        pytest.skip(f"{K.__name__} {K.__version__} takes metrics by the names of layers, not of outputs")
+    after = small.evaluate(inputs, targets, verbose=0, return_dict=True)
     assert before.keys() == after.keys()
     np.testing.assert_allclose(list(after.values()), list(before.values()), rtol=1e-5)
 
@@ -623,6 +627,10 @@ def test_functions_that_no_config_holds(function, K):
     def penalty(weights):
         return tf.reduce_sum(weights**2)
 
+    try:
+        layers.Dense(2, kernel_regularizer=penalty).build((2, 2))
+    except ValueError:
+        pytest.skip(f"{K.__name__} {K.__version__} takes no function as a regularizer")
     model = K.Sequential(
         [
             K.Input((5, 4)),

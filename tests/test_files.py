@@ -84,6 +84,9 @@ def test_arrays_come_back(tmp_path):
         write_arrays(tmp_path / "a.npz", ARRAYS, compressed=compressed)
         with np.load(tmp_path / "a.npz", allow_pickle=False) as loaded:
             assert_equal(dict(loaded), ARRAYS)
+    with pytest.raises(ValueError, match="Arrays of objects cannot be written: evil"):
+        write_arrays(tmp_path / "a.npz", {**ARRAYS, "evil": np.array([print], object)})
+    assert_equal(read_arrays(tmp_path / "a.npz"), ARRAYS)
 
 
 def test_damaged_arrays_are_found_or_whole(tmp_path):

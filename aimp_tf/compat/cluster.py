@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.files import pack, unpack
+from aimp_tf.files import pack, save_arrays, unpack
 
 _STRATEGIES = (
     tf.distribute.OneDeviceStrategy,
@@ -163,7 +163,7 @@ def _encoded(value: Any) -> bytes:
     arrays: dict[str, np.ndarray] = {}
     packed = json.dumps(pack(value, arrays)).encode()
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **arrays)
+    save_arrays(file, arrays)
     return len(packed).to_bytes(8, "little") + packed + file.getvalue()
 
 

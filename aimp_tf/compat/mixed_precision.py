@@ -89,6 +89,11 @@ def computing_in_float32(model: Any) -> Iterator[None]:
             swaps.enter_context(Swap(layer, "_dtype_policy", type(layer.dtype_policy)("float32")))
             if hasattr(layer, "_compute_dtype_object"):
                 swaps.enter_context(Swap(layer, "_compute_dtype_object", tf.float32))
+        for layer in layers_of(model):
+            # Keras 3.8 puts operations before such layers, which cast what these read.
+            for operation in getattr(getattr(layer, "_functional", layer), "_operations", ()):
+                if type(operation).__name__ == "Cast" and operation.dtype in ("float16", "bfloat16"):
+                    swaps.enter_context(Swap(operation, "dtype", "float32"))
         yield
 
 
