@@ -51,7 +51,10 @@ def test_layers_are_replaced_in_nested_models(model, K):
 def test_several_inputs_and_one_that_is_not_used(K):
     left, right = K.Input((4,), name="left"), K.Input((4,), name="right")
     shared = K.layers.Dense(4)
-    model = K.Model([left, right], [shared(shared(left)), left])
+    try:
+        model = K.Model([left, right], [shared(shared(left)), left])
+    except ValueError:
+        pytest.skip(f"{K.__name__} {K.__version__} takes no input that is not used")
     inputs = [np.eye(4, dtype=np.float32), np.ones((4, 4), np.float32)]
     copy = copy_with(model, lambda layer: None)
     for here, there in zip(outputs_of(copy, inputs), outputs_of(model, inputs), strict=True):

@@ -1,4 +1,4 @@
-# Sourced by tools/quickstart and tools/test: makes the environment .venv beside README.md and installs the package.
+# Sourced by the scripts beside it: makes an environment beside README.md and installs the package.
 
 # The interpreter: $PYTHON, or the first supported one on the PATH.
 find_python() {
@@ -16,16 +16,19 @@ version() {
     "$1" --version 2>&1
 }
 
-# install REQUIREMENT, such as ".[test]"
+# install ENVIRONMENT REQUIREMENT [OPTIONS OF pip], such as .venv ".[test]"
 install() {
-    if [ ! -x .venv/bin/pip ] || { [ -n "${PYTHON:-}" ] && [ "$(version .venv/bin/python)" != "$(version "$PYTHON")" ]; }; then
+    environment=$1
+    shift
+    if [ ! -x "$environment/bin/pip" ] ||
+        { [ -n "${PYTHON:-}" ] && [ "$(version "$environment/bin/python")" != "$(version "$PYTHON")" ]; }; then
         python=$(find_python)
-        echo "Making the environment .venv with $("$python" --version)."
-        rm -rf .venv
-        "$python" -m venv .venv
+        echo "Making the environment $environment with $("$python" --version)."
+        rm -rf "$environment"
+        "$python" -m venv "$environment"
     fi
     echo "Installing aimp_tf and what it needs; the first time takes some minutes."
     # What an earlier build left would end up in the wheel.
     rm -rf build
-    .venv/bin/pip install --quiet --disable-pip-version-check "$1"
+    "$environment/bin/pip" install --quiet --disable-pip-version-check "$@"
 }
