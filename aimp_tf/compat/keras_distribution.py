@@ -51,7 +51,7 @@ def repaired(model: Any) -> Iterator[None]:
 def _building(model: Any, strategy: tf.distribute.Strategy) -> Callable[..., None]:
     def build(iterator: Any = None, data_batch: Any = None) -> None:
         if iterator is not None:
-            _, _, batches = next(iter(iterator))
+            *_, batches = next(iter(iterator))
             data_batch = tf.nest.map_structure(
                 lambda value: strategy.experimental_local_results(value)[0], next(batches)
             )
