@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import aimp_tf
-from aimp_tf.config import PruningConfig
+from aimp_tf import exporting
+from aimp_tf.config import PruningConfig, checks
+from aimp_tf.training import methods
 from experiments.experiment import Experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -58,6 +60,33 @@ def test_the_readme_runs_as_it_stands(monkeypatch, tmp_path):
     assert "<img" in pathlib.Path("pruned.html").read_text(encoding="utf-8")
     assert pathlib.Path("pruned.tflite").read_bytes()[4:8] == b"TFL3"
     assert pathlib.Path("runs/mine/final/saved_model/saved_model.pb").exists()
+
+
+@pytest.mark.slow
+def test_what_extends_the_package_does_so(monkeypatch, tmp_path):
+    """Its blocks, in their order, and what each of them adds."""
+    monkeypatch.chdir(tmp_path)
+    # That the tables are in the end as they were.
+    monkeypatch.setitem(checks.CHOICES, "method", checks.CHOICES["method"])
+    for table, name in (
+        (checks.NOT_USED_BY, "halfway"),
+        (methods.METHODS, "halfway"),
+        (exporting.FORMATS, "tflite_float16"),
+    ):
+        monkeypatch.setitem(table, name, None)
+    namespace = {"__name__": "__main__"}
+    for index, block in enumerate(blocks_of(ROOT / "docs" / "extending.md", "python")):
+        exec(compile(block, f"<block {index} of extending.md>", "exec"), namespace)
+    assert [namespace[name].sparsity for name in ("relative", "halfway", "blocks")] == pytest.approx(
+        [0.8, 0.8, 0.75], 1e-3
+    )
+    hidden, _ = namespace["relative"].masks.values()
+    assert hidden.any(axis=0).all()  # Something of each output unit, for the scores of each add up to 1.
+    assert len(namespace["halfway"].rounds) == 1 and namespace["halfway"].epochs == 4
+    mask, _ = namespace["blocks"].masks.values()
+    np.testing.assert_array_equal(mask[::2], mask[1::2])
+    (artefact,) = namespace["artefacts"].values()
+    assert 0 < artefact.relative_difference < 1e-2 and artefact.path.stat().st_size == artefact.bytes
 
 
 def test_the_call_that_the_readme_begins_with_is_in_its_first_program():

@@ -28,7 +28,7 @@ from aimp_tf.exporting.weights import write_weights
 from aimp_tf.files import UNFINISHED, check_writable
 from aimp_tf.masking import check_plain
 
-__all__ = ["FORMATS", "Artefact", "Target", "choose_formats", "export"]
+__all__ = ["FORMATS", "Artefact", "Format", "Target", "choose_formats", "export"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Artefact(os.PathLike[str]):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Settings:
+class Settings:
     """What writers may need beside the model: inputs in its own structure, and the batch to be fast at."""
 
     inputs: Any
@@ -74,7 +74,7 @@ class _Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Format:
+class Format:
     """How a format is written and read.
 
     Attributes:
@@ -86,34 +86,34 @@ class _Format:
 
     file: str
     kind: str
-    write: Callable[[Any, pathlib.Path, _Settings], object]
+    write: Callable[[Any, pathlib.Path, Settings], object]
     same: bool = True
 
 
-def _write_tflite(model: Any, path: pathlib.Path, settings: _Settings) -> None:
+def _write_tflite(model: Any, path: pathlib.Path, settings: Settings) -> None:
     path.write_bytes(to_tflite(model))
 
 
-def _write_tflite_int8(model: Any, path: pathlib.Path, settings: _Settings) -> None:
+def _write_tflite_int8(model: Any, path: pathlib.Path, settings: Settings) -> None:
     path.write_bytes(to_tflite(model, representative_inputs=settings.inputs))
 
 
-def _write_tflite_sparse(model: Any, path: pathlib.Path, settings: _Settings) -> None:
+def _write_tflite_sparse(model: Any, path: pathlib.Path, settings: Settings) -> None:
     path.write_bytes(to_tflite(model, sparse=True))
 
 
-def _write_sparse_saved_model(model: Any, path: pathlib.Path, settings: _Settings) -> None:
+def _write_sparse_saved_model(model: Any, path: pathlib.Path, settings: Settings) -> None:
     write_saved_model(sparse_inference(model, settings.batch_size), path)
 
 
-FORMATS: dict[str, _Format] = {
-    "saved_model": _Format("saved_model", "saved_model", lambda model, path, _: write_saved_model(model, path)),
-    "sparse_saved_model": _Format("sparse_saved_model", "saved_model", _write_sparse_saved_model),
-    "keras": _Format("model.keras", "keras", lambda model, path, _: write_keras(model, path)),
-    "tflite": _Format("model.tflite", "tflite", _write_tflite),
-    "tflite_int8": _Format("model_int8.tflite", "tflite", _write_tflite_int8, same=False),
-    "tflite_sparse": _Format("model_sparse.tflite", "tflite", _write_tflite_sparse),
-    "weights": _Format("weights.npz", "weights", lambda model, path, _: write_weights(model, path)),
+FORMATS: dict[str, Format] = {
+    "saved_model": Format("saved_model", "saved_model", lambda model, path, _: write_saved_model(model, path)),
+    "sparse_saved_model": Format("sparse_saved_model", "saved_model", _write_sparse_saved_model),
+    "keras": Format("model.keras", "keras", lambda model, path, _: write_keras(model, path)),
+    "tflite": Format("model.tflite", "tflite", _write_tflite),
+    "tflite_int8": Format("model_int8.tflite", "tflite", _write_tflite_int8, same=False),
+    "tflite_sparse": Format("model_sparse.tflite", "tflite", _write_tflite_sparse),
+    "weights": Format("weights.npz", "weights", lambda model, path, _: write_weights(model, path)),
 }
 
 
@@ -189,7 +189,7 @@ def export(
         inputs = make_up(model)
     with _unfinished_in(directory) as unfinished, _without_notes_of_tensorflow():
         for format_ in chosen.values():
-            format_.write(model, unfinished / format_.file, _Settings(inputs, batch_size))
+            format_.write(model, unfinished / format_.file, Settings(inputs, batch_size))
         artefacts = [
             Artefact(name, directory / format_.file, stored_bytes(unfinished / format_.file))
             for name, format_ in chosen.items()
@@ -212,7 +212,7 @@ class Target:
     """
 
     folder: pathlib.Path
-    formats: dict[str, _Format]
+    formats: dict[str, Format]
 
     @classmethod
     def of(cls, path: str | os.PathLike[str], formats: Sequence[str] | None = None) -> Target:
@@ -247,7 +247,7 @@ class Target:
         check_writable(self.folder, "directory")
 
 
-def choose_formats(formats: Sequence[str]) -> dict[str, _Format]:
+def choose_formats(formats: Sequence[str]) -> dict[str, Format]:
     """The formats of these names. Raises ValueError where there is none, or one is unknown."""
     formats = (formats,) if isinstance(formats, str) else formats
     for name in formats:
