@@ -1,3 +1,4 @@
+import zlib
 from unittest import mock
 
 import numpy as np
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from aimp_tf.selection import ranking
+from aimp_tf.selection.criteria import scores_of
 from aimp_tf.selection.ranking import keep_at_least, keep_best, keep_largest, keep_same_fraction
 from aimp_tf.selection.units import Units
 
@@ -314,3 +316,51 @@ def test_masks_without_the_structure_are_named(granularity, wrong):
     Units.of("unstructured", axes).check(masks)
     with pytest.raises(RuntimeError, match=f"masks of bad/kernel do not have the structure of .*'{granularity}'"):
         Units.of(granularity, axes).check(masks)
+
+
+FIXED_SHAPES = {"dense": (24, 10), "convolution": (3, 3, 12, 4), "transposed": (2, 2, 5, 12), "small": (12, 2)}
+FIXED_AXES = {"dense": 0, "convolution": 2, "transposed": 3, "small": 0}
+
+
+def fixed_weights(step):
+    """Numbers that look random, the same everywhere, many of them equal; those of "small" are small."""
+    weights, start = {}, 0
+    for path, shape in FIXED_SHAPES.items():
+        count = int(np.prod(shape))
+        numbers = (np.arange(start, start + count, dtype=np.uint64) * 2654435761 + step * 40503) % 65521 // 64
+        weights[path] = (numbers.astype(np.float32) / 512 - 1).reshape(shape) * (0.1 if path == "small" else 1)
+        start += count
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("granularity", "criterion", "scope", "expected"),
+    [
+        ("unstructured", "magnitude", "global", 1201702473),
+        ("unstructured", "magnitude", "layer", 3584112499),
+        ("unstructured", "lamp", "global", 2771549217),
+        ("1x4", "magnitude", "global", 1149474258),
+        ("1x4", "lamp", "layer", 1494950831),
+        ("1x3", "magnitude", "global", 3690072229),
+        ("2:4", "magnitude", "global", 4155992545),
+        ("3:6", "lamp", "layer", 1964881554),
+    ],
+)
+def test_masks_are_those_of_ever(granularity, criterion, scope, expected):
+    """Three rankings, one after the other, of weights that change: a checksum of all that they keep."""
+    units = Units.of(granularity, FIXED_AXES)
+    masks = {path: np.ones(shape, bool) for path, shape in FIXED_SHAPES.items()}
+    total = sum(mask.size for mask in masks.values())
+    least = {path: 12 for path in masks}
+    checksum = 0
+    for step, share in enumerate((0.8, 0.6, 0.5)):
+        weights = fixed_weights(step)
+        scores, signed = scores_of(criterion, weights, masks, np.random.default_rng(0))
+        keep = round(share * total) // 12 * 12
+        masks, guarded = keep_best(scores, masks, keep, least, units=units, scope=scope, signed=signed)
+        units.check(masks)
+        assert sum(map(np.count_nonzero, masks.values())) == keep
+        for path in masks:
+            checksum = zlib.crc32(np.packbits(masks[path]).tobytes(), checksum)
+        checksum = zlib.crc32(",".join(guarded).encode(), checksum)
+    assert checksum == expected
