@@ -67,9 +67,14 @@ class Request:
         validation_split: float,
         validation_data: Any,
         callbacks: Any,
+        masks: Masks,
         workdir: str | os.PathLike[str] | None,
+        dense_baseline: bool | int,
+        export_to: str | os.PathLike[str] | None,
+        data_on_device: bool,
+        verbose: str | int,
+        overwrite: bool,
         cluster: Cluster,
-        **others: Any,
     ) -> Request:
         """Checks what came, and writes nothing.
 
@@ -82,9 +87,14 @@ class Request:
             validation_split: As in `prune`, like the rest.
             validation_data: As in `prune`.
             callbacks: As in `prune`.
+            masks: As in `prune`.
             workdir: As in `prune`.
+            dense_baseline: As in `prune`.
+            export_to: As in `prune`.
+            data_on_device: As in `prune`.
+            verbose: As in `prune`.
+            overwrite: As in `prune`.
             cluster: The workers of the model.
-            **others: The fields of this class that are arguments of `prune`.
 
         Raises:
             TypeError, ValueError: As `prune`.
@@ -96,22 +106,26 @@ class Request:
         if validation_data is None:
             data, validation_data = split_off(data, validation_split)
         folder = check_workdir(workdir) if workdir is not None and cluster.chief else None
-        verbose = fit_verbose(others["verbose"])
         callbacks = as_callbacks(callbacks, generation)
-        fitting = Fitting(data, validation_data, callbacks, options, verbose, config.seed, generation, cluster)
-        # Where the run that is there goes on, or is done, it may be what this call wrote before.
-        replaces = others["overwrite"] or folder is not None and os.path.lexists(folder / "signature.json")
         request = cls(
-            model,
-            config,
-            data,
-            validation_data,
-            fitting,
-            options,
+            model=model,
+            config=config,
+            data=data,
+            validation_data=validation_data,
+            fitting=Fitting(
+                data, validation_data, callbacks, options, fit_verbose(verbose), config.seed, generation, cluster
+            ),
+            options=options,
+            masks=masks,
             workdir=folder,
-            replaces=replaces,
+            dense_baseline=dense_baseline,
+            export_to=export_to,
+            data_on_device=data_on_device,
+            verbose=verbose,
+            overwrite=overwrite,
+            # Where the run that is there goes on, or is done, it may be what this call wrote before.
+            replaces=overwrite or folder is not None and os.path.lexists(folder / "signature.json"),
             cluster=cluster,
-            **others,
         )
         request._check()
         return request

@@ -69,14 +69,8 @@ def run(
         files, missing, chosen = _export(_filled(load_keras_file(model)), pruned, data, folder)
 
         def work(threads: int, names: Sequence[str], rounds: int) -> dict[str, Any]:
-            job = {
-                "files": {name: files[name] for name in names},
-                "inputs": str(folder / "inputs.npy"),
-                "batch_sizes": BATCH_SIZES,
-                "threads": threads,
-                "rounds": rounds,
-                "seconds": seconds,
-            }
+            asked = {"files": {name: files[name] for name in names}, "threads": threads, "rounds": rounds}
+            job = {**asked, "inputs": str(folder / "inputs.npy"), "batch_sizes": BATCH_SIZES, "seconds": seconds}
             return _work(job, folder)
 
         figures: dict[str, dict[str, Any]] = {}

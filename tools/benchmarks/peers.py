@@ -102,14 +102,17 @@ def run(
             for key, value in measured.items():
                 of_side[key].append(value)
     lines = [f"{epochs} epochs of {experiment.architecture} on {experiment.dataset}, seeds 0 to {repetitions - 1}"]
-    lines += [
-        f"{name:28}accuracy {percent_text(of_side['accuracy']):16}sparsity {percent_text(of_side['sparsity']):16}"
-        f"{spread_text(of_side['seconds'], ' s an epoch'):36}x {spread_text(of_side['ratio'])} of plain fit"
-        for name, of_side in figures.items()
-    ]
+    lines += [_line(name, of_side) for name, of_side in figures.items()]
     if not installed:
         lines.append("PQuantML is not installed, so it is not compared; the extra benchmark has it.")
     return {**figures, "epochs": epochs, "table": "\n".join(lines)}
+
+
+def _line(name: str, figures: dict[str, list[float]]) -> str:
+    return (
+        f"{name:28}accuracy {percent_text(figures['accuracy']):16}sparsity {percent_text(figures['sparsity']):16}"
+        f"{spread_text(figures['seconds'], ' s an epoch'):36}x {spread_text(figures['ratio'])} of plain fit"
+    )
 
 
 def _plain(experiment: Experiment, data: ImageData, epochs: int) -> Any:
