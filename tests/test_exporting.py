@@ -69,6 +69,8 @@ def test_all_formats_in_a_fresh_process(result, K, blobs, tmp_path, monkeypatch,
         assert (artefact.format, os.fspath(artefact)) == (name, f"out/new/{FILES[name]}")
         if name == "tflite_int8":
             assert 1e-4 < artefact.relative_difference < 0.2
+            largest = np.abs(result.model.predict(blobs[0], verbose=0)).max()
+            assert artefact.max_difference / artefact.relative_difference == pytest.approx(largest, rel=1e-4)
         else:
             assert artefact.relative_difference <= 1e-5
         assert (artefact.examples, artefact.made_up) == (0 if name == "weights" else 64, False)
