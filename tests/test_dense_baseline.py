@@ -1,12 +1,15 @@
 """Made-up data: this tests mechanics only."""
 
 import json
+import random
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import aimp_tf
+from aimp_tf.masking import mask_model
+from aimp_tf.pruning.dense_baseline import _left_as_it_was
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
 DENSE = {"target_sparsity": 0.75, "epochs": 3, "method": "dense", "verbose": 0, "seed": 1}
@@ -135,6 +138,16 @@ def test_a_longer_baseline_passes_through_the_schedule_once(K, make, blobs):
     ]
     assert stretched != pytest.approx(losses[0], rel=1e-3)
     assert any(stretched == pytest.approx(loss, rel=1e-5) for loss in losses[1:])
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_what_data_draws_by_itself_is_drawn_again_after_a_baseline(make):
+    masked = mask_model(make())
+    np.random.seed(1)
+    random.seed(1)
+    with _left_as_it_was(masked):
+        drawn = np.random.random(), random.random()
+    assert (np.random.random(), random.random()) == drawn
 
 
 @pytest.mark.slow
