@@ -1026,6 +1026,15 @@ def test_optimizers_that_a_model_holds_are_reset_and_stretched(make_gan, blobs):
     assert result.sparsity == 0.75 and critic._learning_rate is rate_before
 
 
+def test_optimizers_that_a_model_holds_go_on_at_steps_of_their_own(make_gan):
+    import keras
+
+    masked = mask_model(make_gan({"critic": keras.optimizers.SGD(), "generator": keras.optimizers.SGD()}))
+    masked.optimizers.reset([5, 3, 2])
+    assert masked.optimizers.steps == [5, 3, 2]
+    masked.strip()
+
+
 def test_optimizers_that_a_model_holds_are_checked(make_gan):
     import keras
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import aimp_tf
-from aimp_tf.masking import MaskedModel
+from aimp_tf.masking import MaskedModel, mask_model
 from aimp_tf.training.shrinking import Shrinking, fraction_moved, sample_of
 
 
@@ -97,6 +97,17 @@ def test_what_shrinks_in_full_shrinks_the_statistics_too(make_normalized, blobs)
     for path, weight in masked.weights().items():
         np.testing.assert_array_equal(weight, np.float32(shrinking.factors[path]) * kernels[path])
     np.testing.assert_allclose(np.array(model(x, training=False)), before, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_shrinks_by_more_than_the_factor(make_mlp):
+    """However long the round was and however far it went."""
+    masked = mask_model(make_mlp())
+    shrinking = Shrinking(0.5, masked)
+    for steps, factor in ((250, 0.5**0.5), (500, 0.5), (5000, 0.5)):
+        shrinking.resume({**shrinking.state(), "moved": 1.0})
+        shrinking.shrink(masked, steps=steps)
+        assert shrinking.factors["logits/kernel"] == pytest.approx(factor)
+    masked.strip()
 
 
 def test_what_training_does_not_change_is_not_shrunk(K, blobs):
