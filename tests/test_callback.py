@@ -540,6 +540,12 @@ def test_gradual_pruning_follows_the_ramp_in_one_fit(make_mlp, blobs, recorder):
             assert np.all(before["weights"][path][mask] != 0)
 
 
+def test_early_stopping_looks_from_the_epoch_on_that_reaches_the_target(K):
+    pruning = GlobalMagnitudePruning(PruningConfig(0.75, epochs=8, method="gradual", ramp=0.5))
+    _, ready = pruning.among(K.callbacks.EarlyStopping("loss"))
+    assert ready.start_from_epoch == 3
+
+
 def test_a_callback_can_be_copied_and_pickled(make_mlp, blobs):
     pruning = GlobalMagnitudePruning(PruningConfig(0.75, epochs=2, method="gradual"))
     for copied in (copy.deepcopy(pruning), pickle.loads(pickle.dumps(pruning))):
