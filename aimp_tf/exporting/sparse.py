@@ -220,8 +220,9 @@ def _time(layers: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, float]:
 
 @functools.cache
 def sparse_layer(keras: Any) -> Any:
-    """The class of sparse layers of a generation of Keras, as long as it is: its base comes with the generation."""
+    """The class of sparse layers of a generation of Keras."""
 
+    # Within the function, as long as it is, for its base comes with the generation.
     class SparseMatmul(keras.layers.Layer):
         """Product of the last axis with a sparse matrix, plus bias, through an activation.
 

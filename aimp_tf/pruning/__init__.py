@@ -138,9 +138,7 @@ def prune(
         directory = request.take_directory(stack)
         outcome = _dense_outcome(request, directory)
         try:
-            result = prune_in_rounds(
-                model, request.config, request.fitting, directory, masks, outcome, verbose=request.verbose
-            )
+            result = prune_in_rounds(model, request.config, request.fitting, directory, masks, outcome, verbose)
         except KeyboardInterrupt as interruption:
             if directory is not None:
                 interruption.add_note(f"The same call, with a model as it was before, goes on with {directory.path}.")

@@ -57,7 +57,7 @@ def prune_in_rounds(
         saver.begin()
         if directory is not None and outcome.dense_metrics is not None:
             directory.save_outcome(outcome)
-        with display_of(verbose, config, fitting, masked.weight_count, first, masked.cluster.chief) as display:
+        with _display_of(verbose, config, fitting, masked.weight_count, first, masked.cluster.chief) as display:
             display.begin(pruning.rounds, saver.initial_epoch)
             if config.mixed_precision is not None:
                 display.tell(f"trained in {config.mixed_precision}")
@@ -99,7 +99,7 @@ def check_run(model: Any, config: PruningConfig, fitting: Fitting) -> None:
 def _begun(masked: MaskedModel, config: PruningConfig, fitting: Fitting) -> GlobalMagnitudePruning:
     """A run on a masked model, planned and checked against it and the data."""
     if fitting.validation is not None:
-        check_validation_data(masked.model, fitting, config)
+        _check_validation_data(masked.model, fitting, config)
     pruning = GlobalMagnitudePruning(settled(config, masked.weight_count, masked.kept))
     pruning.measure = functools.partial(fitting.measure, masked.model)
     pruning.begin(masked)
@@ -130,13 +130,13 @@ def _telling_shapes(
         ) from error
 
 
-def display_of(
+def _display_of(
     verbose: str | int,
     config: PruningConfig,
     fitting: Fitting,
     weight_count: int,
-    first: int | None = None,
-    chief: bool = True,
+    first: int,
+    chief: bool,
 ) -> RunDisplay:
     """The display of a run, as `RunDisplay` has it."""
     may_stop = config.stop_mask_distance is not None or any(
@@ -146,7 +146,7 @@ def display_of(
     return RunDisplay(verbose, plan, weight_count, may_stop=may_stop, chief=chief)
 
 
-def check_validation_data(model: Any, fitting: Fitting, config: PruningConfig) -> None:
+def _check_validation_data(model: Any, fitting: Fitting, config: PruningConfig) -> None:
     """Evaluates one batch, for `fit` would only do so after an epoch. What it traces, `fit` uses."""
     try:
         logs = model.evaluate(fitting.validation, steps=1, verbose=0, return_dict=True)

@@ -82,9 +82,8 @@ class Fitting:
         # Keras 3 makes NaN of a replica's share of a batch where there is nothing in it.
         least_batch = cluster.replicas if generation == "keras" else 1
         self.callbacks = callbacks
-        self.options = {name: value for name, value in options.items() if name not in _BATCH_SIZES} | {
-            "verbose": verbose
-        }
+        options_of_fit = {**options, "verbose": verbose}
+        self.options = {name: value for name, value in options_of_fit.items() if name not in _BATCH_SIZES}
         batch_size, validation_batch_size = map(options.get, _BATCH_SIZES)
         self.order = None
         self._arrays: tuple[tuple, tf.data.Dataset] | None = None
@@ -147,14 +146,14 @@ class Fitting:
             TypeError, ValueError: The model cannot be built from the data, or does not take it.
         """
         self._settle_order(cluster)
-        build(model, self.train)
+        _build(model, self.train)
         for name, given, batches in (
             ("the training data", data, self.train),
             ("validation_data", validation_data, self.validation),
         ):
-            check_batches(model, batches, name)
-            check_targets(model, given, name)
-        check_class_weight(data, self.options.get("class_weight"))
+            _check_batches(model, batches, name)
+            _check_targets(model, given, name)
+        _check_class_weight(data, self.options.get("class_weight"))
 
     def _settle_order(self, cluster: Cluster) -> None:
         """Lets all workers read arrays in the order of the chief, whose seed may be drawn."""
@@ -242,7 +241,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
         )
 
 
-def check_class_weight(data: Any, class_weight: Mapping[Any, Any] | None) -> None:
+def _check_class_weight(data: Any, class_weight: Mapping[Any, Any] | None) -> None:
     """Raises ValueError for arrays of targets with a class beyond all that have a weight, which fails in a step."""
     if not class_weight or not isinstance(data, tuple) or len(data) < 2 or not hasattr(data[1], "shape"):
         return
@@ -257,7 +256,7 @@ def check_class_weight(data: Any, class_weight: Mapping[Any, Any] | None) -> Non
         )
 
 
-def build(model: Any, train: Any) -> None:
+def _build(model: Any, train: Any) -> None:
     """Gives a model that has no weights yet its weights, by calling it on one batch."""
     if is_built(model):
         return
@@ -272,7 +271,7 @@ def build(model: Any, train: Any) -> None:
         ) from error
 
 
-def check_batches(model: Any, data: Any, name: str) -> None:
+def _check_batches(model: Any, data: Any, name: str) -> None:
     """Raises ValueError for a dataset of single examples of the one input of a model, which is to be batched."""
     spec: Any = data.element_spec if isinstance(data, tf.data.Dataset) else None
     spec = spec[0] if isinstance(spec, tuple) else spec
@@ -287,7 +286,7 @@ def check_batches(model: Any, data: Any, name: str) -> None:
         )
 
 
-def check_targets(model: Any, data: Any, name: str) -> None:
+def _check_targets(model: Any, data: Any, name: str) -> None:
     """Raises for arrays of targets that the cross-entropy of a model with one output cannot take.
 
     Frameworks tell of them late and at length, and on a GPU a class out of range is a loss of NaN and nothing else.
@@ -338,7 +337,7 @@ def check_targets(model: Any, data: Any, name: str) -> None:
 
 
 def _check_classes(model: Any, crossentropy: str, targets: np.ndarray, one_hot: bool, name: str) -> None:
-    """As `check_targets`, of numbers of classes."""
+    """As `_check_targets`, of numbers of classes."""
     loss, shape = model.loss, tuple(model.outputs[0].shape)
     classes = shape[-1]
     if one_hot:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -94,18 +93,15 @@ def _prune(architecture: str, keras: Any, data: datasets.ImageData) -> Sequence[
 
 
 def _prune_with_tfmot(architecture: str, keras: Any, data: datasets.ImageData, epochs: int) -> Sequence[np.ndarray]:
-    x, y = data.train_images, data.train_labels
-    accuracies: list[float] = []
-
-    def fit(wrapped: Any, callbacks: list[Any]) -> None:
-        history = wrapped.fit(x, y, batch_size=BATCH_SIZE, epochs=epochs, callbacks=callbacks, verbose=0)
-        accuracies.extend(history.history["accuracy"])
-
-    ramp_steps = epochs * math.ceil(len(x) / BATCH_SIZE) // 2
-    import_with_tfmot("benchmarks.stock_tfmot").train_pruned(
-        _model(architecture, keras, data), fit, target_sparsity=_TARGET_SPARSITY, ramp_steps=ramp_steps
+    history = import_with_tfmot("benchmarks.stock_tfmot").train_pruned(
+        _model(architecture, keras, data),
+        data.train_images,
+        data.train_labels,
+        target_sparsity=_TARGET_SPARSITY,
+        batch_size=BATCH_SIZE,
+        epochs=epochs,
     )
-    return _epochs_if_learnt(len(accuracies), accuracies[-1], data.classes)
+    return _epochs_if_learnt(len(history["accuracy"]), history["accuracy"][-1], data.classes)
 
 
 def _epochs_if_learnt(epochs: int, accuracy: float, classes: int) -> Sequence[np.ndarray]:

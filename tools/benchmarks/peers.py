@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-import math
 import os
 import time
 import types
@@ -137,16 +136,14 @@ def _prune_gradually(experiment: Experiment, data: ImageData, epochs: int) -> An
 
 
 def _prune_with_tfmot(experiment: Experiment, data: ImageData, epochs: int) -> Any:
-    def fit(wrapped: Any, callbacks: list[Any]) -> None:
-        x, y = data.train_images, data.train_labels
-        wrapped.fit(x, y, batch_size=experiment.batch_size, epochs=epochs, callbacks=callbacks, verbose=0)
-
     model = compiled_model(experiment, data, epochs=epochs)
     import_with_tfmot("benchmarks.stock_tfmot").train_pruned(
         model,
-        fit,
+        data.train_images,
+        data.train_labels,
         target_sparsity=experiment.pruning.target_sparsity,
-        ramp_steps=epochs * math.ceil(len(data.train_images) / experiment.batch_size) // 2,
+        batch_size=experiment.batch_size,
+        epochs=epochs,
     )
     return model
 

@@ -5,9 +5,10 @@ Import this module by `import_with_tfmot` only: importing tfmot has side effects
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
+import numpy as np
 import tf_keras
 from tensorflow_model_optimization.python.core.sparsity.keras import (
     prune,
@@ -32,18 +33,24 @@ class _LayersWithKernels(pruning_policy.PruningPolicy):
 
 
 def train_pruned(
-    model: Any, fit: Callable[[Any, list[Any]], object], *, target_sparsity: float, ramp_steps: int
-) -> None:
-    """Trains a model under tfmot's PolynomialDecay from sparsity 0, every layer to the same sparsity.
+    model: Any, x: np.ndarray, y: np.ndarray, *, target_sparsity: float, batch_size: int, epochs: int
+) -> dict[str, list[float]]:
+    """Trains a model under tfmot's PolynomialDecay, which takes every layer from sparsity 0 to the target halfway.
 
     The masks are made anew every 100 steps, or ten times in a shorter ramp.
 
     Args:
         model: A compiled, built Sequential or functional model. It gets the trained weights.
-        fit: Called with the model to train, a wrapped copy of `model`, and the callbacks that it needs.
+        x: The inputs, as `fit` takes them.
+        y: The targets.
         target_sparsity: Of each layer, in (0, 1).
-        ramp_steps: Optimizer steps over which the sparsity rises, at least 1.
+        batch_size: As in `fit`.
+        epochs: As in `fit`.
+
+    Returns:
+        Metric -> its values at the ends of the epochs.
     """
+    ramp_steps = epochs * math.ceil(len(x) / batch_size) // 2
     frequency = max(1, min(_FREQUENCY, ramp_steps // 10))
     schedule = pruning_schedule.PolynomialDecay(
         initial_sparsity=0.0,
@@ -54,8 +61,10 @@ def train_pruned(
         frequency=frequency,
     )
     wrapped = _wrap(model, schedule)
-    fit(wrapped, [pruning_callbacks.UpdatePruningStep()])
+    callbacks = [pruning_callbacks.UpdatePruningStep()]
+    history = wrapped.fit(x, y, batch_size=batch_size, epochs=epochs, callbacks=callbacks, verbose=0)
     model.set_weights(prune.strip_pruning(wrapped).get_weights())
+    return history.history
 
 
 def wrap_without_pruning(model: Any) -> tuple[Any, list[Any]]:
