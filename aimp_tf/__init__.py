@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from aimp_tf.preview import RunPlan, plan
     from aimp_tf.pruning import prune
     from aimp_tf.reports.result import PruningResult
+    from aimp_tf.selection.criteria import Criterion
     from aimp_tf.training.callback import GlobalMagnitudePruning
     from aimp_tf.training.input_pipeline import array_dataset
     from aimp_tf.training.rounds import RoundResult
 
 __all__ = [
+    "Criterion",
     "GlobalMagnitudePruning",
     "PruningConfig",
     "PruningResult",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Criterion": "selection.criteria",
     "GlobalMagnitudePruning": "training.callback",
     "PruningResult": "reports.result",
     "RoundResult": "training.rounds",

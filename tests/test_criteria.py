@@ -1,24 +1,24 @@
 import numpy as np
 import pytest
 
-from aimp_tf.selection.criteria import lamp_scores, scores_of
+from aimp_tf.selection.criteria import Lamp, Statistics, criterion_of, scores_of
 
 WEIGHTS = {"a": np.array([[3.0, -1.0], [0.5, 2.0]], np.float32), "b": np.array([10.0, -20.0], np.float32)}
 MASKS = {path: np.ones(weight.shape, bool) for path, weight in WEIGHTS.items()}
 
 
 def scores(criterion, weights=WEIGHTS, masks=MASKS, seed=0):
-    return scores_of(criterion, weights, masks, np.random.default_rng(seed))
+    return scores_of(criterion_of(criterion), Statistics(weights, masks, np.random.default_rng(seed)))
 
 
 def test_magnitudes_are_the_weights_without_their_signs():
-    assert scores("magnitude") == (WEIGHTS, False)
+    assert scores("magnitude") is WEIGHTS and not criterion_of("magnitude").signed
 
 
 def test_lamp_is_its_formula():
     masks = {"a": np.array([[True, True], [True, False]]), "b": MASKS["b"]}
-    result, signed = scores("lamp", masks=masks)
-    assert signed
+    result = scores("lamp", masks=masks)
+    assert criterion_of("lamp").signed
     np.testing.assert_allclose(result["a"], [[1, 1 / 10], [0.25 / 10.25, 0]])
     np.testing.assert_allclose(result["b"], [100 / 500, 1])
 
@@ -27,26 +27,28 @@ def test_lamp_against_a_loop():
     rng = np.random.default_rng(0)
     weight, mask = rng.integers(-5, 6, 40) / 4, rng.random(40) < 0.7
     order = sorted(np.flatnonzero(mask), key=lambda i: (-abs(weight[i]), i))
-    result = lamp_scores({"w": weight}, {"w": mask})["w"]
+    result = scores("lamp", {"w": weight}, {"w": mask})["w"]
     for rank, i in enumerate(order):
         total = sum(weight[j] ** 2 for j in order[: rank + 1])
         assert result[i] == pytest.approx(weight[i] ** 2 / total if total else 0)
 
 
 def test_lamp_of_nothing_but_zeros_is_zero():
-    assert lamp_scores({"w": np.zeros(3)}, {"w": np.ones(3, bool)})["w"].tolist() == [0, 0, 0]
+    assert scores(Lamp(), {"w": np.zeros(3)}, {"w": np.ones(3, bool)})["w"].tolist() == [0, 0, 0]
 
 
 def test_lots_depend_on_the_seed_alone():
-    first, again, other = scores("random")[0], scores("random")[0], scores("random", seed=1)[0]
+    first, again, other = scores("random"), scores("random"), scores("random", seed=1)
     np.testing.assert_array_equal(first["a"], again["a"])
     assert not np.array_equal(first["a"], other["a"])
 
 
 def test_a_function_gives_signed_scores():
-    result, signed = scores(lambda weights, masks: weights)
-    assert signed
-    np.testing.assert_array_equal(result["a"], WEIGHTS["a"])
+    def unchanged(weights, masks):
+        return weights
+
+    assert criterion_of(unchanged).signed
+    np.testing.assert_array_equal(scores(unchanged)["a"], WEIGHTS["a"])
 
 
 @pytest.mark.parametrize(

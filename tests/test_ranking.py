@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from aimp_tf.selection import ranking
-from aimp_tf.selection.criteria import scores_of
+from aimp_tf.selection.criteria import Statistics, criterion_of, scores_of
 from aimp_tf.selection.ranking import keep_at_least, keep_best, keep_largest, keep_same_fraction
 from aimp_tf.selection.units import Units
 
@@ -355,9 +355,10 @@ def test_masks_are_those_of_ever(granularity, criterion, scope, expected):
     checksum = 0
     for step, share in enumerate((0.8, 0.6, 0.5)):
         weights = fixed_weights(step)
-        scores, signed = scores_of(criterion, weights, masks, np.random.default_rng(0))
+        ranking = criterion_of(criterion)
+        scores = scores_of(ranking, Statistics(weights, masks, np.random.default_rng(0)))
         keep = round(share * total) // 12 * 12
-        masks, guarded = keep_best(scores, masks, keep, least, units=units, scope=scope, signed=signed)
+        masks, guarded = keep_best(scores, masks, keep, least, units=units, scope=scope, signed=ranking.signed)
         units.check(masks)
         assert sum(map(np.count_nonzero, masks.values())) == keep
         for path in masks:

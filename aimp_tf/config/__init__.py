@@ -67,7 +67,8 @@ class PruningConfig:
         criterion: What ranks the weights. "magnitude" is the absolute value in float32. "lamp" is the square, over the
             sum of the squares of the survivors of its variable that are not smaller (Lee et al., ICLR 2021, equation
             2). "random" draws lots. A function `(weights, masks) -> scores` of dicts from path to array gives scores of
-            the weights' shapes; the largest are kept.
+            the weights' shapes; the largest are kept. An `aimp_tf.Criterion` may ask for more than these: gradients,
+            and what the weights multiply, on a few batches of the training data.
         granularity: What is kept or removed together. "unstructured" is single weights. "1x4" is blocks of four
             consecutive inputs of one output unit, such as kernel[0:4, 7] of a Dense layer, ranked by the mean of their
             scores. "2:4" ends with exactly two of each such four, the best two; on the way, these are kept in any case,
@@ -175,7 +176,7 @@ class PruningConfig:
 
     def to_json(self) -> str:
         """The version and the fields as a JSON object, one a line; a function by its name, which `validate` refuses."""
-        return json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=2, default=_as_json)
+        return json.dumps({"version": VERSION, **vars(self)}, indent=2, default=_as_json)
 
     @classmethod
     def from_json(cls, text: str) -> "PruningConfig":
@@ -256,6 +257,9 @@ def default_fields() -> dict[str, Any]:
 def _as_json(value: Any) -> Any:
     if callable(value):
         return f"{value.__module__}.{value.__qualname__}"
+    if hasattr(value, "scores"):  # A criterion.
+        settings = ", ".join(f"{name}={setting!r}" for name, setting in vars(value).items())
+        return f"{type(value).__module__}.{type(value).__qualname__}({settings})"
     return value.item()  # NumPy's numbers are numbers to validate(), but not to json.
 
 

@@ -109,13 +109,15 @@ def check_for_callback(config: Any) -> None:
 def check_choice(name: str, value: object) -> None:
     """Raises ValueError, naming the nearest, unless `value` is one of `CHOICES[name]` or else right for that field."""
     choices = CHOICES[name]
-    if value in choices or value is None and name in _OPTIONAL or callable(value) and name == "criterion":
+    if value in choices or value is None and name in _OPTIONAL:
+        return
+    if name == "criterion" and (callable(value) or hasattr(value, "scores")) and not isinstance(value, type):
         return
     write = _METHODS_BY_SETTINGS.get(str(value).lower().replace("-", "_").replace(" ", "_"))
     if name == "method" and write is not None:
         raise ValueError(f"method={value!r} goes by other settings here. Write {write}.")
     none = "None or " if name in _OPTIONAL else ""
-    function = ", or a function (weights, masks) -> scores" if name == "criterion" else ""
+    function = ", a criterion, or a function (weights, masks) -> scores" if name == "criterion" else ""
     write = f" Write {name}='auto'." if name == "mixed_precision" and value is True else nearest(value, choices)
     raise ValueError(f"{name} must be {none}one of {', '.join(map(repr, choices))}{function}; got {value!r}.{write}")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.compat.models import children
+from aimp_tf.compat.models import children, layers_of
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.config.checks import check_patterns
 from aimp_tf.config.structure import Structure
@@ -31,6 +31,9 @@ PRUNABLE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
 """Class name of a Keras layer or cell -> attributes that hold its prunable kernels. Attention layers project with
 EinsumDense or Dense layers, and recurrent layers hold cells, so both are found through their parts."""
 
+
+_READERS = ("Dense", "EinsumDense", *_CONVOLUTIONS)
+"""Classes of layers that multiply their one input by their kernel."""
 
 _NOT_KERNELS = ("embedding", "depthwise", "gamma", "beta", "alpha", "bias", "lora")
 """What the own names of weights hold that have several axes and are no kernels: these stay dense by design."""
@@ -121,6 +124,14 @@ def select_for(
                 "out."
             )
     return Selection(fitting, Units(structure, {path: axes[path] for path in fitting}), left_dense)
+
+
+def readers(root: Any) -> Iterator[tuple[Any, Any]]:
+    """(kernel, layer) for each Dense, EinsumDense and convolution layer of a built Keras layer or model, which
+    multiplies its input by that kernel."""
+    for layer in layers_of(root):
+        if _kind(layer) in _READERS and (kernel := _as_variable(layer.kernel)) is not None:
+            yield kernel, layer
 
 
 def reasons_text(left_dense: Mapping[str, str], most: int = 8) -> str:

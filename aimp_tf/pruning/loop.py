@@ -102,6 +102,7 @@ def _begun(masked: MaskedModel, config: PruningConfig, fitting: Fitting) -> Glob
         _check_validation_data(masked.model, fitting, config)
     pruning = GlobalMagnitudePruning(settled(config, masked.weight_count, masked.kept))
     pruning.measure = functools.partial(fitting.measure, masked.model)
+    pruning.sample = fitting.sample()
     pruning.begin(masked)
     return pruning
 

@@ -2,45 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 Scores = Mapping[str, np.ndarray]
+"""Path of a variable -> an array of its shape."""
 
 
-def scores_of(
-    criterion: object, weights: Scores, masks: Scores, generator: np.random.Generator
-) -> tuple[Mapping[str, np.ndarray], bool]:
-    """The scores of all weights, of which the largest are to be kept.
+class Sample(Protocol):
+    """A few batches of the training data, with the model that they are for."""
 
-    Args:
-        criterion: "magnitude", "lamp", "random", or a function `(weights, masks) -> scores`.
-        weights: Path -> float array.
+    def gradients(self) -> Mapping[str, np.ndarray]: ...
+
+    def inputs(self) -> Iterator[Mapping[str, Sequence[np.ndarray]]]: ...
+
+
+class Statistics:
+    """What a criterion may ask for. Nothing is computed, and no data is read, before it is.
+
+    Attributes:
+        weights: Path -> float array, each read when it is asked for. They are not to be written into.
         masks: Path -> bool array of the same shape; True marks a survivor.
-        generator: Draws the lots of "random".
-
-    Returns:
-        Path -> float array of the weight's shape, and whether their sign counts. For magnitudes it does not, so that
-        the weights themselves are their scores.
-
-    Raises:
-        TypeError: The function gives something other than a dict of arrays of numbers.
-        ValueError: It leaves a variable out, or gives a wrong shape, or NaN or infinity for a survivor.
+        generator: Draws what is random, in each round anew.
     """
-    if callable(criterion):
-        # Copies, into which the function may write.
-        copies = {path: np.array(weight) for path, weight in weights.items()}
-        return _checked(criterion(copies, masks), weights, masks), True
-    if criterion == "lamp":
-        return lamp_scores(weights, masks), True
-    if criterion == "random":
-        return {path: generator.random(weight.shape, np.float32) for path, weight in weights.items()}, True
-    return weights, False
+
+    def __init__(
+        self, weights: Scores, masks: Scores, generator: np.random.Generator, sample: Sample | None = None
+    ) -> None:
+        """Of weights and masks, and of a sample of the training data where there is one."""
+        self.weights = weights
+        self.masks = masks
+        self.generator = generator
+        self._given = sample
+
+    @functools.cached_property
+    def gradients(self) -> Mapping[str, np.ndarray]:
+        """Path -> float32 array: the gradient of the loss that the model was compiled with, the mean over the batches
+        of the sample, in inference mode (no dropout, moving statistics as they are); of pruned weights as well.
+
+        Raises:
+            ValueError: There is no training data to take a sample of.
+        """
+        return self._sample.gradients()
+
+    def inputs(self) -> Iterator[Mapping[str, Sequence[np.ndarray]]]:
+        """What the weights multiply, batch by batch: path -> float array (examples, ..., channels), one for each call
+        of the layer. Of kernels of Dense, EinsumDense and convolution layers, in inference mode.
+
+        Raises:
+            ValueError: There is no training data to take a sample of.
+        """
+        return self._sample.inputs()
+
+    @property
+    def _sample(self) -> Sample:
+        if self._given is None:
+            raise ValueError(
+                "The criterion asks for training data, and the callback knows of none. Call aimp_tf.prune(model, x, y, "
+                "...), or set pruning.sample to a few batches, such as dataset.take(8)."
+            )
+        return self._given
 
 
-def lamp_scores(weights: Scores, masks: Scores) -> Scores:
+class Criterion:
+    """What the weights are ranked by; subclass it for one of your own.
+
+    Attributes:
+        signed: Whether the sign of a score counts. Where it does not, magnitudes are ranked.
+        batches: How many batches of the training data a sample has, the same ones in every round.
+    """
+
+    signed: bool = True
+    batches: int = 8
+
+    def scores(self, statistics: Statistics) -> Scores:
+        """The scores of all weights, of which the largest are kept: path -> float array of the weight's shape."""
+        raise NotImplementedError
+
+
+class Magnitude(Criterion):
+    """The absolute value of a weight, in float32.
+
+    References:
+        Han, Pool, Tran and Dally, "Learning both weights and connections for efficient neural networks", NIPS 2015.
+    """
+
+    signed = False
+
+    def scores(self, statistics: Statistics) -> Scores:
+        return statistics.weights
+
+
+class Lamp(Criterion):
     """Layer-adaptive magnitudes: w**2 over the sum of the squares of its variable's survivors that rank no lower.
 
     Within a variable the order is that of the magnitudes, ties by position, and the largest weight scores 1.
@@ -49,19 +105,65 @@ def lamp_scores(weights: Scores, masks: Scores) -> Scores:
         Lee, Park, Mo, Ahn and Shin, "Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021, equation 2.
 
     Example:
-        >>> lamp_scores({"a": np.array([1.0, -2.0, 0.0])}, {"a": np.ones(3, bool)})
+        >>> weights, masks = {"a": np.array([1.0, -2.0, 0.0])}, {"a": np.ones(3, bool)}
+        >>> Lamp().scores(Statistics(weights, masks, np.random.default_rng(0)))
         {'a': array([0.2, 1. , 0. ])}
     """
-    scores = {}
-    for path, weight in weights.items():
-        squares = np.where(masks[path], weight, 0).astype(np.float64).reshape(-1) ** 2
-        order = np.argsort(-squares, kind="stable")
-        sums = np.cumsum(squares[order])
-        ranked = np.divide(squares[order], sums, out=np.zeros_like(sums), where=sums > 0)
-        score = np.empty_like(ranked)
-        score[order] = ranked
-        scores[path] = score.reshape(weight.shape)
-    return scores
+
+    def scores(self, statistics: Statistics) -> Scores:
+        scores = {}
+        for path, weight in statistics.weights.items():
+            squares = np.where(statistics.masks[path], weight, 0).astype(np.float64).reshape(-1) ** 2
+            order = np.argsort(-squares, kind="stable")
+            sums = np.cumsum(squares[order])
+            ranked = np.divide(squares[order], sums, out=np.zeros_like(sums), where=sums > 0)
+            score = np.empty_like(ranked)
+            score[order] = ranked
+            scores[path] = score.reshape(weight.shape)
+        return scores
+
+
+class Random(Criterion):
+    """Lots, a control."""
+
+    def scores(self, statistics: Statistics) -> Scores:
+        draw = statistics.generator.random
+        return {path: draw(weight.shape, np.float32) for path, weight in statistics.weights.items()}
+
+
+class _Function(Criterion):
+    """A function `(weights, masks) -> scores` of the user's."""
+
+    def __init__(self, function: Callable[[Scores, Scores], Any]) -> None:
+        self._function = function
+
+    def scores(self, statistics: Statistics) -> Scores:
+        # Copies, into which the function may write.
+        copies = {path: np.array(weight) for path, weight in statistics.weights.items()}
+        scores: Scores = self._function(copies, statistics.masks)
+        return scores
+
+
+CRITERIA: dict[str, Criterion] = {"magnitude": Magnitude(), "lamp": Lamp(), "random": Random()}
+"""By their names in `PruningConfig.criterion`."""
+
+
+def criterion_of(value: Any) -> Criterion:
+    """The criterion that `PruningConfig.criterion` stands for: a name, a `Criterion`, or a function."""
+    if isinstance(value, Criterion):
+        return value
+    return CRITERIA[value] if isinstance(value, str) else _Function(value)
+
+
+def scores_of(criterion: Criterion, statistics: Statistics) -> Scores:
+    """The scores that a criterion gives, path -> float array.
+
+    Raises:
+        TypeError: They are something other than a dict of arrays of numbers.
+        ValueError: They leave a variable out, or have a wrong shape, or NaN or infinity for a survivor.
+    """
+    scores = criterion.scores(statistics)
+    return scores if scores is statistics.weights else _checked(scores, statistics.weights, statistics.masks)
 
 
 def _checked(scores: Any, weights: Scores, masks: Scores) -> Scores:

@@ -40,6 +40,8 @@ class GlobalMagnitudePruning(EpochCallback):
         epoch_logs: The logs of each epoch of the round that trains or was trained last.
         batches: How many batches an epoch has, where the data does not tell `fit`; None if that is not known either.
             `prune` sets it, and so may you.
+        sample: Some batches of the training data, such as `dataset.take(8)`, for criteria that ask for gradients or
+            activations; None where none are at hand. `prune` sets it, and so may you.
         measure: Gives the metrics of the weights that the model has now, for those that no epoch ended with, from the
             logs of the last epoch; None where nothing can. `prune` sets it, and so may you.
 
@@ -77,6 +79,14 @@ class GlobalMagnitudePruning(EpochCallback):
     @property
     def rounds(self) -> list[RoundResult]:
         return self.run.rounds
+
+    @property
+    def sample(self) -> Any:
+        return self.run.sample
+
+    @sample.setter
+    def sample(self, batches: Any) -> None:
+        self.run.sample = batches
 
     @property
     def epoch_logs(self) -> list[dict[str, Any]]:

@@ -86,6 +86,7 @@ class Fitting:
         self.options = {name: value for name, value in options_of_fit.items() if name not in _BATCH_SIZES}
         batch_size, validation_batch_size = map(options.get, _BATCH_SIZES)
         self.order = None
+        self._batch_size = batch_size or DEFAULT_BATCH_SIZE
         self._arrays: tuple[tuple, tf.data.Dataset] | None = None
         self._on_device: DeviceArrays | None = None
         arrays = {"floatx": floatx, "least_batch": least_batch}
@@ -122,6 +123,16 @@ class Fitting:
             return steps
         logger.info("The training data does not tell how many batches it has; reading it once to count them.")
         return int(self.train.reduce(np.int64(0), lambda count, _: count + 1))
+
+    def sample(self) -> Any:
+        """The training data to take a few batches of, from the first on: of arrays, in an order of the run's own that
+        is the same whenever they are read."""
+        if self._arrays is None or self.order is None:
+            return self.train
+        tensors, batch_size = self._arrays[0], self._batch_size
+        order = Order(self.order.seed)
+        order.begin(0, 0)
+        return in_batches(tensors, order.batches(len(tf.nest.flatten(tensors)[0]), batch_size))
 
     def measure(self, model: Any, logs: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The metrics that evaluating a model on the data gives; of those in the logs of a `fit`, if there are any."""

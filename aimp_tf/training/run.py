@@ -13,7 +13,7 @@ import numpy as np
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import WRAPPED_FIELDS, MaskedModel
-from aimp_tf.selection.criteria import scores_of
+from aimp_tf.selection.criteria import Statistics, criterion_of, scores_of
 from aimp_tf.selection.planning import Round, least_survivors, make_plan
 from aimp_tf.selection.ranking import check_finite, keep_best, smallest_magnitude
 from aimp_tf.training.live_rounds import LiveRounds
@@ -23,6 +23,7 @@ from aimp_tf.training.rewinding import rewind
 from aimp_tf.training.rounds import RoundResult, duration_text, last_epoch_with, plain_logs, shrink_text
 from aimp_tf.training.shrinking import Shrinking
 from aimp_tf.training.state import RunState
+from aimp_tf.training.statistics import ModelSample
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Run:
     Attributes:
         config: What to do.
         batches_of: As above.
+        sample: Batches of training data, for criteria that ask for some; None where there are none.
         method: How.
         state: What changes.
         rounds: The results of the rounds that are done.
@@ -49,6 +51,7 @@ class Run:
     def __init__(self, config: PruningConfig, batches_of: Callable[[], int | None]) -> None:
         self.config = config
         self.batches_of = batches_of
+        self.sample: Any = None
         self.method = METHODS[config.method](self)
         self.state = RunState()
         self.rounds: list[RoundResult] = []
@@ -224,8 +227,12 @@ class Run:
         """The masks that keep the best `keep` survivors, and where the limits on single variables changed them."""
         config = self.config
         check_finite(weights, masks)
-        scores, signed = scores_of(config.criterion, weights, masks, self._generator(len(self.rounds)))
-        return keep_best(scores, masks, keep, self._least, units=masked.units, scope=config.scope, signed=signed)
+        criterion = criterion_of(config.criterion)
+        sample = None if self.sample is None else ModelSample(masked, self.sample, criterion.batches)
+        scores = scores_of(criterion, Statistics(weights, masks, self._generator(len(self.rounds)), sample))
+        return keep_best(
+            scores, masks, keep, self._least, units=masked.units, scope=config.scope, signed=criterion.signed
+        )
 
     def trained(self) -> Trained:
         """How far the run has come, from the beginning of a training on."""
