@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from aimp_tf.masking import sparsity, strip, wrap
     from aimp_tf.preview import RunPlan, plan
     from aimp_tf.pruning import prune
+    from aimp_tf.reports.groups import Groups, groups
     from aimp_tf.reports.result import PruningResult
     from aimp_tf.selection.criteria import Criterion
     from aimp_tf.training.callback import GlobalMagnitudePruning
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Criterion",
     "GlobalMagnitudePruning",
+    "Groups",
     "PruningConfig",
     "PruningResult",
     "RoundResult",
@@ -34,6 +36,7 @@ __all__ = [
     "compact",
     "export",
     "fine_tune",
+    "groups",
     "plan",
     "prune",
     "sparse_inference",
@@ -45,6 +48,7 @@ __all__ = [
 _HOMES = {
     "Criterion": "selection.criteria",
     "GlobalMagnitudePruning": "training.callback",
+    "Groups": "reports.groups",
     "PruningResult": "reports.result",
     "RoundResult": "training.rounds",
     "RunPlan": "preview",
@@ -52,6 +56,7 @@ _HOMES = {
     "compact": "exporting.compaction",
     "export": "exporting",
     "fine_tune": "fine_tuning",
+    "groups": "reports.groups",
     "plan": "preview",
     "prune": "pruning",
     "sparse_inference": "exporting.sparse",

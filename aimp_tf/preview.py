@@ -6,13 +6,13 @@ import dataclasses
 import html
 from typing import Any
 
-import numpy as np
-
 from aimp_tf.arguments import check_no_data, config_of, placed
 from aimp_tf.compat.models import keras_generation
+from aimp_tf.compat.variables import Values
 from aimp_tf.config import PruningConfig
-from aimp_tf.masking import Masks, check_plain, first_masks, left_dense, select_prunable
-from aimp_tf.selection.planning import Round, imp_epochs, least_survivors, make_plan, settled
+from aimp_tf.graph.prunable import select_for
+from aimp_tf.masking import Masks, check_plain, first_masks, what_is_masked
+from aimp_tf.selection.planning import Round, imp_epochs, make_plan, settled
 from aimp_tf.training.rounds import aligned, percent_text, plan_text
 
 
@@ -22,7 +22,7 @@ class RunPlan:
 
     Attributes:
         rounds: Every training, the final one as its last.
-        weights: Number of prunable weights.
+        weights: Number of prunable weights, or of whatever else the budget counts.
         config: What it follows from, with `epochs` and `round_epochs` where `total_epochs` were given.
         imp_epochs: Epochs that plain iterative magnitude pruning would train to the same sparsity.
     """
@@ -39,7 +39,8 @@ class RunPlan:
 
     def table(self) -> list[list[str]]:
         """A header and a row a training, as texts."""
-        rows = [["round", "weights kept", "sparsity", "epochs"]]
+        counted = self.config.counted
+        rows = [["round", f"{counted}s kept", "sparsity" if counted == "weight" else "removed", "epochs"]]
         for round_ in self.rounds:
             name = "last" if round_ is self.rounds[-1] else str(round_.index + 1)
             sparsity = percent_text(1 - round_.kept / self.weights, 1)
@@ -47,7 +48,7 @@ class RunPlan:
         return rows
 
     def __str__(self) -> str:
-        text = plan_text(self.rounds, self.weights, self.config.stop_mask_distance is not None)
+        text = plan_text(self.rounds, self.weights, self.config.stop_mask_distance is not None, self.config.counted)
         imp = f"plain iterative magnitude pruning trains for {self.imp_epochs:,}."
         return "\n".join([f"{text}; {imp}" if len(self.rounds) > 1 else f"{text}.", "", *aligned(self.table())])
 
@@ -79,14 +80,23 @@ def plan(model: Any, config: PruningConfig | None = None, *, masks: Masks = None
     check_no_data("plan", model, config, fields)
     config = config_of(config, fields)
     check_plain(model)
-    weights = select_prunable(model, config.include, config.exclude, config.granularity)
+    selection = select_for(config.granularity, model, config.include, config.exclude)
+    variables, units = what_is_masked(
+        model,
+        selection,
+        config.include,
+        config.exclude,
+        config.granularity,
+        config.budget,
+        config.channel_multiple,
+    )
+    weights = Values(variables)
     sizes = {path: weight.size for path, weight in weights.items()}
-    count = sum(sizes.values())
+    count = units.total(sizes)
     first = None
     if masks is not None:
-        kept = first_masks(masks, weights, left_dense(model, config.include, config.exclude, config.granularity))
-        first = sum(int(np.count_nonzero(mask)) for mask in kept.values())
+        first = units.spent(first_masks(masks, weights, selection.left_dense, units))
     config = settled(config, count, first)
     if config.method != "dense":
-        least_survivors(config, sizes)
+        units.least(config, sizes)
     return RunPlan(make_plan(config, count, first), count, config, imp_epochs(config, count, first))

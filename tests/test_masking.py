@@ -26,7 +26,7 @@ def functional(K, shape, body):
 
 
 def prune_half(masked):
-    masks = keep_largest(masked.weights(), masked.masks(), masked.weight_count // 2)
+    masks = keep_largest(masked.weights(), masked.masks(), masked.total // 2)
     masked.set_masks(masks)
     return masks
 

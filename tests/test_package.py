@@ -107,7 +107,15 @@ def test_public_names():
 
 @pytest.mark.parametrize(
     "module",
-    ["config", "config.structure", "selection.planning", "compat.precision", "selection.ranking", "training.shrinking"],
+    [
+        "config",
+        "config.structure",
+        "selection.planning",
+        "compat.precision",
+        "selection.ranking",
+        "selection.criteria",
+        "training.shrinking",
+    ],
 )
 def test_examples_in_docstrings(module):
     tested = doctest.testmod(importlib.import_module(f"aimp_tf.{module}"))

@@ -9,8 +9,8 @@ from hypothesis.extra import numpy as hnp
 
 from aimp_tf.selection import ranking
 from aimp_tf.selection.criteria import Statistics, criterion_of, scores_of
-from aimp_tf.selection.ranking import keep_at_least, keep_best, keep_largest, keep_same_fraction
-from aimp_tf.selection.units import Units
+from aimp_tf.selection.ranking import keep_at_least, keep_largest, keep_same_fraction
+from aimp_tf.selection.units import Units, keep_best
 
 
 def by_sorting(weights, masks, keep, signed=False):

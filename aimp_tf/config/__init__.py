@@ -74,10 +74,20 @@ class PruningConfig:
             scores. "2:4" ends with exactly two of each such four, the best two; on the way, these are kept in any case,
             and the others are ranked together. Its target_sparsity is 0.5. Blocks of any size m, "1xm", and any "n:m",
             whose target_sparsity is 1 - n / m, work alike. A variable whose inputs are no multiple of m is left dense,
-            as if it were excluded, and named in a warning and in the result.
+            as if it were excluded, and named in a warning and in the result. "channel" is whole channels of a
+            functional or Sequential model: a filter or unit with its bias and normalisation and all that reads it, so
+            that `compact` makes a smaller model of the same outputs. They are ranked by the L2 norm of all that is tied
+            to them, over the mean of those of the same layers. `aimp_tf.groups` shows them.
+        budget: What `target_sparsity` and `rate` count with `granularity="channel"`: "weights" is the prunable ones,
+            "channels" those that can go, "flops" the multiply-adds for one example. Of weights and multiply-adds, as
+            many are left as the largest number of channels along the ranking has without going beyond the target.
+            Otherwise it is "weights".
+        channel_multiple: With `granularity="channel"`, so many channels of a layer stay as are a multiple of this, one
+            at least: 8 suits hardware with wide vectors.
         max_layer_sparsity: No variable gets sparser than this, in [target_sparsity, 1); others then give more. None
             sets no limit.
-        min_layer_survivors: No variable keeps fewer weights than this, or than it has.
+        min_layer_survivors: No variable keeps fewer weights than this, or than it has. With `granularity="channel"`, no
+            layer keeps fewer channels than this; 0 is a tenth of them.
         min_layer_share: No variable keeps less than this fraction, in [0, 1), of what it would keep if all ended with
             the same sparsity, rounded up: one ranking of raw magnitudes follows the initialisers, and could empty the
             layers whose weights start small. Where whole weights are too few for all of that beside the two limits
@@ -121,6 +131,8 @@ class PruningConfig:
     scope: str = dataclasses.field(default="global", kw_only=True)
     criterion: object = dataclasses.field(default="magnitude", kw_only=True)
     granularity: str = dataclasses.field(default="unstructured", kw_only=True)
+    budget: str = dataclasses.field(default="weights", kw_only=True)
+    channel_multiple: int = dataclasses.field(default=1, kw_only=True)
     max_layer_sparsity: float | None = dataclasses.field(default=None, kw_only=True)
     min_layer_survivors: int = dataclasses.field(default=0, kw_only=True)
     min_layer_share: float = dataclasses.field(default=0.05, kw_only=True)
@@ -153,6 +165,11 @@ class PruningConfig:
     def block_size(self) -> int:
         """Number of weights that are kept or removed together."""
         return self.structure.block
+
+    @property
+    def counted(self) -> str:
+        """What the budget counts: "weight", "channel" or "multiply-add"."""
+        return {"channels": "channel", "flops": "multiply-add"}.get(self.budget, "weight")
 
     def validate(self) -> None:
         """Checks every field.

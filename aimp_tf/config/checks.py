@@ -14,6 +14,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "round_schedule": ("head", "compress"),
     "scope": ("global", "layer"),
     "criterion": ("magnitude", "lamp", "random"),
+    "budget": ("weights", "channels", "flops"),
     "mixed_precision": ("auto", "mixed_float16", "mixed_bfloat16"),
 }
 
@@ -30,7 +31,16 @@ _OF_ROUNDS = (
     "stop_mask_distance",
     "compact_rounds",
 )
-_OF_RANKING = ("scope", "criterion", "granularity", "max_layer_sparsity", "min_layer_survivors", "min_layer_share")
+_OF_CHANNELS = ("budget", "channel_multiple")
+_OF_RANKING = (
+    "scope",
+    "criterion",
+    "granularity",
+    *_OF_CHANNELS,
+    "max_layer_sparsity",
+    "min_layer_survivors",
+    "min_layer_share",
+)
 
 NOT_USED_BY: dict[str, tuple[str, ...]] = {
     "iterative": ("ramp",),
@@ -38,6 +48,10 @@ NOT_USED_BY: dict[str, tuple[str, ...]] = {
     "dense": (*_OF_ROUNDS, "ramp", *_OF_RANKING),
 }
 """Method -> the fields of a config that it has no use for."""
+
+
+_WHOLE = "epochs round_epochs total_epochs rewind_epoch min_layer_survivors channel_multiple seed".split()
+"""Fields that are whole numbers."""
 
 
 def check(config: Any) -> None:
@@ -48,7 +62,7 @@ def check(config: Any) -> None:
         ValueError: A field is out of its range, or a name is not among the known ones.
     """
     _check_fractions(config)
-    for name in ("epochs", "round_epochs", "total_epochs", "rewind_epoch", "min_layer_survivors", "seed"):
+    for name in _WHOLE:
         value = getattr(config, name)
         if value is None and name in _OPTIONAL:
             continue
@@ -59,6 +73,7 @@ def check(config: Any) -> None:
     for name in CHOICES:
         check_choice(name, getattr(config, name))
     _check_method(config)
+    _check_granularity(config)
     _check_rewinding(config)
     _check_epochs(config)
     if config.min_layer_survivors < 0:
@@ -182,10 +197,26 @@ def _check_rewinding(config: Any) -> None:
         )
 
 
+def _given(config: Any, names: Iterable[str]) -> list[str]:
+    """Those of some fields that do not have their defaults, as "rate=0.5"."""
+    values = {name: getattr(config, name) for name in names}
+    return [f"{name}={value!r}" for name, value in values.items() if value != getattr(type(config), name)]
+
+
+def _check_granularity(config: Any) -> None:
+    """Refuses what the granularity does not use."""
+    channels = config.structure.channels
+    given = _given(config, ("min_layer_share",) if channels else _OF_CHANNELS)
+    if given:
+        instead = "min_layer_survivors counts channels" if channels else "granularity='channel' has"
+        raise ValueError(f"{config.structure} has no use for {', '.join(given)}; {instead}.")
+    if config.channel_multiple < 1:
+        raise ValueError(f"channel_multiple must be at least 1; got {config.channel_multiple}.")
+
+
 def _check_method(config: Any) -> None:
     """Refuses what the method does not use."""
-    values = {name: getattr(config, name) for name in NOT_USED_BY[config.method]}
-    given = [f"{name}={value!r}" for name, value in values.items() if value != getattr(type(config), name)]
+    given = _given(config, NOT_USED_BY[config.method])
     if given:
         raise ValueError(
             f"method={config.method!r} has no use for {', '.join(given)}. Leave out what it does not use; "

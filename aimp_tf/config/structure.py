@@ -14,11 +14,13 @@ class Structure:
         m: Inputs that it looks at together. A variable must have a multiple of them.
         block: Of these, how many are kept or removed as one: 1 or m.
         n: How many of each m stay; 0 leaves that to the ranking.
+        channels: Whether whole channels are kept or removed, with everything that is tied to them.
     """
 
     m: int = 1
     block: int = 1
     n: int = 0
+    channels: bool = False
 
     @classmethod
     def of(cls, granularity: object) -> "Structure":
@@ -30,18 +32,21 @@ class Structure:
         """
         if granularity == "unstructured":
             return cls()
+        if granularity == "channel":
+            return cls(channels=True)
         blocks, of_each = (re.fullmatch(pattern, str(granularity)) for pattern in (r"1x(\d+)", r"(\d+):(\d+)"))
         if blocks and int(blocks[1]) > 1:
             return cls(m=int(blocks[1]), block=int(blocks[1]))
         if of_each and 0 < int(of_each[1]) < int(of_each[2]):
             return cls(m=int(of_each[2]), n=int(of_each[1]))
         raise ValueError(
-            "granularity must be 'unstructured', blocks such as '1x4', or so many of each few such as '2:4'; got "
-            f"{granularity!r}.{nearest(granularity, ('unstructured', '1x4', '2:4'))}"
+            "granularity must be 'unstructured', 'channel', blocks such as '1x4', or so many of each few such as "
+            f"'2:4'; got {granularity!r}.{nearest(granularity, ('unstructured', 'channel', '1x4', '2:4'))}"
         )
 
     def __str__(self) -> str:
-        text = "unstructured" if self.m == 1 else f"{self.n}:{self.m}" if self.n else f"1x{self.m}"
+        single = "channel" if self.channels else "unstructured"
+        text = single if self.m == 1 else f"{self.n}:{self.m}" if self.n else f"1x{self.m}"
         return f"granularity={text!r}"
 
     @property

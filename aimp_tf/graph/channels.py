@@ -31,7 +31,7 @@ class ChannelClasses:
 
     def __init__(self) -> None:
         self._parents = np.zeros(0, np.int64)
-        self._pinned: list[np.ndarray] = []
+        self._pinned: list[tuple[np.ndarray, str]] = []
 
     def new(self, count: int) -> np.ndarray:
         """As many new classes of one channel each."""
@@ -45,16 +45,23 @@ class ChannelClasses:
             one, other = self._root(one), self._root(other)
             self._parents[max(one, other)] = min(one, other)
 
-    def pin(self, classes: np.ndarray) -> None:
-        """These must be kept."""
-        self._pinned.append(classes)
+    def pin(self, classes: np.ndarray, why: str) -> None:
+        """These must be kept, for a reason such as "output of the model"."""
+        self._pinned.append((classes, why))
 
     def pinned(self) -> np.ndarray:
         """Whether a class must be kept, by `settled` class, bool."""
         needed = np.zeros(len(self._parents), bool)
-        for classes in self._pinned:
-            needed[self.settled(classes)] = True
+        needed[list(self.reasons())] = True
         return needed
+
+    def reasons(self) -> dict[int, str]:
+        """`settled` class -> why it must be kept, the first reason of several."""
+        reasons: dict[int, str] = {}
+        for classes, why in self._pinned:
+            for settled in self.settled(classes).tolist():
+                reasons.setdefault(settled, why)
+        return reasons
 
     def settled(self, classes: np.ndarray) -> np.ndarray:
         """What to call these classes once nothing is joined any more."""

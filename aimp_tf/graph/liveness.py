@@ -39,16 +39,14 @@ class Liveness:
                 train everywhere. None for a model that does not train any more.
         """
         self._graph = graph
-        self._assumptions = Assumptions(
+        assumptions = Assumptions(
             graph.keras,
             _value if masks is None else lambda variable: _untrained(variable, masks.get(id(resource_of(variable)))),
             training=masks is not None,
             masked=graph.masked,
         )
-        self.rules: dict[Call, Rule] = {}
-        self.flows: dict[Tensor, Flow] = {}
         classes = ChannelClasses()
-        self._follow(classes)
+        self.rules, self.flows = follow_channels(graph, assumptions, classes, as_one=assumptions.training)
         self._needed = classes.pinned()
         self._reachable = self._reach() if masks is None else set(self.flows)
         self._readers = [_Reader.of(calls[0], rule, calls, self.flows) for rule, calls in self._linear_layers()]
@@ -94,31 +92,6 @@ class Liveness:
                 gone = classes[~needed[classes]]
                 needed[gone[: -(len(classes) - len(gone)) % multiple]] = True
         return needed
-
-    def _follow(self, classes: ChannelClasses) -> None:
-        """Follows the channels through the graph, and what is known of their values."""
-        calls_of = defaultdict(list)
-        for call in self._graph.calls:
-            calls_of[id(call.layer)].append(call)
-        rules = {layer: rule_for(calls, self._assumptions) for layer, calls in calls_of.items()}
-        for tensor in tf.nest.flatten(self._graph.inputs):
-            self.flows[tensor] = as_it_is(tensor, classes)
-        for call in self._graph.calls:
-            rule = self.rules[call] = rules[id(call.layer)]
-            flows = rule.follow(call, self.flows, classes)
-            if self._assumptions.training:
-                flows = [Flow(flow.classes, np.where(flow.constants == 0, 0.0, np.nan)) for flow in flows]
-                if trains_as_one := _trains_as_one(call.layer):
-                    for flow in flows:
-                        classes.pin(flow.classes)
-                if trains_as_one == "weights":
-                    for tensor in call.inputs:
-                        classes.pin(self.flows[tensor].classes)
-            self.flows.update(zip(call.outputs, flows, strict=True))
-        for tensor in tf.nest.flatten(self._graph.outputs):
-            classes.pin(self.flows[tensor].classes)
-        for tensor, flow in self.flows.items():
-            self.flows[tensor] = Flow(classes.settled(flow.classes), flow.constants)
 
     def _reach(self) -> set[Tensor]:
         """The tensors that the outputs depend on, as far as layers go."""
@@ -214,6 +187,40 @@ class Liveness:
 
     def _size(self, class_: int, places: dict[int, dict[int, int]]) -> float:
         return min(abs(self._readers[index].constants[channel]) for index, channel in places[class_].items())
+
+
+def follow_channels(
+    graph: ModelGraph, assumptions: Assumptions, classes: ChannelClasses, *, as_one: bool
+) -> tuple[dict[Call, Rule], dict[Tensor, Flow]]:
+    """Follows the channels through a graph, and what is known of their values.
+
+    Args:
+        graph: The graph.
+        assumptions: What is taken for granted of the model.
+        classes: Of no channels yet. It gets those of all tensors, and which must be kept.
+        as_one: Whether what training changes as a whole is kept as a whole.
+
+    Returns:
+        The rule of each call, and the flow of each tensor.
+    """
+    calls_of = defaultdict(list)
+    for call in graph.calls:
+        calls_of[id(call.layer)].append(call)
+    rule_of = {layer: rule_for(calls, assumptions) for layer, calls in calls_of.items()}
+    rules = {call: rule_of[id(call.layer)] for call in graph.calls}
+    flows = {tensor: as_it_is(tensor, classes, "input of the model") for tensor in tf.nest.flatten(graph.inputs)}
+    for call in graph.calls:
+        outputs = rules[call].follow(call, flows, classes)
+        if assumptions.training:
+            outputs = [Flow(flow.classes, np.where(flow.constants == 0, 0.0, np.nan)) for flow in outputs]
+        if as_one and (trains_as_one := _trains_as_one(call.layer)):
+            sources = [flows[tensor] for tensor in call.inputs] if trains_as_one == "weights" else []
+            for flow in (*outputs, *sources):
+                classes.pin(flow.classes, f"{call.name} trains as a whole")
+        flows.update(zip(call.outputs, outputs, strict=True))
+    for tensor in tf.nest.flatten(graph.outputs):
+        classes.pin(flows[tensor].classes, "output of the model")
+    return rules, {tensor: Flow(classes.settled(flow.classes), flow.constants) for tensor, flow in flows.items()}
 
 
 def _value(variable: Any) -> np.ndarray:

@@ -150,14 +150,15 @@ def named_weights(root: Any) -> dict[str, Any]:
 
     A path is made as there, of the variable's own name at its end: "norm/moving_mean".
     """
-    prunable = {id(variable): path for path, variable in prunable_variables(root).items()}
+    prunable = {_key(variable): path for path, variable in prunable_variables(root).items()}
     found: dict[str, Any] = {}
     seen: set[int] = set()
     for path, variable in _walk_weights(root, ()):
-        if id(variable) not in seen:
-            seen.add(id(variable))
+        key = _key(variable)
+        if key not in seen:
+            seen.add(key)
             taken = {**found, **dict.fromkeys(prunable.values())}
-            found[prunable.get(id(variable)) or _unused(path, taken)] = variable
+            found[prunable.get(key) or _unused(path, taken)] = variable
     return found
 
 
@@ -264,7 +265,8 @@ def _unknown_matrices(root: Any, known: set[int]) -> dict[str, str]:
         for attribute in () if decides else PRUNABLE_ATTRIBUTES.get(_kind(layer), ()):
             if hasattr(layer, attribute) and _as_variable(getattr(layer, attribute)) is None:
                 unknown["/".join((*names, attribute))] = _why_no_variable(layer)
-        for variable in () if decides else layer.trainable_weights:
+        by_design = PRUNABLE_ATTRIBUTES.get(_kind(layer)) == ()
+        for variable in () if decides or by_design else layer.trainable_weights:
             name = _own_name(variable)
             looks_like_kernel = len(variable.shape) > 1 and not any(part in name for part in _NOT_KERNELS)
             if _key(variable) in trainable - seen and looks_like_kernel and _as_variable(variable) is not None:

@@ -71,13 +71,17 @@ class Rule(abc.ABC):
         """The inputs of a call that are needed for its outputs."""
         return call.inputs
 
+    def axes(self) -> list[tuple[str | None, ...]]:
+        """Of each weight of the layer, what its axes count: "inputs", "outputs" or neither."""
+        return self._axes([len(weight.shape) for weight in getattr(self.layer, "weights", ())])
+
     def indices(self, kept: Kept) -> list[tuple[np.ndarray, ...]]:
         """Of each weight of the layer, the indices that stay along each axis. No weights, no indices."""
         weights = getattr(self.layer, "weights", ())
         by_name = {"inputs": kept.inputs, "outputs": kept.outputs}
         return [
             tuple(by_name[name] if name else np.arange(size) for name, size in zip(names, weight.shape, strict=True))
-            for weight, names in zip(weights, self._axes([len(weight.shape) for weight in weights]), strict=True)
+            for weight, names in zip(weights, self.axes(), strict=True)
         ]
 
     def attributes(self, kept: Kept) -> dict[str, Any]:
@@ -266,7 +270,7 @@ class Linear(Rule):
         constants[self.connected[~foldable].any(axis=0)] = np.nan
         outputs = classes.new(len(constants))
         if self._activation is None:
-            classes.pin(outputs)
+            classes.pin(outputs, f"the activation of {call.name} is not known")
             return [Flow(outputs, np.full(len(constants), np.nan))]
         return [Flow(outputs, _where_known(self._activation, constants))]
 
@@ -324,15 +328,16 @@ class Opaque(Rule):
     """A layer that mixes channels in a way that is not known here: all that goes in and comes out stays."""
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
+        why = f"{call.name} ({type(self.layer).__name__}) mixes channels in a way that is not known"
         for source in inputs:
-            classes.pin(source.classes)
-        return [as_it_is(tensor, classes) for tensor in call.outputs]
+            classes.pin(source.classes, why)
+        return [as_it_is(tensor, classes, why) for tensor in call.outputs]
 
 
-def as_it_is(tensor: Tensor, classes: ChannelClasses) -> Flow:
-    """The flow of a tensor all of whose channels stay, and whose values are not known."""
+def as_it_is(tensor: Tensor, classes: ChannelClasses, why: str) -> Flow:
+    """The flow of a tensor all of whose channels stay, for a reason, and whose values are not known."""
     new = classes.new(tensor.channels)
-    classes.pin(new)
+    classes.pin(new, why)
     return Flow(new, np.full(tensor.channels, np.nan))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,22 @@ from aimp_tf.compat.model_optimizers import held_optimizers
 from aimp_tf.compat.models import check_built, check_model, keras_generation, layers_of
 from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.config import PruningConfig
-from aimp_tf.graph.prunable import reasons_text, select_for
+from aimp_tf.config.structure import Structure
+from aimp_tf.graph.groups import channel_groups
+from aimp_tf.graph.prunable import Selection, reasons_text, select_for
 from aimp_tf.masking.constraints import ConstrainedModel, MaskConstraint
 from aimp_tf.masking.first_masks import Masks, first_masks, set_first_masks
 from aimp_tf.masking.masked_model import MaskedModel
 from aimp_tf.masking.wrapped import WrappedModel
+from aimp_tf.selection.channels import ChannelUnits
+from aimp_tf.selection.units import Units
 
 __all__ = [
     "MaskedModel",
     "check_plain",
     "first_masks",
-    "left_dense",
     "Masks",
+    "mask_for",
     "mask_model",
     "select_prunable",
     "sparsity",
@@ -37,7 +41,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-WRAPPED_FIELDS = ("include", "exclude", "granularity", "mixed_precision")
+WRAPPED_FIELDS = ("include", "exclude", "granularity", "budget", "channel_multiple", "mixed_precision")
 """The fields of the config that `wrap` heeds."""
 
 
@@ -47,6 +51,8 @@ def mask_model(
     exclude: Sequence[str] = (),
     mixed_precision: str | None = None,
     granularity: str = "unstructured",
+    budget: str = "weights",
+    channel_multiple: int = 1,
     masks: Masks = None,
 ) -> MaskedModel:
     """Puts a mask on each prunable weight of a compiled, built model of either generation of Keras.
@@ -57,6 +63,8 @@ def mask_model(
         exclude: fnmatch patterns on variable paths.
         mixed_precision: As in `PruningConfig`, until `strip`.
         granularity: As in `PruningConfig`. What cannot hold its structure gets no mask.
+        budget: As in `PruningConfig`.
+        channel_multiple: As in `PruningConfig`.
         masks: As in `wrap`.
 
     Returns:
@@ -75,12 +83,13 @@ def mask_model(
         if policy is not None:
             undo.callback(MixedPrecision(model, generation, policy).undo)
         selection = select_for(granularity, model, include, exclude)
-        for path, variable in selection.variables.items():
+        variables, units = what_is_masked(model, selection, include, exclude, granularity, budget, channel_multiple)
+        for path, variable in variables.items():
             if isinstance(variable.constraint, MaskConstraint):
                 raise ValueError(f"{path} is masked already, in another model that shares it; strip that model first.")
         kind = ConstrainedModel if generation == "keras" else WrappedModel
         try:
-            masked = kind(model, selection.variables)
+            masked = kind(model, variables)
         except (TypeError, tf.errors.InvalidArgumentError) as error:
             if policy is None:
                 raise
@@ -90,7 +99,8 @@ def mask_model(
             ) from error
         masked.mixed_precision, masked.granularity = mixed_precision, granularity
         masked.include, masked.exclude = tuple(include), tuple(exclude)
-        masked.units, masked.left_dense = selection.units, selection.left_dense
+        masked.budget, masked.channel_multiple = budget, channel_multiple
+        masked.units, masked.left_dense, masked.prunable = units, selection.left_dense, selection.variables
         masked.on_strip = undo.pop_all().close
     try:
         set_first_masks(masked, masks)
@@ -99,6 +109,28 @@ def mask_model(
         masked.strip()
         raise
     return masked
+
+
+def what_is_masked(
+    model: Any,
+    selection: Selection,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    granularity: str,
+    budget: str,
+    channel_multiple: int,
+) -> tuple[Mapping[str, Any], Units | ChannelUnits]:
+    """Path -> variable, of those that get masks, and their units: the variables that are prunable, or with whole
+    channels all that is tied to them. Raises as `channel_groups`."""
+    if not Structure.of(granularity).channels:
+        return selection.variables, selection.units
+    groups = channel_groups(model, include, exclude, budget=budget, multiple=channel_multiple)
+    return groups.variables, groups.units
+
+
+def mask_for(model: Any, config: PruningConfig, masks: Masks = None) -> MaskedModel:
+    """As `mask_model`, for a config."""
+    return mask_model(model, masks=masks, **{name: getattr(config, name) for name in WRAPPED_FIELDS})
 
 
 def _check_maskable(model: Any, policy: str | None) -> None:
@@ -125,13 +157,14 @@ def wrap(model: Any, config: PruningConfig | None = None, *, masks: Masks = None
 
     Args:
         model: A compiled, built Keras 3 or tf_keras model.
-        config: What the callback gets, of which this heeds `include`, `exclude`, `granularity` and `mixed_precision`.
-            Until `strip`, the layers of `model` compute in the precision of the last one.
+        config: What the callback gets, of which this heeds `include`, `exclude`, `granularity`, `budget`,
+            `channel_multiple` and `mixed_precision`. Until `strip`, the layers of `model` compute in the precision of
+            the last one.
         masks: What is pruned already. None is nothing: the zeros of a model that was pruned before may then become
             other numbers, of which a warning tells. "zeros" keeps all weights at zero that are zero now, be it to
             train a pruned model on (see `fine_tune`) or to prune it further; those of variables that are excluded are
             not kept. Or path -> bool array, True for what is kept, such as `PruningResult.masks`.
-        **fields: Those four fields of the config, which count rather than its own.
+        **fields: Those fields of the config, which count rather than its own.
 
     Returns:
         The compiled model to call `fit` on. In Keras 3 it is `model` itself; in tf_keras it is a copy that shares all
@@ -212,16 +245,6 @@ def select_prunable(
     `sparsity`."""
     variables = select_for(granularity, model, include, exclude, frozen=frozen).variables
     return {path: np.asarray(variable.numpy()) for path, variable in variables.items()}
-
-
-def left_dense(
-    model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), granularity: str = "unstructured"
-) -> dict[str, str]:
-    """Path -> why, of the matrices of a built, unmasked model that are not pruned though no pattern excludes them, of
-    which a warning tells."""
-    reasons = select_for(granularity, model, include, exclude).left_dense
-    _warn_of_left_dense(reasons)
-    return reasons
 
 
 def _warn_of_left_dense(reasons: dict[str, str]) -> None:

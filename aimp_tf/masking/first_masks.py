@@ -10,6 +10,8 @@ import numpy as np
 from aimp_tf.compat.variables import Values
 from aimp_tf.graph.prunable import prunable_variables
 from aimp_tf.masking.masked_model import MaskedModel
+from aimp_tf.selection.channels import ChannelUnits
+from aimp_tf.selection.units import Units
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
     if masks is None:
         _warn_of_zeros(masked.weights(), ". To keep them zero, pass masks='zeros'")
         return
-    first = first_masks(masks, masked.weights(), masked.left_dense)
+    first = first_masks(masks, masked.weights(), masked.left_dense, masked.units)
     if masks == "zeros" and all(mask.all() for mask in first.values()):
         logger.warning("masks='zeros' has no zeros to keep: nothing is pruned yet.")
     try:
@@ -59,7 +61,10 @@ def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
 
 
 def first_masks(
-    masks: str | Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray], left_dense: Mapping[str, str]
+    masks: str | Mapping[str, np.ndarray],
+    weights: Mapping[str, np.ndarray],
+    left_dense: Mapping[str, str],
+    units: Units | ChannelUnits,
 ) -> dict[str, np.ndarray]:
     """The mask of each prunable variable, of those that `wrap` was given; all True where none is given.
 
@@ -67,12 +72,13 @@ def first_masks(
         masks: As in `aimp_tf.wrap`, but not None.
         weights: Path -> value, of the prunable variables.
         left_dense: Path -> why, of variables that have no mask, and may be named nevertheless.
+        units: What is kept or removed together.
 
     Raises:
         TypeError, ValueError: They are no masks, or not those of the variables.
     """
     if isinstance(masks, str) and masks == "zeros":
-        return {path: weight != 0 for path, weight in weights.items()}
+        return units.of_zeros(weights)
     if not isinstance(masks, Mapping):
         raise TypeError(
             f"masks must be None, 'zeros', or a dict from the path of each prunable variable to a bool array; got "

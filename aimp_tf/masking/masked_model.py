@@ -21,6 +21,7 @@ from aimp_tf.compat.step import begin_steps_with, forget_traced
 from aimp_tf.compat.swap import Swap
 from aimp_tf.compat.variables import Values, local_value, local_view, resource_of
 from aimp_tf.files import checksum_of_arrays
+from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.units import Units
 
 _ATTRIBUTE = "_aimp_tf_masked_model"
@@ -40,7 +41,10 @@ class MaskedModel(abc.ABC):
         cluster: The workers that train it, all of which must call the same methods in the same order.
         mixed_precision: The setting that the model is trained with.
         granularity: The setting that the variables were chosen for, like `include` and `exclude`.
+        budget: The setting that the model was masked with, like `channel_multiple`.
         units: What is kept or removed together in the variables.
+        prunable: Path -> variable, of those whose weights count as prunable: all of `variables`, but for those that go
+            along with whole channels.
         left_dense: Path -> why, of weight matrices that have no masks.
         masks_given: Whether masks were given when it was masked, which a `fit` without pruning then keeps.
         rounds_left: How many rounds of a run on it are not done yet; None where no run began.
@@ -62,7 +66,10 @@ class MaskedModel(abc.ABC):
         self.granularity = "unstructured"
         self.include: tuple[str, ...] = ()
         self.exclude: tuple[str, ...] = ()
-        self.units = Units()
+        self.budget = "weights"
+        self.channel_multiple = 1
+        self.units: Units | ChannelUnits = Units()
+        self.prunable: Mapping[str, Any] = self.variables
         self.left_dense: dict[str, str] = {}
         self.masks_given = False
         self.rounds_left: int | None = None
@@ -94,14 +101,19 @@ class MaskedModel(abc.ABC):
         return self.optimizers.main
 
     @property
-    def weight_count(self) -> int:
-        """Number of prunable weights."""
-        return sum(int(np.prod(variable.shape)) for variable in self.variables.values())
+    def total(self) -> int:
+        """How much the model has of what the budget counts: prunable weights, unless it says otherwise."""
+        return self.units.total(self.sizes)
 
     @property
     def kept(self) -> int:
-        """Number of prunable weights that are not masked."""
-        return sum(int(np.count_nonzero(local_view(mask))) for mask in self._masks.values())
+        """How much of that is not masked."""
+        return self.units.spent(Values(self._masks))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Path -> number of weights, of the variables that have masks."""
+        return {path: int(np.prod(variable.shape)) for path, variable in self.variables.items()}
 
     def weights(self) -> Mapping[str, np.ndarray]:
         """The prunable variables, each read when it is asked for, so that they are never all on the host at once.
@@ -128,7 +140,7 @@ class MaskedModel(abc.ABC):
 
     def shrink(self, factors: Mapping[str, float]) -> None:
         """Multiplies the prunable variables by the factors of their paths."""
-        for path, variable in self.variables.items():
+        for path, variable in self.prunable.items():
             variable.assign(factors[path] * tf.convert_to_tensor(variable))
 
     def snapshot(self) -> list[np.ndarray]:
@@ -312,11 +324,11 @@ class MaskedModel(abc.ABC):
         if trained and self.rounds_left:
             raise RuntimeError(
                 f"Pruning is not finished: trainings of the run that are not done: {self.rounds_left}, and "
-                f"{1 - self.kept / self.weight_count:.2%} of the prunable weights are pruned. Go on with "
+                f"{1 - self.kept / self.total:.2%} of what is to be pruned is pruned. Go on with "
                 "fit(..., epochs=pruning.next_epochs, callbacks=[pruning]) until pruning.finished, or take the model "
                 "as it is by aimp_tf.strip(model, unfinished=True)."
             )
-        if trained and self.rounds_left is None and not self.masks_given and self.kept == self.weight_count:
+        if trained and self.rounds_left is None and not self.masks_given and self.kept == self.total:
             raise RuntimeError(
                 "The model was trained, but nothing was pruned, for no GlobalMagnitudePruning was among the callbacks. "
                 "Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning]), or take the dense model as it is "

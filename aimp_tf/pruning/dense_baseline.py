@@ -74,7 +74,7 @@ def measure_dense(
     masked = mask_model(model, config.include, config.exclude, config.mixed_precision)
     try:
         if dense_baseline is True:
-            epochs = 0 if config.start == "trained" else settled(config, masked.weight_count).resolved_epochs
+            epochs = 0 if config.start == "trained" else settled(config, masked.total).resolved_epochs
         else:
             epochs = dense_baseline
         stops = any(hasattr(callback, "start_from_epoch") for callback in fitting.callbacks if _is_heeded(callback))
@@ -98,12 +98,12 @@ def _train(
     )
     training = GlobalMagnitudePruning(dense, include=config.include, exclude=config.exclude)
     training.measure = functools.partial(fitting.measure, masked.model)
-    training.begin(masked, stretch=settled(config, masked.weight_count).resolved_epochs / epochs)
+    training.begin(masked, stretch=settled(config, masked.total).resolved_epochs / epochs)
     order = RunSaver(training, masked, fitting.order, None)
     order.begin()
     callbacks = [callback for callback in fitting.callbacks if _is_heeded(callback)]
-    plan = make_plan(dense, masked.weight_count)
-    with RunDisplay(verbose, plan, masked.weight_count, chief=masked.cluster.chief, title="dense baseline") as display:
+    plan = make_plan(dense, masked.total)
+    with RunDisplay(verbose, plan, masked.total, chief=masked.cluster.chief, title="dense baseline") as display:
         display.begin()
         fitting.fit(masked.model, [*training.among(callbacks), display, order], epochs=epochs)
         display.round_done(training.rounds[-1])

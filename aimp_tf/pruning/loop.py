@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from aimp_tf.config import PruningConfig
-from aimp_tf.masking import MaskedModel, Masks, mask_model, sparsity
+from aimp_tf.masking import MaskedModel, Masks, mask_for, sparsity
 from aimp_tf.reports.display import RunDisplay
 from aimp_tf.reports.result import PruningResult
 from aimp_tf.runs.outcome import Outcome
@@ -46,7 +46,7 @@ def prune_in_rounds(
     Raises:
         As `prune`.
     """
-    masked = mask_model(model, config.include, config.exclude, config.mixed_precision, config.granularity, masks)
+    masked = mask_for(model, config, masks)
     try:
         first, trained = masked.kept, max(masked.optimizers.steps)
         pruning = _begun(masked, config, fitting)
@@ -57,7 +57,7 @@ def prune_in_rounds(
         saver.begin()
         if directory is not None and outcome.dense_metrics is not None:
             directory.save_outcome(outcome)
-        with _display_of(verbose, config, fitting, masked.weight_count, first, masked.cluster.chief) as display:
+        with _display_of(verbose, config, fitting, masked.total, first, masked.cluster.chief) as display:
             display.begin(pruning.rounds, saver.initial_epoch)
             if config.mixed_precision is not None:
                 display.tell(f"trained in {config.mixed_precision}")
@@ -81,7 +81,7 @@ def prune_in_rounds(
         rounds=pruning.rounds,
         # On the pruned variables alone: these settings leave others out.
         sparsity=sparsity(pruned, config.include, config.exclude, config.granularity),
-        imp_epochs=imp_epochs(config, masked.weight_count, first),
+        imp_epochs=imp_epochs(config, masked.total, first),
         config=config,
         outcome=outcome,
     )
@@ -89,7 +89,7 @@ def prune_in_rounds(
 
 def check_run(model: Any, config: PruningConfig, fitting: Fitting) -> None:
     """Raises what the run itself would before it trains, which the baseline's training would come before."""
-    masked = mask_model(model, config.include, config.exclude, config.mixed_precision, config.granularity)
+    masked = mask_for(model, config)
     try:
         _begun(masked, config, fitting).among(fitting.callbacks)
     finally:
@@ -100,7 +100,7 @@ def _begun(masked: MaskedModel, config: PruningConfig, fitting: Fitting) -> Glob
     """A run on a masked model, planned and checked against it and the data."""
     if fitting.validation is not None:
         _check_validation_data(masked.model, fitting, config)
-    pruning = GlobalMagnitudePruning(settled(config, masked.weight_count, masked.kept))
+    pruning = GlobalMagnitudePruning(settled(config, masked.total, masked.kept))
     pruning.measure = functools.partial(fitting.measure, masked.model)
     pruning.sample = fitting.sample()
     pruning.begin(masked)
@@ -135,7 +135,7 @@ def _display_of(
     verbose: str | int,
     config: PruningConfig,
     fitting: Fitting,
-    weight_count: int,
+    total: int,
     first: int,
     chief: bool,
 ) -> RunDisplay:
@@ -143,8 +143,8 @@ def _display_of(
     may_stop = config.stop_mask_distance is not None or any(
         hasattr(callback, "start_from_epoch") for callback in fitting.callbacks
     )
-    plan = make_plan(config, weight_count, first)
-    return RunDisplay(verbose, plan, weight_count, may_stop=may_stop, chief=chief)
+    plan = make_plan(config, total, first)
+    return RunDisplay(verbose, plan, total, counted=config.counted, may_stop=may_stop, chief=chief)
 
 
 def _check_validation_data(model: Any, fitting: Fitting, config: PruningConfig) -> None:

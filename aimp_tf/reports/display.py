@@ -60,14 +60,15 @@ class RunDisplay(EpochCallback):
     Args:
         verbose: As in `prune`: "auto"; 0, which shows nothing; 1 or 2, which leave the live line to Keras.
         plan: The rounds of the run, as `make_plan` gives them.
-        weight_count: Number of prunable weights.
+        total: How much the model has of what the budget counts, such as prunable weights.
+        counted: What that is, such as "weight".
         may_stop: Whether rounds may end before their last epoch.
         title: What to call a run of one training, whose plan is then not shown.
         chief: Whether this is the worker that shows the run; others show nothing.
 
     Example:
         ```python
-        with RunDisplay("auto", plan, weight_count) as display:
+        with RunDisplay("auto", plan, total) as display:
             display.begin(rounds, initial_epoch)
             while not pruning.finished:
                 masked.fit(dataset, epochs=pruning.next_epochs, callbacks=[pruning, display], verbose=0)
@@ -79,8 +80,9 @@ class RunDisplay(EpochCallback):
         self,
         verbose: str | int,
         plan: Sequence[Round],
-        weight_count: int,
+        total: int,
         *,
+        counted: str = "weight",
         may_stop: bool = False,
         chief: bool = True,
         title: str | None = None,
@@ -89,7 +91,8 @@ class RunDisplay(EpochCallback):
         self._shown = chief and verbose != 0
         self._live = self._shown and verbose == "auto"
         self._plan = plan
-        self._weight_count = weight_count
+        self._total = total
+        self._counted = counted
         self._may_stop = may_stop
         self._title = title
         self._rounds_done = 0
@@ -124,7 +127,7 @@ class RunDisplay(EpochCallback):
         if console.is_terminal and not console.is_jupyter:
             self._width = console.width
         if self._title is None:
-            self.tell(plan_text(self._plan, self._weight_count, self._may_stop))
+            self.tell(plan_text(self._plan, self._total, self._may_stop, self._counted))
         if self._epochs_done:
             self.tell(self._done_before())
         if self._live and self._rounds_done < len(self._plan):
@@ -173,6 +176,9 @@ class RunDisplay(EpochCallback):
         digits = len(str(len(self._plan)))
         width = max(len(self._label(index, digits)) for index in (0, len(self._plan) - 1))
         parts = [self._label(result.index, digits).ljust(width), f"sparsity {percent_text(result.sparsity, 1):>5}"]
+        budget = result.budget
+        if budget is not None and budget.counted != "weight":
+            parts.append(f"{budget.counted}s {percent_text(budget.kept / budget.dense, 1):>5}")
         metrics = result.metrics
         # What a round was not validated for, it has no number of.
         metric = telling_metric([name for name, value in metrics.items() if isinstance(value, (int, float))])

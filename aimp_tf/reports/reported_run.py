@@ -9,9 +9,7 @@ from aimp_tf.config.texts import nearest
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.runs.recorded_run import RecordedRun
 from aimp_tf.selection.planning import imp_epochs, make_plan, settled
-from aimp_tf.training.rounds import (
-    telling_metric,
-)
+from aimp_tf.training.rounds import telling_metric
 
 
 class ReportedRun:
@@ -29,15 +27,15 @@ class ReportedRun:
                 fields["method"] = "gradual"
             config = PruningConfig.from_fields(fields)
             config.validate()
-            config, first = _planned_as(config, self.weight_count, run.rounds[0].kept)
-            self.round_count = len(make_plan(config, self.weight_count, first))
+            budget = run.rounds[0].budget
+            total, kept = (self.weight_count, run.rounds[0].kept) if budget is None else (budget.dense, budget.asked)
+            config, first = _planned_as(config, total, kept)
+            self.round_count = len(make_plan(config, total, first))
         except (TypeError, ValueError) as error:
             raise ValueError(f"The config of {run.name} is not that of a run: {error}") from error
         self.epochs = sum(round_.epochs for round_ in run.rounds)
         self.seconds = sum(round_.seconds for round_ in run.rounds)
-        self.imp_epochs = (
-            imp_epochs(config, self.weight_count, first) if run.finished else len(run.rounds) * config.resolved_epochs
-        )
+        self.imp_epochs = imp_epochs(config, total, first) if run.finished else len(run.rounds) * config.resolved_epochs
         self.imp_seconds = self.seconds / self.epochs * self.imp_epochs if self.epochs else 0.0
         self.last = run.rounds[-1]
         # The files and the calls are of the pruned model, which a run that is not done has not got.

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Scores = Mapping[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray]
 """Path of a variable -> an array of its shape."""
 
 
@@ -30,7 +30,7 @@ class Statistics:
     """
 
     def __init__(
-        self, weights: Scores, masks: Scores, generator: np.random.Generator, sample: Sample | None = None
+        self, weights: Arrays, masks: Arrays, generator: np.random.Generator, sample: Sample | None = None
     ) -> None:
         """Of weights and masks, and of a sample of the training data where there is one."""
         self.weights = weights
@@ -78,9 +78,29 @@ class Criterion:
     signed: bool = True
     batches: int = 8
 
-    def scores(self, statistics: Statistics) -> Scores:
+    def scores(self, statistics: Statistics) -> Arrays:
         """The scores of all weights, of which the largest are kept: path -> float array of the weight's shape."""
         raise NotImplementedError
+
+    def of_units(self, pooled: np.ndarray, sets: Sequence[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+        """The scores of whole channels, comparable between layers, float (units,).
+
+        Args:
+            pooled: Of each channel, the sum of the scores of its weights, or where their sign does not count their L2
+                norm.
+            sets: The channels that survive, by their indices, in sets of those that have the same variables.
+            generator: Draws what is random.
+
+        Returns:
+            The sums as they are; norms over the mean of their set, for wide layers have other norms than narrow ones
+            (Fang, Ma, Song, Mi and Wang, "DepGraph: Towards any structural pruning", CVPR 2023, section 3.3).
+        """
+        scores = pooled.copy()
+        if not self.signed:
+            for units in sets:
+                mean = pooled[units].mean() if len(units) else 0.0
+                scores[units] /= mean or 1.0
+        return scores
 
 
 class Magnitude(Criterion):
@@ -92,7 +112,7 @@ class Magnitude(Criterion):
 
     signed = False
 
-    def scores(self, statistics: Statistics) -> Scores:
+    def scores(self, statistics: Statistics) -> Arrays:
         return statistics.weights
 
 
@@ -110,7 +130,7 @@ class Lamp(Criterion):
         {'a': array([0.2, 1. , 0. ])}
     """
 
-    def scores(self, statistics: Statistics) -> Scores:
+    def scores(self, statistics: Statistics) -> Arrays:
         scores = {}
         for path, weight in statistics.weights.items():
             squares = np.where(statistics.masks[path], weight, 0).astype(np.float64).reshape(-1) ** 2
@@ -126,21 +146,24 @@ class Lamp(Criterion):
 class Random(Criterion):
     """Lots, a control."""
 
-    def scores(self, statistics: Statistics) -> Scores:
+    def scores(self, statistics: Statistics) -> Arrays:
         draw = statistics.generator.random
         return {path: draw(weight.shape, np.float32) for path, weight in statistics.weights.items()}
+
+    def of_units(self, pooled: np.ndarray, sets: Sequence[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+        return generator.random(len(pooled))
 
 
 class _Function(Criterion):
     """A function `(weights, masks) -> scores` of the user's."""
 
-    def __init__(self, function: Callable[[Scores, Scores], Any]) -> None:
+    def __init__(self, function: Callable[[Arrays, Arrays], Any]) -> None:
         self._function = function
 
-    def scores(self, statistics: Statistics) -> Scores:
+    def scores(self, statistics: Statistics) -> Arrays:
         # Copies, into which the function may write.
         copies = {path: np.array(weight) for path, weight in statistics.weights.items()}
-        scores: Scores = self._function(copies, statistics.masks)
+        scores: Arrays = self._function(copies, statistics.masks)
         return scores
 
 
@@ -155,7 +178,7 @@ def criterion_of(value: Any) -> Criterion:
     return CRITERIA[value] if isinstance(value, str) else _Function(value)
 
 
-def scores_of(criterion: Criterion, statistics: Statistics) -> Scores:
+def scores_of(criterion: Criterion, statistics: Statistics) -> Arrays:
     """The scores that a criterion gives, path -> float array.
 
     Raises:
@@ -166,7 +189,7 @@ def scores_of(criterion: Criterion, statistics: Statistics) -> Scores:
     return scores if scores is statistics.weights else _checked(scores, statistics.weights, statistics.masks)
 
 
-def _checked(scores: Any, weights: Scores, masks: Scores) -> Scores:
+def _checked(scores: Any, weights: Arrays, masks: Arrays) -> Arrays:
     expected = "criterion must return a dict with an array of scores for each variable, of the variable's shape"
     if not isinstance(scores, Mapping):
         raise TypeError(f"{expected}; got {type(scores).__name__}.")

@@ -33,7 +33,12 @@ class Round:
 
 
 def survivor_counts(
-    weight_count: int, target_sparsity: float, rate: float, block_size: int = 1, first: int | None = None
+    weight_count: int,
+    target_sparsity: float,
+    rate: float,
+    block_size: int = 1,
+    first: int | None = None,
+    counted: str = "weight",
 ) -> list[int]:
     """Number of weights kept while each round trains, the final training last.
 
@@ -43,11 +48,13 @@ def survivor_counts(
     multiplied by the block's size.
 
     Args:
-        weight_count: Number of prunable weights, at least 1; a multiple of `block_size`.
+        weight_count: Number of prunable weights, at least 1; a multiple of `block_size`. Or that of what `counted`
+            names, here as elsewhere.
         target_sparsity: Fraction of n to remove, in (0, 1).
         rate: Fraction of the survivors to remove a round, in (0, 1).
         block_size: Number of weights that are kept or removed together.
         first: Number of weights that are left at the beginning; None is all.
+        counted: What is counted, for errors.
 
     Returns:
         `[kept[0], ..., kept[N]]` for N rounds.
@@ -63,15 +70,16 @@ def survivor_counts(
     """
     count = weight_count // block_size
     goal = count - round(target_sparsity * count)
-    unit = "weights" if block_size == 1 else f"blocks of {block_size} weights"
+    one = "prunable weight" if counted == "weight" else counted
+    unit = f"{one}s" if block_size == 1 else f"prunable blocks of {block_size} weights"
     if goal == count:
-        raise ValueError(f"target_sparsity={target_sparsity} removes none of the {count} prunable {unit}; raise it.")
+        raise ValueError(f"target_sparsity={target_sparsity} removes none of the {count} {unit}; raise it.")
     if goal == 0:
-        raise ValueError(f"target_sparsity={target_sparsity} leaves none of the {count} prunable {unit}; lower it.")
+        raise ValueError(f"target_sparsity={target_sparsity} leaves none of the {count} {unit}; lower it.")
     begin = count if first is None else first // block_size
     if begin < goal:
         raise ValueError(
-            f"target_sparsity={target_sparsity} keeps {goal} of the {count} prunable {unit}, but the masks that the "
+            f"target_sparsity={target_sparsity} keeps {goal} of the {count} {unit}, but the masks that the "
             f"model begins with keep {begin} only: it is sparser already. Raise it, or train the model on by "
             "aimp_tf.fine_tune."
         )
@@ -245,7 +253,9 @@ def imp_epochs(config: PruningConfig, weight_count: int, first: int | None = Non
 
 def _counts(config: PruningConfig, weight_count: int, first: int | None) -> list[int]:
     """Number of weights kept in each training of a run, if the method is iterative."""
-    counts = survivor_counts(weight_count, config.target_sparsity, config.rate, config.block_size, first)
+    counts = survivor_counts(
+        weight_count, config.target_sparsity, config.rate, config.block_size, first, config.counted
+    )
     return counts[1:] if config.start == "trained" and len(counts) > 1 else counts
 
 

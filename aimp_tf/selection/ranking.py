@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from aimp_tf.selection.ordering import ordered_bits
-from aimp_tf.selection.units import Units
 
 _CHUNK = 1 << 16  # What a core's own cache holds.
 _SAMPLE = 1 << 17
@@ -125,70 +124,6 @@ def keep_at_least(
     others = {path: masks[path] & ~assured[path] for path in scores}
     rest = keep_largest(scores, others, keep - sum(low.values()), signed=signed)
     return {path: assured[path] | rest[path] for path in scores}, guarded
-
-
-def keep_best(
-    scores: Mapping[str, np.ndarray],
-    masks: Mapping[str, np.ndarray],
-    keep: int,
-    least: Mapping[str, int],
-    *,
-    units: Units | None = None,
-    scope: str = "global",
-    signed: bool = False,
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """`keep_at_least`, or `keep_same_fraction` where `scope` is "layer", of units rather than of single weights.
-
-    Blocks are ranked by the mean of their scores, or of their magnitudes unless `signed`. Of n:m, the best n survivors
-    of each m are kept, and the rest of `keep` goes to the others by rank. Ties are broken by position, of units among
-    units and of weights among the m, too.
-
-    Args:
-        scores: As in `keep_largest`.
-        masks: As in `keep_largest`; what this function gave for a larger `keep`, or all True.
-        keep: As in `keep_at_least`; a multiple of a unit's cost, and no less than n:m keeps.
-        least: As in `keep_at_least`; multiples of a unit's cost, and no more of a tensor than n:m keeps of it.
-        units: The units of these tensors; None is single weights.
-        scope: "global" or "layer".
-        signed: As in `keep_largest`.
-
-    Returns:
-        As `keep_at_least`.
-
-    Raises:
-        ValueError: As `keep_largest`, or `keep` is not possible with the structure.
-
-    Example:
-        >>> weights = {"a": np.array([[3.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 2.0]])}
-        >>> masks = {"a": np.ones((4, 2), bool)}
-        >>> blocks, two_of_four = (Units.of(text, {"a": 0}) for text in ("1x4", "2:4"))
-        >>> keep_best(weights, masks, 4, {"a": 0}, units=blocks)[0]["a"].T.astype(int)
-        array([[0, 0, 0, 0],
-               [1, 1, 1, 1]])
-        >>> keep_best(weights, masks, 5, {"a": 0}, units=two_of_four)[0]["a"].T.astype(int)
-        array([[1, 1, 0, 0],
-               [1, 1, 0, 1]])
-    """
-    units = units or Units()
-    choose = keep_at_least if scope == "global" else keep_same_fraction
-    if keep % units.cost:
-        raise ValueError(f"keep must be a multiple of {units.cost} with {units.structure}; got {keep}.")
-    assured = units.assured(scores, masks, signed)
-    if assured is not None:
-        count = sum(int(np.count_nonzero(mask)) for mask in assured.values())
-        if keep < count:
-            raise ValueError(f"keep must be at least {count} with {units.structure}; got {keep}.")
-        others = {path: masks[path] & ~assured[path] for path in scores}
-        rest, _ = choose(scores, others, keep - count, dict.fromkeys(scores, 0), signed=signed)
-        return {path: assured[path] | rest[path] for path in scores}, ()
-    kept, guarded = choose(
-        units.pool(scores, signed),
-        units.pool_masks(masks),
-        keep // units.cost,
-        {path: count // units.cost for path, count in least.items()},
-        signed=signed,
-    )
-    return units.expand(kept), guarded
 
 
 def surviving(weight: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:

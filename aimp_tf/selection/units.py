@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from aimp_tf.config import PruningConfig
 from aimp_tf.config.structure import Structure
+from aimp_tf.selection.criteria import Arrays, Criterion, Statistics, scores_of
 from aimp_tf.selection.ordering import ordered_bits
-
-Arrays = Mapping[str, np.ndarray]
-"""Path of a variable -> an array of its shape."""
+from aimp_tf.selection.planning import least_survivors
+from aimp_tf.selection.ranking import keep_at_least, keep_same_fraction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,43 @@ class Units:
     def of(cls, granularity: str, axes: Mapping[str, int | None]) -> Units:
         """The units of a granularity, as `Structure.of` takes it."""
         return cls(Structure.of(granularity), axes)
+
+    exact = True
+    """Whether as much is left as is asked for, and not only no more than that."""
+
+    def total(self, sizes: Mapping[str, int]) -> int:
+        """How much a network with variables of these sizes has of what the budget counts."""
+        return sum(sizes.values())
+
+    def spent(self, masks: Arrays) -> int:
+        """How much of that these masks leave."""
+        return sum(int(np.count_nonzero(mask)) for mask in masks.values())
+
+    def of_zeros(self, weights: Arrays) -> dict[str, np.ndarray]:
+        """The masks of what is zero."""
+        return {path: weight != 0 for path, weight in weights.items()}
+
+    def least(self, config: PruningConfig, sizes: Mapping[str, int]) -> dict[str, int]:
+        """How much is left of each variable, or each set of units, at least: as `least_survivors` says and raises."""
+        return least_survivors(config, sizes)
+
+    def rank(
+        self, criterion: Criterion, statistics: Statistics, keep: int, least: Mapping[str, int], scope: str
+    ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+        """The masks that keep the best units, and the names of what kept more than its rank gave it.
+
+        Args:
+            criterion: What ranks them.
+            statistics: Of the weights, with the masks of now. What these have removed stays away.
+            keep: How much is to be left, of what the budget counts.
+            least: As `least` gives it.
+            scope: "global" or "layer", as in `PruningConfig`.
+
+        Raises:
+            TypeError, ValueError: The criterion gives something other than scores, or as `keep_best`.
+        """
+        scores = scores_of(criterion, statistics)
+        return keep_best(scores, statistics.masks, keep, least, units=self, scope=scope, signed=criterion.signed)
 
     @property
     def cost(self) -> int:
@@ -115,3 +153,67 @@ class Units:
                     better += survives[there] & before(bits[there], bits[here])
             view[here] = survives[here] & (better < self.structure.n)
         return best
+
+
+def keep_best(
+    scores: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+    keep: int,
+    least: Mapping[str, int],
+    *,
+    units: Units | None = None,
+    scope: str = "global",
+    signed: bool = False,
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """`keep_at_least`, or `keep_same_fraction` where `scope` is "layer", of units rather than of single weights.
+
+    Blocks are ranked by the mean of their scores, or of their magnitudes unless `signed`. Of n:m, the best n survivors
+    of each m are kept, and the rest of `keep` goes to the others by rank. Ties are broken by position, of units among
+    units and of weights among the m, too.
+
+    Args:
+        scores: As in `keep_largest`.
+        masks: As in `keep_largest`; what this function gave for a larger `keep`, or all True.
+        keep: As in `keep_at_least`; a multiple of a unit's cost, and no less than n:m keeps.
+        least: As in `keep_at_least`; multiples of a unit's cost, and no more of a tensor than n:m keeps of it.
+        units: The units of these tensors; None is single weights.
+        scope: "global" or "layer".
+        signed: As in `keep_largest`.
+
+    Returns:
+        As `keep_at_least`.
+
+    Raises:
+        ValueError: As `keep_largest`, or `keep` is not possible with the structure.
+
+    Example:
+        >>> weights = {"a": np.array([[3.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 2.0]])}
+        >>> masks = {"a": np.ones((4, 2), bool)}
+        >>> blocks, two_of_four = (Units.of(text, {"a": 0}) for text in ("1x4", "2:4"))
+        >>> keep_best(weights, masks, 4, {"a": 0}, units=blocks)[0]["a"].T.astype(int)
+        array([[0, 0, 0, 0],
+               [1, 1, 1, 1]])
+        >>> keep_best(weights, masks, 5, {"a": 0}, units=two_of_four)[0]["a"].T.astype(int)
+        array([[1, 1, 0, 0],
+               [1, 1, 0, 1]])
+    """
+    units = units or Units()
+    choose = keep_at_least if scope == "global" else keep_same_fraction
+    if keep % units.cost:
+        raise ValueError(f"keep must be a multiple of {units.cost} with {units.structure}; got {keep}.")
+    assured = units.assured(scores, masks, signed)
+    if assured is not None:
+        count = sum(int(np.count_nonzero(mask)) for mask in assured.values())
+        if keep < count:
+            raise ValueError(f"keep must be at least {count} with {units.structure}; got {keep}.")
+        others = {path: masks[path] & ~assured[path] for path in scores}
+        rest, _ = choose(scores, others, keep - count, dict.fromkeys(scores, 0), signed=signed)
+        return {path: assured[path] | rest[path] for path in scores}, ()
+    kept, guarded = choose(
+        units.pool(scores, signed),
+        units.pool_masks(masks),
+        keep // units.cost,
+        {path: count // units.cost for path, count in least.items()},
+        signed=signed,
+    )
+    return units.expand(kept), guarded

@@ -81,16 +81,18 @@ class Rounds(Method):
     def _is_settled(self, masked: MaskedModel, distance: float) -> bool:
         """Whether the masks that ranking would give have changed little in the epoch (early-bird tickets)."""
         run = self._run
-        would_be, _ = run.rank(masked, masked.weights(), masked.masks(), run.plan[len(run.rounds) + 1].kept)
+        masks = masked.masks()
+        would_be, _ = run.rank(masked, masked.weights(), masks, run.plan[len(run.rounds) + 1].kept)
         before, run.state.would_be_masks = run.state.would_be_masks, list(would_be.values())
         if before is None:
             return False
         changed = sum(
             int(np.count_nonzero(here ^ there)) for here, there in zip(run.state.would_be_masks, before, strict=True)
         )
-        run.state.epoch_logs[-1]["mask_distance"] = changed / run.round.kept
+        ranked = sum(int(np.count_nonzero(mask)) for mask in masks.values())
+        run.state.epoch_logs[-1]["mask_distance"] = changed / ranked
         beyond_rewind_epoch = run.round.index > 0 or len(run.state.epoch_logs) >= run.config.rewind_epoch
-        return changed <= distance * run.round.kept and beyond_rewind_epoch
+        return changed <= distance * ranked and beyond_rewind_epoch
 
 
 class Gradual(Method):
@@ -118,7 +120,7 @@ class Gradual(Method):
         if ramp_step > run.state.ramp_step:
             run.state.ramp_step = ramp_step
             progress, target = ramp_step / _RAMP_STEPS, config.target_sparsity
-            keep = ramp_survivors(masked.weight_count, target, progress, config.block_size, run.kept_first)
+            keep = ramp_survivors(masked.total, target, progress, config.block_size, run.kept_first)
             if keep < masked.kept:
                 run.prune(masked, keep)
 

@@ -86,6 +86,23 @@ class LayerResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a training was to leave of a network, and what it left.
+
+    Attributes:
+        counted: What is counted: "weight", "channel" or "multiply-add".
+        asked: How many of them were to be left, at most.
+        kept: How many were left.
+        dense: How many there were before anything was pruned.
+    """
+
+    counted: str
+    asked: int
+    kept: int
+    dense: int
+
+
+@dataclasses.dataclass(frozen=True)
 class RoundResult:
     """One training of a run.
 
@@ -104,6 +121,7 @@ class RoundResult:
         layers: Each prunable variable by itself.
         left_dense: Path -> why, of weight matrices that are not pruned and not counted, though no pattern excludes
             them: they are frozen, cannot hold the structure of `granularity`, or their layers are not known.
+        budget: What was to be left of what the budget counts, and what was; None of runs by earlier versions.
     """
 
     index: int
@@ -115,6 +133,7 @@ class RoundResult:
     guarded: tuple[str, ...] = ()
     layers: tuple[LayerResult, ...] = dataclasses.field(default=(), repr=False)
     left_dense: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    budget: Budget | None = None
 
     @classmethod
     def of(
@@ -130,6 +149,7 @@ class RoundResult:
         shrink: Mapping[str, float] | None = None,
         left_dense: Mapping[str, str] | None = None,
         metrics: Mapping[str, Any] | None = None,
+        budget: Budget | None = None,
     ) -> RoundResult:
         """The result of a training.
 
@@ -144,6 +164,7 @@ class RoundResult:
             shrink: Path -> what was left of each weight when it began; None where all are 1.
             left_dense: As the attribute.
             metrics: As the attribute. None are the logs of the last epoch.
+            budget: As the attribute.
         """
         if metrics is None:
             metrics = epoch_logs[-1] if epoch_logs else {}
@@ -162,6 +183,7 @@ class RoundResult:
             guarded=guarded,
             layers=layers,
             left_dense=dict(left_dense or {}),
+            budget=budget,
         )
 
     @classmethod
@@ -177,6 +199,7 @@ class RoundResult:
             guarded=tuple(map(str, fields["guarded"])),
             layers=tuple(map(LayerResult.from_fields, fields["layers"])),
             left_dense=_left_dense(fields.get("left_dense", {})),
+            budget=Budget(**fields["budget"]) if fields.get("budget") else None,
         )
 
     @property
@@ -211,14 +234,14 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def plan_text(plan: Sequence[Round], weight_count: int, at_most: bool = False) -> str:
+def plan_text(plan: Sequence[Round], total: int, at_most: bool = False, counted: str = "weight") -> str:
     """A plan in a line, such as "12 trainings, 96 epochs, 90.0% of 50,200 weights"; or "up to 96"."""
     epochs = counted_text(sum(round_.epochs for round_ in plan), "epoch")
     kept = plan[-1].kept
-    removed = "none" if kept == weight_count else percent_text(1 - kept / weight_count, 1)
+    removed = "none" if kept == total else percent_text(1 - kept / total, 1)
     return (
         f"{counted_text(len(plan), 'training')}, {'up to ' * at_most}{epochs}, {removed} of "
-        f"{counted_text(weight_count, 'weight')}"
+        f"{counted_text(total, counted)}"
     )
 
 

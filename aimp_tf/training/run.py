@@ -13,14 +13,14 @@ import numpy as np
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import WRAPPED_FIELDS, MaskedModel
-from aimp_tf.selection.criteria import Statistics, criterion_of, scores_of
-from aimp_tf.selection.planning import Round, least_survivors, make_plan
-from aimp_tf.selection.ranking import check_finite, keep_best, smallest_magnitude
+from aimp_tf.selection.criteria import Statistics, criterion_of
+from aimp_tf.selection.planning import Round, make_plan
+from aimp_tf.selection.ranking import check_finite, smallest_magnitude
 from aimp_tf.training.live_rounds import LiveRounds
 from aimp_tf.training.loggers import Trained
 from aimp_tf.training.methods import METHODS
 from aimp_tf.training.rewinding import rewind
-from aimp_tf.training.rounds import RoundResult, duration_text, last_epoch_with, plain_logs, shrink_text
+from aimp_tf.training.rounds import Budget, RoundResult, duration_text, last_epoch_with, plain_logs, shrink_text
 from aimp_tf.training.shrinking import Shrinking
 from aimp_tf.training.state import RunState
 from aimp_tf.training.statistics import ModelSample
@@ -88,10 +88,10 @@ class Run:
         _check_wrapped(self.config, masked)
         if self.compacts:
             self._live = LiveRounds(masked)
-        plan = make_plan(self.config, masked.weight_count, masked.kept)
+        plan = make_plan(self.config, masked.total, masked.kept)
         plan = tuple(dataclasses.replace(each, schedule_scale=stretch * each.schedule_scale) for each in plan)
         if self.config.method != "dense":
-            self._least = least_survivors(self.config, {path: mask.size for path, mask in masked.masks().items()})
+            self._least = masked.units.least(self.config, masked.sizes)
             self.rank(masked, masked.weights(), masked.masks(), plan[-1].kept)
         if {"weights", "reinitialize"} & {round_.rewind for round_ in plan}:
             self.state.first = self.state.snapshot = masked.snapshot()
@@ -179,7 +179,7 @@ class Run:
         check_finite(weights, masked.masks())
         masked.check_sparse()
         masked.units.check(masked.masks())
-        self._check_kept(masked.kept)
+        self._check_kept(masked)
         if not state.steps_per_epoch and state.epoch_logs:
             state.steps_per_epoch = [steps / len(state.epoch_logs) for steps in masked.optimizers.steps]
         assert state.shrinking is not None
@@ -188,12 +188,13 @@ class Run:
                 self.round.index,
                 state.epoch_logs,
                 weights,
-                masked.masks(),
+                {path: mask for path, mask in masked.masks().items() if path in masked.prunable},
                 time.monotonic() - state.started_at,
                 thresholds=state.thresholds,
                 guarded=state.guarded,
                 shrink=state.shrinking.factors,
                 left_dense=masked.left_dense,
+                budget=Budget(self.config.counted, self.round.kept, masked.kept, masked.total),
                 metrics=self._metrics(masked, measure),
             )
         )
@@ -213,7 +214,7 @@ class Run:
                 "in exclude, or set min_layer_share, max_layer_sparsity or min_layer_survivors.",
                 ", ".join(emptied),
             )
-        self.state.thresholds = [smallest_magnitude(weights[path], mask) for path, mask in after.items()]
+        self.state.thresholds = [smallest_magnitude(weights[path], after[path]) for path in masked.prunable]
         masked.set_masks(after)
         if self.round.rewind == "learning_rate":
             assert self.state.shrinking is not None
@@ -229,10 +230,8 @@ class Run:
         check_finite(weights, masks)
         criterion = criterion_of(config.criterion)
         sample = None if self.sample is None else ModelSample(masked, self.sample, criterion.batches)
-        scores = scores_of(criterion, Statistics(weights, masks, self._generator(len(self.rounds)), sample))
-        return keep_best(
-            scores, masks, keep, self._least, units=masked.units, scope=config.scope, signed=criterion.signed
-        )
+        statistics = Statistics(weights, masks, self._generator(len(self.rounds)), sample)
+        return masked.units.rank(criterion, statistics, keep, self._least, config.scope)
 
     def trained(self) -> Trained:
         """How far the run has come, from the beginning of a training on."""
@@ -247,23 +246,25 @@ class Run:
     def _tell_round(self, masked: MaskedModel, shrinking: Shrinking) -> None:
         shrunk = shrink_text(shrinking.factors.values())
         logger.info(
-            "Round %d of %d: %d epochs at sparsity %.2f%% (%d of %d weights kept%s)%s.",
+            "Round %d of %d: %d epochs at sparsity %.2f%% (%d of %d %ss kept%s)%s.",
             self.round.index + 1,
             self.round_count,
             self.round.epochs,
-            100 * (1 - self.round.kept / masked.weight_count),
+            100 * (1 - self.round.kept / masked.total),
             self.round.kept,
-            masked.weight_count,
+            masked.total,
+            self.config.counted,
             shrunk and f", each shrunk to {shrunk}",
             self._time_left(),
         )
 
-    def _check_kept(self, kept: int) -> None:
+    def _check_kept(self, masked: MaskedModel) -> None:
         """Raises RuntimeError where the round did not end with what it is to keep, or too early to rewind to it."""
-        epochs, round_ = len(self.state.epoch_logs), self.round
-        if kept != round_.kept:
+        epochs, round_, kept = len(self.state.epoch_logs), self.round, masked.kept
+        if kept > round_.kept or masked.units.exact and kept != round_.kept:
             early = f": fit ended after {epochs} of {round_.epochs} epochs" if kept > round_.kept else ""
-            raise RuntimeError(f"The masks keep {kept} weights, but this round is to keep {round_.kept}{early}.")
+            counted = f"{self.config.counted}s"
+            raise RuntimeError(f"The masks keep {kept} {counted}, but this round is to keep {round_.kept}{early}.")
         if round_.index == 0 and epochs < self.config.rewind_epoch:
             raise RuntimeError(
                 f"The first round ended after {epochs} epochs, before rewind_epoch={self.config.rewind_epoch}. Lower "

@@ -36,9 +36,9 @@ class Shrinking:
 
     def __init__(self, factor: float, masked: MaskedModel) -> None:
         trained = set(map(id, masked.original.trainable_weights))
-        self.factors = dict.fromkeys(masked.variables, 1.0)
+        self.factors = dict.fromkeys(masked.prunable, 1.0)
         self._factor = factor
-        self._trained = {path for path, variable in masked.variables.items() if id(variable) in trained}
+        self._trained = {path for path, variable in masked.prunable.items() if id(variable) in trained}
         self._normalized = _normalized(masked) if factor < 1 else {}
         self._sample: list[np.ndarray] = []
         self._moved = 0.0
@@ -123,7 +123,7 @@ def _normalized(masked: MaskedModel) -> dict[str, list[tuple[Any, Any]]]:
         Path of the kernel -> its layer and the layer that normalises, for each time that it is called.
     """
     try:
-        return _normalized_in(ModelGraph.of(masked.original), masked.variables)
+        return _normalized_in(ModelGraph.of(masked.original), masked.prunable)
     except Exception as error:  # Whatever a layer of the user's raises.
         _log.debug("Which kernels of %s are normalised cannot be seen: %s", masked.original.name, error)
         return {}

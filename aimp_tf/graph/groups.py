@@ -1,0 +1,220 @@
+"""Which channels of a model stand or fall together, and which of them can go: the units of granularity="channel"."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.compat.variables import resource_of
+from aimp_tf.graph.channels import ChannelClasses, Flow
+from aimp_tf.graph.liveness import follow_channels
+from aimp_tf.graph.model_graph import Call, ModelGraph
+from aimp_tf.graph.multiplications import multiply_adds
+from aimp_tf.graph.prunable import named_weights, prunable_variables, select_for
+from aimp_tf.graph.rules import Assumptions, Linear, Rule
+from aimp_tf.selection.channels import ChannelSet, ChannelUnits, Product
+
+_STATISTICS = ("moving_mean", "moving_variance")
+"""Weights of normalisation that no gradient changes: they get no masks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelGroups:
+    """The channels of a model that can go, and those that cannot.
+
+    Attributes:
+        units: The channels that can.
+        variables: Path -> variable, of those that get masks.
+        pinned: Name of a layer -> number of its channels that cannot go, and why.
+    """
+
+    units: ChannelUnits
+    variables: Mapping[str, Any]
+    pinned: Mapping[str, tuple[int, str]]
+
+
+def channel_groups(
+    model: Any,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    *,
+    budget: str = "weights",
+    multiple: int = 1,
+) -> ChannelGroups:
+    """The channels of a built model with everything that is tied to them.
+
+    A channel is made by the filter of a layer, with its bias and its normalisation, and read by rows of others; Add,
+    and layers that are called more than once, tie several into one. What cannot go is pinned: outputs of the model,
+    what goes into layers or comes out of layers that are not known here, what an excluded or frozen layer makes. Rows
+    that read a channel go with it, also in layers that are excluded.
+
+    Args:
+        model: A functional or Sequential model of either generation of Keras.
+        include: fnmatch patterns on paths of kernels, as in `PruningConfig`.
+        exclude: The same.
+        budget: As in `PruningConfig`.
+        multiple: `PruningConfig.channel_multiple`.
+
+    Raises:
+        TypeError: `model` is not a Keras model.
+        ValueError: It is not built, is a subclassed one, has no channel that can go, or a pattern matches nothing.
+    """
+    graph = ModelGraph.of(model)
+    found = _Found(graph, select_for("unstructured", model, include, exclude).variables)
+    reasons = found.reasons(named=bool(include))
+    units = found.units(reasons)
+    if not units.sets:
+        raise ValueError(
+            f"No channel of the model {model.name!r} can go: {pinned_text(found.pinned(reasons))}. granularity="
+            "'unstructured' prunes single weights."
+        )
+    units = dataclasses.replace(units, budget=budget, multiple=multiple)
+    return ChannelGroups(units, {path: found.variables[path] for path in units.shapes}, found.pinned(reasons))
+
+
+def pinned_text(pinned: Mapping[str, tuple[int, str]], most: int = 8) -> str:
+    """What cannot go, and why, as "5 channels of logits (output of the model); ..."."""
+    parts = [f"{count:,} channels of {name} ({why})" for name, (count, why) in pinned.items()]
+    return "; ".join(parts[:most]) + (f"; and {len(parts) - most} more layers" if len(parts) > most else "")
+
+
+class _Found:
+    """What is found in a graph."""
+
+    def __init__(self, graph: ModelGraph, selected: Mapping[str, Any]) -> None:
+        self._graph = graph
+        self._classes = ChannelClasses()
+        # Whatever the weights are, so that the same model has the same groups at any time.
+        assumptions = Assumptions(graph.keras, _unknown, training=True, masked=graph.masked)
+        self._rules, self._flows = follow_channels(graph, assumptions, self._classes, as_one=False)
+        self._selected = {_key(variable) for variable in selected.values()}
+        self._prunable = {_key(variable) for variable in prunable_variables(graph.model).values()}
+        self._trained = set(map(_key, graph.model.trainable_weights))
+        self.variables = {path: weight for path, weight in named_weights(graph.model).items()}
+        self._paths = {_key(weight): path for path, weight in self.variables.items()}
+        self._first_calls = {id(call.layer): call for call in reversed(graph.calls)}
+
+    def reasons(self, named: bool) -> dict[int, str]:
+        """Class -> why it cannot go. What is frozen can where patterns have `named` it."""
+        reasons = dict(self._classes.reasons())
+        owners: dict[int, Call] = {}
+        for call, rule in self._layers():
+            for weight, names in zip(call.layer.weights, rule.axes(), strict=True):
+                key = _key(weight)
+                why = ""
+                if owners.setdefault(key, call) is not call:
+                    why = f"{call.name} and {owners[key].name} share a variable"
+                elif isinstance(rule, Linear) and key in self._prunable - self._selected:
+                    why = f"{call.name} is excluded"
+                elif key not in self._trained and not self._is_statistic(call.layer, weight) and not named:
+                    why = f"{call.name} is frozen (trainable=False)"
+                if why:
+                    excluded = why.endswith("excluded")
+                    for name in {"outputs"} if excluded else set(names) - {None}:
+                        for class_ in self._flow(call, name).classes.tolist():
+                            reasons.setdefault(class_, why)
+        return reasons
+
+    def units(self, reasons: Mapping[int, str]) -> ChannelUnits:
+        """All that can go, in the order in which the graph makes it."""
+        makers: dict[int, list[str]] = collections.defaultdict(list)
+        for call, rule in self._layers():
+            if isinstance(rule, Linear):
+                for class_ in dict.fromkeys(self._flow(call, "outputs").classes.tolist()):
+                    makers[class_].append(call.name)
+        free = sorted(class_ for class_ in makers if class_ not in reasons)
+        unit_of = np.full(max([*makers, *self._all_classes()], default=0) + 1, -1)
+        unit_of[free] = np.arange(len(free))
+        axes: dict[str, tuple[np.ndarray | None, ...]] = {}
+        members: dict[int, list[tuple[str, int, int]]] = collections.defaultdict(list)
+        for call, rule in self._layers():
+            for weight, names in zip(call.layer.weights, rule.axes(), strict=True):
+                path = self._paths.get(_key(weight))
+                if path is None or path in axes or self._is_statistic(call.layer, weight):
+                    continue
+                axes[path] = tuple(None if name is None else unit_of[self._flow(call, name).classes] for name in names)
+                for axis, units in enumerate(axes[path]):
+                    if units is not None:
+                        for unit, times in zip(*np.unique(units[units >= 0], return_counts=True), strict=True):
+                            members[int(unit)].append((path, axis, int(times)))
+        tied = {path for path, each in axes.items() if any((units >= 0).any() for units in each if units is not None)}
+        counted = {path for path, variable in self.variables.items() if _key(variable) in self._selected}
+        shapes = {
+            path: tuple(variable.shape) for path, variable in self.variables.items() if path in tied or path in counted
+        }
+        axes = {path: axes.get(path) or (None,) * len(shape) for path, shape in shapes.items()}
+        products, others = self._products(shapes)
+        return ChannelUnits(
+            axes=axes,
+            shapes=shapes,
+            sets=_in_sets(members, [makers[class_] for class_ in free]),
+            counted=frozenset(counted),
+            scored=frozenset(
+                path
+                for path in tied
+                if _key(self.variables[path]) not in self._prunable - self._selected
+                and path.split("/")[-1] not in ("bias", "beta")
+            ),
+            products=products,
+            other_products=others,
+        )
+
+    def pinned(self, reasons: Mapping[int, str]) -> dict[str, tuple[int, str]]:
+        """Layer -> how many of its channels cannot go, and why, of the layers that make channels by weights."""
+        pinned: dict[str, tuple[int, str]] = {}
+        for call, rule in self._layers():
+            if isinstance(rule, Linear):
+                stays = [
+                    reasons[class_] for class_ in self._flow(call, "outputs").classes.tolist() if class_ in reasons
+                ]
+                if stays:
+                    pinned[call.name] = len(stays), stays[0]
+        return pinned
+
+    def _layers(self) -> list[tuple[Call, Rule]]:
+        """The first call of each layer whose weights count channels."""
+        calls = reversed(self._first_calls.values())
+        return [(call, self._rules[call]) for call in calls if self._rules[call].is_tied and call.layer.weights]
+
+    def _products(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Product], int]:
+        products, others = [], 0
+        for call in self._graph.calls:
+            whole = multiply_adds(call) or 0
+            path = self._paths.get(_key(call.layer.weights[0]), "") if whole and call.layer.weights else ""
+            if self._rules[call].is_tied and path in shapes:
+                products.append(Product(path, whole // int(np.prod(shapes[path]))))
+            else:
+                others += whole
+        return products, others
+
+    def _flow(self, call: Call, name: str | None) -> Flow:
+        return self._flows[(call.inputs if name == "inputs" else call.outputs)[0]]
+
+    def _all_classes(self) -> list[int]:
+        return [int(flow.classes.max()) for flow in self._flows.values() if len(flow.classes)]
+
+    def _is_statistic(self, layer: Any, weight: Any) -> bool:
+        statistics = (getattr(layer, name, None) for name in _STATISTICS)
+        return any(_key(variable) == _key(weight) for variable in statistics if variable is not None)
+
+
+def _in_sets(
+    members: Mapping[int, Sequence[tuple[str, int, int]]], makers: Sequence[Sequence[str]]
+) -> tuple[ChannelSet, ...]:
+    """The units in sets of those with the same members: variable, axis, and how many indices of it."""
+    alike: dict[tuple[tuple[str, int, int], ...], list[int]] = collections.defaultdict(list)
+    for unit in sorted(members):
+        alike[tuple(members[unit])].append(unit)
+    return tuple(ChannelSet(tuple(makers[units[0]]), np.array(units)) for units in alike.values())
+
+
+def _unknown(variable: Any) -> np.ndarray:
+    return np.full(variable.shape, np.nan, np.float32)
+
+
+def _key(variable: Any) -> int:
+    return id(resource_of(variable))

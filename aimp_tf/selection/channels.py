@@ -1,0 +1,279 @@
+"""Whole channels as units: each with all the slices of variables that stand or fall with it. NumPy only."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from aimp_tf.config import PruningConfig
+from aimp_tf.selection.criteria import Arrays, Criterion, Statistics, scores_of
+
+_COUNTED = {"weights": "prunable weights", "channels": "channels", "flops": "multiply-adds"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelSet:
+    """Channels that are made and read by the same variables, such as those of a layer.
+
+    Attributes:
+        layers: Names of the layers that make them.
+        units: The channels, rising.
+    """
+
+    layers: tuple[str, ...]
+    units: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """The layers in a few words, such as "stem and 3 more"."""
+        first, *others = self.layers
+        return f"{first} and {len(others)} more" if len(others) > 1 else " and ".join(self.layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """What a layer multiplies in one call: each entry of its kernel so many times.
+
+    Attributes:
+        path: Of the kernel.
+        times: How often each entry of it is used for one example.
+    """
+
+    path: str
+    times: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelUnits:
+    """The channels of a network that can go.
+
+    What is kept of a variable is an outer product: along each axis, the channels that stay.
+
+    Attributes:
+        axes: Path of each masked variable -> for each of its axes, the unit of each index, int (size,); -1 where none
+            can go. None for an axis that counts no channels.
+        shapes: Path -> shape, of the same variables.
+        sets: The units, in sets.
+        counted: Paths of the variables whose weights count as prunable.
+        scored: Paths of the variables whose entries make up the score of a channel.
+        products: What depends on the units, of all that is multiplied.
+        other_products: How much else is multiplied for one example.
+        budget: What is counted: "weights", "channels" or "flops".
+        multiple: So many channels of each set stay as are a multiple of this.
+    """
+
+    axes: Mapping[str, tuple[np.ndarray | None, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+    sets: Sequence[ChannelSet]
+    counted: frozenset[str]
+    scored: frozenset[str]
+    products: Sequence[Product]
+    other_products: int
+    budget: str = "weights"
+    multiple: int = 1
+
+    @property
+    def exact(self) -> bool:
+        """As `Units.exact`: of weights and multiply-adds, a channel takes several with it."""
+        return self.budget == "channels" and self.multiple == 1
+
+    @functools.cached_property
+    def count(self) -> int:
+        """Number of units."""
+        return sum(len(each.units) for each in self.sets)
+
+    def expand(self, kept: np.ndarray) -> dict[str, np.ndarray]:
+        """The masks of all variables in which these units stay, bool (units,)."""
+        stays = np.append(kept, True)  # Where -1 points.
+        masks = {}
+        for path, shape in self.shapes.items():
+            mask = np.ones(shape, bool)
+            for axis, units in enumerate(self.axes[path]):
+                if units is not None:
+                    mask &= stays[units].reshape(_along(axis, len(shape)))
+            masks[path] = mask
+        return masks
+
+    def variables_of(self, unit: int) -> tuple[str, ...]:
+        """Paths of the variables that lose a slice with a unit."""
+        return tuple(dict.fromkeys(path for path, _, units in self._axes_of(self.shapes) if (units == unit).any()))
+
+    def kept(self, masks: Arrays) -> np.ndarray:
+        """Which units stay under these masks, bool (units,)."""
+        return self._touched(masks, self.shapes)
+
+    def of_zeros(self, weights: Arrays) -> dict[str, np.ndarray]:
+        """The masks of the channels all of whose prunable weights are zero."""
+        counted = {path: weights[path] != 0 for path in self.counted}
+        return self.expand(self._touched(counted, counted))
+
+    def _touched(self, masks: Arrays, paths: Mapping[str, object]) -> np.ndarray:
+        """Which units have anything that is True in the variables of these paths, bool (units,)."""
+        kept = np.zeros(self.count, bool)
+        for path, axis, units in self._axes_of(paths):
+            along = np.logical_or.reduce(masks[path], axis=_others(axis, len(self.shapes[path])))
+            np.logical_or.at(kept, units[units >= 0], along[units >= 0])
+        return kept
+
+    def check(self, masks: Arrays) -> None:
+        """Raises RuntimeError, naming the variables, if masks are not those of whole channels."""
+        expected = self.expand(self.kept(masks))
+        if wrong := [path for path, mask in expected.items() if not np.array_equal(mask, masks[path])]:
+            raise RuntimeError(
+                f"The masks of {', '.join(wrong)} are not those of whole channels: something other than the ranking "
+                "has set them."
+            )
+
+    def amount(self, kept: np.ndarray) -> int:
+        """How much is left, in what the budget counts, where these units stay, bool (units,)."""
+        if self.budget == "channels":
+            return int(np.count_nonzero(kept))
+        stays = np.append(kept, True)
+        entries = {
+            path: math.prod(
+                size if units is None else int(np.count_nonzero(stays[units]))
+                for size, units in zip(shape, self.axes[path], strict=True)
+            )
+            for path, shape in self.shapes.items()
+        }
+        if self.budget == "weights":
+            return sum(entries[path] for path in self.counted)
+        return self.other_products + sum(product.times * entries[product.path] for product in self.products)
+
+    def spent(self, masks: Arrays) -> int:
+        """`amount` of what stays under these masks."""
+        return self.amount(self.kept(masks))
+
+    def total(self, sizes: Mapping[str, int] | None = None) -> int:
+        """`amount` of the whole network."""
+        return self.amount(np.ones(self.count, bool))
+
+    def least(self, config: PruningConfig, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
+        """How many units of each set stay at least, by its name: `min_layer_survivors`, of which 0 is a tenth of the
+        set, and no fewer than `max_layer_sparsity` allows."""
+        counts = {}
+        for each in self.sets:
+            size = len(each.units)
+            count = config.min_layer_survivors or math.ceil(size / 10)
+            if config.max_layer_sparsity is not None:
+                # Rounded first, for 0.29 * 100 is less than 29 in floating point.
+                count = max(count, size - math.floor(round(config.max_layer_sparsity * size, 6)))
+            counts[each.name] = min(size, max(1, count))
+        return counts
+
+    def rank(
+        self, criterion: Criterion, statistics: Statistics, keep: int, least: Mapping[str, int], scope: str
+    ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+        """As `Units.rank`, with as much left as `choose` says."""
+        pooled = self.pool(scores_of(criterion, statistics), criterion.signed)
+        before = self.kept(statistics.masks)
+        alive = [each.units[before[each.units]] for each in self.sets]
+        scores = criterion.of_units(pooled, alive, statistics.generator)
+        kept, guarded = self.choose(scores, before, keep, [least[each.name] for each in self.sets], scope)
+        return self.expand(kept), guarded
+
+    def pool(self, scores: Arrays, signed: bool) -> np.ndarray:
+        """The score of each unit, float64 (units,): the sum of those of its members, or the L2 norm unless `signed`.
+
+        The entries of a slice in which two units meet belong to both.
+        """
+        pooled = np.zeros(self.count)
+        for path, axis, units in self._axes_of(self.scored):
+            score = np.asarray(scores[path], np.float64)
+            sums = (score if signed else score**2).sum(axis=_others(axis, score.ndim))
+            np.add.at(pooled, units[units >= 0], sums[units >= 0])
+        return pooled if signed else np.sqrt(pooled)
+
+    def choose(
+        self, scores: np.ndarray, before: np.ndarray, amount: int, least: Sequence[int], scope: str
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The largest number of units along their ranking that stays within an amount.
+
+        Args:
+            scores: Of the units, float (units,).
+            before: Which of them survive, bool (units,). Others stay away.
+            amount: How much may be left, in what the budget counts.
+            least: How many of each set stay whatever their rank is, the best of it.
+            scope: "global" ranks all together; "layer" takes the same fraction of each set, as nearly as can be.
+
+        Returns:
+            Which units stay, bool (units,), ties by position; and the names of the sets that kept more than their rank
+            gave them.
+
+        Raises:
+            ValueError: Even the fewest units that may be left are more than that.
+        """
+        order, assured = self._in_order(scores, before, least, scope)
+
+        def first(count: int) -> np.ndarray:
+            kept = assured.copy()
+            kept[order[:count]] = True
+            return self._in_multiples(kept, before, scores)
+
+        if self.amount(first(0)) > amount:
+            raise ValueError(
+                f"The fewest {_COUNTED[self.budget]} that can be left are {self.amount(first(0)):,} of "
+                f"{self.total():,}, and {amount:,} are asked for. Lower target_sparsity, or min_layer_survivors, of "
+                "which the default keeps a tenth of each set of channels."
+            )
+        low, high = 0, len(order) + 1  # So many fit; so many do not.
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.amount(first(middle)) <= amount else (low, middle)
+        kept = first(low)
+        guarded: tuple[str, ...] = ()
+        if low < len(order):
+            worst = scores[order[low]]
+            guarded = tuple(
+                each.name for each in self.sets if bool((scores[each.units][assured[each.units]] < worst).any())
+            )
+        return kept, guarded
+
+    def _in_order(
+        self, scores: np.ndarray, before: np.ndarray, least: Sequence[int], scope: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The surviving units that may go, the best first, and which of the others stay in any case."""
+        assured, places = np.zeros(self.count, bool), np.array(scores, np.float64)
+        for each, fewest in zip(self.sets, least, strict=True):
+            alive = each.units[before[each.units]]
+            best = alive[np.argsort(-scores[alive], kind="stable")]
+            assured[best[:fewest]] = True
+            if scope == "layer":
+                places[best] = -np.arange(1, len(best) + 1) / len(each.units)
+        free = np.flatnonzero(before & ~assured)
+        return free[np.argsort(-places[free], kind="stable")], assured
+
+    def _in_multiples(self, kept: np.ndarray, before: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Fewer units, so that those of each set are a multiple of `multiple`: one at least, or all that survive."""
+        if self.multiple == 1:
+            return kept
+        rounded = np.zeros_like(kept)
+        for each in self.sets:
+            alive = each.units[before[each.units]]
+            count = int(np.count_nonzero(kept[each.units]))
+            count = min(len(alive), max(count // self.multiple, 1) * self.multiple)
+            rounded[alive[np.argsort(-scores[alive], kind="stable")][:count]] = True
+        return rounded
+
+    def _axes_of(self, paths: Mapping[str, object] | frozenset[str]) -> list[tuple[str, int, np.ndarray]]:
+        """(path, axis, the unit of each index) of the axes that count channels, in the order of `shapes`."""
+        return [
+            (path, axis, units)
+            for path in self.shapes
+            if path in paths
+            for axis, units in enumerate(self.axes[path])
+            if units is not None and (units >= 0).any()
+        ]
+
+
+def _along(axis: int, rank: int) -> tuple[int, ...]:
+    """The shape with which a vector lies along an axis."""
+    return (*(1,) * axis, -1, *(1,) * (rank - axis - 1))
+
+
+def _others(axis: int, rank: int) -> tuple[int, ...]:
+    return tuple(other for other in range(rank) if other != axis)
