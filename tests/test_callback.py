@@ -448,16 +448,16 @@ def test_each_round_is_reinitialized_in_another_order(make_mlp, blobs, recorder)
         assert kept.any() and np.mean(earlier[kept] == later[kept]) < 0.2
 
 
-def test_each_round_draws_its_own_lots(make_mlp, blobs, monkeypatch):
+def test_each_round_draws_its_own_lots(make_mlp, blobs):
     drawn = []
 
-    def scores_of(*arguments):
-        scores, signed = criteria.scores_of(*arguments)
-        drawn.append(scores["hidden/kernel"])
-        return scores, signed
+    class Lots(criteria.Random):
+        def scores(self, statistics):
+            scores = super().scores(statistics)
+            drawn.append(scores["hidden/kernel"])
+            return scores
 
-    monkeypatch.setattr("aimp_tf.training.run.scores_of", scores_of)
-    run(make_mlp(), blobs, CONFIG.replace(criterion="random", seed=3))
+    run(make_mlp(), blobs, CONFIG.replace(criterion=Lots(), seed=3))
     _, *rounds = drawn  # The first ones are to see whether the criterion can rank.
     assert len(rounds) == 3
     for earlier, later in itertools.combinations(rounds, 2):

@@ -64,10 +64,10 @@ def test_defaults_are_valid_and_rounds_take_a_fifth():
         ({"min_layer_survivors": -1}, ValueError, "min_layer_survivors must be at least 0"),
         ({"min_layer_share": 1}, ValueError, r"min_layer_share must lie in \[0, 1\)"),
         ({"min_layer_share": None}, TypeError, "min_layer_share must be a number"),
-        ({"granularity": "4x1"}, ValueError, "granularity must be 'unstructured', blocks .*; got '4x1'"),
-        ({"granularity": "1x1"}, ValueError, "granularity must be 'unstructured', blocks .*; got '1x1'"),
-        ({"granularity": "0:4"}, ValueError, "granularity must be 'unstructured', blocks .*; got '0:4'"),
-        ({"granularity": ("1x4",)}, ValueError, "granularity must be 'unstructured', blocks .*; got "),
+        ({"granularity": "4x1"}, ValueError, "granularity must be 'unstructured', 'channel', blocks .*; got '4x1'"),
+        ({"granularity": "1x1"}, ValueError, "granularity must be 'unstructured', 'channel', blocks .*; got '1x1'"),
+        ({"granularity": "0:4"}, ValueError, "granularity must be 'unstructured', 'channel', blocks .*; got '0:4'"),
+        ({"granularity": ("1x4",)}, ValueError, "granularity must be 'unstructured', 'channel', blocks .*; got "),
         ({"granularity": "1:3", "target_sparsity": 0.667}, ValueError, "must be 0.6666666666666667; got 0.667"),
         ({"granularity": "2:4"}, ValueError, "exactly 2 of each 4 weights, so target_sparsity must be 0.5; got 0.9"),
         ({"rewind": "weihgts"}, ValueError, "Did you mean 'weights'"),
@@ -157,7 +157,7 @@ LAST_OF_VERSION_1 = {
 
 
 # What came after these versions, as it was done before there was a choice.
-SINCE = {"start": "untrained", "total_epochs": None, "shrink": 1.0}
+SINCE = {"start": "untrained", "total_epochs": None, "shrink": 1.0, "budget": "weights", "channel_multiple": 1}
 
 # What changed with a version.
 OF_VERSION_2 = {"round_schedule": "compress", "shrink": 1.0}

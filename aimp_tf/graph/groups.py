@@ -99,7 +99,7 @@ class _Found:
         self._first_calls = {id(call.layer): call for call in reversed(graph.calls)}
 
     def reasons(self, named: bool) -> dict[int, str]:
-        """Class -> why it cannot go. What is frozen can where patterns have `named` it."""
+        """Class -> why it cannot go. What is frozen can where patterns have `named` the layers that make it."""
         reasons = dict(self._classes.reasons())
         owners: dict[int, Call] = {}
         for call, rule in self._layers():
@@ -108,10 +108,10 @@ class _Found:
                 why = ""
                 if owners.setdefault(key, call) is not call:
                     why = f"{call.name} and {owners[key].name} share a variable"
-                elif isinstance(rule, Linear) and key in self._prunable - self._selected:
-                    why = f"{call.name} is excluded"
                 elif key not in self._trained and not self._is_statistic(call.layer, weight) and not named:
                     why = f"{call.name} is frozen (trainable=False)"
+                elif isinstance(rule, Linear) and key in self._prunable - self._selected:
+                    why = f"{call.name} is excluded"
                 if why:
                     excluded = why.endswith("excluded")
                     for name in {"outputs"} if excluded else set(names) - {None}:

@@ -248,14 +248,15 @@ class ChannelUnits:
         return free[np.argsort(-places[free], kind="stable")], assured
 
     def _in_multiples(self, kept: np.ndarray, before: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Fewer units, so that those of each set are a multiple of `multiple`: one at least, or all that survive."""
+        """Fewer units, so that those of each set are a multiple of `multiple`, and not 0; or all that survive."""
         if self.multiple == 1:
             return kept
         rounded = np.zeros_like(kept)
         for each in self.sets:
             alive = each.units[before[each.units]]
             count = int(np.count_nonzero(kept[each.units]))
-            count = min(len(alive), max(count // self.multiple, 1) * self.multiple)
+            if count < len(alive):
+                count = min(len(alive), max(count // self.multiple, 1) * self.multiple)
             rounded[alive[np.argsort(-scores[alive], kind="stable")][:count]] = True
         return rounded
 

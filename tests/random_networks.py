@@ -1,0 +1,164 @@
+"""Networks that hypothesis draws, made up like their weights, and what compaction must not change of them."""
+
+import numpy as np
+import tensorflow as tf
+from hypothesis import strategies as st
+
+from aimp_tf.exporting.compaction import compact_and_report
+
+GENERATIONS = ("keras", "tf_keras")
+
+
+def outputs_of(model, inputs):
+    return [np.asarray(output) for output in tf.nest.flatten(model(inputs, training=False))]
+
+
+def check_same(model, inputs, slack=1e-5):
+    """Compacts a model, and checks that the smaller one computes the same and is no larger. Gives it and its report."""
+    before = [weight.copy() for weight in model.get_weights()]
+    small, report = compact_and_report(model)
+    for old, new in zip(outputs_of(model, inputs), outputs_of(small, inputs), strict=True):
+        assert old.shape == new.shape
+        np.testing.assert_allclose(new, old, rtol=0, atol=slack * max(np.abs(old).max(), 1e-3))
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert report.parameters == (model.count_params(), small.count_params())
+    for old, new in (report.parameters, report.multiply_adds, *report.channels.values()):
+        assert new <= old
+    return small, report
+
+
+def randomize(model, generator):
+    """New biases and normalisation, such that dead channels are not zero."""
+    for layer in model._flatten_layers():
+        if type(layer).__name__ == "BatchNormalization":
+            size = layer.moving_mean.shape
+            layer.moving_mean.assign(generator.normal(0, 0.3, size))
+            layer.moving_variance.assign(generator.uniform(0.5, 2, size))
+            for weight in (layer.gamma, layer.beta):
+                weight.assign(np.where(generator.random(size) < 0.2, 0, generator.normal(0.5, 1, size)))
+        elif getattr(layer, "use_bias", False) and getattr(layer, "bias", None) is not None:
+            layer.bias.assign(generator.normal(0, 0.3, layer.bias.shape))
+
+
+class Network:
+    """Draws a network, its weights and what is dead in it."""
+
+    def __init__(self, draw, keras):
+        self.draw, self.K, self.L = draw, keras, keras.layers
+
+    def one_of(self, *options):
+        return self.draw(st.sampled_from(options))
+
+    def conv(self, x, filters=None):
+        return self.L.Conv2D(
+            filters or self.one_of(2, 3, 4),
+            self.one_of(1, 3),
+            padding=self.one_of("same", "valid") if filters is None and x.shape[1] > 2 else "same",
+            use_bias=self.one_of(True, False),
+            activation=self.one_of(None, "relu", "sigmoid"),
+        )(x)
+
+    def normalized(self, x):
+        return self.L.BatchNormalization(scale=True, center=True)(x)
+
+    def activated(self, x):
+        return self.one_of(
+            lambda: self.L.ReLU(6.0),
+            lambda: self.L.ReLU(),
+            lambda: self.L.LeakyReLU(),
+            lambda: self.L.Activation("sigmoid"),
+            lambda: self.L.Activation("softmax"),
+            lambda: self.L.Softmax(),
+            lambda: self.L.Activation("tanh"),
+        )()(x)
+
+    def depthwise(self, x):
+        layer = self.L.DepthwiseConv2D(
+            3, padding="same", depth_multiplier=self.one_of(1, 2), use_bias=self.one_of(True, False)
+        )
+        return layer(x)
+
+    def residual(self, x):
+        branch = self.activated(self.normalized(self.conv(x, 4)))
+        branch = self.normalized(self.conv(branch, x.shape[-1]))
+        branches = [x, branch, self.normalized(self.conv(x, x.shape[-1]))][: self.one_of(2, 3)]
+        return self.one_of(self.L.Add, self.L.Maximum, self.L.Average)()(branches)
+
+    def shared(self, x):
+        layer = self.L.Conv2D(x.shape[-1], 3, padding="same", activation="relu")
+        return self.L.Add()([layer(layer(x)), x])
+
+    def concatenated(self, x):
+        return self.L.Concatenate()([self.conv(x, 3), x, self.normalized(x)])
+
+    def excited(self, x):
+        gate = self.L.Dense(x.shape[-1], activation="sigmoid")(self.L.GlobalAveragePooling2D()(x))
+        return self.L.Multiply()([x, self.L.Reshape((1, 1, x.shape[-1]))(gate)])
+
+    def functions(self, x):
+        ops = self.K.ops if self.K.__name__ == "keras" else tf.nn
+        y = self.one_of(ops.relu, ops.relu6, ops.tanh, ops.softmax)(self.conv(x, x.shape[-1]))
+        return self.one_of(lambda: x + y, lambda: x * y, lambda: x - y, lambda: y + 1.0, lambda: x * 0.5 + y)()
+
+    def nested(self, x):
+        return self.K.Sequential(
+            [self.K.Input(x.shape[1:]), self.L.Conv2D(3, 3, padding="same"), self.L.BatchNormalization()]
+        )(x)
+
+    def resized(self, x):
+        return self.one_of(
+            lambda: self.L.ZeroPadding2D(1),
+            lambda: self.L.UpSampling2D(2),
+            lambda: self.L.AveragePooling2D(2, strides=1, padding="same"),
+            lambda: self.L.MaxPooling2D(2, strides=1, padding="same"),
+            lambda: self.L.Dropout(0.5),
+            lambda: self.L.Conv2DTranspose(3, 3, padding="same", strides=1, activation="relu"),
+        )()(x)
+
+    def model(self):
+        image = x = self.K.Input((5, 5, 2))
+        outputs = []
+        for _ in range(self.draw(st.integers(1, 5))):
+            block = self.one_of(
+                self.conv,
+                self.normalized,
+                self.activated,
+                self.depthwise,
+                self.residual,
+                self.shared,
+                self.concatenated,
+                self.excited,
+                self.functions,
+                self.nested,
+                self.resized,
+            )
+            x = block(x)
+            if self.draw(st.integers(0, 9)) == 0:
+                outputs.append(x)
+        x = self.one_of(self.L.GlobalMaxPooling2D, self.L.GlobalAveragePooling2D, self.L.Flatten)()(x)
+        for _ in range(self.draw(st.integers(0, 2))):
+            x = self.L.Dense(4, activation=self.one_of("relu", "softplus", "softmax", None))(x)
+        return self.K.Model(image, [*outputs, self.L.Dense(3)(x)])
+
+    def kill(self, model):
+        """Draws which weights of the model are zero: single ones, inputs, outputs, nearly all or all."""
+        generator = np.random.default_rng(self.draw(st.integers(0, 2**32 - 1)))
+        randomize(model, generator)
+        for layer in model._flatten_layers():
+            for variable in layer.weights if hasattr(layer, "kernel_initializer") and layer is not model else ():
+                if len(variable.shape) < 2:
+                    continue
+                value = generator.normal(0, 1, variable.shape)
+                how = self.one_of("random", "inputs", "outputs", "nearly", "all")
+                if how == "random":
+                    value *= generator.random(value.shape) < 0.3
+                elif how == "inputs":
+                    value *= (generator.random(value.shape[-2]) < 0.4)[:, np.newaxis]
+                elif how == "outputs":
+                    value *= generator.random(value.shape[-1]) < 0.4
+                elif how == "nearly":
+                    value *= generator.permutation(value.size).reshape(value.shape) == 0
+                else:
+                    value *= 0
+                variable.assign(value)

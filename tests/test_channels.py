@@ -1,0 +1,475 @@
+"""The property-based tests, and those of budgets, are of mechanics: made-up networks, weights and inputs."""
+
+import dataclasses
+import importlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from random_networks import GENERATIONS, Network, check_same, outputs_of
+
+import aimp_tf
+from aimp_tf.exporting.compaction import compact_and_report
+from aimp_tf.graph.groups import channel_groups
+from aimp_tf.masking import MaskedModel
+from aimp_tf.selection.channels import ChannelSet, ChannelUnits, Product
+
+CHANNELS = {"granularity": "channel", "budget": "flops", "target_sparsity": 0.5, "rate": 0.3, "verbose": 0, "seed": 1}
+
+
+def residual(K, size=8, **compiled):
+    """Most ways in which channels are tied together; conv layers, normalisation, and a dense head behind a Flatten."""
+    K.utils.set_random_seed(2)
+    layers = K.layers
+
+    def normalized(x, name):
+        return layers.ReLU()(layers.BatchNormalization(momentum=0.8, name=name)(x))
+
+    image = K.Input((size, size, 1))
+    stem = normalized(layers.Conv2D(8, 3, padding="same", name="stem")(image), "stem_norm")
+    x = normalized(layers.Conv2D(12, 3, padding="same", use_bias=False, name="wide")(stem), "wide_norm")
+    x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    x = layers.Add()([stem, layers.BatchNormalization(name="branch_norm")(layers.Conv2D(8, 1, name="branch")(x))])
+    x = layers.Concatenate()([x, layers.Conv2D(6, 1, activation="sigmoid", name="side")(x)])
+    x = layers.Flatten()(layers.MaxPooling2D(size // 2)(x))
+    x = layers.Dense(16, activation="relu", name="dense")(x)
+    model = K.Model(image, layers.Dense(10, name="logits")(x))
+    loss = K.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(**{"optimizer": K.optimizers.Adam(3e-3), "loss": loss, "metrics": ["accuracy"], **compiled})
+    return model
+
+
+def images_of(digits, count=256):
+    x, y = digits
+    return x[:count].reshape(-1, 8, 8, 1), y[:count]
+
+
+# Groups
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@given(data=st.data(), generation=st.sampled_from(GENERATIONS))
+def test_compact_takes_out_the_masked_channels_and_no_others(data, generation):
+    network = Network(data.draw, importlib.import_module(generation))
+    model = network.model()
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    for weight in model.weights:
+        weight.assign(generator.normal(0, 1, weight.shape) ** (2 if "variance" in weight.name else 1))
+    try:
+        found = channel_groups(model, budget="flops")
+    except ValueError:
+        assume(False)
+    units, kept = found.units, generator.random(found.units.count) < 0.6
+    for each in units.sets:
+        kept[generator.choice(each.units)] = True
+    masks = units.expand(kept)
+    np.testing.assert_array_equal(units.kept(masks), kept)
+    units.check(masks)
+    for path, variable in found.variables.items():
+        variable.assign(variable.numpy() * masks[path])
+    _, report = check_same(model, generator.normal(size=(3, 5, 5, 2)).astype(np.float32))
+    assert report.multiply_adds == (units.total(), units.amount(kept))
+
+
+def test_groups_of_a_network_with_all_kinds_of_ties(K):
+    groups = aimp_tf.groups(residual(K))
+    assert [(group.layers, group.channels, group.least) for group in groups.groups] == [
+        (("stem", "branch"), 8, 1),
+        (("wide",), 12, 2),
+        (("side",), 6, 1),
+        (("dense",), 16, 2),
+    ]
+    wide = groups.groups[1]
+    assert set(wide.variables) == {
+        *("wide/kernel", "wide_norm/gamma", "wide_norm/beta"),
+        *("depthwise/bias", "branch/kernel"),
+        next(path for path in wide.variables if path.startswith("depthwise/") and "kernel" in path),
+    }
+    assert wide.weights == 9 * 8 + 8
+    assert wide.multiply_adds == 64 * (9 * 8 + 9 + 8)
+    assert groups.pinned == {"logits": (10, "output of the model")}
+    convolutions = 64 * (9 * 8 + 9 * 8 * 12 + 9 * 12 + 12 * 8 + 8 * 6)
+    assert groups.multiply_adds == (convolutions + 4 * 14 * 16 + 160, 64 * (9 + 18 + 18 + 2 + 1) + 4 * 2 * 2 + 20)
+    text = groups.summary()
+    assert "stem + branch" in text and "logits: 10 channels stay (output of the model)" in text
+    assert f"{groups.multiply_adds[0]:,} multiply-adds, of which {groups.multiply_adds[1]:,} stay at least" in text
+
+
+def test_what_cannot_go_is_named_with_the_reason(K):
+    layers = K.layers
+    x = image = K.Input((8,))
+    x = layers.Dense(5, name="first")(x)
+    x = layers.Dense(6, activation="relu", name="left_out")(x)
+    x = layers.LayerNormalization(name="norm")(layers.Dense(4, name="before")(x))
+    x = layers.Dense(7, activation="relu", name="still")(x)
+    x = layers.Dense(3, activation="relu", name="free")(x)
+    model = K.Model(image, layers.Dense(2, name="last")(x))
+    model.get_layer("still").trainable = False
+    groups = aimp_tf.groups(model, exclude=["left_out/*"])
+    assert groups.pinned == {
+        "left_out": (6, "left_out is excluded"),
+        "before": (4, "norm (LayerNormalization) mixes channels in a way that is not known"),
+        "still": (7, "still is frozen (trainable=False)"),
+        "last": (2, "output of the model"),
+    }
+    # What an excluded layer reads can go: its rows go along, and do not count.
+    assert [(group.layers, group.weights) for group in groups.groups] == [(("first",), 8), (("free",), 7 + 2)]
+    assert "left_out/kernel" in groups.groups[0].variables
+
+
+def test_a_frozen_layer_that_include_names_can_go(K):
+    model = residual(K)
+    model.get_layer("wide").trainable = False
+    assert "wide" in aimp_tf.groups(model).pinned
+    named = aimp_tf.groups(model, include=["wide/*", "branch/*"])
+    assert ("wide",) in [group.layers for group in named.groups]
+
+
+def test_models_without_channels_to_rank_are_refused(K):
+    flat = K.Sequential([K.Input((4,)), K.layers.Dense(3, name="only")])
+    with pytest.raises(ValueError, match=r"No channel .* can go: 3 channels of only \(output of the model\)"):
+        aimp_tf.groups(flat)
+
+    class Subclassed(K.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = K.layers.Dense(3)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Subclassed()
+    model(np.zeros((1, 4), "float32"))
+    with pytest.raises(ValueError, match="own call cannot be seen through. Pass a functional or Sequential model"):
+        aimp_tf.groups(model)
+    with pytest.raises(ValueError, match="those of granularity='channel'; got '2:4'"):
+        aimp_tf.groups(residual(K), granularity="2:4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50", "DenseNet121", "EfficientNetB0"])
+def test_known_networks_at_half_their_multiply_adds(name, tmp_path):
+    keras = importlib.import_module("keras")
+    keras.utils.set_random_seed(0)
+    model = getattr(keras.applications, name)(weights=None, input_shape=(32, 32, 3), classes=10)
+    model.compile(keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy")
+    x = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype("float32")
+    y = np.arange(16) % 10
+    result = aimp_tf.prune(model, x, y, epochs=1, batch_size=8, **{**CHANNELS, "rate": 0.3})
+    assert len(result.rounds) == 3
+    budget = result.rounds[-1].budget
+    assert budget.dense // 2 * 0.99 < budget.kept <= budget.asked == budget.dense - round(budget.dense / 2)
+    small, report = compact_and_report(result)
+    assert report.multiply_adds == (budget.dense, budget.kept)
+    (before,), (after,) = outputs_of(result.model, x), outputs_of(small, x)
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
+    assert aimp_tf.export(small, tmp_path / "small", formats=["keras"])
+
+
+# Ranking and budgets: NumPy alone
+
+
+def chain(widths=(3, 6, 4, 2), budget="flops", multiple=1):
+    """The units of an MLP, of which the last layer's outputs stay."""
+    axes, shapes, sets, products, first = {}, {}, [], [], 0
+    reads = None
+    for index, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        last = index == len(widths) - 2
+        makes = None if last else np.arange(first, first + outputs)
+        axes[f"{index}/kernel"], shapes[f"{index}/kernel"] = (reads, makes), (inputs, outputs)
+        products.append(Product(f"{index}/kernel", 1))
+        if not last:
+            sets.append(ChannelSet((str(index),), makes))
+        reads, first = makes, first + outputs
+    return ChannelUnits(
+        axes=axes,
+        shapes=shapes,
+        sets=tuple(sets),
+        counted=frozenset(shapes),
+        scored=frozenset(shapes),
+        products=tuple(products),
+        other_products=5,
+        budget=budget,
+        multiple=multiple,
+    )
+
+
+def test_amounts_are_counted():
+    kept = np.array([1, 1, 0, 0, 1, 1, 1, 1, 1, 0], bool)  # 4 of 6, 3 of 4.
+    for budget, amount in (("channels", 7), ("weights", 3 * 4 + 4 * 3 + 3 * 2), ("flops", 5 + 3 * 4 + 4 * 3 + 3 * 2)):
+        units = chain(budget=budget)
+        masks = units.expand(kept)
+        assert units.amount(kept) == units.spent(masks) == amount
+        if budget == "weights":
+            assert sum(map(np.count_nonzero, masks.values())) == amount
+    assert chain().total() == 5 + 18 + 24 + 8
+
+
+def test_scores_are_norms_of_all_that_is_tied():
+    units = chain()
+    weights = {path: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for path, shape in units.shapes.items()}
+    norms = [np.sqrt((weights["0/kernel"][:, i] ** 2).sum() + (weights["1/kernel"][i] ** 2).sum()) for i in range(6)]
+    norms += [np.sqrt((weights["1/kernel"][:, i] ** 2).sum() + (weights["2/kernel"][i] ** 2).sum()) for i in range(4)]
+    np.testing.assert_allclose(units.pool(weights, signed=False), norms)
+    sums = [weights["0/kernel"][:, i].sum() - weights["1/kernel"][i].sum() for i in range(6)]
+    signed = {**weights, "1/kernel": -weights["1/kernel"]}
+    np.testing.assert_allclose(units.pool(signed, signed=True)[:6], sums)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 9), min_size=3, max_size=6),
+    budget=st.sampled_from(["weights", "channels", "flops"]),
+    scope=st.sampled_from(["global", "layer"]),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_as_many_are_left_as_the_budget_allows(widths, budget, scope, share, seed):
+    """Against a loop that adds one unit after the other."""
+    units, generator = chain(widths, budget), np.random.default_rng(seed)
+    scores = generator.integers(0, 6, units.count) / 4  # Many are equal.
+    before = generator.random(units.count) < 0.8
+    least = [min(2, int(before[each.units].sum())) for each in units.sets]
+    assured, places = np.zeros(units.count, bool), scores.copy()
+    for each, fewest in zip(units.sets, least, strict=True):
+        best = sorted(each.units[before[each.units]], key=lambda unit: (-scores[unit], unit))
+        assured[best[:fewest]] = True
+        if scope == "layer":
+            places[best] = [-(rank + 1) / len(each.units) for rank in range(len(best))]
+    low, high = units.amount(assured), units.amount(before)
+    amount = int(low + share * (high - low))
+    expected = assured.copy()
+    for unit in sorted(np.flatnonzero(before & ~assured), key=lambda unit: (-places[unit], unit)):
+        more = expected.copy()
+        more[unit] = True
+        if units.amount(more) > amount:
+            break
+        expected = more
+    kept, _ = units.choose(scores, before, amount, least, scope)
+    np.testing.assert_array_equal(kept, expected)
+    if low:
+        with pytest.raises(ValueError, match=f"can be left are {low:,} of {units.total():,}, and {low - 1:,} are"):
+            units.choose(scores, before, low - 1, least, scope)
+
+
+def test_channels_stay_in_multiples():
+    units, generator = chain((3, 20, 30, 2), multiple=8), np.random.default_rng(0)
+    scores, before = generator.random(units.count), np.ones(units.count, bool)
+    for share in (0.2, 0.4, 0.7, 1.0):
+        amount = int(share * units.total())
+        kept, _ = units.choose(scores, before, amount, [1, 1], "global")
+        counts = [int(kept[each.units].sum()) for each in units.sets]
+        assert units.amount(kept) <= amount and all(
+            count in (8, 16, 24, *sizes) for count, sizes in zip(counts, ((20,), (30,)), strict=True)
+        )
+        for each in units.sets:
+            assert min(scores[each.units[kept[each.units]]]) >= max(scores[each.units[~kept[each.units]]], default=0)
+    assert counts == [20, 30]
+
+
+def test_limits_on_layers_are_in_channels():
+    units = chain((3, 40, 5, 2))
+
+    def least(**limits):
+        return units.least(aimp_tf.PruningConfig(0.5, epochs=1, granularity="channel", **limits))
+
+    assert least() == {"0": 4, "1": 1}
+    assert least(min_layer_survivors=7) == {"0": 7, "1": 5}
+    assert least(max_layer_sparsity=0.6) == {"0": 16, "1": 2}
+    # Ranking alone would keep the five of the second layer first.
+    scores, everything = np.concatenate([np.full(40, 0.1), np.ones(5)]), np.ones(45, bool)
+    kept, guarded = units.choose(scores, everything, 5 + 3 * 4 + 4 * 3 + 3 * 2, [4, 1], "global")
+    assert guarded == ("0",) and [int(kept[each.units].sum()) for each in units.sets] == [4, 3]
+    assert units.choose(scores, everything, units.total() // 2, [4, 1], "global")[1] == ()
+
+
+def test_masks_of_single_weights_are_no_channels():
+    units = chain()
+    masks = units.expand(np.ones(units.count, bool))
+    masks["1/kernel"][0, 0] = False
+    with pytest.raises(RuntimeError, match="The masks of 1/kernel are not those of whole channels"):
+        units.check(masks)
+
+
+# Runs
+
+
+class Watch:
+    """Looks, at the end of each epoch, whether all that is masked is zero; and keeps the masks of each round."""
+
+    def __init__(self, K):
+        watch, self.masks = self, []
+
+        class Callback(K.callbacks.Callback):
+            def on_epoch_end(self, epoch, logs=None):
+                masked = MaskedModel.of(self.model)
+                masks, weights = masked.masks(), masked.weights()
+                assert all((weights[path][~mask] == 0).all() for path, mask in masks.items())
+                if epoch == 0:
+                    watch.masks.append(masks)
+
+        self.callback = Callback()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rewind": "weights", "budget": "weights"},
+        {"budget": "channels", "scope": "layer", "start": "trained"},
+        {"compact_rounds": True, "criterion": "lamp"},
+        {"method": "gradual", "rate": 0.2},
+        {"mixed_precision": "mixed_bfloat16", "criterion": "random", "channel_multiple": 2},
+    ],
+)
+def test_a_run_keeps_to_its_budget_and_compacts_to_it(changes, K, digits):
+    x, y = images_of(digits)
+    model, watch = residual(K), Watch(K)
+    fields = {**CHANNELS, "epochs": 3, **changes}
+    result = aimp_tf.prune(model, x, y, callbacks=[watch.callback], **fields)
+    budget = result.rounds[-1].budget
+    assert budget.asked == budget.dense - round(budget.dense / 2) and budget.kept <= budget.asked
+    if fields["budget"] == "channels":
+        assert budget.kept == budget.asked == 21
+    # Nested, and more of them go in each round.
+    for earlier, later in zip(watch.masks, watch.masks[1:], strict=False):
+        assert all((later[path] <= earlier[path]).all() for path in later)
+    assert {"wide/kernel", "wide_norm/gamma", "wide_norm/beta", "stem/bias"} <= set(result.masks)
+    assert not any("moving" in path for path in result.masks)
+    small, report = compact_and_report(result)
+    (before,), (after,) = outputs_of(result.model, x), outputs_of(small, x)
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
+    if fields["budget"] == "flops":
+        assert report.multiply_adds == (budget.dense, budget.kept)
+    kernels = [path for path in result.masks if path.endswith("/kernel") and not path.startswith("depthwise")]
+    zeros = sum(int((~result.masks[path]).sum()) for path in kernels)
+    assert result.sparsity == zeros / sum(result.masks[path].size for path in kernels)
+    assert result.rounds[-1].sparsity == pytest.approx(result.sparsity)
+
+
+def test_a_channel_is_left_over_of_the_budget_and_no_more(K, digits):
+    """The next one in the ranking would not fit."""
+    x, y = images_of(digits)
+    result = aimp_tf.prune(residual(K), x, y, epochs=1, **{**CHANNELS, "rate": 0.5})
+    budget, groups = result.rounds[-1].budget, aimp_tf.groups(residual(K))
+    assert budget.asked - budget.kept < max(group.multiply_adds for group in groups.groups)
+
+
+def test_a_run_of_channels_goes_on_bit_for_bit(K, digits, tmp_path):
+    x, y = images_of(digits)
+
+    class Stop(K.callbacks.Callback):
+        epochs = 0
+
+        def on_epoch_end(self, epoch, logs=None):
+            type(self).epochs += 1
+            if self.epochs == 3:
+                raise KeyboardInterrupt
+
+    fields = {**CHANNELS, "epochs": 4, "round_epochs": 2, "workdir": tmp_path / "run"}
+    whole = aimp_tf.prune(residual(K), x, y, **{**fields, "workdir": tmp_path / "whole"})
+    with pytest.raises(KeyboardInterrupt):
+        aimp_tf.prune(residual(K), x, y, callbacks=[Stop()], **fields)
+    result = aimp_tf.prune(residual(K), x, y, **fields)
+    assert result.rounds[0].seconds != whole.rounds[0].seconds
+    for one, other in zip(whole.rounds, result.rounds, strict=True):
+        assert (one.kept, one.metrics, one.budget) == (other.kept, other.metrics, other.budget)
+    for one, other in zip(whole.model.get_weights(), result.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for path, mask in whole.masks.items():
+        np.testing.assert_array_equal(result.masks[path], mask)
+
+
+def test_two_replicas_prune_the_same_channels(K, digits):
+    x, y = images_of(digits)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = residual(K)
+    watch = Watch(K)
+    result = aimp_tf.prune(model, x, y, epochs=2, callbacks=[watch.callback], **CHANNELS)
+    assert result.rounds[-1].budget.kept <= result.rounds[-1].budget.asked
+    small, report = compact_and_report(result)
+    assert report.multiply_adds[1] == result.rounds[-1].budget.kept
+    (before,), (after,) = outputs_of(result.model, x[:4]), outputs_of(small, x[:4])
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
+
+
+def test_a_pruned_model_is_pruned_further(K, digits):
+    x, y = images_of(digits)
+    first = aimp_tf.prune(residual(K), x, y, epochs=1, **{**CHANNELS, "target_sparsity": 0.3})
+    result = aimp_tf.prune(first.model, x, y, epochs=1, masks="zeros", **{**CHANNELS, "target_sparsity": 0.6})
+    for path, mask in result.masks.items():
+        assert (mask <= first.masks[path]).all()
+    assert first.rounds[-1].budget.kept >= result.rounds[0].budget.kept > result.rounds[-1].budget.kept
+
+
+def test_training_on_real_digits_keeps_its_accuracy(digits):
+    """Half of the multiply-adds of a small network on scikit-learn's digits."""
+    keras = importlib.import_module("keras")
+    x, y = digits
+    x = x.reshape(-1, 8, 8, 1)
+    result = aimp_tf.prune(
+        residual(keras), x[:1400], y[:1400], validation_data=(x[1400:], y[1400:]), epochs=12, batch_size=64, **CHANNELS
+    )
+    assert result.compact().evaluate(x[1400:], y[1400:], verbose=0)[1] > 0.93
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target_sparsity": 0.9999}, "The fewest multiply-adds that can be left are .* Lower target_sparsity, or"),
+        ({"min_layer_survivors": 6, "target_sparsity": 0.9}, "fewest multiply-adds"),
+        ({"min_layer_share": 0.1}, "granularity='channel' has no use for min_layer_share=0.1"),
+        ({"granularity": "1x4"}, "granularity='1x4' has no use for budget='flops'"),
+        ({"budget": "flop"}, "budget must be one of 'weights', 'channels', 'flops'; got 'flop'.*'flops'"),
+        ({"channel_multiple": 0}, "channel_multiple must be at least 1; got 0"),
+        ({"method": "dense", "rate": 0.2}, "method='dense' has no use for granularity='channel', budget='flops'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_training(fields, message, K, digits):
+    x, y = images_of(digits, 64)
+    model = residual(K)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        aimp_tf.prune(model, x, y, epochs=1, **{**CHANNELS, **fields})
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_plan_tells_what_it_counts(K):
+    model = residual(K)
+    fields = {name: value for name, value in CHANNELS.items() if name not in ("verbose",)}
+    plan = aimp_tf.plan(model, epochs=5, **fields)
+    assert plan.weights == aimp_tf.groups(model).multiply_adds[0]
+    assert f"50.0% of {plan.weights:,} multiply-adds" in str(plan) and "multiply-adds kept" in str(plan)
+    channels = aimp_tf.plan(model, epochs=5, **{**fields, "budget": "channels"})
+    assert channels.weights == 42 and channels.rounds[-1].kept == 21
+
+
+def test_the_criterion_ranks_channels_by_the_sums_of_its_scores(K, digits):
+    x, y = images_of(digits, 64)
+
+    def outer(weights, masks):
+        return {
+            path: np.full(weight.shape, 1.0 if path.startswith("dense") else 0.1) for path, weight in weights.items()
+        }
+
+    result = aimp_tf.prune(residual(K), x, y, epochs=1, criterion=outer, **{**CHANNELS, "target_sparsity": 0.4})
+    assert result.masks["dense/kernel"].any(axis=0).all()
+
+
+def test_units_are_those_of_the_model_whatever_its_weights_are(K):
+    """So that a resumed run has them again."""
+    model = residual(K)
+    before = channel_groups(model).units
+    for weight in model.weights:
+        weight.assign(np.zeros(weight.shape))
+    after = channel_groups(model).units
+    assert before.shapes == after.shapes and before.counted == after.counted
+    for one, other in zip(before.sets, after.sets, strict=True):
+        assert one.layers == other.layers
+        np.testing.assert_array_equal(one.units, other.units)
+    assert dataclasses.replace(before, budget="flops").total() == aimp_tf.groups(model).multiply_adds[0]
