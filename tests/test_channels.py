@@ -473,3 +473,41 @@ def test_units_are_those_of_the_model_whatever_its_weights_are(K):
         assert one.layers == other.layers
         np.testing.assert_array_equal(one.units, other.units)
     assert dataclasses.replace(before, budget="flops").total() == aimp_tf.groups(model).multiply_adds[0]
+
+
+def logged(caplog, model, x, y, worth, monkeypatch, **fields):
+    """What a run says of training less than the whole model, and its result."""
+    monkeypatch.setattr("aimp_tf.training.run._WORTH_MULTIPLY_ADDS", worth)
+    caplog.clear()
+    with caplog.at_level("INFO", logger="aimp_tf"):
+        result = aimp_tf.prune(model, x, y, epochs=2, **{**CHANNELS, **fields})
+    return [text for text in caplog.messages if "trains without" in text or "train the whole" in text], result
+
+
+def test_rounds_train_what_is_left_where_that_pays(K, digits, caplog, monkeypatch):
+    x, y = images_of(digits)
+    none, whole = logged(caplog, residual(K), x, y, 10**11, monkeypatch)
+    assert none == []  # A few steps of a small network, which tracing would only hold up.
+    # What is left in the second round is rounded up to eight channels a layer, and so to nearly all.
+    (said,), part = logged(caplog, residual(K), x, y, 10**6, monkeypatch)
+    assert said.startswith("Round 3 trains without")
+    assert none == logged(caplog, residual(K), x, y, 10**6, monkeypatch, compact_rounds=False)[0]
+    for path, mask in whole.masks.items():
+        np.testing.assert_array_equal(part.masks[path], mask)
+    assert part.rounds[1].metrics["loss"] == pytest.approx(whole.rounds[1].metrics["loss"], rel=1e-3)
+
+
+def test_rounds_that_cannot_train_less_say_why(K, digits, caplog, monkeypatch, tmp_path):
+    x, y = images_of(digits)
+    name = str(tmp_path / ("saved.keras" if K.__name__ == "keras" else "saved"))
+    saving = K.callbacks.ModelCheckpoint(name, save_freq=5)
+    (said,), _ = logged(caplog, residual(K), x, y, 0, monkeypatch, callbacks=[saving])
+    assert "made with save_freq=5" in said
+    with pytest.raises(ValueError, match="made with save_freq=5"):
+        logged(caplog, residual(K), x, y, 0, monkeypatch, callbacks=[saving], compact_rounds=True)
+    (said,), _ = logged(caplog, residual(K, optimizer=K.optimizers.Adafactor(1e-3)), x, y, 0, monkeypatch)
+    assert "Adafactor" in said
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        model = residual(K)
+    (said,), _ = logged(caplog, model, x, y, 0, monkeypatch)
+    assert "MirroredStrategy" in said

@@ -596,7 +596,7 @@ def test_a_run_of_version_1_is_reported_as_it_was_planned(tmp_path):
     ):
         assert row in page, page
     with pytest.raises(ValueError, match="config of new is not that of a run: The config is of version 5"):
-        write_report([dataclasses.replace(runs[1], config={**old, "version": 5})], tmp_path / "page.md")
+        write_report([dataclasses.replace(runs[1], config={**old, "version": 6})], tmp_path / "page.md")
 
 
 def test_what_former_versions_had_and_this_one_has_not_is_reported(tmp_path):

@@ -103,7 +103,8 @@ class PruningConfig:
             that lead on from them are pruned: less to compute, and the same results but for rounding and what
             docs/performance.md lists, such as weight decay. It takes a functional or Sequential model on one device,
             which is traced anew whenever a tenth of the multiplications has become needless. Each epoch begins and ends
-            with the whole model; only between batches it is smaller.
+            with the whole model; only between batches it is smaller. None does so with `granularity="channel"`, where
+            model, optimizer and callbacks allow it, as soon as it saves more than tracing takes, and not otherwise.
         seed: Seeds the shuffling of array data and what is drawn at random. None takes it from the global seed.
 
     Example:
@@ -139,7 +140,7 @@ class PruningConfig:
     include: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     exclude: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
     mixed_precision: str | None = dataclasses.field(default=None, kw_only=True)
-    compact_rounds: bool = dataclasses.field(default=False, kw_only=True)
+    compact_rounds: bool | None = dataclasses.field(default=None, kw_only=True)
     seed: int | None = dataclasses.field(default=None, kw_only=True)
 
     @property

@@ -68,8 +68,8 @@ def check(config: Any) -> None:
             continue
         if not is_number(value, numbers.Integral):
             raise TypeError(f"{name} must be a whole number; got {value!r}.{as_whole(name, value)}")
-    if not isinstance(config.compact_rounds, bool):
-        raise TypeError(f"compact_rounds must be True or False; got {config.compact_rounds!r}.")
+    if config.compact_rounds not in (None, True, False) or is_number(config.compact_rounds, numbers.Real):
+        raise TypeError(f"compact_rounds must be None, True or False; got {config.compact_rounds!r}.")
     for name in CHOICES:
         check_choice(name, getattr(config, name))
     _check_method(config)

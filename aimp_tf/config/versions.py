@@ -8,7 +8,7 @@ from typing import Any
 from aimp_tf.config.checks import NOT_USED_BY
 from aimp_tf.config.texts import is_number
 
-VERSION = 4
+VERSION = 5
 """Of the fields that `to_json` writes. Whoever changes a default raises it, and has `upgrade` write the former one."""
 
 
@@ -41,7 +41,7 @@ def upgraded_to(defaults: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
         upgraded.pop("data_on_device", None)  # An argument of `prune` since, which changes no result.
     for name, default in defaults.items():
         upgraded.setdefault(name, default)
-    if version < 4:  # What a method did not use was not heeded then, and is refused since.
+    if version < 5:  # What a method did not use was not heeded at first, and is refused since.
         unused = NOT_USED_BY.get(upgraded["method"], NOT_USED_BY["gradual"])  # That of "tfmot", which it had as well.
         upgraded |= {name: defaults[name] for name in unused}
     return {**upgraded, "version": VERSION}
@@ -69,4 +69,5 @@ _FORMER_DEFAULTS: dict[int, dict[str, Any]] = {
     },
     2: {"shrink": 1.0, "round_schedule": "compress"},
     3: {},
+    4: {"compact_rounds": False},
 }

@@ -24,12 +24,14 @@ class LivePart:
     Attributes:
         needed: Whether each class of channels stays, bool. Which classes there are depends on the graph alone.
         share: Its multiplications with weights, as a fraction of those of the whole network, where they are known.
+        of_whole: Those of the whole network, for one example.
         weights: (variable, the indices that stay along each of its axes), of the variables that lose something.
         attributes: (layer, its attributes that change -> what they become).
     """
 
     needed: np.ndarray
     share: float
+    of_whole: int
     weights: Sequence[tuple[Any, tuple[np.ndarray, ...]]]
     attributes: Sequence[tuple[Any, Mapping[str, Any]]]
 
@@ -83,7 +85,7 @@ class LiveNetwork:
             }
             if changes:
                 attributes.append((call.layer, changes))
-        return LivePart(needed, multiply_adds / max(of_whole, 1), weights, attributes)
+        return LivePart(needed, multiply_adds / max(of_whole, 1), of_whole, weights, attributes)
 
 
 def _check_unshared(graph: ModelGraph) -> None:

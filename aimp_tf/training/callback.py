@@ -137,8 +137,11 @@ class GlobalMagnitudePruning(EpochCallback):
         """
         callbacks = as_callbacks(callbacks)
         check_for_rounds(callbacks)
-        if self.run.compacts:
-            check_saving(callbacks)
+        if self.run.may_compact:
+            try:
+                check_saving(callbacks)
+            except ValueError as why:
+                self.run.stay_whole(why)
         ready = self.others.for_round(callbacks, lambda: self.round)
         if self.config.method == "gradual":
             self._watching.close()

@@ -18,18 +18,25 @@ _WORTH_TRACING = 0.9
 """What is alive is traced when it takes this fraction of the multiplications of what was."""
 
 
+_PASSES, _BATCH_SIZE = 3, 32
+"""A step multiplies forward, and back for weights and inputs; how many examples it has is not known, so many at least
+are usual."""
+
+
 class LiveRounds:
     """Lets `fit` train the live part of a masked model.
 
     Args:
         masked: The model.
+        worth: How many multiply-adds a round must save to be traced for.
 
     Raises:
         ValueError: It is not functional, is on several devices, or has an optimizer or a step that does not allow it.
     """
 
-    def __init__(self, masked: MaskedModel) -> None:
+    def __init__(self, masked: MaskedModel, worth: int = 0) -> None:
         self._graph = _graph_of(masked)
+        self._worth = worth
         # Which classes of channels `fit` has been traced for in this process. None is all.
         self._traced: np.ndarray | None = None
 
@@ -37,12 +44,23 @@ class LiveRounds:
         """`fit` will trace its step anew, of the whole model."""
         self._traced = None
 
-    def begin_round(self, masked: MaskedModel, state: RunState, number: int) -> None:
-        """Lets the round train what its masks leave alive, where that is enough less than what was traced last."""
+    def begin_round(self, masked: MaskedModel, state: RunState, number: int, steps: float) -> None:
+        """Lets the round train what its masks leave alive, where that is enough less than what was traced last.
+
+        Which it is does not depend on how fast the machine is, so that a run that is repeated is the same.
+
+        Args:
+            masked: The model.
+            state: That of the run.
+            number: Of the round, from 1.
+            steps: How many steps it takes.
+        """
         network = LiveNetwork(self._graph, masked)
         part = network.part()
         before = None if state.channels is None else network.part(state.channels)
-        if part.share > _WORTH_TRACING * (1.0 if before is None else before.share):
+        whole = 1.0 if before is None else before.share
+        saved = _PASSES * _BATCH_SIZE * steps * (whole - part.share) * part.of_whole
+        if part.share > _WORTH_TRACING * whole or saved < self._worth:
             if before is None:
                 return
             part = before

@@ -27,6 +27,9 @@ from aimp_tf.training.statistics import ModelSample
 
 logger = logging.getLogger(__name__)
 
+_WORTH_MULTIPLY_ADDS = 10**11
+"""Tracing a step anew takes as long as so many multiply-adds, a second or two of a few cores."""
+
 Measure = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -60,6 +63,7 @@ class Run:
         self._cluster: Cluster | None = None
         self._least: dict[str, int] = {}
         self._live: LiveRounds | None = None
+        self._compacts = True
         self._resumed = False
 
     @property
@@ -78,16 +82,28 @@ class Run:
         return self.plan[len(self.rounds)]
 
     @property
-    def compacts(self) -> bool:
-        """Whether rounds train the live part alone."""
-        return self.config.compact_rounds and self.config.method == "iterative"
+    def may_compact(self) -> bool:
+        """Whether rounds are to train the live part alone, if nothing stands against it."""
+        if self.config.compact_rounds is None:
+            return self.config.structure.channels and self.config.method == "iterative" and self._compacts
+        return self.config.compact_rounds
+
+    def stay_whole(self, why: ValueError) -> None:
+        """Lets rounds train the whole model, where nobody has asked for anything else; raises `why` otherwise."""
+        if self.config.compact_rounds:
+            raise why
+        self._compacts, self._live = False, None
+        logger.info("Rounds train the whole model, masked channels included. %s", why)
 
     def begin(self, masked: MaskedModel, stretch: float) -> None:
         """Plans the run, as `GlobalMagnitudePruning.begin` says."""
         self._cluster = masked.cluster
         _check_wrapped(self.config, masked)
-        if self.compacts:
-            self._live = LiveRounds(masked)
+        if self.may_compact:
+            try:
+                self._live = LiveRounds(masked, worth=0 if self.config.compact_rounds else _WORTH_MULTIPLY_ADDS)
+            except ValueError as why:
+                self.stay_whole(why)
         plan = make_plan(self.config, masked.total, masked.kept)
         plan = tuple(dataclasses.replace(each, schedule_scale=stretch * each.schedule_scale) for each in plan)
         if self.config.method != "dense":
@@ -148,7 +164,8 @@ class Run:
             self.state.begin_round()
             self._tell_round(masked, self.state.shrinking)
         if self._live is not None:
-            self._live.begin_round(masked, self.state, self.round.index + 1)
+            steps = self.round.epochs * (self.batches_of() or max(self.state.steps_per_epoch, default=0))
+            self._live.begin_round(masked, self.state, self.round.index + 1, steps)
 
     def end_epoch(self, masked: MaskedModel, epoch: int, logs: Mapping[str, Any] | None) -> bool:
         """Takes the logs of an epoch, which `fit` counts from 0. Returns whether the round is to end with it."""
