@@ -439,6 +439,12 @@ def test_what_cannot_be_done_is_refused_before_any_training(fields, message, K, 
         np.testing.assert_array_equal(one, other)
 
 
+def test_an_optimizer_that_divides_by_dead_rows_is_refused(K, digits):
+    model = residual(K, optimizer=K.optimizers.Adafactor(1e-3))
+    with pytest.raises(ValueError, match="Adafactor makes NaN of variables .* such as AdamW"):
+        aimp_tf.prune(model, *images_of(digits, 64), epochs=1, **CHANNELS)
+
+
 def test_a_plan_tells_what_it_counts(K):
     model = residual(K)
     fields = {name: value for name, value in CHANNELS.items() if name not in ("verbose",)}
@@ -505,9 +511,24 @@ def test_rounds_that_cannot_train_less_say_why(K, digits, caplog, monkeypatch, t
     assert "made with save_freq=5" in said
     with pytest.raises(ValueError, match="made with save_freq=5"):
         logged(caplog, residual(K), x, y, 0, monkeypatch, callbacks=[saving], compact_rounds=True)
-    (said,), _ = logged(caplog, residual(K, optimizer=K.optimizers.Adafactor(1e-3)), x, y, 0, monkeypatch)
-    assert "Adafactor" in said
+    (said,), _ = logged(caplog, residual(K, optimizer=K.optimizers.SGD(1e-2, clipnorm=1.0)), x, y, 0, monkeypatch)
+    assert "with clipnorm, looks at whole variables" in said
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
         model = residual(K)
     (said,), _ = logged(caplog, model, x, y, 0, monkeypatch)
     assert "MirroredStrategy" in said
+
+
+def test_what_is_written_is_the_small_model(K, digits, tmp_path):
+    x, y = images_of(digits)
+    result = aimp_tf.prune(residual(K), x, y, epochs=1, workdir=tmp_path / "run", **CHANNELS)
+    (expected,) = outputs_of(result.model, x)
+    served = tf.saved_model.load(str(tmp_path / "run" / "final" / "saved_model"))
+    np.testing.assert_allclose(served.serve(x), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    weights = sum(int(np.prod(variable.shape)) for variable in served.variables)
+    assert weights == result.compact().count_params() < 0.7 * result.model.count_params()
+    written = aimp_tf.export(result, tmp_path / "exported", formats=["keras"])["keras"].path
+    assert K.models.load_model(written).count_params() == weights
+    assert result.budget == result.rounds[-1].budget and result.budget.counted == "multiply-add"
+    dense, pruned = result.measured.bytes
+    assert pruned < dense and result.measured.multiply_adds == (result.budget.dense, result.budget.kept)

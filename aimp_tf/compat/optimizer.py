@@ -119,6 +119,18 @@ class ResettableOptimizer:
                 f"({', '.join(sorted(_OPTIMIZERS_BY_WEIGHT))}; clipvalue is fine), or set compact_rounds=False."
             )
 
+    def check_dead_rows(self) -> None:
+        """Raises ValueError if the optimizer divides by the mean square of the gradients of a row or a column.
+
+        That is 0 where a channel is gone: all weights would become NaN.
+        """
+        if type(self._inner).__name__ == "Adafactor":
+            raise ValueError(
+                "Adafactor makes NaN of variables in which no gradient reaches a whole row, as where a channel is "
+                "gone. "
+                "Compile the model with another one, such as AdamW, or set granularity='unstructured'."
+            )
+
     def slots(self) -> dict[int, list[Any]]:
         """Id of the `resource_of` a trainable variable -> its slots, if the optimizer is one of `check_by_weight`."""
         inner, wanted = self._inner, {id(slot) for slot in self._slots}

@@ -20,7 +20,7 @@ class Structure:
     m: int = 1
     block: int = 1
     n: int = 0
-    channels: bool = False
+    channels: bool = dataclasses.field(default=False, repr=False)
 
     @classmethod
     def of(cls, granularity: object) -> "Structure":

@@ -139,7 +139,8 @@ def export(
     in half precision, within 5e-2. "tflite_int8" just states its difference.
 
     Args:
-        model: A built Keras 3 or tf_keras model without masks, or a `PruningResult`.
+        model: A built Keras 3 or tf_keras model without masks, or a `PruningResult`: of one with
+            `granularity="channel"`, what `compact` makes of its model.
         path: A folder, made if it is missing; or a file of one format, which ends in .keras, .tflite or .npz.
         formats: What the folder gets, "saved_model" and "keras" if this is None; or, of a file, which of the formats
             whose names in a folder end like it. Any of
@@ -173,7 +174,7 @@ def export(
 
         Nothing is written then, and what was there is as it was.
     """
-    model = model_of(model)
+    model = getattr(model, "shipped", None) or model_of(model)
     check_plain(model)
     target = Target.of(path, formats)
     chosen, directory = target.formats, target.folder

@@ -165,12 +165,12 @@ def _save(result: PruningResult, directory: RunDirectory | None, cluster: Cluste
     """Saves the pruned model where there is a folder for that."""
     saved = cluster.from_chief(directory is not None)
     if directory is not None:
-        directory.save_model(result.model)
+        directory.save_model(result.shipped)
         directory.save_outcome(result.measured)
     elif saved:
         # Saving reads what all replicas hold, for which the chief needs the others.
         with tempfile.TemporaryDirectory() as folder:
-            export(result.model, folder, formats=("saved_model",), verify=False)
+            export(result.shipped, folder, formats=("saved_model",), verify=False)
 
 
 def _export(request: Request, result: PruningResult) -> None:

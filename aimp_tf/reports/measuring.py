@@ -24,7 +24,7 @@ _TURNS = 30
 _SECONDS_PER_TURN = 0.02
 
 
-def measure_sizes(model: Any, masks: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def measure_sizes(model: Any, masks: Mapping[str, np.ndarray], *, channels: bool = False) -> dict[str, Any]:
     """The fields of `Outcome` on sizes and multiplications that can be measured on a pruned model.
 
     The dense model is this one with random numbers in place of what the masks prune, while its file is written.
@@ -34,13 +34,18 @@ def measure_sizes(model: Any, masks: Mapping[str, np.ndarray]) -> dict[str, Any]
     Args:
         model: A built model without masks.
         masks: Path -> bool array, True for what is kept.
+        channels: Whether whole channels were pruned, so that the compacted model is what counts.
     """
     measured: dict[str, Any] = {}
     if Cluster(model.distribute_strategy).size > 1:
         return measured
     # A layer of the user's may have no config, or may not be seen through; a disk may be full.
+    small = model
+    with contextlib.suppress(ValueError):
+        small, report = compact_and_report(model)
+        measured["multiply_adds"] = report.multiply_adds
     with contextlib.suppress(OSError, ValueError):
-        pruned = _file_sizes(model)
+        pruned = _file_sizes(small if channels else model)
         with _filled(model, masks):
             dense = _file_sizes(model)
         measured |= {
@@ -48,8 +53,6 @@ def measure_sizes(model: Any, masks: Mapping[str, np.ndarray]) -> dict[str, Any]
             "bytes": (dense[0], pruned[0]),
             "gzip_bytes": (dense[1], pruned[1]),
         }
-    with contextlib.suppress(ValueError):
-        measured["multiply_adds"] = compact_and_report(model)[1].multiply_adds
     return measured
 
 

@@ -22,6 +22,7 @@ from aimp_tf.runs.environment import describe_environment
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.runs.recorded_run import RecordedRun
 from aimp_tf.training.rounds import (
+    Budget,
     RoundResult,
     aligned,
     counted_text,
@@ -63,7 +64,9 @@ class PruningResult:
         """`outcome` with the sizes of the model's file and the multiplications, which are measured at the first use."""
         if self.model is None or self.outcome.bytes is not None:
             return self.outcome
-        return dataclasses.replace(self.outcome, **measure_sizes(self.model, self.masks))
+        return dataclasses.replace(
+            self.outcome, **measure_sizes(self.model, self.masks, channels=self.config.structure.channels)
+        )
 
     @property
     def epochs(self) -> int:
@@ -87,9 +90,19 @@ class PruningResult:
         """Wall time in all."""
         return sum(round_.seconds for round_ in self.rounds)
 
+    @property
+    def budget(self) -> Budget | None:
+        """What was to be left of what the budget counts, what was, and what there was at first."""
+        return self.rounds[-1].budget
+
     def compact(self) -> Any:
         """The model without the units and channels that pruning left dead; see `aimp_tf.compact`."""
         return compact(self.model)
+
+    @functools.cached_property
+    def shipped(self) -> Any:
+        """The model to ship, which `export` and a workdir write: with whole channels pruned, the compacted one."""
+        return self.compact() if self.config.structure.channels else self.model
 
     def __getattr__(self, name: str) -> Any:
         if hasattr(type(self), name):

@@ -99,6 +99,8 @@ class Run:
         """Plans the run, as `GlobalMagnitudePruning.begin` says."""
         self._cluster = masked.cluster
         _check_wrapped(self.config, masked)
+        if self.config.structure.channels:
+            masked.optimizer.check_dead_rows()
         if self.may_compact:
             try:
                 self._live = LiveRounds(masked, worth=0 if self.config.compact_rounds else _WORTH_MULTIPLY_ADDS)
