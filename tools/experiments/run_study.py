@@ -148,5 +148,5 @@ def _weight_counts(experiments: Sequence[Experiment]) -> Callable[[Experiment], 
 def _model_key(experiment: Experiment) -> tuple[object, ...]:
     """What the number of prunable weights depends on."""
     pruning = experiment.pruning
-    selected = tuple(pruning.include), tuple(pruning.exclude), pruning.granularity
+    selected = tuple(pruning.include), tuple(pruning.exclude), pruning.granularity, pruning.budget
     return experiment.architecture, experiment.dataset, *selected
