@@ -15,6 +15,7 @@ import pytest
 import aimp_tf
 from aimp_tf import exporting
 from aimp_tf.config import PruningConfig, checks
+from aimp_tf.selection import channels
 from aimp_tf.training import methods
 from experiments.experiment import Experiment
 
@@ -67,11 +68,14 @@ def test_what_extends_the_package_does_so(monkeypatch, tmp_path):
     """Its blocks, in their order, and what each of them adds."""
     monkeypatch.chdir(tmp_path)
     # That the tables are in the end as they were.
-    monkeypatch.setitem(checks.CHOICES, "method", checks.CHOICES["method"])
+    for name in ("method", "budget"):
+        monkeypatch.setitem(checks.CHOICES, name, checks.CHOICES[name])
     for table, name in (
         (checks.NOT_USED_BY, "halfway"),
         (methods.METHODS, "halfway"),
         (exporting.FORMATS, "tflite_float16"),
+        (checks.COUNTED, "parameters"),
+        (channels.BUDGETS, "parameters"),
     ):
         monkeypatch.setitem(table, name, None)
     namespace = {"__name__": "__main__"}
@@ -85,6 +89,9 @@ def test_what_extends_the_package_does_so(monkeypatch, tmp_path):
     assert len(namespace["halfway"].rounds) == 1 and namespace["halfway"].epochs == 4
     mask, _ = namespace["blocks"].masks.values()
     np.testing.assert_array_equal(mask[::2], mask[1::2])
+    budget = namespace["small"].budget
+    assert (budget.counted, budget.dense) == ("parameter", 64 * 100 + 100 + 100 * 10)
+    assert budget.asked - 75 < budget.kept <= budget.asked == budget.dense // 2
     (artefact,) = namespace["artefacts"].values()
     assert 0 < artefact.relative_difference < 1e-2 and artefact.path.stat().st_size == artefact.bytes
 

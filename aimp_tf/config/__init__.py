@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from aimp_tf.config.checks import NOT_USED_BY, check
+from aimp_tf.config.checks import COUNTED, NOT_USED_BY, check
 from aimp_tf.config.structure import Structure
 from aimp_tf.config.texts import nearest
 from aimp_tf.config.versions import VERSION, upgraded_to
@@ -170,7 +170,7 @@ class PruningConfig:
     @property
     def counted(self) -> str:
         """What the budget counts: "weight", "channel" or "multiply-add"."""
-        return {"channels": "channel", "flops": "multiply-add"}.get(self.budget, "weight")
+        return COUNTED[self.budget]
 
     def validate(self) -> None:
         """Checks every field.

@@ -7,6 +7,9 @@ from typing import Any
 
 from aimp_tf.config.texts import as_fraction, as_whole, is_number, nearest
 
+COUNTED = {"weights": "weight", "channels": "channel", "flops": "multiply-add"}
+"""Value of `PruningConfig.budget` -> one of what it counts."""
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("iterative", "gradual", "dense"),
     "start": ("untrained", "trained"),
@@ -14,7 +17,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "round_schedule": ("head", "compress"),
     "scope": ("global", "layer"),
     "criterion": ("magnitude", "lamp", "random"),
-    "budget": ("weights", "channels", "flops"),
+    "budget": tuple(COUNTED),
     "mixed_precision": ("auto", "mixed_float16", "mixed_bfloat16"),
 }
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from aimp_tf.config import PruningConfig
+from aimp_tf.config.checks import COUNTED
 from aimp_tf.selection.criteria import Arrays, Criterion, Statistics, scores_of
-
-_COUNTED = {"weights": "prunable weights", "channels": "channels", "flops": "multiply-adds"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,19 +129,18 @@ class ChannelUnits:
 
     def amount(self, kept: np.ndarray) -> int:
         """How much is left, in what the budget counts, where these units stay, bool (units,)."""
-        if self.budget == "channels":
-            return int(np.count_nonzero(kept))
+        return BUDGETS[self.budget](self, kept)
+
+    def entries(self, kept: np.ndarray) -> dict[str, int]:
+        """Path -> how many entries of the variable stay."""
         stays = np.append(kept, True)
-        entries = {
+        return {
             path: math.prod(
                 size if units is None else int(np.count_nonzero(stays[units]))
                 for size, units in zip(shape, self.axes[path], strict=True)
             )
             for path, shape in self.shapes.items()
         }
-        if self.budget == "weights":
-            return sum(entries[path] for path in self.counted)
-        return self.other_products + sum(product.times * entries[product.path] for product in self.products)
 
     def spent(self, masks: Arrays) -> int:
         """`amount` of what stays under these masks."""
@@ -216,7 +214,7 @@ class ChannelUnits:
 
         if self.amount(first(0)) > amount:
             raise ValueError(
-                f"The fewest {_COUNTED[self.budget]} that can be left are {self.amount(first(0)):,} of "
+                f"The fewest {COUNTED[self.budget]}s that can be left are {self.amount(first(0)):,} of "
                 f"{self.total():,}, and {amount:,} are asked for. Lower target_sparsity, or min_layer_survivors, of "
                 "which the default keeps a tenth of each set of channels."
             )
@@ -269,6 +267,29 @@ class ChannelUnits:
             for axis, units in enumerate(self.axes[path])
             if units is not None and (units >= 0).any()
         ]
+
+
+def _weights(units: ChannelUnits, kept: np.ndarray) -> int:
+    entries = units.entries(kept)
+    return sum(entries[path] for path in units.counted)
+
+
+def _multiply_adds(units: ChannelUnits, kept: np.ndarray) -> int:
+    entries = units.entries(kept)
+    return units.other_products + sum(product.times * entries[product.path] for product in units.products)
+
+
+def _channels(units: ChannelUnits, kept: np.ndarray) -> int:
+    return int(np.count_nonzero(kept))
+
+
+BUDGETS: dict[str, Callable[[ChannelUnits, np.ndarray], int]] = {
+    "weights": _weights,
+    "channels": _channels,
+    "flops": _multiply_adds,
+}
+"""Value of `PruningConfig.budget` -> how much of it is left of the units, where some of them stay, bool (units,). With
+fewer units it is never more."""
 
 
 def _along(axis: int, rank: int) -> tuple[int, ...]:
