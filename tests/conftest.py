@@ -33,9 +33,23 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=2, help="How often test_fault_injection.py kills each run.")
 
 
+_IN_BOTH_GENERATIONS = {
+    f"test_{room}.py" for room in "masking callback statistics channels precision model_graph learning_rate".split()
+}
+"""Files of tests that run in tf_keras by default, too: of what knows two generations of Keras, or leans on it most."""
+
+
+def _is_slow(item):
+    in_tf_keras = "callspec" in vars(item) and item.callspec.params.get("K") == "tf_keras"
+    return item.get_closest_marker("slow") or in_tf_keras and item.path.name not in _IN_BOTH_GENERATIONS
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leaves out the tests that are marked slow, unless they are asked for, by --slow or one by its name."""
-    slow = [item for item in items if item.get_closest_marker("slow")]
+    """Leaves out the tests that are marked slow, unless they are asked for, by --slow or one by its name.
+
+    So it does with those of tf_keras where that is not what is tested.
+    """
+    slow = [item for item in items if _is_slow(item)]
     if slow and not config.getoption("slow") and not any("::" in argument for argument in config.args):
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]

@@ -358,6 +358,7 @@ def test_a_channel_is_left_over_of_the_budget_and_no_more(K, digits):
     assert budget.asked - budget.kept < max(group.multiply_adds for group in groups.groups)
 
 
+@pytest.mark.slow
 def test_a_run_of_channels_goes_on_bit_for_bit(K, digits, tmp_path):
     x, y = images_of(digits)
 
@@ -383,6 +384,7 @@ def test_a_run_of_channels_goes_on_bit_for_bit(K, digits, tmp_path):
         np.testing.assert_array_equal(result.masks[path], mask)
 
 
+@pytest.mark.slow
 def test_two_replicas_prune_the_same_channels(K, digits):
     x, y = images_of(digits)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
@@ -397,6 +399,7 @@ def test_two_replicas_prune_the_same_channels(K, digits):
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
 
 
+@pytest.mark.slow
 def test_a_pruned_model_is_pruned_further(K, digits):
     x, y = images_of(digits)
     first = aimp_tf.prune(residual(K), x, y, epochs=1, **{**CHANNELS, "target_sparsity": 0.3})
@@ -406,6 +409,7 @@ def test_a_pruned_model_is_pruned_further(K, digits):
     assert first.rounds[-1].budget.kept >= result.rounds[0].budget.kept > result.rounds[-1].budget.kept
 
 
+@pytest.mark.slow
 def test_training_on_real_digits_keeps_its_accuracy(digits):
     """Half of the multiply-adds of a small network on scikit-learn's digits."""
     keras = importlib.import_module("keras")
@@ -503,6 +507,7 @@ def test_rounds_train_what_is_left_where_that_pays(K, digits, caplog, monkeypatc
     assert part.rounds[1].metrics["loss"] == pytest.approx(whole.rounds[1].metrics["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_rounds_that_cannot_train_less_say_why(K, digits, caplog, monkeypatch, tmp_path):
     x, y = images_of(digits)
     name = str(tmp_path / ("saved.keras" if K.__name__ == "keras" else "saved"))
@@ -519,6 +524,7 @@ def test_rounds_that_cannot_train_less_say_why(K, digits, caplog, monkeypatch, t
     assert "MirroredStrategy" in said
 
 
+@pytest.mark.slow
 def test_what_is_written_is_the_small_model(K, digits, tmp_path):
     x, y = images_of(digits)
     result = aimp_tf.prune(residual(K), x, y, epochs=1, workdir=tmp_path / "run", **CHANNELS)

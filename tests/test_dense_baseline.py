@@ -102,6 +102,7 @@ def test_a_run_that_goes_on_has_its_baseline(K, make, blobs, tmp_path):
     assert shorter.outcome.dense_epochs == len(fits) == 1
 
 
+@pytest.mark.slow
 def test_callbacks_that_train_otherwise_are_heeded_and_no_others(K, make, blobs, tmp_path):
     own = counter(K)
     rates = []
@@ -168,6 +169,7 @@ def test_a_baseline_has_the_data_read_for_its_epochs_alone(make, blobs):
     assert len(reads) == (1 + 2) + (1 + 2 + 1)
 
 
+@pytest.mark.slow
 def test_a_baseline_that_stops_early_tells_its_epochs(K, make, blobs):
     stop = K.callbacks.EarlyStopping("loss", min_delta=10.0, patience=1)
     result = aimp_tf.prune(make(), *blobs, **{**SETTINGS, "epochs": 6}, dense_baseline=True, callbacks=stop)

@@ -397,6 +397,7 @@ def test_prune_is_silent_with_verbose_0(make_mlp, blobs, capfd):
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_model_that_is_trained_already_is_told_how_to_say_so(make_mlp, blobs, K, capsys, tmp_path):
     model = make_mlp()
     model.fit(*blobs, epochs=2, batch_size=32, verbose=0)

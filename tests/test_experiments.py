@@ -136,6 +136,7 @@ def test_resnets_halve_the_image_twice(K):
     np.testing.assert_allclose(block.predict(x, verbose=0), x, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_experiment_compares_dense_and_pruned(K, tmp_path):
     """On real digits, too short to be good."""
     pruning = PruningConfig(target_sparsity=0.8, rate=0.6, epochs=4, round_epochs=1)

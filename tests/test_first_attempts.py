@@ -310,6 +310,7 @@ def test_targets_that_the_loss_takes_are_let_through(K):
         aimp_tf.prune(compiled(loss, outputs), X, y, **{**BRIEF, "epochs": 1, "rate": 0.75})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", [keras, tf_keras])
 def test_what_a_callback_watches_may_come_from_elsewhere(K, tmp_path):
     class ValidatesItself(K.callbacks.Callback):
@@ -368,6 +369,7 @@ def test_a_run_goes_on_that_noted_less_of_its_model(tmp_path):
     assert [round_.metrics for round_ in again.rounds] == [round_.metrics for round_ in first.rounds]
 
 
+@pytest.mark.slow
 def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

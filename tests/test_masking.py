@@ -361,6 +361,7 @@ def test_other_dtypes(K, policy, blobs):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "initial_beside_zero"),
     [

@@ -169,6 +169,7 @@ def test_a_run_goes_on_bit_for_bit(K, make_model, blobs, tmp_path, backup_each_e
     assert not list((tmp_path / "run").rglob("backup")) and not list((tmp_path / "run").rglob(".unfinished*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_a_run_goes_on_with_its_masks(K, make_model, blobs, tmp_path, backup_each_epoch):
     """What `test_a_run_goes_on_bit_for_bit` cannot tell: that what is the same is right."""
@@ -246,6 +247,7 @@ def test_callbacks_of_keras_go_on_within_a_round(K, make_model, blobs, tmp_path,
     assert_same(run(make_model, blobs, tmp_path / "run", callbacks(), **settings), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 @pytest.mark.parametrize("crashed_after", [5, 8])
 def test_a_run_goes_on_at_the_step_that_it_rewinds_to(K, make_model, blobs, tmp_path, backup_each_epoch, crashed_after):
@@ -315,6 +317,7 @@ def interrupted(K, make_model, blobs, tmp_path, backup_each_epoch):
     return tmp_path / "run", whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_another_run_is_refused_with_what_differs(K, make_model, blobs, interrupted):
     folder, _ = interrupted
@@ -573,6 +576,7 @@ def test_a_run_of_version_1_ends_under_its_defaults(K, make_model, blobs, tmp_pa
     assert json.loads((tmp_path / "run" / "config.json").read_text())["version"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_an_overwriting_that_was_killed_leaves_the_old_run_its_defaults(make_model, blobs, tmp_path):
     workdir, settings = tmp_path / "run", {"epochs": 1, "round_epochs": 1}

@@ -162,6 +162,7 @@ def test_weights_that_return_or_just_came_are_not_shrunk(make_normalized, blobs,
     assert {layer.shrink for round_ in result.rounds for layer in round_.layers} == {1.0}
 
 
+@pytest.mark.slow
 def test_weights_that_return_for_the_last_training_alone(make_normalized, blobs):
     settings = {"target_sparsity": 0.5, "rate": 0.3, "epochs": 2, "round_epochs": 2, "verbose": 0}
     result = aimp_tf.prune(make_normalized(), blobs, final_rewind="weights", **settings)
