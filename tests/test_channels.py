@@ -120,6 +120,36 @@ def test_what_cannot_go_is_named_with_the_reason(K):
     assert "left_out/kernel" in groups.groups[0].variables
 
 
+def test_layers_that_share_a_variable_keep_all_channels(K):
+    class Reads(K.layers.Layer):
+        def __init__(self, other):
+            super().__init__(name="reads")
+            self.other = other
+
+        def call(self, inputs):
+            return tf.matmul(inputs, tf.convert_to_tensor(self.other.kernel))
+
+    image, first = K.Input((6,)), K.layers.Dense(5, activation="relu", name="first")
+    x = K.layers.Concatenate()([first(image), Reads(first)(image)])
+    x = K.layers.Dense(4, activation="relu", name="free")(x)
+    groups = aimp_tf.groups(K.Model(image, K.layers.Dense(2, name="last")(x)))
+    assert [group.layers for group in groups.groups] == [("free",)]
+    assert groups.pinned["first"] == (5, "first and reads share a variable")
+
+
+def test_channels_of_a_layer_that_are_read_otherwise_are_sets_of_their_own(K):
+    image = K.Input((4,))
+    both = K.layers.Dense(6, activation="relu", name="both")(image)
+    left, right = K.layers.Dense(3, name="left")(image), K.layers.Dense(3, name="right")(image)
+    tied = K.layers.Add()([both, K.layers.Concatenate()([left, right])])
+    model = K.Model(image, K.layers.Dense(2, name="last")(tied))
+    groups = aimp_tf.groups(model).groups
+    assert [group.channels for group in groups] == [3, 3]
+    assert {frozenset(group.layers) for group in groups} == {frozenset(("both", name)) for name in ("left", "right")}
+    units = channel_groups(model).units
+    assert len({each.name for each in units.sets}) == 2
+
+
 def test_a_frozen_layer_that_include_names_can_go(K):
     model = residual(K)
     model.get_layer("wide").trainable = False
@@ -182,7 +212,7 @@ def chain(widths=(3, 6, 4, 2), budget="flops", multiple=1):
         axes[f"{index}/kernel"], shapes[f"{index}/kernel"] = (reads, makes), (inputs, outputs)
         products.append(Product(f"{index}/kernel", 1))
         if not last:
-            sets.append(ChannelSet((str(index),), makes))
+            sets.append(ChannelSet(str(index), (str(index),), makes))
         reads, first = makes, first + outputs
     return ChannelUnits(
         axes=axes,
@@ -213,10 +243,18 @@ def test_scores_are_norms_of_all_that_is_tied():
     weights = {path: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for path, shape in units.shapes.items()}
     norms = [np.sqrt((weights["0/kernel"][:, i] ** 2).sum() + (weights["1/kernel"][i] ** 2).sum()) for i in range(6)]
     norms += [np.sqrt((weights["1/kernel"][:, i] ** 2).sum() + (weights["2/kernel"][i] ** 2).sum()) for i in range(4)]
-    np.testing.assert_allclose(units.pool(weights, signed=False), norms)
+    masks = units.expand(np.ones(units.count, bool))
+    np.testing.assert_allclose(units.pool(weights, masks, signed=False), norms)
     sums = [weights["0/kernel"][:, i].sum() - weights["1/kernel"][i].sum() for i in range(6)]
     signed = {**weights, "1/kernel": -weights["1/kernel"]}
-    np.testing.assert_allclose(units.pool(signed, signed=True)[:6], sums)
+    np.testing.assert_allclose(units.pool(signed, masks, signed=True)[:6], sums)
+    # What is gone counts for nothing, whatever a criterion says of it.
+    without = units.expand(np.arange(units.count) != 9)
+    weights["1/kernel"][:, 3] = np.nan
+    expected = [
+        np.sqrt((weights["0/kernel"][:, i] ** 2).sum() + (weights["1/kernel"][i, :3] ** 2).sum()) for i in range(6)
+    ]
+    np.testing.assert_allclose(units.pool(weights, without, signed=False)[:6], expected)
 
 
 @settings(max_examples=200, deadline=None)

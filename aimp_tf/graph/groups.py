@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,27 +96,32 @@ class _Found:
         self._trained = set(map(_key, graph.model.trainable_weights))
         self.variables = {path: weight for path, weight in named_weights(graph.model).items()}
         self._paths = {_key(weight): path for path, weight in self.variables.items()}
-        self._first_calls = {id(call.layer): call for call in reversed(graph.calls)}
+        # The first of each layer.
+        self._calls = list({id(call.layer): call for call in reversed(graph.calls)}.values())[::-1]
 
     def reasons(self, named: bool) -> dict[int, str]:
         """Class -> why it cannot go. What is frozen can where patterns have `named` the layers that make it."""
         reasons = dict(self._classes.reasons())
         owners: dict[int, Call] = {}
+
+        def pin(call: Call, names: Iterable[str | None], why: str) -> None:
+            for name in set(names) - {None}:
+                for class_ in self._flow(call, name).classes.tolist():
+                    reasons.setdefault(class_, why)
+
+        for call in self._calls:
+            for weight in getattr(call.layer, "weights", ()):
+                owner = owners.setdefault(_key(weight), call)
+                if owner is not call:
+                    for each in (owner, call):
+                        pin(each, ("inputs", "outputs"), f"{owner.name} and {call.name} share a variable")
         for call, rule in self._layers():
             for weight, names in zip(call.layer.weights, rule.axes(), strict=True):
                 key = _key(weight)
-                why = ""
-                if owners.setdefault(key, call) is not call:
-                    why = f"{call.name} and {owners[key].name} share a variable"
-                elif key not in self._trained and not self._is_statistic(call.layer, weight) and not named:
-                    why = f"{call.name} is frozen (trainable=False)"
+                if key not in self._trained and not self._is_statistic(call.layer, weight) and not named:
+                    pin(call, names, f"{call.name} is frozen (trainable=False)")
                 elif isinstance(rule, Linear) and key in self._prunable - self._selected:
-                    why = f"{call.name} is excluded"
-                if why:
-                    excluded = why.endswith("excluded")
-                    for name in {"outputs"} if excluded else set(names) - {None}:
-                        for class_ in self._flow(call, name).classes.tolist():
-                            reasons.setdefault(class_, why)
+                    pin(call, ("outputs",), f"{call.name} is excluded")
         return reasons
 
     def units(self, reasons: Mapping[int, str]) -> ChannelUnits:
@@ -177,8 +182,7 @@ class _Found:
 
     def _layers(self) -> list[tuple[Call, Rule]]:
         """The first call of each layer whose weights count channels."""
-        calls = reversed(self._first_calls.values())
-        return [(call, self._rules[call]) for call in calls if self._rules[call].is_tied and call.layer.weights]
+        return [(call, self._rules[call]) for call in self._calls if self._rules[call].is_tied and call.layer.weights]
 
     def _products(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Product], int]:
         products, others = [], 0
@@ -209,7 +213,14 @@ def _in_sets(
     alike: dict[tuple[tuple[str, int, int], ...], list[int]] = collections.defaultdict(list)
     for unit in sorted(members):
         alike[tuple(members[unit])].append(unit)
-    return tuple(ChannelSet(tuple(makers[units[0]]), np.array(units)) for units in alike.values())
+    sets: dict[str, ChannelSet] = {}
+    for units in alike.values():
+        first, *others = layers = makers[units[0]]
+        name = f"{first} and {len(others)} more" if len(others) > 1 else " and ".join(layers)
+        if name in sets:  # Some of their channels are read otherwise than the rest.
+            name += f", channels from {units[0]} on"
+        sets[name] = ChannelSet(name, tuple(layers), np.array(units))
+    return tuple(sets.values())
 
 
 def _unknown(variable: Any) -> np.ndarray:

@@ -19,18 +19,14 @@ class ChannelSet:
     """Channels that are made and read by the same variables, such as those of a layer.
 
     Attributes:
+        name: What to call them, unlike all other sets.
         layers: Names of the layers that make them.
         units: The channels, rising.
     """
 
+    name: str
     layers: tuple[str, ...]
     units: np.ndarray
-
-    @property
-    def name(self) -> str:
-        """The layers in a few words, such as "stem and 3 more"."""
-        first, *others = self.layers
-        return f"{first} and {len(others)} more" if len(others) > 1 else " and ".join(self.layers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,21 +163,19 @@ class ChannelUnits:
         self, criterion: Criterion, statistics: Statistics, keep: int, least: Mapping[str, int], scope: str
     ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """As `Units.rank`, with as much left as `choose` says."""
-        pooled = self.pool(scores_of(criterion, statistics), criterion.signed)
+        pooled = self.pool(scores_of(criterion, statistics), statistics.masks, criterion.signed)
         before = self.kept(statistics.masks)
         alive = [each.units[before[each.units]] for each in self.sets]
         scores = criterion.of_units(pooled, alive, statistics.generator)
         kept, guarded = self.choose(scores, before, keep, [least[each.name] for each in self.sets], scope)
         return self.expand(kept), guarded
 
-    def pool(self, scores: Arrays, signed: bool) -> np.ndarray:
-        """The score of each unit, float64 (units,): the sum of those of its members, or the L2 norm unless `signed`.
-
-        The entries of a slice in which two units meet belong to both.
-        """
+    def pool(self, scores: Arrays, masks: Arrays, signed: bool) -> np.ndarray:
+        """The score of each unit, float64 (units,): the sum of those of its members that survive, or their L2 norm
+        unless `signed`. An entry in which two units meet belongs to both."""
         pooled = np.zeros(self.count)
         for path, axis, units in self._axes_of(self.scored):
-            score = np.asarray(scores[path], np.float64)
+            score = np.where(masks[path], scores[path], 0).astype(np.float64)
             sums = (score if signed else score**2).sum(axis=_others(axis, score.ndim))
             np.add.at(pooled, units[units >= 0], sums[units >= 0])
         return pooled if signed else np.sqrt(pooled)
