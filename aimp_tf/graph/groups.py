@@ -158,15 +158,15 @@ class _Found:
             shapes=shapes,
             sets=_in_sets(members, [makers[class_] for class_ in free]),
             counted=frozenset(counted),
-            scored=frozenset(
-                path
-                for path in tied
-                if _key(self.variables[path]) not in self._prunable - self._selected
-                and path.split("/")[-1] not in ("bias", "beta")
-            ),
+            scored=frozenset(filter(self._is_scored, tied)),
             products=products,
             other_products=others,
         )
+
+    def _is_scored(self, path: str) -> bool:
+        """Whether a variable says how much a channel is worth: what is excluded, biases and beta do not."""
+        excluded = _key(self.variables[path]) in self._prunable - self._selected
+        return not excluded and path.split("/")[-1] not in ("bias", "beta")
 
     def pinned(self, reasons: Mapping[int, str]) -> dict[str, tuple[int, str]]:
         """Layer -> how many of its channels cannot go, and why, of the layers that make channels by weights."""

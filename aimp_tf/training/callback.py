@@ -82,11 +82,11 @@ class GlobalMagnitudePruning(EpochCallback):
 
     @property
     def sample(self) -> Any:
-        return self.run.sample
+        return self.run.ranking.sample
 
     @sample.setter
     def sample(self, batches: Any) -> None:
-        self.run.sample = batches
+        self.run.ranking.sample = batches
 
     @property
     def epoch_logs(self) -> list[dict[str, Any]]:

@@ -10,20 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.compat.cluster import Cluster
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import WRAPPED_FIELDS, MaskedModel
-from aimp_tf.selection.criteria import Statistics, criterion_of
 from aimp_tf.selection.planning import Round, make_plan
 from aimp_tf.selection.ranking import check_finite, smallest_magnitude
 from aimp_tf.training.live_rounds import LiveRounds
 from aimp_tf.training.loggers import Trained
 from aimp_tf.training.methods import METHODS
+from aimp_tf.training.ranking import RunRanking
 from aimp_tf.training.rewinding import rewind
 from aimp_tf.training.rounds import Budget, RoundResult, duration_text, last_epoch_with, plain_logs, shrink_text
 from aimp_tf.training.shrinking import Shrinking
 from aimp_tf.training.state import RunState
-from aimp_tf.training.statistics import ModelSample
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +41,7 @@ class Run:
     Attributes:
         config: What to do.
         batches_of: As above.
-        sample: Batches of training data, for criteria that ask for some; None where there are none.
+        ranking: What its ranking goes by.
         method: How.
         state: What changes.
         rounds: The results of the rounds that are done.
@@ -54,14 +52,12 @@ class Run:
     def __init__(self, config: PruningConfig, batches_of: Callable[[], int | None]) -> None:
         self.config = config
         self.batches_of = batches_of
-        self.sample: Any = None
+        self.ranking = RunRanking(config)
         self.method = METHODS[config.method](self)
         self.state = RunState()
         self.rounds: list[RoundResult] = []
         self.plan: tuple[Round, ...] = ()
         self.kept_first = 0
-        self._cluster: Cluster | None = None
-        self._least: dict[str, int] = {}
         self._live: LiveRounds | None = None
         self._compacts = True
         self._resumed = False
@@ -97,7 +93,6 @@ class Run:
 
     def begin(self, masked: MaskedModel, stretch: float) -> None:
         """Plans the run, as `GlobalMagnitudePruning.begin` says."""
-        self._cluster = masked.cluster
         _check_wrapped(self.config, masked)
         if self.config.structure.channels:
             masked.optimizer.check_dead_rows()
@@ -108,8 +103,8 @@ class Run:
                 self.stay_whole(why)
         plan = make_plan(self.config, masked.total, masked.kept)
         plan = tuple(dataclasses.replace(each, schedule_scale=stretch * each.schedule_scale) for each in plan)
+        self.ranking.begin(masked)
         if self.config.method != "dense":
-            self._least = masked.units.least(self.config, masked.sizes)
             self.rank(masked, masked.weights(), masked.masks(), plan[-1].kept)
         if {"weights", "reinitialize"} & {round_.rewind for round_ in plan}:
             self.state.first = self.state.snapshot = masked.snapshot()
@@ -161,7 +156,7 @@ class Run:
             assert self.state.shrinking is not None
             self.state.started_at = time.monotonic()
             self.method.begin_round(masked)
-            rewind(masked, self.round, self.plan, self.state, self._generator, self.batches_of())
+            rewind(masked, self.round, self.plan, self.state, self.ranking.generator, self.batches_of())
             self.state.shrinking.begin_round(masked)
             self.state.begin_round()
             self._tell_round(masked, self.state.shrinking)
@@ -245,12 +240,7 @@ class Run:
         self, masked: MaskedModel, weights: Mapping[str, np.ndarray], masks: dict[str, np.ndarray], keep: int
     ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """The masks that keep the best `keep` survivors, and where the limits on single variables changed them."""
-        config = self.config
-        check_finite(weights, masks)
-        criterion = criterion_of(config.criterion)
-        sample = None if self.sample is None else ModelSample(masked, self.sample, criterion.batches)
-        statistics = Statistics(weights, masks, self._generator(len(self.rounds)), sample)
-        return masked.units.rank(criterion, statistics, keep, self._least, config.scope)
+        return self.ranking.rank(masked, weights, masks, keep, len(self.rounds))
 
     def trained(self) -> Trained:
         """How far the run has come, from the beginning of a training on."""
@@ -315,14 +305,6 @@ class Run:
             seconds += time.monotonic() - self.state.started_at
         left = sum(round_.epochs for round_ in self.plan[len(self.rounds) :]) - len(self.state.epoch_logs)
         return f", about {duration_text(seconds / done * left)} left" if done else ""
-
-    def _generator(self, index: int) -> np.random.Generator:
-        """Of a round of its own, so that what is drawn does not depend on what was drawn before."""
-        seed = self.config.seed
-        if seed is None:
-            assert self._cluster is not None
-            seed = self._cluster.from_chief(int(np.random.randint(2**31)))
-        return np.random.default_rng([seed % 2**63, index])
 
 
 def _check_wrapped(config: PruningConfig, masked: MaskedModel) -> None:

@@ -1,0 +1,66 @@
+"""What the ranking of a run goes by: criterion, limits, a sample of the data, and random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.compat.cluster import Cluster
+from aimp_tf.config import PruningConfig
+from aimp_tf.masking import MaskedModel
+from aimp_tf.selection.criteria import Statistics, criterion_of
+from aimp_tf.selection.ranking import check_finite
+from aimp_tf.training.statistics import ModelSample
+
+
+class RunRanking:
+    """Ranks what is left of a masked model, as a config says.
+
+    Args:
+        config: A valid config.
+
+    Attributes:
+        sample: Batches of training data, for criteria that ask for some; None where there are none.
+    """
+
+    def __init__(self, config: PruningConfig) -> None:
+        self.sample: Any = None
+        self._config = config
+        self._cluster: Cluster | None = None
+        self._least: Mapping[str, int] = {}
+
+    def begin(self, masked: MaskedModel) -> None:
+        """Settles the limits for a model. Raises ValueError where its sizes do not allow them."""
+        self._cluster = masked.cluster
+        if self._config.method != "dense":
+            self._least = masked.units.least(self._config, masked.sizes)
+
+    def rank(
+        self,
+        masked: MaskedModel,
+        weights: Mapping[str, np.ndarray],
+        masks: dict[str, np.ndarray],
+        keep: int,
+        index: int,
+    ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+        """The masks that keep the best `keep` survivors after so many rounds, and where limits changed them.
+
+        Raises:
+            RuntimeError: A survivor is NaN or infinite.
+            TypeError, ValueError: The criterion cannot rank, or so little cannot be left.
+        """
+        check_finite(weights, masks)
+        criterion = criterion_of(self._config.criterion)
+        sample = None if self.sample is None else ModelSample(masked, self.sample, criterion.batches)
+        statistics = Statistics(weights, masks, self.generator(index), sample)
+        return masked.units.rank(criterion, statistics, keep, self._least, self._config.scope)
+
+    def generator(self, index: int) -> np.random.Generator:
+        """Of a round of its own, so that what is drawn does not depend on what was drawn before."""
+        seed = self._config.seed
+        if seed is None:
+            assert self._cluster is not None
+            seed = self._cluster.from_chief(int(np.random.randint(2**31)))
+        return np.random.default_rng([seed % 2**63, index])
