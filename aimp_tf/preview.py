@@ -10,7 +10,7 @@ from aimp_tf.arguments import check_no_data, config_of, placed
 from aimp_tf.compat.models import keras_generation
 from aimp_tf.compat.variables import Values
 from aimp_tf.config import PruningConfig
-from aimp_tf.graph.prunable import select_for
+from aimp_tf.graph.prunable import named_weights, prunable_variables, select_for
 from aimp_tf.masking import Masks, check_plain, first_masks, what_is_masked
 from aimp_tf.selection.planning import Round, imp_epochs, make_plan, settled
 from aimp_tf.training.rounds import aligned, percent_text, plan_text
@@ -93,10 +93,14 @@ def plan(model: Any, config: PruningConfig | None = None, *, masks: Masks = None
     weights = Values(variables)
     sizes = {path: weight.size for path, weight in weights.items()}
     count = units.total(sizes)
-    first = None
+    first = pruned = None
     if masks is not None:
-        first = units.spent(first_masks(masks, weights, selection.left_dense, units))
+        prunable = prunable_variables(model)
+        others = [path for path in named_weights(model) if path not in prunable]
+        pruned = first_masks(masks, weights, [*selection.left_dense, *others], units)
+        first = units.spent(pruned)
     config = settled(config, count, first)
+    rounds = make_plan(config, count, first)
     if config.method != "dense":
-        units.least(config, sizes)
-    return RunPlan(make_plan(config, count, first), count, config, imp_epochs(config, count, first))
+        units.check_reachable(pruned, rounds[-1].kept, units.least(config, sizes), config.scope)
+    return RunPlan(rounds, count, config, imp_epochs(config, count, first))

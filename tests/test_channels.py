@@ -156,12 +156,18 @@ def test_a_frozen_layer_that_include_names_can_go(K):
     assert "wide" in aimp_tf.groups(model).pinned
     named = aimp_tf.groups(model, include=["wide/*", "branch/*"])
     assert ("wide",) in [group.layers for group in named.groups]
+    # It names no other frozen layer, be it one that reads the channels.
+    model.get_layer("branch").trainable = False
+    assert "wide" in aimp_tf.groups(model, include=["wide/*", "dense/*"]).pinned
 
 
 def test_models_without_channels_to_rank_are_refused(K):
     flat = K.Sequential([K.Input((4,)), K.layers.Dense(3, name="only")])
     with pytest.raises(ValueError, match=r"No channel .* can go: 3 channels of only \(output of the model\)"):
         aimp_tf.groups(flat)
+    grouped = K.Sequential([K.Input((4, 4, 2)), *(K.layers.Conv2D(4, 1, groups=2, name=name) for name in "ab")])
+    with pytest.raises(ValueError, match=r"4 channels of a \(a \(Conv2D\) mixes channels in a way that is not known\)"):
+        aimp_tf.groups(grouped)
 
     class Subclassed(K.Model):
         def __init__(self):
@@ -308,6 +314,15 @@ def test_channels_stay_in_multiples():
     assert counts == [20, 30]
 
 
+def test_limits_hold_with_multiples():
+    units = chain((3, 20, 40, 2), multiple=8)
+    scores, everything = np.random.default_rng(0).random(units.count), np.ones(units.count, bool)
+    kept, _ = units.choose(scores, everything, units.total() // 2, [15, 9], "global")
+    assert [int(kept[each.units].sum()) for each in units.sets] == [16, 16]
+    with pytest.raises(ValueError, match="or channel_multiple=8"):
+        units.choose(scores, everything, 10, [15, 9], "global")
+
+
 def test_limits_on_layers_are_in_channels():
     units = chain((3, 40, 5, 2))
 
@@ -445,6 +460,62 @@ def test_a_pruned_model_is_pruned_further(K, digits):
     for path, mask in result.masks.items():
         assert (mask <= first.masks[path]).all()
     assert first.rounds[-1].budget.kept >= result.rounds[0].budget.kept > result.rounds[-1].budget.kept
+    assert f"Of {result.budget.dense:,} multiply-adds, {result.budget.kept:,} are left" in result.summary()
+
+
+def test_masks_of_channels_hold_elsewhere(K, digits):
+    x, y = images_of(digits, 64)
+    pruned = aimp_tf.prune(residual(K), x, y, epochs=1, **CHANNELS)
+    # Of single weights: those of biases and the like are of no use there.
+    tuned = aimp_tf.fine_tune(pruned.model, x, y, epochs=1, masks=pruned.masks, verbose=0)
+    further = aimp_tf.prune(tuned, x, y, epochs=1, target_sparsity=0.8, rate=0.9, masks=pruned.masks, verbose=0)
+    for path, mask in further.masks.items():
+        assert (mask <= pruned.masks[path]).all()
+    # Of channels, by the kernels alone.
+    kernels = {path: mask for path, mask in pruned.masks.items() if path.endswith("kernel")}
+    masked = MaskedModel.of(aimp_tf.wrap(residual(K), granularity="channel", masks=kernels))
+    for path, mask in masked.masks().items():
+        np.testing.assert_array_equal(mask, pruned.masks[path])
+
+
+def test_zeros_that_are_no_channels_are_refused(K):
+    model = residual(K)
+    kernel = model.get_layer("wide").kernel
+    kernel.assign(kernel.numpy() * (np.random.default_rng(0).random(kernel.shape) < 0.5))
+    with pytest.raises(ValueError, match="What is zero does not have the structure .* are zero in wide/kernel"):
+        aimp_tf.wrap(model, granularity="channel", masks="zeros")
+    with pytest.raises(ValueError, match="The masks do not have the structure .* wide/kernel are not those of whole"):
+        aimp_tf.wrap(model, granularity="channel", masks={"wide/kernel": kernel.numpy() != 0})
+
+
+def test_thresholds_are_those_of_their_variables(K, digits):
+    """Whatever order a layer names its weights in."""
+    x, y = images_of(digits, 64)
+
+    class Two(K.layers.Layer):
+        def build(self, shape):
+            large = K.initializers.RandomNormal(0, 10)
+            self.a = self.add_weight(shape=(shape[-1], 8), name="a", initializer="glorot_uniform")
+            self.b = self.add_weight(shape=(8, 5), name="b", initializer=large)
+            super().build(shape)
+
+        def call(self, inputs):
+            return tf.matmul(tf.matmul(inputs, tf.convert_to_tensor(self.a)), tf.convert_to_tensor(self.b))
+
+        def get_prunable_weights(self):
+            return [self.b, self.a]
+
+        def compute_output_shape(self, shape):
+            return (*shape[:-1], 5)
+
+    layers = [K.layers.Flatten(), Two(name="two"), K.layers.Dense(9, activation="relu"), K.layers.Dense(10)]
+    model = K.Sequential([K.Input((8, 8, 1)), *layers])
+    model.compile(K.optimizers.SGD(0.0), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    result = aimp_tf.prune(model, x, y, epochs=1, shrink=1.0, **{**CHANNELS, "budget": "channels"})
+    for layer in result.rounds[-1].layers:
+        name, variable = layer.path.split("/")
+        weights = np.asarray(getattr(result.model.get_layer(name), variable))
+        assert layer.threshold == pytest.approx(np.abs(weights[result.masks[layer.path]]).min())
 
 
 @pytest.mark.slow
@@ -495,6 +566,11 @@ def test_a_plan_tells_what_it_counts(K):
     assert f"50.0% of {plan.weights:,} multiply-adds" in str(plan) and "multiply-adds kept" in str(plan)
     channels = aimp_tf.plan(model, epochs=5, **{**fields, "budget": "channels"})
     assert channels.weights == 42 and channels.rounds[-1].kept == 21
+    with pytest.raises(ValueError, match="The fewest multiply-adds that can be left are"):
+        aimp_tf.plan(model, epochs=5, **{**fields, "target_sparsity": 0.999})
+    eye = np.eye(8, 12, dtype=bool)[np.newaxis, np.newaxis] & np.ones((3, 3, 1, 1), bool)
+    with pytest.raises(ValueError, match="The masks do not have the structure"):
+        aimp_tf.plan(model, epochs=5, masks={"wide/kernel": eye}, **fields)
 
 
 def test_the_criterion_ranks_channels_by_the_sums_of_its_scores(K, digits):

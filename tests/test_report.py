@@ -585,7 +585,7 @@ def change(path, **fields):
 
 def test_a_run_of_version_1_is_reported_as_it_was_planned(tmp_path):
     old = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 4, "round_epochs": None}
-    runs = [dataclasses.replace(made_up_run("old"), config=old), made_up_run("new", version=4)]
+    runs = [dataclasses.replace(made_up_run("old"), config=old), made_up_run("new", version=5)]
     write_report(runs, tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
     for row in (
@@ -595,7 +595,7 @@ def test_a_run_of_version_1_is_reported_as_it_was_planned(tmp_path):
         "| method | iterative | iterative |",
     ):
         assert row in page, page
-    with pytest.raises(ValueError, match="config of new is not that of a run: The config is of version 5"):
+    with pytest.raises(ValueError, match="config of new is not that of a run: The config is of version 6"):
         write_report([dataclasses.replace(runs[1], config={**old, "version": 6})], tmp_path / "page.md")
 
 

@@ -595,8 +595,8 @@ def test_an_overwriting_that_was_killed_leaves_the_old_run_its_defaults(make_mod
 def test_a_run_of_a_newer_version_is_refused(make_model, blobs, tmp_path):
     settings = {"epochs": 1, "round_epochs": 1}
     run(make_model, blobs, tmp_path / "run", **settings)
-    as_version_1(tmp_path / "run", version=5, min_layer_share=0.1)
-    with pytest.raises(ValueError, match="cannot be trusted: The config is of version 5, .* install that one"):
+    as_version_1(tmp_path / "run", version=6, min_layer_share=0.1)
+    with pytest.raises(ValueError, match="cannot be trusted: The config is of version 6, .* install that one"):
         run(make_model, blobs, tmp_path / "run", **settings)
 
 

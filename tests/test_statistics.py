@@ -100,6 +100,12 @@ def test_weights_times_gradients_are_activations_times_theirs(K, images):
     )
 
 
+def test_a_model_without_a_loss_has_no_gradients(K, images):
+    model = convolutional(K, loss=None, metrics=None)
+    with pytest.raises(ValueError, match="was compiled without one"):
+        ModelSample(MaskedModel.of(aimp_tf.wrap(model)), batches_of(images), 2).gradients()
+
+
 def test_metrics_of_an_epoch_do_not_see_the_sample(K, images):
     model = convolutional(K, loss={"head": "sparse_categorical_crossentropy"})
     masked = MaskedModel.of(aimp_tf.wrap(model))

@@ -14,8 +14,8 @@ from aimp_tf.graph.channels import ChannelClasses, Flow
 from aimp_tf.graph.liveness import follow_channels
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.graph.multiplications import multiply_adds
-from aimp_tf.graph.prunable import named_weights, prunable_variables, select_for
-from aimp_tf.graph.rules import Assumptions, Linear, Rule
+from aimp_tf.graph.prunable import matches, named_weights, prunable_variables, select_for
+from aimp_tf.graph.rules import Assumptions, Linear, Opaque, Rule
 from aimp_tf.selection.channels import ChannelSet, ChannelUnits, Product
 
 _STATISTICS = ("moving_mean", "moving_variance")
@@ -65,7 +65,7 @@ def channel_groups(
     """
     graph = ModelGraph.of(model)
     found = _Found(graph, select_for("unstructured", model, include, exclude).variables)
-    reasons = found.reasons(named=bool(include))
+    reasons = found.reasons(include)
     units = found.units(reasons)
     if not units.sets:
         raise ValueError(
@@ -99,8 +99,8 @@ class _Found:
         # The first of each layer.
         self._calls = list({id(call.layer): call for call in reversed(graph.calls)}.values())[::-1]
 
-    def reasons(self, named: bool) -> dict[int, str]:
-        """Class -> why it cannot go. What is frozen can where patterns have `named` the layers that make it."""
+    def reasons(self, include: Sequence[str]) -> dict[int, str]:
+        """Class -> why it cannot go. What is frozen can where patterns name it."""
         reasons = dict(self._classes.reasons())
         owners: dict[int, Call] = {}
 
@@ -118,7 +118,8 @@ class _Found:
         for call, rule in self._layers():
             for weight, names in zip(call.layer.weights, rule.axes(), strict=True):
                 key = _key(weight)
-                if key not in self._trained and not self._is_statistic(call.layer, weight) and not named:
+                trains = key in self._trained or self._is_statistic(call.layer, weight)
+                if not trains and not matches(self._paths[key], include):
                     pin(call, names, f"{call.name} is frozen (trainable=False)")
                 elif isinstance(rule, Linear) and key in self._prunable - self._selected:
                     pin(call, ("outputs",), f"{call.name} is excluded")
@@ -169,13 +170,13 @@ class _Found:
         return not excluded and path.split("/")[-1] not in ("bias", "beta")
 
     def pinned(self, reasons: Mapping[int, str]) -> dict[str, tuple[int, str]]:
-        """Layer -> how many of its channels cannot go, and why, of the layers that make channels by weights."""
+        """Layer -> how many of its channels cannot go, and why, of the layers that make channels by matrices."""
         pinned: dict[str, tuple[int, str]] = {}
-        for call, rule in self._layers():
-            if isinstance(rule, Linear):
-                stays = [
-                    reasons[class_] for class_ in self._flow(call, "outputs").classes.tolist() if class_ in reasons
-                ]
+        for call in self._calls:
+            matrices = any(len(weight.shape) > 1 for weight in getattr(call.layer, "weights", ()))
+            if matrices and isinstance(self._rules[call], (Linear, Opaque)):
+                classes = self._flow(call, "outputs").classes.tolist()
+                stays = [reasons[class_] for class_ in classes if class_ in reasons]
                 if stays:
                     pinned[call.name] = len(stays), stays[0]
         return pinned

@@ -98,7 +98,7 @@ def select_for(
     left_dense = {
         path: reason
         for path, reason in unknown.items()
-        if (not include or _matches(path, include)) and not _matches(path, exclude)
+        if (not include or matches(path, include)) and not matches(path, exclude)
     }
     if not include and not frozen:
         trainable = set(map(_key, root.trainable_weights))
@@ -201,7 +201,7 @@ def select(
     selected = {
         path: variable
         for path, variable in variables.items()
-        if (not include or _matches(path, include)) and not _matches(path, exclude)
+        if (not include or matches(path, include)) and not matches(path, exclude)
     }
     if not selected:
         raise ValueError(
@@ -211,7 +211,8 @@ def select(
     return selected
 
 
-def _matches(path: str, patterns: Sequence[str]) -> bool:
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a path is what one of the patterns of `include` or `exclude` names."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from aimp_tf.compat.variables import Values
-from aimp_tf.graph.prunable import prunable_variables
+from aimp_tf.graph.prunable import named_weights, prunable_variables
 from aimp_tf.masking.masked_model import MaskedModel
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.units import Units
@@ -42,16 +42,11 @@ def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
     if masks is None:
         _warn_of_zeros(masked.weights(), ". To keep them zero, pass masks='zeros'")
         return
-    first = first_masks(masks, masked.weights(), masked.left_dense, masked.units)
+    prunable = prunable_variables(masked.original)
+    others = [path for path in named_weights(masked.original) if path not in prunable]
+    first = first_masks(masks, masked.weights(), [*masked.left_dense, *others], masked.units)
     if masks == "zeros" and all(mask.all() for mask in first.values()):
         logger.warning("masks='zeros' has no zeros to keep: nothing is pruned yet.")
-    try:
-        masked.units.check(first)
-    except RuntimeError as error:
-        raise ValueError(
-            f"What is zero does not have the structure of granularity={masked.granularity!r}, which "
-            "granularity='unstructured' does not ask for."
-        ) from error
     if not any(mask.any() for mask in first.values()):
         raise ValueError("masks leave nothing: every prunable weight would be pruned.")
     if emptied := [path for path, mask in first.items() if not mask.any()]:
@@ -63,7 +58,7 @@ def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
 def first_masks(
     masks: str | Mapping[str, np.ndarray],
     weights: Mapping[str, np.ndarray],
-    left_dense: Mapping[str, str],
+    others: Collection[str],
     units: Units | ChannelUnits,
 ) -> dict[str, np.ndarray]:
     """The mask of each prunable variable, of those that `wrap` was given; all True where none is given.
@@ -71,35 +66,47 @@ def first_masks(
     Args:
         masks: As in `aimp_tf.wrap`, but not None.
         weights: Path -> value, of the prunable variables.
-        left_dense: Path -> why, of variables that have no mask, and may be named nevertheless.
+        others: Paths of variables that have no mask, and may be named nevertheless, such as biases.
         units: What is kept or removed together.
 
     Raises:
-        TypeError, ValueError: They are no masks, or not those of the variables.
+        TypeError, ValueError: They are no masks, not those of the variables, or have another structure than the units.
     """
-    if isinstance(masks, str) and masks == "zeros":
-        return units.of_zeros(weights)
+    zeros = isinstance(masks, str) and masks == "zeros"
+    try:
+        first = units.of_zeros(weights) if zeros else _given(masks, weights, others, units)
+        units.check(first)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{'What is zero does' if zeros else 'The masks do'} not have the structure of {units}, which "
+            f"granularity='unstructured' does not ask for. {error}"
+        ) from error
+    return first
+
+
+def _given(
+    masks: object, weights: Mapping[str, np.ndarray], others: Collection[str], units: Units | ChannelUnits
+) -> dict[str, np.ndarray]:
+    """As `first_masks`, of a dict."""
     if not isinstance(masks, Mapping):
         raise TypeError(
             f"masks must be None, 'zeros', or a dict from the path of each prunable variable to a bool array; got "
             f"{masks!r:.80}."
         )
     known = [path for path in masks if path in weights]
-    if not known or any(path not in weights and path not in left_dense for path in masks):
+    if not known or any(path not in weights and path not in others for path in masks):
         raise ValueError(
             f"masks must be of the prunable variables {', '.join(weights)}; got those of {', '.join(masks) or 'none'}."
         )
-    arrays = {
-        path: np.asarray(masks[path]) if path in masks else np.ones(weight.shape, bool)
-        for path, weight in weights.items()
-    }
+    arrays = {path: np.asarray(masks[path]) for path in weights if path in masks}
     for path, mask in arrays.items():
         if mask.dtype != bool or mask.shape != weights[path].shape:
             raise ValueError(
                 f"The mask of {path} must be a bool array of shape {weights[path].shape}; got {mask.dtype} of shape "
                 f"{mask.shape}."
             )
-    return arrays
+    whole = {path: np.ones(weight.shape, bool) for path, weight in weights.items()}
+    return {**whole, **units.completed(arrays), **arrays}
 
 
 def _warn_of_zeros(weights: Mapping[str, np.ndarray], why: str) -> None:

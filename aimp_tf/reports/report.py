@@ -42,6 +42,7 @@ from aimp_tf.reports.plots import (
 from aimp_tf.reports.reported_run import ReportedRun, choose_metric
 from aimp_tf.runs.recorded_run import RecordedRun
 from aimp_tf.training.rounds import (
+    budget_text,
     duration_text,
     layer_notes,
     layer_table,
@@ -276,12 +277,19 @@ def _overview(plans: Sequence[ReportedRun], metric: str, label: str) -> Table:
     def time(plan: ReportedRun) -> str:
         return f"{duration_text(plan.seconds)} (plain IMP: about {duration_text(plan.imp_seconds)})"
 
+    def sparsity(plan: ReportedRun) -> str:
+        of_weights = plan.run.config.get("budget", "weights") == "weights"
+        target = f" (target {100 * plan.run.config['target_sparsity']:g}%)" if of_weights else ""
+        return percent_text(plan.last.sparsity) + target
+
+    def budget(plan: ReportedRun) -> str:
+        return budget_text(plan.last.budget) if plan.last.budget else ""
+
     rows: dict[str, Callable[[ReportedRun], str]] = {
         "state": lambda plan: plan.state,
         "method": lambda plan: str(plan.run.config.get("method")),
-        "sparsity": lambda plan: (
-            f"{percent_text(plan.last.sparsity)} (target {100 * plan.run.config['target_sparsity']:g}%)"
-        ),
+        "sparsity": sparsity,
+        **({"budget": budget} if any(map(budget, plans)) else {}),
         "weights kept": lambda plan: f"{plan.last.kept:,} of {plan.weight_count:,}",
         f"{label}, last round": lambda plan: metric_text(metric, plan.last.metrics.get(metric)),
         f"{label}, first round": lambda plan: metric_text(metric, plan.run.rounds[0].metrics.get(metric)),

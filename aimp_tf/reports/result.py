@@ -25,6 +25,7 @@ from aimp_tf.training.rounds import (
     Budget,
     RoundResult,
     aligned,
+    budget_text,
     counted_text,
     layer_notes,
     layer_table,
@@ -134,6 +135,8 @@ class PruningResult:
             lines += [note, ""]
         if self.model is not None:
             lines += [f"Of all weights of the model, {self.model_sparsity:.2%} were pruned.", ""]
+        if self.budget is not None and (told := budget_text(self.budget)):
+            lines += [told, ""]
         lines += [text for note in self.measured.notes(self.rounds[-1].metrics) for text in (note, "")]
         lines.append(
             f"{self.sparsity:.2%} of the prunable weights are zero, after {counted_text(self.epochs, 'epoch')} in "

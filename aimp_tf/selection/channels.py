@@ -13,6 +13,8 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.config.checks import COUNTED
 from aimp_tf.selection.criteria import Arrays, Criterion, Statistics, scores_of
 
+_NOTICED = 0.01
+
 
 @dataclasses.dataclass(frozen=True)
 class ChannelSet:
@@ -71,6 +73,9 @@ class ChannelUnits:
     budget: str = "weights"
     multiple: int = 1
 
+    def __str__(self) -> str:
+        return "granularity='channel'"
+
     @property
     def exact(self) -> bool:
         """As `Units.exact`: of weights and multiply-adds, a channel takes several with it."""
@@ -102,9 +107,23 @@ class ChannelUnits:
         return self._touched(masks, self.shapes)
 
     def of_zeros(self, weights: Arrays) -> dict[str, np.ndarray]:
-        """The masks of the channels all of whose prunable weights are zero."""
-        counted = {path: weights[path] != 0 for path in self.counted}
-        return self.expand(self._touched(counted, counted))
+        """The masks of the channels all of whose kernels are zero; biases and the like need not be.
+
+        Raises RuntimeError where more than a hundredth of a kernel is zero otherwise.
+        """
+        kernels = {path: weights[path] != 0 for path, shape in self.shapes.items() if len(shape) > 1}
+        masks = self.completed(kernels)
+        if wrong := [
+            path
+            for path, nonzero in kernels.items()
+            if np.count_nonzero(masks[path] & ~nonzero) > _NOTICED * nonzero.size
+        ]:
+            raise RuntimeError(f"Single weights are zero in {', '.join(wrong)}.")
+        return masks
+
+    def completed(self, masks: Arrays) -> dict[str, np.ndarray]:
+        """The masks of all variables, by those of some of which the channels are known."""
+        return self.expand(self._touched(masks, masks))
 
     def _touched(self, masks: Arrays, paths: Mapping[str, object]) -> np.ndarray:
         """Which units have anything that is True in the variables of these paths, bool (units,)."""
@@ -159,6 +178,11 @@ class ChannelUnits:
             counts[each.name] = min(size, max(1, count))
         return counts
 
+    def check_reachable(self, masks: Arrays | None, keep: int, least: Mapping[str, int], scope: str) -> None:
+        """Raises ValueError if so little cannot be left of what these masks keep, or of all."""
+        before = np.ones(self.count, bool) if masks is None else self.kept(masks)
+        self.choose(np.zeros(self.count), before, keep, [least[each.name] for each in self.sets], scope)
+
     def rank(
         self, criterion: Criterion, statistics: Statistics, keep: int, least: Mapping[str, int], scope: str
     ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -204,13 +228,14 @@ class ChannelUnits:
         def first(count: int) -> np.ndarray:
             kept = assured.copy()
             kept[order[:count]] = True
-            return self._in_multiples(kept, before, scores)
+            return self._in_multiples(kept, before, scores, least)
 
         if self.amount(first(0)) > amount:
             raise ValueError(
                 f"The fewest {COUNTED[self.budget]}s that can be left are {self.amount(first(0)):,} of "
                 f"{self.total():,}, and {amount:,} are asked for. Lower target_sparsity, or min_layer_survivors, of "
-                "which the default keeps a tenth of each set of channels."
+                "which the default keeps a tenth of each set of channels"
+                + (f", or channel_multiple={self.multiple}." if self.multiple > 1 else ".")
             )
         low, high = 0, len(order) + 1  # So many fit; so many do not.
         while high - low > 1:
@@ -239,16 +264,19 @@ class ChannelUnits:
         free = np.flatnonzero(before & ~assured)
         return free[np.argsort(-places[free], kind="stable")], assured
 
-    def _in_multiples(self, kept: np.ndarray, before: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Fewer units, so that those of each set are a multiple of `multiple`, and not 0; or all that survive."""
+    def _in_multiples(
+        self, kept: np.ndarray, before: np.ndarray, scores: np.ndarray, least: Sequence[int]
+    ) -> np.ndarray:
+        """Fewer units, so that those of each set are a multiple of `multiple`, and no fewer than `least`; or all that
+        survive."""
         if self.multiple == 1:
             return kept
         rounded = np.zeros_like(kept)
-        for each in self.sets:
+        for each, fewest in zip(self.sets, least, strict=True):
             alive = each.units[before[each.units]]
             count = int(np.count_nonzero(kept[each.units]))
             if count < len(alive):
-                count = min(len(alive), max(count // self.multiple, 1) * self.multiple)
+                count = min(len(alive), max(count // self.multiple, -(-fewest // self.multiple)) * self.multiple)
             rounded[alive[np.argsort(-scores[alive], kind="stable")][:count]] = True
         return rounded
 

@@ -35,6 +35,9 @@ class Units:
     exact = True
     """Whether as much is left as is asked for, and not only no more than that."""
 
+    def __str__(self) -> str:
+        return str(self.structure)
+
     def total(self, sizes: Mapping[str, int]) -> int:
         """How much a network with variables of these sizes has of what the budget counts."""
         return sum(sizes.values())
@@ -46,6 +49,13 @@ class Units:
     def of_zeros(self, weights: Arrays) -> dict[str, np.ndarray]:
         """The masks of what is zero."""
         return {path: weight != 0 for path, weight in weights.items()}
+
+    def completed(self, masks: Arrays) -> dict[str, np.ndarray]:
+        """The masks themselves: those of one variable say nothing of others."""
+        return dict(masks)
+
+    def check_reachable(self, masks: Arrays | None, keep: int, least: Mapping[str, int], scope: str) -> None:
+        """Raises ValueError if so little cannot be left, which `least` has seen already."""
 
     def least(self, config: PruningConfig, sizes: Mapping[str, int]) -> dict[str, int]:
         """How much is left of each variable, or each set of units, at least: as `least_survivors` says and raises."""

@@ -234,6 +234,16 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def budget_text(budget: Budget) -> str:
+    """What was asked for and what is left, as a sentence; nothing of single weights, which are told elsewhere."""
+    if budget.counted == "weight" and budget.asked == budget.kept:
+        return ""
+    return (
+        f"Of {counted_text(budget.dense, budget.counted)}, {budget.kept:,} are left, "
+        f"{percent_text(budget.kept / budget.dense, 1)}; at most {budget.asked:,} were to be."
+    )
+
+
 def plan_text(plan: Sequence[Round], total: int, at_most: bool = False, counted: str = "weight") -> str:
     """A plan in a line, such as "12 trainings, 96 epochs, 90.0% of 50,200 weights"; or "up to 96"."""
     epochs = counted_text(sum(round_.epochs for round_ in plan), "epoch")

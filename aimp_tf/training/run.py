@@ -189,10 +189,10 @@ class Run:
             measure: Gives the metrics of the weights that it has, from the logs of the last epoch; None where nothing
                 can.
         """
-        weights, state = masked.weights(), self.state
-        check_finite(weights, masked.masks())
+        weights, masks, state = masked.weights(), masked.masks(), self.state
+        check_finite(weights, masks)
         masked.check_sparse()
-        masked.units.check(masked.masks())
+        masked.units.check(masks)
         self._check_kept(masked)
         if not state.steps_per_epoch and state.epoch_logs:
             state.steps_per_epoch = [steps / len(state.epoch_logs) for steps in masked.optimizers.steps]
@@ -202,7 +202,7 @@ class Run:
                 self.round.index,
                 state.epoch_logs,
                 weights,
-                {path: mask for path, mask in masked.masks().items() if path in masked.prunable},
+                {path: masks[path] for path in masked.prunable},
                 time.monotonic() - state.started_at,
                 thresholds=state.thresholds,
                 guarded=state.guarded,
@@ -254,13 +254,15 @@ class Run:
 
     def _tell_round(self, masked: MaskedModel, shrinking: Shrinking) -> None:
         shrunk = shrink_text(shrinking.factors.values())
+        kept = min(self.round.kept, masked.kept)  # At the end of a gradual one.
         logger.info(
-            "Round %d of %d: %d epochs at sparsity %.2f%% (%d of %d %ss kept%s)%s.",
+            "Round %d of %d: %d epochs %s %.2f%% (%d of %d %ss kept%s)%s.",
             self.round.index + 1,
             self.round_count,
             self.round.epochs,
-            100 * (1 - self.round.kept / masked.total),
-            self.round.kept,
+            "at sparsity" if self.config.counted == "weight" else "without",
+            100 * (1 - kept / masked.total),
+            kept,
             masked.total,
             self.config.counted,
             shrunk and f", each shrunk to {shrunk}",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.swap import Swap
 from aimp_tf.compat.variables import bare, resource_of
 from aimp_tf.graph.prunable import readers
@@ -45,6 +46,10 @@ class ModelSample:
         model, variables = self._masked.model, self._masked.variables
         watched = [bare(variable) for variable in variables.values()]
         totals = [np.zeros(variable.shape) for variable in watched]
+        if is_keras_own(type(model).compute_loss) and not getattr(model, "loss", None) and not model.losses:
+            raise ValueError(
+                f"The criterion asks for gradients of the loss, and the model {model.name!r} was compiled without one."
+            )
         strategy, count = model.distribute_strategy, 0
 
         def gradients_of(x: Any, y: Any, sample_weight: Any) -> list[tf.Tensor]:
