@@ -100,6 +100,13 @@ def K(request):
 
 
 @pytest.fixture(scope="session")
+def strategy():
+    """Two replicas. One for all tests: TensorFlow takes the collectives of another strategy in the same process, which
+    count from the same number, for those of this one."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
 def digits():
     """scikit-learn's 1,797 digits as (images, labels), in an order of their own."""
     images, labels = load_digits(return_X_y=True)

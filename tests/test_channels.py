@@ -438,9 +438,8 @@ def test_a_run_of_channels_goes_on_bit_for_bit(K, digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_replicas_prune_the_same_channels(K, digits):
+def test_two_replicas_prune_the_same_channels(K, strategy, digits):
     x, y = images_of(digits)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
         model = residual(K)
     watch = Watch(K)
@@ -622,7 +621,7 @@ def test_rounds_train_what_is_left_where_that_pays(K, digits, caplog, monkeypatc
 
 
 @pytest.mark.slow
-def test_rounds_that_cannot_train_less_say_why(K, digits, caplog, monkeypatch, tmp_path):
+def test_rounds_that_cannot_train_less_say_why(K, strategy, digits, caplog, monkeypatch, tmp_path):
     x, y = images_of(digits)
     name = str(tmp_path / ("saved.keras" if K.__name__ == "keras" else "saved"))
     saving = K.callbacks.ModelCheckpoint(name, save_freq=5)
@@ -632,7 +631,7 @@ def test_rounds_that_cannot_train_less_say_why(K, digits, caplog, monkeypatch, t
         logged(caplog, residual(K), x, y, 0, monkeypatch, callbacks=[saving], compact_rounds=True)
     (said,), _ = logged(caplog, residual(K, optimizer=K.optimizers.SGD(1e-2, clipnorm=1.0)), x, y, 0, monkeypatch)
     assert "with clipnorm, looks at whole variables" in said
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with strategy.scope():
         model = residual(K)
     (said,), _ = logged(caplog, model, x, y, 0, monkeypatch)
     assert "MirroredStrategy" in said

@@ -31,11 +31,6 @@ TRAINED = [
 CELLS = [*TRAINED, *(f"{name}-{what}" for name in GENERATIONS for what in ("infinity", "refusals"))]
 
 
-@pytest.fixture
-def strategy():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 def prune(model, **settings):
     return aimp_tf.prune(
         model,

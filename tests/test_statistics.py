@@ -116,8 +116,7 @@ def test_metrics_of_an_epoch_do_not_see_the_sample(K, images):
     assert before and all(map(np.array_equal, before, after))
 
 
-def test_two_replicas_see_the_same_gradients(K, images):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+def test_two_replicas_see_the_same_gradients(K, strategy, images):
     both = [
         ModelSample(MaskedModel.of(aimp_tf.wrap(convolutional(K, each))), batches_of(images), 2).gradients()
         for each in (None, strategy)

@@ -28,8 +28,8 @@ class GlobalMagnitudePruning(EpochCallback):
     `fit` is all, and the ranking goes on while it trains; with `method="dense"`, nothing is pruned.
 
     Args:
-        config: What to do. `include`, `exclude`, `granularity` and `mixed_precision` are for `aimp_tf.wrap`, which has
-            chosen the variables already: they must be what it was given, or () and None.
+        config: What to do. `include`, `exclude`, `granularity`, `budget`, `channel_multiple` and `mixed_precision` are
+            for `aimp_tf.wrap`, which has chosen the variables already: they must be what it was given, or () and None.
         **fields: Fields of the config, which count rather than its own; enough without one.
 
     Attributes:
