@@ -160,8 +160,10 @@ LAST_OF_VERSION_1 = {
 SINCE = {"start": "untrained", "total_epochs": None, "shrink": 1.0, "budget": "weights", "channel_multiple": 1}
 
 # What changed with a version.
-OF_VERSION_2 = {"round_schedule": "compress", "shrink": 1.0, "compact_rounds": False}
-OF_VERSION_3 = {"round_schedule": "head", "shrink": 0.7, "compact_rounds": False}
+OF_VERSION_2 = {"round_schedule": "compress", "shrink": 1.0}
+OF_VERSION_3 = {"round_schedule": "head", "shrink": 0.7}
+# What was False means the same as None does now.
+NOW = {"version": 5, "compact_rounds": None}
 
 
 @pytest.mark.parametrize("fields", [OLDEST, LAST_OF_VERSION_1, {**LAST_OF_VERSION_1, "data_on_device": True}])
@@ -170,7 +172,7 @@ def test_fields_of_version_1_mean_what_they_meant(fields):
     assert upgrade(fields) == {
         **LAST_OF_VERSION_1,
         **SINCE,
-        "version": 5,
+        **NOW,
         "round_epochs": 7,
         "min_layer_share": 0.0,
     }
@@ -184,7 +186,7 @@ def test_fields_of_version_2_mean_what_they_meant():
     """As above."""
     fields = {**LAST_OF_VERSION_1, **SINCE, "version": 2, "min_layer_share": 0.05}
     for written in (fields, {"version": 2, "target_sparsity": 0.9, "epochs": 31}):
-        assert upgrade(written) == {**fields, "version": 5}
+        assert upgrade(written) == {**fields, **NOW}
         assert PruningConfig.from_json(json.dumps(written)) == config(epochs=31, **OF_VERSION_2)
 
 
@@ -192,8 +194,8 @@ def test_fields_of_version_3_mean_what_they_meant():
     """As above."""
     fields = {**LAST_OF_VERSION_1, **SINCE, **OF_VERSION_3, "version": 3, "min_layer_share": 0.05}
     for written in (fields, {"version": 3, "target_sparsity": 0.9, "epochs": 31}, {**fields, "version": 4}):
-        assert upgrade(written) == {**fields, "version": 5}
-    assert json.loads(config(epochs=31).to_json()) == {**fields, "version": 5, "compact_rounds": None}
+        assert upgrade(written) == {**fields, **NOW}
+    assert json.loads(config(epochs=31).to_json()) == {**fields, **NOW}
     # What a method did not use, it did not heed; tfmot was a method.
     unused = {"rate": 0.36, "round_epochs": 3, "shrink": 1.0, "start": "trained"}
     read = PruningConfig.from_json(json.dumps({**fields, **unused, "method": "gradual", "ramp": 0.4}))
@@ -217,10 +219,7 @@ def test_a_run_keeps_the_defaults_that_it_began_with():
     today = config(epochs=31)
     assert kept_defaults(today, fields) == {"round_epochs": 7, "min_layer_share": 0.0, **OF_VERSION_2}
     changed = {"round_epochs": 6, "min_layer_share": 0.2, "shrink": 0.5}
-    assert kept_defaults(today.replace(**changed), fields) == {
-        "round_schedule": "compress",
-        "compact_rounds": False,
-    }
+    assert kept_defaults(today.replace(**changed), fields) == {"round_schedule": "compress"}
     assert kept_defaults(today, {**fields, "round_epochs": 6}) == {"min_layer_share": 0.0, **OF_VERSION_2}
     assert kept_defaults(today, json.loads(today.to_json())) == {}
     assert kept_defaults(today, {**json.loads(today.to_json()), "min_layer_share": 0.0}) == {}

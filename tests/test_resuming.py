@@ -88,7 +88,8 @@ def as_version_1(workdir, **fields):
     factors."""
     config = json.loads((workdir / "config.json").read_text())
     del config["version"], config["min_layer_share"], config["shrink"]
-    (workdir / "config.json").write_text(json.dumps({**config, "round_schedule": "compress", **fields}, indent=2))
+    then = {"round_schedule": "compress", "compact_rounds": False}
+    (workdir / "config.json").write_text(json.dumps({**config, **then, **fields}, indent=2))
     signature = read_json(workdir / "signature.json")
     signature["files"]["config.json"] = checksum(workdir / "config.json")
     write_json(workdir / "signature.json", signature)
@@ -573,7 +574,7 @@ def test_a_run_of_version_1_ends_under_its_defaults(K, make_model, blobs, tmp_pa
     anew = prune(overwrite=True)
     assert [round_.epochs for round_ in anew.rounds] == [6, 6, 6]
     assert [layer.kept for layer in anew.rounds[-1].layers] == [2, 42]  # 0.05 of 0.25 of 128, rounded up.
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["version"] == 4
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["version"] == 5
 
 
 @pytest.mark.slow

@@ -41,7 +41,10 @@ def upgraded_to(defaults: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
         upgraded.pop("data_on_device", None)  # An argument of `prune` since, which changes no result.
     for name, default in defaults.items():
         upgraded.setdefault(name, default)
-    if version < 5:  # What a method did not use was not heeded at first, and is refused since.
+    if version < 5:
+        if upgraded["compact_rounds"] is False:  # Which is what None is, but for whole channels, which there were not.
+            upgraded["compact_rounds"] = None
+        # What a method did not use was not heeded at first, and is refused since.
         unused = NOT_USED_BY.get(upgraded["method"], NOT_USED_BY["gradual"])  # That of "tfmot", which it had as well.
         upgraded |= {name: defaults[name] for name in unused}
     return {**upgraded, "version": VERSION}
@@ -69,5 +72,5 @@ _FORMER_DEFAULTS: dict[int, dict[str, Any]] = {
     },
     2: {"shrink": 1.0, "round_schedule": "compress"},
     3: {},
-    4: {"compact_rounds": False},
+    4: {},
 }
