@@ -10,8 +10,9 @@ from aimp_tf.arguments import check_no_data, config_of, placed
 from aimp_tf.compat.models import keras_generation
 from aimp_tf.compat.variables import Values
 from aimp_tf.config import PruningConfig
-from aimp_tf.graph.prunable import named_weights, prunable_variables, select_for
-from aimp_tf.masking import Masks, check_plain, first_masks, what_is_masked
+from aimp_tf.graph.groups import select_units
+from aimp_tf.graph.prunable import other_weights
+from aimp_tf.masking import Masks, check_plain, first_masks
 from aimp_tf.selection.planning import Round, imp_epochs, make_plan, settled
 from aimp_tf.training.rounds import aligned, percent_text, plan_text
 
@@ -80,24 +81,20 @@ def plan(model: Any, config: PruningConfig | None = None, *, masks: Masks = None
     check_no_data("plan", model, config, fields)
     config = config_of(config, fields)
     check_plain(model)
-    selection = select_for(config.granularity, model, config.include, config.exclude)
-    variables, units = what_is_masked(
+    selection = select_units(
+        config.granularity,
         model,
-        selection,
         config.include,
         config.exclude,
-        config.granularity,
-        config.budget,
-        config.channel_multiple,
+        budget=config.budget,
+        channel_multiple=config.channel_multiple,
     )
-    weights = Values(variables)
+    units, weights = selection.units, Values(selection.variables)
     sizes = {path: weight.size for path, weight in weights.items()}
     count = units.total(sizes)
     first = pruned = None
     if masks is not None:
-        prunable = prunable_variables(model)
-        others = [path for path in named_weights(model) if path not in prunable]
-        pruned = first_masks(masks, weights, [*selection.left_dense, *others], units)
+        pruned = first_masks(masks, weights, [*selection.left_dense, *other_weights(model)], units)
         first = units.spent(pruned)
     config = settled(config, count, first)
     rounds = make_plan(config, count, first)

@@ -113,6 +113,7 @@ def test_public_names():
         "selection.planning",
         "compat.precision",
         "selection.ranking",
+        "selection.units",
         "selection.criteria",
         "training.shrinking",
     ],

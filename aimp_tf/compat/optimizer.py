@@ -127,8 +127,7 @@ class ResettableOptimizer:
         if type(self._inner).__name__ == "Adafactor":
             raise ValueError(
                 "Adafactor makes NaN of variables in which no gradient reaches a whole row, as where a channel is "
-                "gone. "
-                "Compile the model with another one, such as AdamW, or set granularity='unstructured'."
+                "gone. Compile the model with another one, such as AdamW, or set granularity='unstructured'."
             )
 
     def slots(self) -> dict[int, list[Any]]:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.compat.variables import resource_of
+from aimp_tf.config.structure import Structure
 from aimp_tf.graph.channels import ChannelClasses, Flow
 from aimp_tf.graph.liveness import follow_channels
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.graph.multiplications import multiply_adds
-from aimp_tf.graph.prunable import matches, named_weights, prunable_variables, select_for
+from aimp_tf.graph.prunable import Selection, matches, named_weights, prunable_variables, select_for
 from aimp_tf.graph.rules import Assumptions, Linear, Opaque, Rule
 from aimp_tf.selection.channels import ChannelSet, ChannelUnits, Product
 
@@ -35,6 +36,23 @@ class ChannelGroups:
     units: ChannelUnits
     variables: Mapping[str, Any]
     pinned: Mapping[str, tuple[int, str]]
+
+
+def select_units(
+    granularity: str,
+    model: Any,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    *,
+    budget: str = "weights",
+    channel_multiple: int = 1,
+) -> Selection:
+    """As `select_for`, and raises as that; of whole channels, all that is tied to them, as `channel_groups` has it."""
+    selection = select_for(granularity, model, include, exclude)
+    if not Structure.of(granularity).channels:
+        return selection
+    groups = channel_groups(model, include, exclude, budget=budget, multiple=channel_multiple)
+    return dataclasses.replace(selection, variables=groups.variables, units=groups.units)
 
 
 def channel_groups(
@@ -94,7 +112,7 @@ class _Found:
         self._selected = {_key(variable) for variable in selected.values()}
         self._prunable = {_key(variable) for variable in prunable_variables(graph.model).values()}
         self._trained = set(map(_key, graph.model.trainable_weights))
-        self.variables = {path: weight for path, weight in named_weights(graph.model).items()}
+        self.variables = named_weights(graph.model)
         self._paths = {_key(weight): path for path, weight in self.variables.items()}
         # The first of each layer.
         self._calls = list({id(call.layer): call for call in reversed(graph.calls)}.values())[::-1]

@@ -12,6 +12,7 @@ from aimp_tf.compat.models import children, layers_of
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.config.checks import check_patterns
 from aimp_tf.config.structure import Structure
+from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.units import Units
 
 _CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
@@ -46,12 +47,15 @@ class Selection:
     Attributes:
         variables: Path -> variable.
         units: What is kept or removed together in them.
+        prunable: Path -> variable, of those whose weights count as prunable: all of them, but for what goes along with
+            whole channels.
         left_dense: Path -> why, of the matrices that the patterns do not leave out, but that are not pruned: they are
             frozen, cannot hold the structure of the granularity, or belong to layers that are not known.
     """
 
-    variables: dict[str, Any]
-    units: Units
+    variables: Mapping[str, Any]
+    units: Units | ChannelUnits
+    prunable: Mapping[str, Any]
     left_dense: dict[str, str]
 
 
@@ -123,7 +127,7 @@ def select_for(
                 f"inputs are no multiple of {structure.m}: {', '.join(fnmatch.filter(selected, pattern))}. Leave it "
                 "out."
             )
-    return Selection(fitting, Units(structure, {path: axes[path] for path in fitting}), left_dense)
+    return Selection(fitting, Units(structure, {path: axes[path] for path in fitting}), fitting, left_dense)
 
 
 def readers(root: Any) -> Iterator[tuple[Any, Any]]:
@@ -160,6 +164,12 @@ def named_weights(root: Any) -> dict[str, Any]:
             taken = {**found, **dict.fromkeys(prunable.values())}
             found[prunable.get(key) or _unused(path, taken)] = variable
     return found
+
+
+def other_weights(root: Any) -> list[str]:
+    """Paths of the weights of a built Keras layer or model that are not prunable, such as biases."""
+    prunable = prunable_variables(root)
+    return [path for path in named_weights(root) if path not in prunable]
 
 
 def select(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,12 @@ from aimp_tf.compat.model_optimizers import held_optimizers
 from aimp_tf.compat.models import check_built, check_model, keras_generation, layers_of
 from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.config import PruningConfig
-from aimp_tf.config.structure import Structure
-from aimp_tf.graph.groups import channel_groups
-from aimp_tf.graph.prunable import Selection, reasons_text, select_for
+from aimp_tf.graph.groups import select_units
+from aimp_tf.graph.prunable import reasons_text, select_for
 from aimp_tf.masking.constraints import ConstrainedModel, MaskConstraint
 from aimp_tf.masking.first_masks import Masks, first_masks, set_first_masks
 from aimp_tf.masking.masked_model import MaskedModel
 from aimp_tf.masking.wrapped import WrappedModel
-from aimp_tf.selection.channels import ChannelUnits
-from aimp_tf.selection.units import Units
 
 __all__ = [
     "MaskedModel",
@@ -82,14 +79,13 @@ def mask_model(
     with contextlib.ExitStack() as undo, model.distribute_strategy.scope():
         if policy is not None:
             undo.callback(MixedPrecision(model, generation, policy).undo)
-        selection = select_for(granularity, model, include, exclude)
-        variables, units = what_is_masked(model, selection, include, exclude, granularity, budget, channel_multiple)
-        for path, variable in variables.items():
+        selection = select_units(granularity, model, include, exclude, budget=budget, channel_multiple=channel_multiple)
+        for path, variable in selection.variables.items():
             if isinstance(variable.constraint, MaskConstraint):
                 raise ValueError(f"{path} is masked already, in another model that shares it; strip that model first.")
         kind = ConstrainedModel if generation == "keras" else WrappedModel
         try:
-            masked = kind(model, variables)
+            masked = kind(model, selection.variables)
         except (TypeError, tf.errors.InvalidArgumentError) as error:
             if policy is None:
                 raise
@@ -100,7 +96,7 @@ def mask_model(
         masked.mixed_precision, masked.granularity = mixed_precision, granularity
         masked.include, masked.exclude = tuple(include), tuple(exclude)
         masked.budget, masked.channel_multiple = budget, channel_multiple
-        masked.units, masked.left_dense, masked.prunable = units, selection.left_dense, selection.variables
+        masked.units, masked.left_dense, masked.prunable = selection.units, selection.left_dense, selection.prunable
         masked.on_strip = undo.pop_all().close
     try:
         set_first_masks(masked, masks)
@@ -109,23 +105,6 @@ def mask_model(
         masked.strip()
         raise
     return masked
-
-
-def what_is_masked(
-    model: Any,
-    selection: Selection,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    granularity: str,
-    budget: str,
-    channel_multiple: int,
-) -> tuple[Mapping[str, Any], Units | ChannelUnits]:
-    """Path -> variable, of those that get masks, and their units: the variables that are prunable, or with whole
-    channels all that is tied to them. Raises as `channel_groups`."""
-    if not Structure.of(granularity).channels:
-        return selection.variables, selection.units
-    groups = channel_groups(model, include, exclude, budget=budget, multiple=channel_multiple)
-    return groups.variables, groups.units
 
 
 def mask_for(model: Any, config: PruningConfig, masks: Masks = None) -> MaskedModel:

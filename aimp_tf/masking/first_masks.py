@@ -8,18 +8,15 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from aimp_tf.compat.variables import Values
-from aimp_tf.graph.prunable import named_weights, prunable_variables
+from aimp_tf.graph.prunable import other_weights, prunable_variables
 from aimp_tf.masking.masked_model import MaskedModel
-from aimp_tf.selection.channels import ChannelUnits
+from aimp_tf.selection.channels import HARDLY_PRUNED, ChannelUnits
 from aimp_tf.selection.units import Units
 
 logger = logging.getLogger(__name__)
 
 Masks = str | Mapping[str, np.ndarray] | None
 """None for nothing, "zeros" for what is zero, or path -> bool array, True for what is kept."""
-
-_NOTICED = 0.01
-"""A variable with fewer zeros than this fraction was hardly pruned."""
 
 
 def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
@@ -42,9 +39,8 @@ def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
     if masks is None:
         _warn_of_zeros(masked.weights(), ". To keep them zero, pass masks='zeros'")
         return
-    prunable = prunable_variables(masked.original)
-    others = [path for path in named_weights(masked.original) if path not in prunable]
-    first = first_masks(masks, masked.weights(), [*masked.left_dense, *others], masked.units)
+    others = [*masked.left_dense, *other_weights(masked.original)]
+    first = first_masks(masks, masked.weights(), others, masked.units)
     if masks == "zeros" and all(mask.all() for mask in first.values()):
         logger.warning("masks='zeros' has no zeros to keep: nothing is pruned yet.")
     if not any(mask.any() for mask in first.values()):
@@ -114,7 +110,7 @@ def _warn_of_zeros(weights: Mapping[str, np.ndarray], why: str) -> None:
     pruned: dict[str, int] = {}
     for path, value in weights.items():
         zeros = value.size - int(np.count_nonzero(value))
-        if _NOTICED * value.size <= zeros < value.size:  # Nothing but zeros may be an initializer's.
+        if HARDLY_PRUNED * value.size <= zeros < value.size:  # Nothing but zeros may be an initializer's.
             pruned[path] = zeros
     if pruned:
         logger.warning(

@@ -63,8 +63,9 @@ class Groups:
         lines = aligned(rows)
         if self.pinned:
             lines += ["", *(f"{name}: {count:,} channels stay ({why})" for name, (count, why) in self.pinned.items())]
+        lines.append("")
         for noun, (dense, least) in (("weights", self.weights), ("multiply-adds", self.multiply_adds)):
-            lines.append(f"{'' if noun != 'weights' else chr(10)}{dense:,} {noun}, of which {least:,} stay at least")
+            lines.append(f"{dense:,} {noun}, of which {least:,} stay at least")
         return "\n".join(lines)
 
     def __str__(self) -> str:

@@ -13,7 +13,8 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.config.checks import COUNTED
 from aimp_tf.selection.criteria import Arrays, Criterion, Statistics, scores_of
 
-_NOTICED = 0.01
+HARDLY_PRUNED = 0.01
+"""A variable with fewer zeros than this fraction was hardly pruned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ class ChannelUnits:
         if wrong := [
             path
             for path, nonzero in kernels.items()
-            if np.count_nonzero(masks[path] & ~nonzero) > _NOTICED * nonzero.size
+            if np.count_nonzero(masks[path] & ~nonzero) > HARDLY_PRUNED * nonzero.size
         ]:
             raise RuntimeError(f"Single weights are zero in {', '.join(wrong)}.")
         return masks

@@ -77,7 +77,7 @@ def check_targets(model: Any, data: Any, name: str) -> None:
 
 
 def _check_classes(model: Any, crossentropy: str, targets: np.ndarray, one_hot: bool, name: str) -> None:
-    """As `_check_targets`, of numbers of classes."""
+    """As `check_targets`, of numbers of classes."""
     loss, shape = model.loss, tuple(model.outputs[0].shape)
     classes = shape[-1]
     if one_hot:

@@ -6,8 +6,7 @@ import functools
 import importlib
 import math
 
-from aimp_tf.graph.prunable import select_for
-from aimp_tf.masking import what_is_masked
+from aimp_tf.graph.groups import select_units
 from experiments import datasets, models
 from experiments.experiment import Experiment
 
@@ -31,6 +30,5 @@ def _weight_count(
     known = datasets.IMAGE_SETS[dataset]
     # Both generations of Keras have the same prunable weights.
     model = models.build(architecture, importlib.import_module("keras"), known.image_shape, known.classes)
-    selection = select_for(granularity, model, include, exclude)
-    variables, units = what_is_masked(model, selection, include, exclude, granularity, budget, 1)
-    return units.total({path: math.prod(variable.shape) for path, variable in variables.items()})
+    selection = select_units(granularity, model, include, exclude, budget=budget)
+    return selection.units.total({path: math.prod(variable.shape) for path, variable in selection.variables.items()})
