@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from aimp_tf.config import PruningConfig
+from aimp_tf.config.latency import Latency
 from aimp_tf.config.texts import nearest
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "Criterion",
     "GlobalMagnitudePruning",
     "Groups",
+    "Latency",
     "PruningConfig",
     "PruningResult",
     "RoundResult",

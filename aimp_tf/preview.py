@@ -10,6 +10,7 @@ from aimp_tf.arguments import check_no_data, config_of, placed
 from aimp_tf.compat.models import keras_generation
 from aimp_tf.compat.variables import Values
 from aimp_tf.config import PruningConfig
+from aimp_tf.exporting.clock import with_clock
 from aimp_tf.graph.groups import select_units
 from aimp_tf.graph.prunable import other_weights
 from aimp_tf.masking import Masks, check_plain, first_masks
@@ -89,7 +90,10 @@ def plan(model: Any, config: PruningConfig | None = None, *, masks: Masks = None
         budget=config.budget,
         channel_multiple=config.channel_multiple,
     )
-    units, weights = selection.units, Values(selection.variables)
+    units, weights = (
+        with_clock(selection.units, config.latency, model, selection.variables),
+        Values(selection.variables),
+    )
     sizes = {path: weight.size for path, weight in weights.items()}
     count = units.total(sizes)
     first = pruned = None

@@ -90,11 +90,12 @@ def _tell_what_is_next(experiment: Experiment, workdir: pathlib.Path) -> None:
         except (OSError, ValueError) as error:
             raise SystemExit(f"The run is done, but not its page: {error}") from error
         print(f"The page: {page}")
-    sparsity = 1 - (1 - experiment.pruning.target_sparsity) / 2
-    print(
-        "Next: the same command with --config.pruning.target_sparsity="
-        f"{sparsity:g} and another --workdir, or with your own file for --config."
-    )
+    if experiment.pruning.target_sparsity is not None:
+        sparsity = 1 - (1 - experiment.pruning.target_sparsity) / 2
+        print(
+            "Next: the same command with --config.pruning.target_sparsity="
+            f"{sparsity:g} and another --workdir, or with your own file for --config."
+        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from aimp_tf.config.checks import COUNTED, NOT_USED_BY, check
+from aimp_tf.config.checks import COUNTED, NOT_USED_BY, check, name_of_budget
+from aimp_tf.config.latency import Latency, as_budget
 from aimp_tf.config.structure import Structure
 from aimp_tf.config.texts import nearest
 from aimp_tf.config.versions import VERSION, upgraded_to
@@ -27,7 +28,8 @@ class PruningConfig:
     `target_sparsity` and `rate`: about `log(1 - target_sparsity) / log(1 - rate)`.
 
     Attributes:
-        target_sparsity: Fraction of the prunable weights that ends zero, in (0, 1).
+        target_sparsity: Fraction of the prunable weights that ends zero, in (0, 1). None with a `Latency` as budget,
+            which says how much is to go.
         rate: Fraction of the surviving weights removed after a round, in (0, 1).
         epochs: Epochs of the final training, at least 1: what the model takes to train when it is not pruned. None
             needs `total_epochs`.
@@ -80,8 +82,9 @@ class PruningConfig:
             to them, over the mean of those of the same layers. `aimp_tf.groups` shows them.
         budget: What `target_sparsity` and `rate` count with `granularity="channel"`: "weights" is the prunable ones,
             "channels" those that can go, "flops" the multiply-adds for one example. Of weights and multiply-adds, as
-            many are left as the largest number of channels along the ranking has without going beyond the target.
-            Otherwise it is "weights".
+            many are left as the largest number of channels along the ranking has without going beyond the target. An
+            `aimp_tf.Latency` is the time of a call: before the masks of a round are set, models compacted with masks
+            that might be are exported and timed, until one takes at most as long as it may. Otherwise it is "weights".
         channel_multiple: With `granularity="channel"`, so many channels of a layer stay as are a multiple of this, one
             at least: 8 suits hardware with wide vectors.
         max_layer_sparsity: No variable gets sparser than this, in [target_sparsity, 1); others then give more. None
@@ -115,7 +118,7 @@ class PruningConfig:
         True
     """
 
-    target_sparsity: float
+    target_sparsity: float | None = None
     rate: float = 0.2
     epochs: int | None = dataclasses.field(default=None, kw_only=True)
     round_epochs: int | None = dataclasses.field(default=None, kw_only=True)
@@ -132,7 +135,7 @@ class PruningConfig:
     scope: str = dataclasses.field(default="global", kw_only=True)
     criterion: object = dataclasses.field(default="magnitude", kw_only=True)
     granularity: str = dataclasses.field(default="unstructured", kw_only=True)
-    budget: str = dataclasses.field(default="weights", kw_only=True)
+    budget: object = dataclasses.field(default="weights", kw_only=True)
     channel_multiple: int = dataclasses.field(default=1, kw_only=True)
     max_layer_sparsity: float | None = dataclasses.field(default=None, kw_only=True)
     min_layer_survivors: int = dataclasses.field(default=0, kw_only=True)
@@ -169,8 +172,29 @@ class PruningConfig:
 
     @property
     def counted(self) -> str:
-        """What the budget counts: "weight", "channel" or "multiply-add"."""
-        return COUNTED[self.budget]
+        """What the budget counts: "weight", "channel", "multiply-add" or "microsecond"."""
+        return COUNTED[name_of_budget(self.budget)]
+
+    @property
+    def latency(self) -> Latency | None:
+        """The budget, if it is one of time."""
+        return self.budget if isinstance(self.budget, Latency) else None
+
+    def fraction_to_go(self, total: int) -> float:
+        """The fraction of what the budget counts that is to go, of so much that the model has.
+
+        Raises ValueError where a call of the dense model takes no longer than it may.
+        """
+        if self.latency is None:
+            assert self.target_sparsity is not None
+            return self.target_sparsity
+        allowed = self.latency.microseconds(total)
+        if allowed >= total:
+            raise ValueError(
+                f"Of the dense model, {self.latency} takes {total / 1000:g} ms, and may take {allowed / 1000:g} ms: "
+                "nothing need go. Ask for fewer milliseconds; speedup=2 is half of what it takes."
+            )
+        return 1 - allowed / total
 
     def validate(self) -> None:
         """Checks every field.
@@ -215,6 +239,7 @@ class PruningConfig:
         for name in ("include", "exclude"):
             if isinstance(fields.get(name), list):
                 fields[name] = tuple(fields[name])
+        fields["budget"] = as_budget(fields["budget"])
         return cls.from_fields(fields)
 
     @classmethod
@@ -222,7 +247,10 @@ class PruningConfig:
         """A config from a dict of its fields. Raises TypeError that names unknown or missing ones."""
         _check_names(fields)
         given = {name for name, value in fields.items() if value is not None}
+        timed = isinstance(fields.get("budget"), Latency)
         missing = [name for name in ("target_sparsity", "epochs") if name not in given]
+        if timed:
+            missing = [name for name in missing if name != "target_sparsity"]
         if "total_epochs" in given:
             missing = [name for name in missing if name != "epochs"]
         if missing:
@@ -273,6 +301,8 @@ def default_fields() -> dict[str, Any]:
 
 
 def _as_json(value: Any) -> Any:
+    if isinstance(value, Latency):
+        return dataclasses.asdict(value)
     if callable(value):
         return f"{value.__module__}.{value.__qualname__}"
     if hasattr(value, "scores"):  # A criterion.

@@ -5,10 +5,11 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+from aimp_tf.config.latency import Latency
 from aimp_tf.config.texts import as_fraction, as_whole, is_number, nearest
 
-COUNTED = {"weights": "weight", "channels": "channel", "flops": "multiply-add"}
-"""Value of `PruningConfig.budget` -> one of what it counts."""
+COUNTED = {"weights": "weight", "channels": "channel", "flops": "multiply-add", "latency": "microsecond"}
+"""`name_of_budget` -> one of what it counts."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("iterative", "gradual", "dense"),
@@ -17,7 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "round_schedule": ("head", "compress"),
     "scope": ("global", "layer"),
     "criterion": ("magnitude", "lamp", "random"),
-    "budget": tuple(COUNTED),
+    "budget": ("weights", "channels", "flops"),
     "mixed_precision": ("auto", "mixed_float16", "mixed_bfloat16"),
 }
 
@@ -53,6 +54,11 @@ NOT_USED_BY: dict[str, tuple[str, ...]] = {
 """Method -> the fields of a config that it has no use for."""
 
 
+def name_of_budget(budget: object) -> str:
+    """That of a value of `PruningConfig.budget`: itself, or "latency"."""
+    return "latency" if isinstance(budget, Latency) else str(budget)
+
+
 _WHOLE = "epochs round_epochs total_epochs rewind_epoch min_layer_survivors channel_multiple seed".split()
 """Fields that are whole numbers."""
 
@@ -64,6 +70,7 @@ def check(config: Any) -> None:
         TypeError: A field has the wrong type.
         ValueError: A field is out of its range, or a name is not among the known ones.
     """
+    check_choice("budget", config.budget)  # Which says whether target_sparsity need be there.
     _check_fractions(config)
     for name in _WHOLE:
         value = getattr(config, name)
@@ -86,7 +93,7 @@ def check(config: Any) -> None:
             f"final_rewind must be None or one of {', '.join(map(repr, CHOICES['rewind']))}; got "
             f"{config.final_rewind!r}.{nearest(config.final_rewind, CHOICES['rewind'])}"
         )
-    if config.max_layer_sparsity is not None and config.max_layer_sparsity < config.target_sparsity:
+    if config.max_layer_sparsity is not None and config.max_layer_sparsity < (config.target_sparsity or 0):
         raise ValueError(
             f"max_layer_sparsity={config.max_layer_sparsity} is below target_sparsity={config.target_sparsity}, which "
             "the variables together could not reach then; raise it."
@@ -102,9 +109,15 @@ def check(config: Any) -> None:
 
 
 def _check_fractions(config: Any) -> None:
+    timed = isinstance(config.budget, Latency)
+    if timed and config.target_sparsity is not None:
+        raise ValueError(
+            f"{config.budget!r} says by itself how much is to go, so target_sparsity must be left out; got "
+            f"{config.target_sparsity!r}."
+        )
     for name, low, high, ends in _FRACTIONS:
         value = getattr(config, name)
-        if value is None and name in _OPTIONAL:
+        if value is None and (name in _OPTIONAL or timed and name == "target_sparsity"):
             continue
         interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
         if not is_number(value, numbers.Real):
@@ -129,6 +142,8 @@ def check_choice(name: str, value: object) -> None:
     choices = CHOICES[name]
     if value in choices or value is None and name in _OPTIONAL:
         return
+    if name == "budget" and isinstance(value, Latency):
+        return
     if name == "criterion" and (callable(value) or hasattr(value, "scores")) and not isinstance(value, type):
         return
     write = _METHODS_BY_SETTINGS.get(str(value).lower().replace("-", "_").replace(" ", "_"))
@@ -137,6 +152,10 @@ def check_choice(name: str, value: object) -> None:
     none = "None or " if name in _OPTIONAL else ""
     function = ", a criterion, or a function (weights, masks) -> scores" if name == "criterion" else ""
     write = f" Write {name}='auto'." if name == "mixed_precision" and value is True else nearest(value, choices)
+    if name == "budget":
+        function = ", or an aimp_tf.Latency"
+        if str(value).lower() in ("latency", "time", "ms", "milliseconds", "speedup"):
+            write = " Write budget=aimp_tf.Latency(milliseconds=5), or aimp_tf.Latency(speedup=2)."
     raise ValueError(f"{name} must be {none}one of {', '.join(map(repr, choices))}{function}; got {value!r}.{write}")
 
 
@@ -213,6 +232,11 @@ def _check_granularity(config: Any) -> None:
     if given:
         instead = "min_layer_survivors counts channels" if channels else "granularity='channel' has"
         raise ValueError(f"{config.structure} has no use for {', '.join(given)}; {instead}.")
+    if isinstance(config.budget, Latency) and config.method == "gradual":
+        raise ValueError(
+            "method='gradual' prunes a hundred times in a training, before each of which a Latency would have to time "
+            "models. Leave out method, or write budget='flops'."
+        )
     if config.channel_multiple < 1:
         raise ValueError(f"channel_multiple must be at least 1; got {config.channel_multiple}.")
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from aimp_tf.compat.models import HasModel, model_of
+from aimp_tf.compat.variables import resource_of
 from aimp_tf.graph.copies import Copies, compile_alike
-from aimp_tf.graph.liveness import Liveness
+from aimp_tf.graph.liveness import Liveness, value_of
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.graph.multiplications import channels_of
 from aimp_tf.graph.rules import Opaque, Sum
@@ -100,16 +102,29 @@ def compact(model: Any | HasModel) -> Any:
     return compact_and_report(model)[0]
 
 
+def compact_as_masked(model: Any, variables: Mapping[str, Any], masks: Mapping[str, np.ndarray]) -> Any:
+    """What `compact` would make of a model if masks had made some of its weights zero; it is not changed.
+
+    Args:
+        model: A functional or Sequential model, which may be masked otherwise, and be training.
+        variables: Path -> variable.
+        masks: Path -> bool array, of the same variables.
+    """
+    by_resource = {id(resource_of(variable)): masks[path] for path, variable in variables.items()}
+
+    def value(variable: Any) -> np.ndarray:
+        mask = by_resource.get(id(resource_of(variable)))
+        return value_of(variable) if mask is None else np.where(mask, value_of(variable), 0)
+
+    return _settled(_Compaction(model, value))[0]
+
+
 def compact_and_report(model: Any | HasModel) -> tuple[Any, CompactionReport]:
     """As `compact`, and what it came to."""
     model = model_of(model)
     check_plain(model)
     first = _Compaction(model)
-    last = first
-    smaller = first.model()
-    # A branch that is gone may leave others with nothing to do.
-    while (following := _Compaction(smaller)).parameters < last.parameters:
-        last, smaller = following, following.model()
+    smaller, last, following = _settled(first)
     compile_alike(smaller, model)
     before, after = first.channels(), following.channels()
     report = CompactionReport(
@@ -129,12 +144,21 @@ def compact_and_report(model: Any | HasModel) -> tuple[Any, CompactionReport]:
     return smaller, report
 
 
+def _settled(first: _Compaction) -> tuple[Any, _Compaction, _Compaction]:
+    """The model of a pass, and of those that follow until nothing changes; the last pass, and one over what it made."""
+    last, smaller = first, first.model()
+    # A branch that is gone may leave others with nothing to do.
+    while (following := _Compaction(smaller)).parameters < last.parameters:
+        last, smaller = following, following.model()
+    return smaller, last, following
+
+
 class _Compaction:
     """One pass over a model."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, value: Callable[[Any], np.ndarray] = value_of) -> None:
         self._graph = ModelGraph.of(model)
-        self._liveness = Liveness(self._graph)
+        self._liveness = Liveness(self._graph, value=value)
         self.parameters = sum(int(np.prod(weight.shape)) for weight in model.weights)
         self.shared: dict[str, str] = {}
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.compat.variables import resource_of
+from aimp_tf.config.checks import name_of_budget
 from aimp_tf.config.structure import Structure
 from aimp_tf.graph.channels import ChannelClasses, Flow
 from aimp_tf.graph.liveness import follow_channels
@@ -44,14 +45,14 @@ def select_units(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     *,
-    budget: str = "weights",
+    budget: object = "weights",
     channel_multiple: int = 1,
 ) -> Selection:
     """As `select_for`, and raises as that; of whole channels, all that is tied to them, as `channel_groups` has it."""
     selection = select_for(granularity, model, include, exclude)
     if not Structure.of(granularity).channels:
         return selection
-    groups = channel_groups(model, include, exclude, budget=budget, multiple=channel_multiple)
+    groups = channel_groups(model, include, exclude, budget=name_of_budget(budget), multiple=channel_multiple)
     return dataclasses.replace(selection, variables=groups.variables, units=groups.units)
 
 
@@ -74,7 +75,7 @@ def channel_groups(
         model: A functional or Sequential model of either generation of Keras.
         include: fnmatch patterns on paths of kernels, as in `PruningConfig`.
         exclude: The same.
-        budget: As in `PruningConfig`.
+        budget: As in `ChannelUnits`.
         multiple: `PruningConfig.channel_multiple`.
 
     Raises:

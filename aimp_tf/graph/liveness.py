@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,11 @@ from aimp_tf.graph.rule_table import rule_for
 from aimp_tf.graph.rules import Assumptions, Kept, Linear, Rule, as_it_is
 
 
+def value_of(variable: Any) -> np.ndarray:
+    """The value of a variable."""
+    return np.asarray(variable.numpy())
+
+
 class Liveness:
     """The channels of a model that must stay. Channels that are constant are needed only where no bias can hold them.
 
@@ -30,18 +35,24 @@ class Liveness:
         flows: Of each tensor.
     """
 
-    def __init__(self, graph: ModelGraph, masks: Mapping[int, np.ndarray] | None = None) -> None:
+    def __init__(
+        self,
+        graph: ModelGraph,
+        masks: Mapping[int, np.ndarray] | None = None,
+        value: Callable[[Any], np.ndarray] = value_of,
+    ) -> None:
         """Finds out all there is to know of a graph.
 
         Args:
             graph: The graph.
             masks: Id of the `resource_of` a variable -> its mask, True where it may train; a variable without one may
                 train everywhere. None for a model that does not train any more.
+            value: Gives the value of a variable of a model that does not train.
         """
         self._graph = graph
         assumptions = Assumptions(
             graph.keras,
-            _value if masks is None else lambda variable: _untrained(variable, masks.get(id(resource_of(variable)))),
+            value if masks is None else lambda variable: _untrained(variable, masks.get(id(resource_of(variable)))),
             training=masks is not None,
             masked=graph.masked,
         )
@@ -221,10 +232,6 @@ def follow_channels(
     for tensor in tf.nest.flatten(graph.outputs):
         classes.pin(flows[tensor].classes, "output of the model")
     return rules, {tensor: Flow(classes.settled(flow.classes), flow.constants) for tensor, flow in flows.items()}
-
-
-def _value(variable: Any) -> np.ndarray:
-    return np.asarray(variable.numpy())
 
 
 def _untrained(variable: Any, mask: np.ndarray | None) -> np.ndarray:

@@ -48,7 +48,7 @@ def mask_model(
     exclude: Sequence[str] = (),
     mixed_precision: str | None = None,
     granularity: str = "unstructured",
-    budget: str = "weights",
+    budget: object = "weights",
     channel_multiple: int = 1,
     masks: Masks = None,
 ) -> MaskedModel:

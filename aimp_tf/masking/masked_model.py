@@ -66,7 +66,7 @@ class MaskedModel(abc.ABC):
         self.granularity = "unstructured"
         self.include: tuple[str, ...] = ()
         self.exclude: tuple[str, ...] = ()
-        self.budget = "weights"
+        self.budget: object = "weights"
         self.channel_multiple = 1
         self.units: Units | ChannelUnits = Units()
         self.prunable: Mapping[str, Any] = self.variables

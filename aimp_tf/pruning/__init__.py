@@ -13,6 +13,7 @@ from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import keras_generation
 from aimp_tf.config import PruningConfig
 from aimp_tf.exporting import export
+from aimp_tf.exporting.clock import Timings
 from aimp_tf.masking import Masks
 from aimp_tf.pruning.dense_baseline import measure_dense
 from aimp_tf.pruning.loop import check_run, prune_in_rounds
@@ -136,9 +137,12 @@ def prune(
             stack.enter_context(request.fitting.on_device_of(model))
         request.try_export()
         directory = request.take_directory(stack)
-        outcome = _dense_outcome(request, directory)
+        timings = Timings() if directory is None else directory.timings()
+        outcome = _dense_outcome(request, directory, timings)
         try:
-            result = prune_in_rounds(model, request.config, request.fitting, directory, masks, outcome, verbose)
+            result = prune_in_rounds(
+                model, request.config, request.fitting, directory, masks, outcome, verbose, timings
+            )
         except KeyboardInterrupt as interruption:
             if directory is not None:
                 interruption.add_note(f"The same call, with a model as it was before, goes on with {directory.path}.")
@@ -148,7 +152,7 @@ def prune(
     return result
 
 
-def _dense_outcome(request: Request, directory: RunDirectory | None) -> Outcome:
+def _dense_outcome(request: Request, directory: RunDirectory | None, timings: Timings) -> Outcome:
     """What is known of the dense model, which is trained now if that is asked for and not done."""
     outcome = Outcome()
     with request.cluster.as_one():
@@ -156,7 +160,7 @@ def _dense_outcome(request: Request, directory: RunDirectory | None) -> Outcome:
             outcome = directory.outcome()
     model, config, fitting = request.model, request.config, request.fitting
     if request.dense_baseline is not False:
-        check_run(model, config, fitting)  # Before the baseline trains, not after.
+        config = check_run(model, config, fitting, timings)  # Before the baseline trains, not after.
         outcome = measure_dense(model, config, fitting, request.dense_baseline, request.verbose, outcome)
     return dataclasses.replace(outcome, examples=fitting.examples)
 

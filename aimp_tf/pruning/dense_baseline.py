@@ -20,7 +20,7 @@ from aimp_tf.masking import MaskedModel, mask_model
 from aimp_tf.reports.display import RunDisplay
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.runs.saving import RunSaver
-from aimp_tf.selection.planning import make_plan, settled
+from aimp_tf.selection.planning import make_plan
 from aimp_tf.training.callback import GlobalMagnitudePruning
 from aimp_tf.training.fitting import Fitting
 from aimp_tf.training.rounds import RoundResult
@@ -62,7 +62,7 @@ def measure_dense(
 
     Args:
         model: A compiled, built model, not masked.
-        config: That of the run.
+        config: That of the run, with its `epochs`.
         fitting: The data of the run.
         dense_baseline: As in `prune`.
         verbose: As in `prune`.
@@ -74,7 +74,7 @@ def measure_dense(
     masked = mask_model(model, config.include, config.exclude, config.mixed_precision)
     try:
         if dense_baseline is True:
-            epochs = 0 if config.start == "trained" else settled(config, masked.total).resolved_epochs
+            epochs = 0 if config.start == "trained" else config.resolved_epochs
         else:
             epochs = dense_baseline
         stops = any(hasattr(callback, "start_from_epoch") for callback in fitting.callbacks if _is_heeded(callback))
@@ -94,11 +94,15 @@ def _train(
     masked: MaskedModel, config: PruningConfig, fitting: Fitting, epochs: int, verbose: str | int
 ) -> RoundResult:
     dense = PruningConfig(
-        config.target_sparsity, epochs=epochs, method="dense", mixed_precision=config.mixed_precision, seed=config.seed
+        0.5,  # Of which it takes no notice.
+        epochs=epochs,
+        method="dense",
+        mixed_precision=config.mixed_precision,
+        seed=config.seed,
     )
     training = GlobalMagnitudePruning(dense, include=config.include, exclude=config.exclude)
     training.measure = functools.partial(fitting.measure, masked.model)
-    training.begin(masked, stretch=settled(config, masked.total).resolved_epochs / epochs)
+    training.begin(masked, stretch=config.resolved_epochs / epochs)
     order = RunSaver(training, masked, fitting.order, None)
     order.begin()
     callbacks = [callback for callback in fitting.callbacks if _is_heeded(callback)]

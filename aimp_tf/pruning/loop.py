@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from aimp_tf.config import PruningConfig
+from aimp_tf.exporting.clock import Timings, with_clock
 from aimp_tf.masking import MaskedModel, Masks, mask_for, sparsity
 from aimp_tf.reports.display import RunDisplay
 from aimp_tf.reports.result import PruningResult
@@ -31,6 +32,7 @@ def prune_in_rounds(
     masks: Masks,
     outcome: Outcome,
     verbose: str | int,
+    timings: Timings,
 ) -> PruningResult:
     """Prunes a model in consecutive calls of `fit`, and saves after each where there is a folder for that.
 
@@ -42,19 +44,21 @@ def prune_in_rounds(
         masks: What is pruned already, as in `prune`.
         outcome: What is known of the dense model.
         verbose: As in `prune`.
+        timings: What was timed, for a budget of time.
 
     Raises:
         As `prune`.
     """
     masked = mask_for(model, config, masks)
     try:
+        pruning = _begun(masked, config, fitting, timings)
         first, trained = masked.kept, max(masked.optimizers.steps)
-        pruning = _begun(masked, config, fitting)
         if config.method == "gradual" or follows_batches(fitting.callbacks):
             pruning.batches = masked.cluster.from_chief(fitting.batches())
         config = pruning.config
         saver = RunSaver(pruning, masked, fitting.order, directory)
         saver.begin()
+        timings.save(timings)
         if directory is not None and outcome.dense_metrics is not None:
             directory.save_outcome(outcome)
         with _display_of(verbose, config, fitting, masked.total, first, masked.cluster.chief) as display:
@@ -72,7 +76,7 @@ def prune_in_rounds(
                     )
                 saver.save_round()
                 display.round_done(pruning.rounds[-1])
-        last = masked.masks()
+        last, total = masked.masks(), masked.total
     finally:
         pruned = masked.strip()
     return PruningResult(
@@ -81,23 +85,27 @@ def prune_in_rounds(
         rounds=pruning.rounds,
         # On the pruned variables alone: these settings leave others out.
         sparsity=sparsity(pruned, config.include, config.exclude, config.granularity),
-        imp_epochs=imp_epochs(config, masked.total, first),
+        imp_epochs=imp_epochs(config, total, first),
         config=config,
         outcome=outcome,
     )
 
 
-def check_run(model: Any, config: PruningConfig, fitting: Fitting) -> None:
-    """Raises what the run itself would before it trains, which the baseline's training would come before."""
+def check_run(model: Any, config: PruningConfig, fitting: Fitting, timings: Timings) -> PruningConfig:
+    """The config of the run, with its `epochs`. Raises what the run itself would before it trains, which the baseline's
+    training would come before."""
     masked = mask_for(model, config)
     try:
-        _begun(masked, config, fitting).among(fitting.callbacks)
+        pruning = _begun(masked, config, fitting, timings)
+        pruning.among(fitting.callbacks)
+        return pruning.config
     finally:
         masked.strip()
 
 
-def _begun(masked: MaskedModel, config: PruningConfig, fitting: Fitting) -> GlobalMagnitudePruning:
+def _begun(masked: MaskedModel, config: PruningConfig, fitting: Fitting, timings: Timings) -> GlobalMagnitudePruning:
     """A run on a masked model, planned and checked against it and the data."""
+    masked.units = with_clock(masked.units, config.latency, masked.original, masked.variables, timings)
     if fitting.validation is not None:
         _check_validation_data(masked.model, fitting, config)
     pruning = GlobalMagnitudePruning(settled(config, masked.total, masked.kept))

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aimp_tf.config import PruningConfig, kept_defaults
+from aimp_tf.exporting.clock import Timings
 from aimp_tf.files import (
     UNFINISHED,
     DamagedFileError,
     check_writable,
     folder_that_appears_whole,
+    read_json,
     replacing,
     write_arrays,
     write_atomically,
@@ -201,6 +203,31 @@ class RunDirectory:
                 return Outcome(known.dense_metrics, known.dense_epochs, known.examples)
             except DamagedFileError as error:
                 raise ValueError(f"{error}. Remove the file, and the same call measures it anew.") from error
+
+    def timings(self) -> Timings:
+        """What was timed in the run that is here, if there is one that will go on. What is added is saved as it comes.
+
+        Raises:
+            ValueError: The file is damaged.
+            RuntimeError: It cannot be read.
+        """
+        path, timings = self.path / "latency.json", Timings()
+        with naming_the_folder(self.path):
+            if not self._overwrite and self._files.hold_run and os.path.lexists(path):
+                try:
+                    timings = Timings.from_fields(read_json(path))
+                except (KeyError, TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"{error}. Remove the file, and the same call times anew what it held; the run may then go on "
+                        "otherwise than it would have."
+                    ) from error
+        timings.save = self._save_timings
+        return timings
+
+    def _save_timings(self, timings: Timings) -> None:
+        if timings.dense is not None and os.path.lexists(self.path / "signature.json"):  # The run has begun.
+            with naming_the_folder(self.path):
+                write_json(self.path / "latency.json", timings.to_fields())
 
     def save_outcome(self, outcome: Outcome) -> None:
         """Saves what was measured of the run beside the dense model, in place of what is there."""

@@ -15,7 +15,7 @@ OVERWRITTEN = f"{UNFINISHED}overwritten"
 
 _ROUND_NAMES = re.compile(r"round_\d{3,}|final")
 _OWN_NAMES = re.compile(
-    rf"(config|environment|outcome|signature)\.json|metrics\.jsonl|tensorboard|{_ROUND_NAMES.pattern}"
+    rf"(config|environment|latency|outcome|signature)\.json|metrics\.jsonl|tensorboard|{_ROUND_NAMES.pattern}"
 )
 
 

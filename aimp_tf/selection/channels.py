@@ -12,6 +12,7 @@ import numpy as np
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.checks import COUNTED
 from aimp_tf.selection.criteria import Arrays, Criterion, Statistics, scores_of
+from aimp_tf.selection.search import largest, nearly_largest
 
 HARDLY_PRUNED = 0.01
 """A variable with fewer zeros than this fraction was hardly pruned."""
@@ -60,8 +61,10 @@ class ChannelUnits:
         scored: Paths of the variables whose entries make up the score of a channel.
         products: What depends on the units, of all that is multiplied.
         other_products: How much else is multiplied for one example.
-        budget: What is counted: "weights", "channels" or "flops".
+        budget: What is counted: one of `BUDGETS`.
         multiple: So many channels of each set stay as are a multiple of this.
+        clock: Gives the microseconds that a call takes where some of the units stay, bool (units,), for the budget
+            "latency"; None until there is one.
     """
 
     axes: Mapping[str, tuple[np.ndarray | None, ...]]
@@ -73,6 +76,7 @@ class ChannelUnits:
     other_products: int
     budget: str = "weights"
     multiple: int = 1
+    clock: Callable[[ChannelUnits, np.ndarray], int] | None = None
 
     def __str__(self) -> str:
         return "granularity='channel'"
@@ -95,7 +99,7 @@ class ChannelUnits:
             mask = np.ones(shape, bool)
             for axis, units in enumerate(self.axes[path]):
                 if units is not None:
-                    mask &= stays[units].reshape(_along(axis, len(shape)))
+                    mask &= stays[units].reshape(_lying(axis, len(shape)))
             masks[path] = mask
         return masks
 
@@ -182,7 +186,7 @@ class ChannelUnits:
     def check_reachable(self, masks: Arrays | None, keep: int, least: Mapping[str, int], scope: str) -> None:
         """Raises ValueError if so little cannot be left of what these masks keep, or of all."""
         before = np.ones(self.count, bool) if masks is None else self.kept(masks)
-        self.choose(np.zeros(self.count), before, keep, [least[each.name] for each in self.sets], scope)
+        self._along(np.zeros(self.count), before, keep, [least[each.name] for each in self.sets], scope)
 
     def rank(
         self, criterion: Criterion, statistics: Statistics, keep: int, least: Mapping[str, int], scope: str
@@ -224,6 +228,31 @@ class ChannelUnits:
         Raises:
             ValueError: Even the fewest units that may be left are more than that.
         """
+        order, assured, first = self._along(scores, before, amount, least, scope)
+        if self.budget == "latency":
+            count = nearly_largest(
+                lambda count: self.amount(first(count)),
+                lambda count: _multiply_adds(self, first(count)),
+                amount,
+                len(order),
+            )
+        else:
+            count = largest(lambda count: self.amount(first(count)), amount, len(order))
+        guarded: tuple[str, ...] = ()
+        if count < len(order):
+            worst = scores[order[count]]
+            guarded = tuple(
+                each.name for each in self.sets if bool((scores[each.units][assured[each.units]] < worst).any())
+            )
+        return first(count), guarded
+
+    def _along(
+        self, scores: np.ndarray, before: np.ndarray, amount: int, least: Sequence[int], scope: str
+    ) -> tuple[np.ndarray, np.ndarray, Callable[[int], np.ndarray]]:
+        """The units in order and those that stay anyway, as `_in_order`, and what stays with so many of the first.
+
+        Raises ValueError as `choose`.
+        """
         order, assured = self._in_order(scores, before, least, scope)
 
         def first(count: int) -> np.ndarray:
@@ -231,25 +260,14 @@ class ChannelUnits:
             kept[order[:count]] = True
             return self._in_multiples(kept, before, scores, least)
 
-        if self.amount(first(0)) > amount:
+        if (fewest := self.amount(first(0))) > amount:
+            ask = "Ask for more milliseconds or less speedup" if self.budget == "latency" else "Lower target_sparsity"
             raise ValueError(
-                f"The fewest {COUNTED[self.budget]}s that can be left are {self.amount(first(0)):,} of "
-                f"{self.total():,}, and {amount:,} are asked for. Lower target_sparsity, or min_layer_survivors, of "
-                "which the default keeps a tenth of each set of channels"
-                + (f", or channel_multiple={self.multiple}." if self.multiple > 1 else ".")
+                f"The fewest {COUNTED[self.budget]}s that can be left are {fewest:,} of {self.total():,}, and "
+                f"{amount:,} are asked for. {ask}, or lower min_layer_survivors, of which the default keeps a tenth of "
+                "each set of channels" + (f", or channel_multiple={self.multiple}." if self.multiple > 1 else ".")
             )
-        low, high = 0, len(order) + 1  # So many fit; so many do not.
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.amount(first(middle)) <= amount else (low, middle)
-        kept = first(low)
-        guarded: tuple[str, ...] = ()
-        if low < len(order):
-            worst = scores[order[low]]
-            guarded = tuple(
-                each.name for each in self.sets if bool((scores[each.units][assured[each.units]] < worst).any())
-            )
-        return kept, guarded
+        return order, assured, first
 
     def _in_order(
         self, scores: np.ndarray, before: np.ndarray, least: Sequence[int], scope: str
@@ -306,16 +324,23 @@ def _channels(units: ChannelUnits, kept: np.ndarray) -> int:
     return int(np.count_nonzero(kept))
 
 
+def _microseconds(units: ChannelUnits, kept: np.ndarray) -> int:
+    if units.clock is None:
+        raise RuntimeError("What a Latency counts is known by a clock alone, and there is none yet.")
+    return units.clock(units, kept)
+
+
 BUDGETS: dict[str, Callable[[ChannelUnits, np.ndarray], int]] = {
     "weights": _weights,
     "channels": _channels,
     "flops": _multiply_adds,
+    "latency": _microseconds,
 }
-"""Value of `PruningConfig.budget` -> how much of it is left of the units, where some of them stay, bool (units,). With
-fewer units it is never more."""
+"""`name_of_budget` of `PruningConfig.budget` -> how much of it is left of the units, where some of them stay, bool
+(units,). With fewer units it is never more, but for a time, which is so by and large."""
 
 
-def _along(axis: int, rank: int) -> tuple[int, ...]:
+def _lying(axis: int, rank: int) -> tuple[int, ...]:
     """The shape with which a vector lies along an axis."""
     return (*(1,) * axis, -1, *(1,) * (rank - axis - 1))
 

@@ -196,7 +196,7 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
                 f"{structure} keeps {size // structure.m * structure.n} of its {size}. Lower it."
             )
     total = sum(sizes.values())
-    kept = survivor_counts(total, config.target_sparsity, config.rate, block)[-1]
+    kept = survivor_counts(total, config.fraction_to_go(total), config.rate, block)[-1]
     if sum(least.values()) > kept:
         raise ValueError(
             f"max_layer_sparsity={config.max_layer_sparsity} and min_layer_survivors={config.min_layer_survivors} keep "
@@ -210,7 +210,8 @@ def _with_shares(
     config: PruningConfig, sizes: Mapping[str, int], least: Mapping[str, int], kept: int
 ) -> dict[str, int]:
     """`least`, raised to the shares of `min_layer_share` as far as `kept` allows for all of them together."""
-    share, block = config.min_layer_share * (1 - config.target_sparsity), config.block_size
+    share = config.min_layer_share * (1 - config.fraction_to_go(sum(sizes.values())))
+    block = config.block_size
     # In blocks. Rounded first, as above.
     wanted = {path: math.ceil(round(share * size / block, 6)) for path, size in sizes.items()}
     missing = {path: max(0, wanted[path] - least[path] // block) for path in sizes}
@@ -254,7 +255,7 @@ def imp_epochs(config: PruningConfig, weight_count: int, first: int | None = Non
 def _counts(config: PruningConfig, weight_count: int, first: int | None) -> list[int]:
     """Number of weights kept in each training of a run, if the method is iterative."""
     counts = survivor_counts(
-        weight_count, config.target_sparsity, config.rate, config.block_size, first, config.counted
+        weight_count, config.fraction_to_go(weight_count), config.rate, config.block_size, first, config.counted
     )
     return counts[1:] if config.start == "trained" and len(counts) > 1 else counts
 

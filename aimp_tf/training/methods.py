@@ -119,7 +119,7 @@ class Gradual(Method):
         ramp_step = int(min(1.0, progress / config.ramp) * _RAMP_STEPS)
         if ramp_step > run.state.ramp_step:
             run.state.ramp_step = ramp_step
-            progress, target = ramp_step / _RAMP_STEPS, config.target_sparsity
+            progress, target = ramp_step / _RAMP_STEPS, config.fraction_to_go(masked.total)
             keep = ramp_survivors(masked.total, target, progress, config.block_size, run.kept_first)
             if keep < masked.kept:
                 run.prune(masked, keep)

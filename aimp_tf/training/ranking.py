@@ -37,6 +37,13 @@ class RunRanking:
         if self._config.method != "dense":
             self._least = masked.units.least(self._config, masked.sizes)
 
+    def check(self, masked: MaskedModel, keep: int) -> None:
+        """Raises, before anything is trained, what ranking to the end of the run would."""
+        masks = masked.masks()
+        masked.units.check_reachable(masks, keep, self._least, self._config.scope)
+        # To a time, models would be timed that are not those of any round.
+        self.rank(masked, masked.weights(), masks, keep if self._config.latency is None else masked.kept, 0)
+
     def rank(
         self,
         masked: MaskedModel,

@@ -90,16 +90,19 @@ class Budget:
     """What a training was to leave of a network, and what it left.
 
     Attributes:
-        counted: What is counted: "weight", "channel" or "multiply-add".
+        counted: What is counted: "weight", "channel", "multiply-add" or "microsecond".
         asked: How many of them were to be left, at most.
         kept: How many were left.
         dense: How many there were before anything was pruned.
+        of: Of what, where that is not the model itself, such as "a call of the TFLite file with 1 example and 1
+            thread".
     """
 
     counted: str
     asked: int
     kept: int
     dense: int
+    of: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +242,7 @@ def budget_text(budget: Budget) -> str:
     if budget.counted == "weight" and budget.asked == budget.kept:
         return ""
     return (
-        f"Of {counted_text(budget.dense, budget.counted)}, {budget.kept:,} are left, "
+        f"Of {counted_text(budget.dense, budget.counted)}{budget.of and f' of {budget.of}'}, {budget.kept:,} are left, "
         f"{percent_text(budget.kept / budget.dense, 1)}; at most {budget.asked:,} were to be."
     )
 

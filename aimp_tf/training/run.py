@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.config import PruningConfig
+from aimp_tf.exporting.clock import with_clock
 from aimp_tf.masking import WRAPPED_FIELDS, MaskedModel
 from aimp_tf.selection.planning import Round, make_plan
 from aimp_tf.selection.ranking import check_finite, smallest_magnitude
@@ -96,6 +97,7 @@ class Run:
         _check_wrapped(self.config, masked)
         if self.config.structure.channels:
             masked.optimizer.check_dead_rows()
+        masked.units = with_clock(masked.units, self.config.latency, masked.original, masked.variables)
         if self.may_compact:
             try:
                 self._live = LiveRounds(masked, worth=0 if self.config.compact_rounds else _WORTH_MULTIPLY_ADDS)
@@ -105,7 +107,7 @@ class Run:
         plan = tuple(dataclasses.replace(each, schedule_scale=stretch * each.schedule_scale) for each in plan)
         self.ranking.begin(masked)
         if self.config.method != "dense":
-            self.rank(masked, masked.weights(), masked.masks(), plan[-1].kept)
+            self.ranking.check(masked, plan[-1].kept)
         if {"weights", "reinitialize"} & {round_.rewind for round_ in plan}:
             self.state.first = self.state.snapshot = masked.snapshot()
         masked.optimizers.note_rates()
@@ -208,7 +210,9 @@ class Run:
                 guarded=state.guarded,
                 shrink=state.shrinking.factors,
                 left_dense=masked.left_dense,
-                budget=Budget(self.config.counted, self.round.kept, masked.kept, masked.total),
+                budget=Budget(
+                    self.config.counted, self.round.kept, masked.kept, masked.total, str(self.config.latency or "")
+                ),
                 metrics=self._metrics(masked, measure),
             )
         )

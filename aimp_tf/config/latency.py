@@ -1,0 +1,86 @@
+"""Latency: a budget in milliseconds of a call. Plain data: nothing here needs TensorFlow."""
+
+import dataclasses
+import math
+import numbers
+from typing import Any
+
+from aimp_tf.config.texts import is_number, nearest
+
+LATENCY_FORMATS = {"saved_model": "SavedModel", "tflite": "TFLite file"}
+"""Value of `Latency.format` -> what it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """How long a call of the pruned, compacted and exported model may take, for `PruningConfig.budget`.
+
+    It is measured on the CPU of the machine that prunes, as the median of many calls, in turn with the dense model and
+    in a process of its own. Either `milliseconds` or `speedup` is given.
+
+    Attributes:
+        milliseconds: Of a call, at most; above 0 and less than the dense model takes.
+        speedup: How many times as fast as the dense model it is to be, at least; above 1.
+        format: What is timed: "saved_model" is the signature `serving_default` of a SavedModel in TensorFlow, "tflite"
+            a TFLite file in LiteRT.
+        batch_size: Examples in a call, at least 1.
+        threads: Threads that compute it, at least 1.
+
+    Raises:
+        TypeError: A field has the wrong type.
+        ValueError: One is out of its range, or neither or both of `milliseconds` and `speedup` are given.
+
+    Example:
+        >>> Latency(speedup=2).microseconds(8_000)
+        4000
+        >>> print(Latency(milliseconds=5, format="tflite"))
+        a call of the TFLite file with 1 example and 1 thread
+    """
+
+    milliseconds: float | None = None
+    speedup: float | None = None
+    format: str = "saved_model"
+    batch_size: int = 1
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("milliseconds", "speedup") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "A Latency is given either as milliseconds of a call or as a speedup over the dense model; got "
+                f"milliseconds={self.milliseconds}, speedup={self.speedup}. Write Latency(milliseconds=5) or "
+                "Latency(speedup=2)."
+            )
+        name, least = given[0], 0 if given[0] == "milliseconds" else 1
+        value = getattr(self, name)
+        if not is_number(value, numbers.Real):
+            raise TypeError(f"{name} of a Latency must be a number; got {value!r}.")
+        if not least < value < math.inf:
+            raise ValueError(f"{name} of a Latency must be above {least}; got {value!r}.")
+        if self.format not in LATENCY_FORMATS:
+            raise ValueError(
+                f"format of a Latency must be one of {', '.join(map(repr, LATENCY_FORMATS))}; got {self.format!r}."
+                f"{nearest(self.format, LATENCY_FORMATS)}"
+            )
+        for name in ("batch_size", "threads"):
+            value = getattr(self, name)
+            if not is_number(value, numbers.Integral):
+                raise TypeError(f"{name} of a Latency must be a whole number; got {value!r}.")
+            if value < 1:
+                raise ValueError(f"{name} of a Latency must be at least 1; got {value}.")
+
+    def __str__(self) -> str:
+        examples, threads = (
+            f"{count} {noun}{'s' * (count > 1)}"
+            for count, noun in ((self.batch_size, "example"), (self.threads, "thread"))
+        )
+        return f"a call of the {LATENCY_FORMATS[self.format]} with {examples} and {threads}"
+
+    def microseconds(self, dense: int) -> int:
+        """How many a call may take, at most, where that of the dense model takes so many."""
+        return math.floor(dense / self.speedup if self.speedup else 1000 * (self.milliseconds or 0))
+
+
+def as_budget(value: Any) -> Any:
+    """The budget of a config that came from JSON: a dict is the fields of a `Latency`. Raises as that."""
+    return Latency(**value) if isinstance(value, dict) else value

@@ -1,0 +1,103 @@
+"""Times exported models side by side, in a process of its own that has TensorFlow and nothing of aimp_tf.
+
+    python timing_worker.py JOB.json RESULT.json
+
+The job: "kind", "saved_model" or "tflite"; "paths", the models; "batch_size"; "threads"; "turns", how often each model
+has its turn; and "seconds", how long a turn takes. The result: of each model, the seconds of its single calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+import numpy as np
+import tensorflow as tf
+
+_LENGTH = 8
+"""Of an axis of any length."""
+
+
+def main(job_file: str, result_file: str) -> None:
+    job = json.loads(pathlib.Path(job_file).read_text())
+    tf.config.threading.set_intra_op_parallelism_threads(job["threads"])
+    tf.config.threading.set_inter_op_parallelism_threads(job["threads"])
+    load = {"saved_model": _saved_model, "tflite": _tflite}[job["kind"]]
+    calls = [load(path, job["batch_size"], job["threads"]) for path in job["paths"]]
+    seconds: list[list[float]] = [[] for _ in calls]
+    for turn in range(job["turns"]):
+        pairs = list(zip(calls, seconds, strict=True))
+        for call, times in pairs[:: 1 if turn % 2 == 0 else -1]:
+            times += _time(call, job["seconds"])
+    pathlib.Path(result_file).write_text(json.dumps(seconds))
+
+
+def _time(call: Callable[[], object], enough: float) -> list[float]:
+    """Times of single calls, 5 at least and so many that together they take this many seconds."""
+    for _ in range(2):  # The model before this one has the caches.
+        call()
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < enough:
+        begun_at = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun_at)
+    return times
+
+
+def _saved_model(path: str, batch_size: int, threads: int) -> Callable[[], object]:
+    loaded = tf.saved_model.load(path)
+    signature = loaded.signatures["serving_default"]
+    specs = signature.structured_input_signature[1]
+    inputs = {
+        name: tf.constant(_made_up(spec.shape.as_list(), spec.dtype.as_numpy_dtype, batch_size))
+        for name, spec in specs.items()
+    }
+
+    def call() -> object:
+        assert loaded  # Which the signature does not keep alive.
+        return [output.numpy() for output in signature(**inputs).values()]
+
+    return call
+
+
+def _tflite(path: str, batch_size: int, threads: int) -> Callable[[], object]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorFlow names the package that is to replace this class some day.
+        interpreter = tf.lite.Interpreter(model_path=path, num_threads=threads)
+    inputs: dict[int, np.ndarray] = {}
+    for details in interpreter.get_input_details():
+        array = _made_up(details["shape_signature"].tolist(), details["dtype"], batch_size)
+        interpreter.resize_tensor_input(details["index"], array.shape)
+        inputs[details["index"]] = array
+    interpreter.allocate_tensors()
+    outputs = [details["index"] for details in interpreter.get_output_details()]
+
+    def call() -> object:
+        for index, array in inputs.items():
+            interpreter.set_tensor(index, array)
+        interpreter.invoke()
+        return [interpreter.get_tensor(index) for index in outputs]
+
+    return call
+
+
+def _made_up(shape: list[Any], dtype: Any, batch_size: int) -> np.ndarray:
+    """Normal numbers of a dtype, or zeros and ones where that is of integers; the first axis is the batch."""
+    lengths = [batch_size, *(_LENGTH if length in (None, -1) else length for length in shape[1:])]
+    generator = np.random.default_rng(0)
+    if np.issubdtype(dtype, np.floating):
+        return generator.normal(size=lengths).astype(dtype)
+    return generator.integers(0, 2, lengths).astype(dtype)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
