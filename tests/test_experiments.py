@@ -99,6 +99,13 @@ def test_unknown_names_are_refused(K):
             (9 * 16 + 9 * (6 * 16**2 + 16 * 32 + 5 * 32**2 + 32 * 64 + 5 * 64**2) + 16 * 32 + 32 * 64 + 650)
             + 4 * (16 + 6 * 16 + 7 * 32 + 7 * 64),
         ),
+        # Four times the channels.
+        (
+            "wide_resnet_20",
+            (28, 28, 1),
+            (9 * 64 + 9 * (6 * 64**2 + 64 * 128 + 5 * 128**2 + 128 * 256 + 5 * 256**2) + 64 * 128 + 128 * 256 + 2570)
+            + 4 * (64 + 6 * 64 + 7 * 128 + 7 * 256),
+        ),
     ],
 )
 def test_architectures_have_their_known_sizes(K, name, shape, count):

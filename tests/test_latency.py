@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_channels import images_of, residual
 
 import aimp_tf
-from aimp_tf.exporting.clock import Clock
+from aimp_tf.exporting import clock
 from aimp_tf.selection.search import CLOSE, nearly_largest
 
 HALF = {
@@ -30,18 +30,18 @@ HALF = {
 @pytest.fixture
 def sizes(monkeypatch):
     """The numbers of weights of the models that were looked at, in place of times."""
-    seen, by_path, write = [], {}, Clock._written
+    seen, by_path, write = [], {}, clock.write_for
 
-    def written(self, model, path):
+    def write_for(latency, model, path):
         by_path[path] = model.count_params()
-        return write(self, model, path)
+        write(latency, model, path)
 
-    def medians(self, *paths):
+    def seconds_in_turn(latency, *paths):
         seen.extend(by_path[path] for path in paths)
-        return [by_path[path] / 1e6 for path in paths]
+        return [[by_path[path] / 1e6] for path in paths]
 
-    monkeypatch.setattr(Clock, "_written", written)
-    monkeypatch.setattr(Clock, "_medians", medians)
+    monkeypatch.setattr(clock, "write_for", write_for)
+    monkeypatch.setattr(clock, "seconds_in_turn", seconds_in_turn)
     return seen
 
 
@@ -158,9 +158,9 @@ def test_a_run_that_goes_on_takes_times_as_they_were(K, digits, sizes, tmp_path,
     with pytest.raises(KeyboardInterrupt):  # In the second round, of which the masks are set and not saved.
         aimp_tf.prune(residual(K), x, y, epochs=2, workdir=tmp_path / "run", callbacks=[Stop(2)], **HALF)
     table = (tmp_path / "run" / "latency.json").read_text()
-    before, medians = set(json.loads(table)["by_counts"]), Clock._medians
+    before, seconds = set(json.loads(table)["by_counts"]), clock.seconds_in_turn
     # Another machine, where all takes twice as long; but for what is known, it is as before.
-    monkeypatch.setattr(Clock, "_medians", lambda self, *paths: [2 * size for size in medians(self, *paths)])
+    monkeypatch.setattr(clock, "seconds_in_turn", lambda *arguments: [[2 * value] for (value,) in seconds(*arguments)])
     result = aimp_tf.prune(residual(K), x, y, epochs=2, workdir=tmp_path / "run", **HALF)
     assert before < set(json.loads((tmp_path / "run" / "latency.json").read_text())["by_counts"])
     for path, mask in whole.masks.items():
@@ -216,15 +216,14 @@ def test_a_plan_times_the_dense_model(K, sizes):
 @pytest.mark.slow
 def test_half_precision_is_timed_as_what_comes_out_of_it(K, digits, sizes, monkeypatch):
     x, y = images_of(digits, 64)
-    policies, write = [], Clock._written
+    policies, write = [], clock.write_for
 
-    def written(self, model, path):
-        write(self, model, path)
+    def write_for(latency, model, path):
+        write(latency, model, path)
         details = tf.lite.Interpreter(os.fspath(path)).get_tensor_details()
         policies.append({detail["dtype"] for detail in details} & {np.float16, tf.bfloat16.as_numpy_dtype})
-        return path
 
-    monkeypatch.setattr(Clock, "_written", written)
+    monkeypatch.setattr(clock, "write_for", write_for)
     result = aimp_tf.prune(residual(K), x, y, epochs=1, mixed_precision="mixed_bfloat16", **HALF)
     assert len(policies) > 2 and not any(policies)
     assert result.compact().count_params() == result.budget.kept

@@ -23,6 +23,9 @@ Commands:
     peers          accuracy for the same epochs, and seconds an epoch beside a plain `fit`, of AIMP, gradual pruning,
                    tfmot and, where it is installed (the extra benchmark), PQuantML; a ResNet-8 on a twelfth of
                    Fashion-MNIST; a repetition is a seed
+    channels       calls of networks with a half and a quarter of their multiply-adds beside the dense ones, and a
+                   whole run whose rounds shrink beside one whose rounds do not; about half an hour a repetition
+    latency        whether networks that were asked to be twice as fast are, in both formats; about 15 minutes
     gpu            masked steps beside dense ones, runs in mixed precision beside float32, and with the data in the
                    memory of the GPU beside the host's, on ResNet-20 and ResNet-50; without a GPU it says so and
                    measures nothing
@@ -52,6 +55,8 @@ _COMMANDS = (
     "memory",
     "compact_rounds",
     "peers",
+    "channels",
+    "latency",
     "gpu",
 )
 
@@ -63,7 +68,7 @@ _INPUTS = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Where tensorflow-datasets keeps its data. For `end_to_end`, `compact_rounds` and `peers`; default: "
+    "Where tensorflow-datasets keeps its data. For `end_to_end`, `compact_rounds`, `peers`, `channels`; default: "
     "~/tensorflow_datasets.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to.")

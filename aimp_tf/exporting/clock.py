@@ -93,8 +93,8 @@ class Clock:
             RuntimeError: What was exported cannot be timed.
         """
         if self._timings.dense is None:
-            (seconds,) = self._medians(self._dense_file())
-            self._note(max(1, round(1e6 * seconds)))
+            (seconds,) = seconds_in_turn(self._latency, self._dense_file())
+            self._note(max(1, round(1e6 * statistics.median(seconds))))
         dense = self._timings.dense
         assert dense is not None
         if kept.all():
@@ -103,9 +103,11 @@ class Clock:
         if counts not in self._timings.by_counts:
             with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
                 small = compact_as_masked(self._model, self._variables, units.expand(kept))
-                file = self._written(small, pathlib.Path(folder) / "small")
-                dense_seconds, seconds = self._medians(self._dense_file(), file)
-            self._note(max(1, round(dense * seconds / dense_seconds)), counts)
+                file = pathlib.Path(folder) / "small"
+                write_for(self._latency, small, file)
+                in_turn = seconds_in_turn(self._latency, self._dense_file(), file)
+            of_dense, of_small = map(statistics.median, in_turn)
+            self._note(max(1, round(dense * of_small / of_dense)), counts)
         return self._timings.by_counts[counts]
 
     def _note(self, microseconds: int, counts: str | None = None) -> None:
@@ -123,36 +125,41 @@ class Clock:
 
     def _dense_file(self) -> pathlib.Path:
         if self._dense is None:
-            self._dense = self._written(self._model, pathlib.Path(self._folder.name) / "dense")
+            self._dense = pathlib.Path(self._folder.name) / "dense"
+            write_for(self._latency, self._model, self._dense)
         return self._dense
 
-    def _written(self, model: Any, path: pathlib.Path) -> pathlib.Path:
-        """The path, to which the model was exported."""
-        with computing_in_float32(model):  # While it trains in half precision: afterwards it will not.
-            if self._latency.format == "tflite":
-                path.write_bytes(to_tflite(model))
-            else:
-                write_saved_model(model, path)
-        return path
 
-    def _medians(self, *paths: pathlib.Path) -> list[float]:
-        """The median seconds of a call of each of some exported models, timed in turn."""
-        job = {
-            "kind": self._latency.format,
-            "paths": list(map(os.fspath, paths)),
-            "batch_size": self._latency.batch_size,
-            "threads": self._latency.threads,
-            "turns": _TURNS,
-            "seconds": _SECONDS_PER_TURN,
-        }
-        with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
-            files = [pathlib.Path(folder) / name for name in ("job.json", "seconds.json")]
-            files[0].write_text(json.dumps(job))
-            command = [sys.executable, "-P", os.fspath(_WORKER), *map(os.fspath, files)]
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-            if done.returncode:
-                raise RuntimeError(f"What takes {self._latency} cannot be timed:\n{done.stderr[-2000:]}")
-            return [statistics.median(times) for times in json.loads(files[1].read_text())]
+def write_for(latency: Latency, model: Any, path: pathlib.Path) -> None:
+    """Exports a model as what is timed. Raises ValueError where that cannot be done."""
+    with computing_in_float32(model):  # While it trains in half precision: afterwards it will not.
+        if latency.format == "tflite":
+            path.write_bytes(to_tflite(model))
+        else:
+            write_saved_model(model, path)
+
+
+def seconds_in_turn(latency: Latency, *paths: pathlib.Path) -> list[list[float]]:
+    """The seconds of single calls of each of some exported models, timed in turn in a process of their own.
+
+    Raises RuntimeError where that fails.
+    """
+    job = {
+        "kind": latency.format,
+        "paths": list(map(os.fspath, paths)),
+        "batch_size": latency.batch_size,
+        "threads": latency.threads,
+        "turns": _TURNS,
+        "seconds": _SECONDS_PER_TURN,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        files = [pathlib.Path(folder) / name for name in ("job.json", "seconds.json")]
+        files[0].write_text(json.dumps(job))
+        command = [sys.executable, "-P", os.fspath(_WORKER), *map(os.fspath, files)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if done.returncode:
+            raise RuntimeError(f"What takes {latency} cannot be timed:\n{done.stderr[-2000:]}")
+        return json.loads(files[1].read_text())
 
 
 def with_clock(

@@ -14,7 +14,8 @@ from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.masking import MaskedModel
 
 _MULTIPLE = 8
-"""Convolutions with other numbers of channels can take longer than the whole ones: vector units are that wide."""
+"""Of single weights, so few channels go at a time that convolutions with other numbers of them can take longer than the
+whole ones: vector units are that wide."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +58,18 @@ class LiveNetwork:
         by_resource = {id(resource_of(variable)): masks[path] for path, variable in masked.variables.items()}
         self._graph = graph
         self._liveness = Liveness(graph, by_resource)
+        # Whole channels go many at a time, and what is left of them is what is going to be used.
+        self._multiple = 1 if masked.granularity == "channel" else _MULTIPLE
 
-    def part(self, needed: np.ndarray | None = None, multiple: int = _MULTIPLE) -> LivePart:
+    def part(self, needed: np.ndarray | None = None, multiple: int | None = None) -> LivePart:
         """What stays.
 
         Args:
             needed: What stayed with earlier masks, to let the same stay. None lets as little stay as can be.
             multiple: So many channels of each Dense or convolution layer stay then as are a multiple of this, or all.
+                None is what suits what is pruned.
         """
-        needed = self._liveness.filled_up(multiple) if needed is None else needed
+        needed = self._liveness.filled_up(multiple or self._multiple) if needed is None else needed
         multiply_adds = of_whole = 0
         weights, attributes = [], []
         seen: set[int] = set()

@@ -7,6 +7,7 @@ _OPTIONS = {
     "end_to_end": ("data_dir",),
     "compact_rounds": ("data_dir",),
     "peers": ("data_dir",),
+    "channels": ("data_dir",),
 }
 
 

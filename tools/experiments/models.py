@@ -16,7 +16,8 @@ def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> 
             ReLU6), "row_attention" (an encoder block of Vaswani et al., 2017, section 3.1, over an image as the
             sequence of its rows), "row_lstm" (an LSTM of 128 units, Hochreiter and Schmidhuber, 1997, over the same
             sequence), or "resnet_8" or "resnet_20" (the CIFAR family of He et al., 2016, section 4.2, with
-            n = 1 and 3; where the shape changes, the shortcut is a 1 x 1 convolution with batch normalisation).
+            n = 1 and 3; where the shape changes, the shortcut is a 1 x 1 convolution with batch normalisation) or
+            "wide_resnet_20", which has four times the channels.
         keras: The module `keras` or `tf_keras`.
         input_shape: Height, width and channels.
         classes: Number of logits.
@@ -103,8 +104,8 @@ def _row_lstm(layers: Any, x: Any) -> Any:
     return layers.LSTM(128, name="lstm")(layers.Reshape(x.shape[1:3])(x))
 
 
-def _resnet(blocks: int) -> Callable[[Any, Any], Any]:
-    """The features of a ResNet with three stages of so many blocks, two convolutions each."""
+def _resnet(blocks: int, width: int = 16) -> Callable[[Any, Any], Any]:
+    """The features of a ResNet with three stages of so many blocks, two convolutions each, the first one of a width."""
 
     def features(layers: Any, x: Any) -> Any:
         def convolve(x: Any, filters: int, size: int, strides: int, name: str) -> Any:
@@ -122,8 +123,8 @@ def _resnet(blocks: int) -> Callable[[Any, Any], Any]:
                 layers.BatchNormalization(name=f"{name}_norm"),
             )
 
-        x = layers.ReLU()(convolve(x, 16, 3, 1, "stem"))
-        for stage, filters in enumerate((16, 32, 64), start=1):
+        x = layers.ReLU()(convolve(x, width, 3, 1, "stem"))
+        for stage, filters in enumerate((width, 2 * width, 4 * width), start=1):
             for block in range(1, blocks + 1):
                 name = f"stage_{stage}_block_{block}"
                 strides = 2 if stage > 1 and block == 1 else 1
@@ -145,4 +146,5 @@ _FEATURES: dict[str, Callable[[Any, Any], Any]] = {
     "row_lstm": _row_lstm,
     "resnet_8": _resnet(blocks=1),
     "resnet_20": _resnet(blocks=3),
+    "wide_resnet_20": _resnet(blocks=3, width=64),
 }

@@ -1,0 +1,92 @@
+"""Whether a budget of time holds: how long pruned models take that were asked to be twice as fast as the dense ones."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aimp_tf.config.latency import LATENCY_FORMATS, Latency
+from aimp_tf.exporting.clock import seconds_in_turn, write_for
+from aimp_tf.pruning import prune
+from benchmarks.networks import SHAPE, compiled_model, made_up_images
+from benchmarks.side_by_side import spread_text, tell
+
+
+def _mobilenet() -> Any:
+    keras = importlib.import_module("keras")
+    keras.utils.set_random_seed(0)
+    model = keras.applications.MobileNetV2(weights=None, input_shape=(96, 96, 3), classes=10)
+    model.compile(keras.optimizers.SGD(1e-4), "sparse_categorical_crossentropy")
+    return model
+
+
+_NETWORKS: Mapping[str, Callable[[], Any]] = {
+    "resnet_20": lambda: compiled_model("resnet_20", importlib.import_module("keras")),
+    "wide_resnet_20": lambda: compiled_model("wide_resnet_20", importlib.import_module("keras")),
+    "MobileNetV2 at 96 x 96": _mobilenet,
+}
+_SPEEDUP = 2.0
+
+
+def run(repetitions: int, networks: Mapping[str, Callable[[], Any]] = _NETWORKS) -> dict[str, Any]:
+    """Prunes networks in both formats until a call is twice as fast, on made-up images, and times them once more.
+
+    Dense and small model are timed in turn in a fresh process, on one thread with one example.
+
+    Args:
+        repetitions: How often each is timed.
+        networks: Name -> function that gives the compiled model.
+
+    Returns:
+        Network and format -> "dense_milliseconds"; "asked" and "measured", what the run was asked for and found, as
+        fractions of the dense time; "seconds", how long the run took; "ratio", what was then timed, as a fraction of
+        what was asked, by repetition; and "table", the same as a text.
+    """
+    figures: dict[str, Any] = {}
+    for name, make in networks.items():
+        for format_ in LATENCY_FORMATS:
+            title = f"{name}, {format_}"
+            figures[title] = _measure(repetitions, make, Latency(speedup=_SPEEDUP, format=format_))
+            tell(f"{title}: {figures[title]}")
+    lines = [
+        f"{title:38}dense {of['dense_milliseconds']:7.2f} ms, found {of['measured']:.3f} of it in {of['seconds']:.0f} "
+        f"s; timed again, {spread_text(of['ratio'])} of what was asked"
+        for title, of in figures.items()
+    ]
+    return {**figures, "table": "\n".join(lines)}
+
+
+def _measure(repetitions: int, make: Callable[[], Any], latency: Latency) -> dict[str, Any]:
+    model, dense = make(), make()
+    shape = tuple(model.input_shape[1:]) or SHAPE
+    begun_at = time.perf_counter()
+    result = prune(
+        model,
+        *made_up_images(64, shape),
+        granularity="channel",
+        budget=latency,
+        rate=0.3,
+        epochs=1,
+        batch_size=32,
+        verbose=0,
+        seed=0,
+    )
+    seconds, budget = time.perf_counter() - begun_at, result.budget
+    assert budget is not None
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [pathlib.Path(folder) / name for name in ("dense", "small")]
+        for each, path in zip((dense, result.compact()), paths, strict=True):
+            write_for(latency, each, path)
+        medians = [list(map(statistics.median, seconds_in_turn(latency, *paths))) for _ in range(repetitions)]
+    return {
+        "dense_milliseconds": budget.dense / 1000,
+        "asked": budget.asked / budget.dense,
+        "measured": budget.kept / budget.dense,
+        "ratio": [_SPEEDUP * small / dense for dense, small in medians],
+        "seconds": seconds,
+    }
