@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import aimp_tf
 from aimp_tf.exporting.compaction import compact_and_report
 from aimp_tf.graph.groups import channel_groups
 from aimp_tf.masking import MaskedModel
+from aimp_tf.runs.outcome import Outcome
 from aimp_tf.selection.channels import ChannelSet, ChannelUnits, Product
 
 CHANNELS = {"granularity": "channel", "budget": "flops", "target_sparsity": 0.5, "rate": 0.3, "verbose": 0, "seed": 1}
@@ -653,3 +655,15 @@ def test_what_is_written_is_the_small_model(K, digits, tmp_path):
     assert result.budget == result.rounds[-1].budget and result.budget.counted == "multiply-add"
     dense, pruned = result.measured.bytes
     assert pruned < dense and result.measured.multiply_adds == (result.budget.dense, result.budget.kept)
+    # And told, layer by layer.
+    left = {layer: int(result.masks[f"{layer}/kernel"].any((0, 1, 2)).sum()) for layer in ("stem", "wide", "side")}
+    measured = result.measured
+    assert {layer: measured.channels[layer] for layer in left} == {
+        layer: (all_, left[layer]) for layer, all_ in (("stem", 8), ("wide", 12), ("side", 6))
+    }
+    assert measured.parameters == (result.model.count_params(), weights)
+    assert ["wide", "12", str(left["wide"])] in [line.split() for line in result.summary().splitlines()]
+    assert f"it has {weights:,} parameters and {result.budget.kept:,} multiply-adds" in result.summary()
+    (page,) = result.report(tmp_path / "page.html")
+    assert "channels of each layer, before and after" in page.read_text()
+    assert Outcome.from_fields(json.loads(json.dumps(measured.to_fields()))) == measured

@@ -133,6 +133,8 @@ def test_a_run_keeps_to_the_time_of_a_call(K, digits, sizes, tmp_path):
     assert result.compact().count_params() == budget.kept
     assert "a call of the TFLite file with 1 example and 1 thread, " in result.summary()
     assert result.config.target_sparsity is None and result.config.budget == HALF["budget"]
+    (page,) = result.report(tmp_path / "page.html")
+    assert "a call of the TFLite file with 1 example and 1 thread" in page.read_text()
     # And all of it is known from now on.
     known = json.loads((tmp_path / "run" / "latency.json").read_text())
     assert known["dense"] == sizes[0] and budget.kept in known["by_counts"].values()

@@ -239,13 +239,13 @@ class PruningConfig:
         for name in ("include", "exclude"):
             if isinstance(fields.get(name), list):
                 fields[name] = tuple(fields[name])
-        fields["budget"] = as_budget(fields["budget"])
         return cls.from_fields(fields)
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> "PruningConfig":
         """A config from a dict of its fields. Raises TypeError that names unknown or missing ones."""
         _check_names(fields)
+        fields = {**fields, "budget": as_budget(fields.get("budget", cls.budget))}
         given = {name for name, value in fields.items() if value is not None}
         timed = isinstance(fields.get("budget"), Latency)
         missing = [name for name in ("target_sparsity", "epochs") if name not in given]

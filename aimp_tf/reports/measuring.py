@@ -43,7 +43,9 @@ def measure_sizes(model: Any, masks: Mapping[str, np.ndarray], *, channels: bool
     small = model
     with contextlib.suppress(ValueError):
         small, report = compact_and_report(model)
-        measured["multiply_adds"] = report.multiply_adds
+        measured |= {"parameters": report.parameters, "multiply_adds": report.multiply_adds}
+        if channels:
+            measured["channels"] = report.channels
     with contextlib.suppress(OSError, ValueError):
         pruned = _file_sizes(small if channels else model)
         with _filled(model, masks):

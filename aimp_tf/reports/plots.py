@@ -200,6 +200,27 @@ def plot_layers(layers: Sequence[LayerResult]) -> Figure:
     return figure
 
 
+def plot_channels(channels: Mapping[str, tuple[int, int]]) -> Figure:
+    """Bars of how many channels each layer has, and how many of them are left.
+
+    Args:
+        channels: Layer -> channels of the dense model and of the pruned one.
+    """
+    figure = _figure(_WIDTH, 1.1 + 0.22 * len(channels))
+    axes = figure.add_subplot()
+    places = np.arange(len(channels))
+    dense, left = ([pair[which] for pair in channels.values()] for which in (0, 1))
+    axes.barh(places, dense, 0.7, color=_LIGHT, label="dense")
+    bars = axes.barh(places, left, 0.7, color=COLOURS[0], label="left: the number")
+    axes.bar_label(bars, [f"{count:,}" for count in left], padding=3, fontsize="small")
+    axes.set_yticks(places, list(channels), fontsize="small")
+    axes.set_ylim(len(channels) - 0.4, -0.6)
+    axes.set_xlabel("channels")
+    tidy(axes, grid="x")
+    figure.legend(loc="outside lower right", ncols=2, frameon=False, labelcolor=_INK)
+    return figure
+
+
 def plot_latency(panels: Mapping[str, Sequence[tuple[str, float, float]]]) -> Figure:
     """Bars of the time that a call takes, with a line from the median to the 95th percentile, in panels two by two.
 

@@ -32,6 +32,7 @@ from aimp_tf.reports.blocks import (
 from aimp_tf.reports.plots import (
     check_matplotlib,
     draw_metric,
+    plot_channels,
     plot_cost,
     plot_latency,
     plot_layers,
@@ -313,8 +314,10 @@ def _costs(plans: Sequence[ReportedRun]) -> dict[str, list[tuple[str, float, flo
 
 
 def _layers_section(plan: ReportedRun, number: int) -> list[Block]:
-    name, rounds = plan.run.name, plan.run.rounds
+    name, rounds, channels = plan.run.name, plan.run.rounds, plan.outcome.channels
+    about = f"channels of each layer, before and after, {name}"
     return [
+        *([] if channels is None else [_picture(f"channels_{number}", about, plot_channels(channels))]),
         _picture(
             f"layers_{number}", f"sparsity and kept weights of each variable, {name}", plot_layers(plan.last.layers)
         ),

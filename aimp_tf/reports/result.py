@@ -131,6 +131,8 @@ class PruningResult:
     def summary(self) -> str:
         """The rounds as a table, the layers as another, and one line that sums up."""
         lines = [*aligned(round_table(self.rounds)), "", *aligned(layer_table(self.rounds[-1].layers)), ""]
+        if table := self.measured.channel_table():
+            lines += [*aligned(table), ""]
         for note in layer_notes(self.rounds):
             lines += [note, ""]
         if self.model is not None:

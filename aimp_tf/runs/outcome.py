@@ -23,8 +23,11 @@ class Outcome:
         file_format: What the file is, such as "SavedModel".
         bytes: Size of that file of the dense model and of the pruned one.
         gzip_bytes: The same, compressed.
+        parameters: How many the dense model has, and the compacted one.
         multiply_adds: For one example, of the dense model and of what is timed of the pruned one, such as the compacted
             model.
+        channels: Layer -> filters or units of the dense model, and of the compacted one; where whole channels were
+            pruned.
         call_seconds: Repeated timings of one call of the dense model and as many of the pruned one, taken in turn.
         call: What a call is, such as "1 example, 2 threads of a CPU, the pruned model compacted".
     """
@@ -35,7 +38,9 @@ class Outcome:
     file_format: str | None = None
     bytes: tuple[int, int] | None = None
     gzip_bytes: tuple[int, int] | None = None
+    parameters: tuple[int, int] | None = None
     multiply_adds: tuple[int, int] | None = None
+    channels: Mapping[str, tuple[int, int]] | None = None
     call_seconds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     call: str | None = None
 
@@ -49,7 +54,9 @@ class Outcome:
             "file_format": str,
             "bytes": _pair_of(int),
             "gzip_bytes": _pair_of(int),
+            "parameters": _pair_of(int),
             "multiply_adds": _pair_of(int),
+            "channels": lambda channels: {str(name): _pair_of(int)(pair) for name, pair in channels.items()},
             "call_seconds": _pair_of(lambda seconds: tuple(map(float, seconds))),
             "call": str,
         }
@@ -78,16 +85,28 @@ class Outcome:
                 f"{self.bytes[0]:,} and {dense:,}."
             )
         if self.multiply_adds is not None:
-            dense, pruned = self.multiply_adds
-            notes.append(f"Compacted, it takes {pruned:,} multiply-adds for an example; dense, {dense:,}.")
+            (dense, pruned), has, had = self.multiply_adds, "", ""
+            if self.parameters is not None:
+                had, has = (f"{count:,} parameters and " for count in self.parameters)
+            notes.append(f"Compacted, it has {has}{pruned:,} multiply-adds for an example; dense, {had}{dense:,}.")
         return notes
+
+    def channel_table(self) -> list[list[str]]:
+        """A header and a row a layer, as texts; nothing where whole channels were not pruned."""
+        if self.channels is None:
+            return []
+        rows = [["layer", "channels", "left"]]
+        return [*rows, *([name, f"{dense:,}", f"{left:,}"] for name, (dense, left) in self.channels.items())]
 
     def _check(self) -> None:
         if self.examples is not None and self.examples < 1 or self.dense_epochs is not None and self.dense_epochs < 0:
             raise ValueError(f"{self.examples} examples and {self.dense_epochs} epochs")
-        for name in ("bytes", "gzip_bytes", "multiply_adds"):
+        for name in ("bytes", "gzip_bytes", "parameters", "multiply_adds"):
             if min(getattr(self, name) or [1]) < 0:
                 raise ValueError(f"{name} are {getattr(self, name)}")
+        for name, (before, left) in (self.channels or {}).items():
+            if not 0 <= left <= before:
+                raise ValueError(f"{left} of {before} channels of {name} are left")
         dense, pruned = self.call_seconds or ([1.0], [1.0])
         if len(dense) != len(pruned) or not dense or not all(0 < time < math.inf for time in (*dense, *pruned)):
             raise ValueError(f"{len(dense)} and {len(pruned)} timings, or one that is no time")
