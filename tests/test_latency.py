@@ -16,7 +16,7 @@ from test_channels import images_of, residual
 
 import aimp_tf
 from aimp_tf.exporting import clock
-from aimp_tf.selection.search import CLOSE, nearly_largest
+from aimp_tf.selection.search import CLOSE, SAFE, nearly_largest
 
 HALF = {
     "granularity": "channel",
@@ -113,9 +113,9 @@ def test_the_search_by_a_clock_ends_within_the_limit(steps, noise, share):
     found = nearly_largest(
         lambda count: looks.append(count) or int(times[count]), lambda count: int(guide[count]), limit, len(steps)
     )
-    assert times[found] <= limit and len(looks) <= 10
+    assert times[found] <= (limit if found in (0, len(steps)) else SAFE * limit) and len(looks) <= 10
     near = times[found] >= CLOSE * limit or found == len(steps)
-    assert near or times[found + 1] > limit or len(looks) == 10
+    assert near or times[found + 1] > SAFE * limit or len(looks) == 10
 
 
 def test_a_run_keeps_to_the_time_of_a_call(K, digits, sizes, tmp_path):
@@ -123,7 +123,7 @@ def test_a_run_keeps_to_the_time_of_a_call(K, digits, sizes, tmp_path):
     result = aimp_tf.prune(residual(K), x, y, epochs=1, workdir=tmp_path / "run", **HALF)
     budget = result.budget
     assert (budget.counted, budget.dense, budget.asked) == ("microsecond", sizes[0], int(sizes[0] / 1.6))
-    assert CLOSE * budget.asked <= budget.kept <= budget.asked
+    assert CLOSE * budget.asked <= budget.kept <= SAFE * budget.asked
     assert [round_.budget.asked for round_ in result.rounds] == [
         budget.dense,
         round(0.75 * budget.dense),

@@ -27,7 +27,7 @@ from aimp_tf.selection.channels import ChannelUnits
 logger = logging.getLogger(__name__)
 
 _WORKER = pathlib.Path(__file__).with_name("timing_worker.py")
-_TURNS, _SECONDS_PER_TURN = 20, 0.05
+_TURNS, _SECONDS_PER_TURN, _ENOUGH_SECONDS = 10, 0.03, 8.0
 
 
 @dataclasses.dataclass
@@ -149,8 +149,9 @@ def seconds_in_turn(latency: Latency, *paths: pathlib.Path) -> list[list[float]]
         "paths": list(map(os.fspath, paths)),
         "batch_size": latency.batch_size,
         "threads": latency.threads,
-        "turns": _TURNS,
         "seconds": _SECONDS_PER_TURN,
+        "turns": _TURNS,
+        "enough": _ENOUGH_SECONDS,
     }
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder) / name for name in ("job.json", "seconds.json")]

@@ -2,8 +2,9 @@
 
     python timing_worker.py JOB.json RESULT.json
 
-The job: "kind", "saved_model" or "tflite"; "paths", the models; "batch_size"; "threads"; "turns", how often each model
-has its turn; and "seconds", how long a turn takes. The result: of each model, the seconds of its single calls.
+The job: "kind", "saved_model" or "tflite"; "paths", the models; "batch_size"; "threads"; "seconds", how long a turn of
+a model takes; "turns", how many each has at least, and "enough", how many seconds all turns take together at least. The
+result: of each model, the seconds of its single calls.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ def main(job_file: str, result_file: str) -> None:
     load = {"saved_model": _saved_model, "tflite": _tflite}[job["kind"]]
     calls = [load(path, job["batch_size"], job["threads"]) for path in job["paths"]]
     seconds: list[list[float]] = [[] for _ in calls]
-    for turn in range(job["turns"]):
-        pairs = list(zip(calls, seconds, strict=True))
+    pairs, turn, begun_at = list(zip(calls, seconds, strict=True)), 0, time.perf_counter()
+    while turn < job["turns"] or time.perf_counter() - begun_at < job["enough"]:
         for call, times in pairs[:: 1 if turn % 2 == 0 else -1]:
             times += _time(call, job["seconds"])
+        turn += 1
     pathlib.Path(result_file).write_text(json.dumps(seconds))
 
 
 def _time(call: Callable[[], object], enough: float) -> list[float]:
-    """Times of single calls, 5 at least and so many that together they take this many seconds."""
-    for _ in range(2):  # The model before this one has the caches.
-        call()
+    """Times of single calls, 3 at least and so many that together they take this many seconds."""
+    call()  # The model before this one has the caches.
     times: list[float] = []
-    while len(times) < 5 or sum(times) < enough:
+    while len(times) < 3 or sum(times) < enough:
         begun_at = time.perf_counter()
         call()
         times.append(time.perf_counter() - begun_at)
