@@ -24,6 +24,8 @@ from aimp_tf.training import input_pipeline
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.4, "epochs": 2, "round_epochs": 2, "rewind": "weights", "verbose": 0}
 
+CHANNELS = {"granularity": "channel", "budget": "flops", "target_sparsity": 0.5}
+
 
 def points(count=64):
     rng = np.random.default_rng(1)
@@ -110,6 +112,7 @@ def refusals(K, strategy, index):
         "unreadable on the chief": prune(workdir=__file__ if index == 0 else None),
         "sequence": prune(Batches()),
         "empty share": prune(points(65)),
+        "a time": prune(granularity="channel", budget=aimp_tf.Latency(speedup=2), target_sparsity=None),
     }
     model.set_weights([weight + index for weight in model.get_weights()])
     return {**refused, "other weights": prune()}
@@ -151,6 +154,8 @@ def main(folder, cells):
             if what == "mixed_bfloat16":
                 np.random.seed(index)
                 settings |= {"seed": None, "criterion": "random", "final_rewind": "reinitialize"}
+            if what == "channels":
+                settings |= CHANNELS
             result = aimp_tf.prune(
                 make_model(K, strategy),
                 points(),
@@ -158,8 +163,7 @@ def main(folder, cells):
                 callbacks=[Kill()] if what == "killed" else [],
                 workdir=folder / f"{keras_name}_killed" if what in ("killed", "again") else folder / cell,
                 batch_size=16,
-                **SETTINGS,
-                **settings,
+                **{**SETTINGS, **settings},
             )
             record(path, result, strategy, seeds[-1])
 

@@ -12,6 +12,8 @@ import pytest
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking.live_part import LiveNetwork
 from benchmarks import (
+    channel_peers,
+    channels,
     compact_rounds,
     end_to_end,
     gpu,
@@ -24,6 +26,8 @@ from benchmarks import (
     rounds,
     step,
 )
+from benchmarks import latency as benchmark_of_latency
+from benchmarks.networks import compiled_model
 from benchmarks.side_by_side import compare, spread_text, time_in_turn, timing
 from experiments import environment_of_tools
 from experiments.experiment import Experiment
@@ -336,3 +340,37 @@ def test_blocks_are_four_inputs_of_an_output():
     kernel = layers._kernel(16, 0.75, block=4)
     assert np.count_nonzero(kernel) == 64
     assert {np.count_nonzero(block) for block in kernel.T.reshape(16, 4, 4).reshape(-1, 4)} == {0, 4}
+
+
+def test_the_benchmark_of_channels(monkeypatch):
+    figures = channels.run(1, None, {"resnet_8": 128}, dataset="digits", epochs=1)
+    half, quarter = (figures[f"resnet_8, {times} x fewer multiply-adds"] for times in (2, 4))
+    assert quarter["parameters"] < half["parameters"]
+    assert all(len(form["ratio"]) == 1 for form in half.values() if isinstance(form, dict))
+    assert len(figures["table"].splitlines()) == 7
+    prune = channels._prune
+
+    def prune_otherwise(architecture, data, examples, fraction, epochs, *, compact_rounds=None, seed=0):
+        return prune(architecture, data, examples, 0.9 if compact_rounds is False else fraction, epochs, seed=seed)
+
+    monkeypatch.setattr(channels, "_prune", prune_otherwise)
+    with pytest.raises(RuntimeError, match="The runs do not compare, for their masks keep"):
+        channels.run(1, None, {"resnet_8": 128}, dataset="digits", epochs=1)
+
+
+def test_the_benchmark_of_latency():
+    figures = benchmark_of_latency.run(1, {"wide_mlp": lambda: compiled_model("wide_mlp", keras)})
+    assert list(figures) == ["wide_mlp, saved_model", "wide_mlp, tflite", "table"]
+    assert all(figures[title]["measured"] <= figures[title]["asked"] for title in list(figures)[:2])
+
+
+def test_the_benchmark_of_channels_beside_others():
+    experiment = Experiment(
+        "digits", "resnet_8", PruningConfig(0.5, epochs=2, granularity="channel", budget="flops"), train_examples=256
+    )
+    figures = channel_peers.run(1, experiment=experiment, sparsities=(0.5,))
+    sides = figures["0.5"]
+    assert list(sides)[:2] == ["AIMP", "from scratch"]
+    for side in sides.values():
+        assert 0.4 < side["multiply_adds"][0] <= 0.5 and side["accuracy"][0] > 0.1
+    assert ("Torch-Pruning" in sides) == ("is not installed" not in figures["table"])

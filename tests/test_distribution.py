@@ -28,7 +28,7 @@ TRAINED = [
     *(f"{name}-{policy}" for name in GENERATIONS for policy in ("float32", "mixed_float16")),
     "keras-mixed_bfloat16",
 ]
-CELLS = [*TRAINED, *(f"{name}-{what}" for name in GENERATIONS for what in ("infinity", "refusals"))]
+CELLS = [*TRAINED, *(f"{name}-{what}" for name in GENERATIONS for what in ("infinity", "refusals", "channels"))]
 
 
 def prune(model, **settings):
@@ -209,6 +209,17 @@ def test_workers_end_with_the_same(workers, cell):
     assert np.all(np.isfinite(loaded.serve(distributed_run.points()[0])))
 
 
+@pytest.mark.parametrize("keras_name", GENERATIONS)
+def test_workers_prune_the_same_channels(workers, keras_name):
+    chief, other = seen(workers, f"{keras_name}-channels")
+    assert_same(chief, other)
+    hidden, logits = (chief[f"masks/{name}/kernel"] for name in ("hidden", "logits"))
+    kept = hidden.any(axis=0)
+    assert 0 < kept.sum() <= 8 and (hidden == kept).all() and (logits == kept[:, np.newaxis]).all()
+    served = tf.saved_model.load(str(workers / f"{keras_name}-channels" / "final" / "saved_model"))
+    assert sum(int(np.prod(variable.shape)) for variable in served.variables) == kept.sum() * (8 + 1 + 4 + 3) + 3
+
+
 def test_two_workers_are_as_good_as_two_devices(workers, K, strategy):
     """The same share of the same batches, in the same order: `batch_size` is that of all replicas together."""
     here = prune(distributed_run.make_model(K, strategy))
@@ -243,6 +254,10 @@ def test_all_workers_refuse_what_is_wrong_on_one(workers, keras_name):
     assert re.match(r"TypeError: prune has no argument 'batch_sise'", other["wrong on one"])
     assert re.match("ValueError: workdir .* is a file", chief["unreadable on the chief"])
     assert re.match("ValueError: On worker 0 of 2: workdir .* is a file", other["unreadable on the chief"])
+    assert chief["a time"] == other["a time"]
+    assert re.match(
+        r"ValueError: budget=Latency\(.*\) is for one worker, on whose machine it is timed", chief["a time"]
+    )
     assert chief["other weights"] == other["other weights"]
     assert re.match("RuntimeError: Worker 1 has other weights or masks than worker 0", chief["other weights"])
     if keras_name == "keras":

@@ -25,6 +25,9 @@ Commands:
                    Fashion-MNIST; a repetition is a seed
     channels       calls of networks with a half and a quarter of their multiply-adds beside the dense ones, and a
                    whole run whose rounds shrink beside one whose rounds do not; about half an hour a repetition
+    channel_peers  accuracy for the same epochs of AIMP by whole channels, of the small network trained from scratch
+                   and, where it is installed (the extra benchmark), of Torch-Pruning; a repetition is a seed, and takes
+                   some half an hour
     latency        whether networks that were asked to be twice as fast are, in both formats; about 15 minutes
     gpu            masked steps beside dense ones, runs in mixed precision beside float32, and with the data in the
                    memory of the GPU beside the host's, on ResNet-20 and ResNet-50; without a GPU it says so and
@@ -56,6 +59,7 @@ _COMMANDS = (
     "compact_rounds",
     "peers",
     "channels",
+    "channel_peers",
     "latency",
     "gpu",
 )
@@ -68,7 +72,8 @@ _INPUTS = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Where tensorflow-datasets keeps its data. For `end_to_end`, `compact_rounds`, `peers`, `channels`; default: "
+    "Where tensorflow-datasets keeps its data. For `end_to_end`, `compact_rounds`, `peers`, `channels` and "
+    "`channel_peers`; default: "
     "~/tensorflow_datasets.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to.")

@@ -8,6 +8,7 @@ _OPTIONS = {
     "compact_rounds": ("data_dir",),
     "peers": ("data_dir",),
     "channels": ("data_dir",),
+    "channel_peers": ("data_dir",),
 }
 
 

@@ -70,7 +70,7 @@ def _calls(
     repetitions: int, architecture: str, data: datasets.ImageData, examples: int, fraction: float
 ) -> dict[str, Any]:
     result = _prune(architecture, data, examples, fraction, epochs=1)
-    dense, small = compiled_model(architecture, importlib.import_module("keras")), result.compact()
+    dense, small = _model(architecture, data), result.compact()
     forms: dict[str, Any] = {"parameters": small.count_params()}
     with tempfile.TemporaryDirectory() as folder:
         for call in _CALLS:
@@ -120,17 +120,20 @@ def _prune(
     config = PruningConfig(
         fraction, epochs=epochs, granularity="channel", budget="flops", seed=seed, compact_rounds=compact_rounds
     )
-    model = compiled_model(
-        architecture,
-        importlib.import_module("keras"),
-        data.train_images.shape[1:],
-        data.classes,
-        learning_rate=0.05,
-        metrics=["accuracy"],
-    )
     return prune(
-        model, data.train_images[:examples], data.train_labels[:examples], config=config, batch_size=64, verbose=0
+        _model(architecture, data),
+        data.train_images[:examples],
+        data.train_labels[:examples],
+        config=config,
+        batch_size=64,
+        verbose=0,
     )
+
+
+def _model(architecture: str, data: datasets.ImageData) -> Any:
+    keras = importlib.import_module("keras")
+    shape = data.train_images.shape[1:]
+    return compiled_model(architecture, keras, shape, data.classes, learning_rate=0.05, metrics=["accuracy"])
 
 
 def _lines(figures: Mapping[str, Any]) -> Sequence[str]:
