@@ -169,6 +169,11 @@ def test_a_run_that_goes_on_takes_times_as_they_were(K, digits, sizes, tmp_path,
         np.testing.assert_array_equal(result.masks[path], mask)
     for one, other in zip(whole.model.get_weights(), result.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+    known = (tmp_path / "run" / "latency.json").read_text()
+    with pytest.raises(ValueError, match="fewest microseconds"):  # It would have begun anew there.
+        fields = {**HALF, "budget": aimp_tf.Latency(speedup=99, format="tflite")}
+        aimp_tf.prune(residual(K), x, y, epochs=2, workdir=tmp_path / "run", overwrite=True, **fields)
+    assert (tmp_path / "run" / "latency.json").read_text() == known
     (tmp_path / "run" / "latency.json").write_text(table.replace("1", "2"))
     with pytest.raises(ValueError, match="latency.json is damaged: .* Remove the file, and the same call times anew"):
         aimp_tf.prune(residual(K), x, y, epochs=2, workdir=tmp_path / "run", **HALF)

@@ -1,8 +1,9 @@
-"""Latency: a budget in milliseconds of a call. Plain data: nothing here needs TensorFlow."""
+"""Latency: a budget in milliseconds of a call, and what was timed for it. Plain data: nothing here needs TensorFlow."""
 
 import dataclasses
 import math
 import numbers
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aimp_tf.config.texts import is_number, nearest
@@ -79,6 +80,33 @@ class Latency:
     def microseconds(self, dense: int) -> int:
         """How many a call may take, at most, where that of the dense model takes so many."""
         return math.floor(dense / self.speedup if self.speedup else 1000 * (self.milliseconds or 0))
+
+
+@dataclasses.dataclass
+class Timings:
+    """What was timed in a run, so that a run that goes on finds what it found before.
+
+    Attributes:
+        dense: Microseconds of a call of the dense model; None until that was timed.
+        by_counts: How many channels stay of each set, such as "16 24 8" -> microseconds.
+        save: Called whenever there is another one.
+    """
+
+    dense: int | None = None
+    by_counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    save: Callable[["Timings"], object] = lambda _: None
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "Timings":
+        """From `to_fields`, as it comes back from JSON. Raises KeyError, TypeError or ValueError for others."""
+        timings = cls(int(fields["dense"]), {str(key): int(value) for key, value in fields["by_counts"].items()})
+        if min([timings.dense or 0, *timings.by_counts.values()]) < 1:
+            raise ValueError("a call takes no time")
+        return timings
+
+    def to_fields(self) -> dict[str, Any]:
+        """As JSON can hold it, in microseconds of a call."""
+        return {"dense": self.dense, "by_counts": self.by_counts}
 
 
 def as_budget(value: Any) -> Any:

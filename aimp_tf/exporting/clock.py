@@ -11,14 +11,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.mixed_precision import computing_in_float32
-from aimp_tf.config.latency import Latency
+from aimp_tf.config.latency import Latency, Timings
 from aimp_tf.exporting.compaction import compact_as_masked
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.saved_model import write_saved_model
@@ -28,33 +28,6 @@ logger = logging.getLogger(__name__)
 
 _WORKER = pathlib.Path(__file__).with_name("timing_worker.py")
 _TURNS, _SECONDS_PER_TURN, _ENOUGH_SECONDS = 10, 0.03, 8.0
-
-
-@dataclasses.dataclass
-class Timings:
-    """What was timed in a run, so that a run that goes on finds what it found before.
-
-    Attributes:
-        dense: Microseconds of a call of the dense model; None until that was timed.
-        by_counts: How many channels stay of each set, such as "16 24 8" -> microseconds.
-        save: Called whenever there is another one.
-    """
-
-    dense: int | None = None
-    by_counts: dict[str, int] = dataclasses.field(default_factory=dict)
-    save: Callable[[Timings], object] = lambda _: None
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Timings:
-        """From `to_fields`, as it comes back from JSON. Raises KeyError, TypeError or ValueError for others."""
-        timings = cls(int(fields["dense"]), {str(key): int(value) for key, value in fields["by_counts"].items()})
-        if min([timings.dense or 0, *timings.by_counts.values()]) < 1:
-            raise ValueError("a call takes no time")
-        return timings
-
-    def to_fields(self) -> dict[str, Any]:
-        """As JSON can hold it, in microseconds of a call."""
-        return {"dense": self.dense, "by_counts": self.by_counts}
 
 
 class Clock:

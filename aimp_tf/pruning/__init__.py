@@ -12,8 +12,8 @@ from aimp_tf.arguments import placed
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import keras_generation
 from aimp_tf.config import PruningConfig
+from aimp_tf.config.latency import Timings
 from aimp_tf.exporting import export
-from aimp_tf.exporting.clock import Timings
 from aimp_tf.masking import Masks
 from aimp_tf.pruning.dense_baseline import measure_dense
 from aimp_tf.pruning.loop import check_run, prune_in_rounds

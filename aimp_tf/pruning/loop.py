@@ -10,7 +10,8 @@ from typing import Any
 import tensorflow as tf
 
 from aimp_tf.config import PruningConfig
-from aimp_tf.exporting.clock import Timings, with_clock
+from aimp_tf.config.latency import Timings
+from aimp_tf.exporting.clock import with_clock
 from aimp_tf.masking import MaskedModel, Masks, mask_for, sparsity
 from aimp_tf.reports.display import RunDisplay
 from aimp_tf.reports.result import PruningResult

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from aimp_tf.config.latency import Timings
 from aimp_tf.files import (
     DamagedFileError,
     check_files,
@@ -156,6 +157,23 @@ def read_outcome(path: pathlib.Path) -> Outcome:
         return Outcome.from_fields(fields)
     except (OverflowError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path} is not the outcome of a run: {error}") from error
+
+
+def read_timings(path: pathlib.Path) -> Timings:
+    """What `write_json` wrote of `Timings.to_fields`; where there is no such file, nothing was timed.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    if not os.path.lexists(path):
+        return Timings()
+    try:
+        return Timings.from_fields(read_json(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{error}. Remove the file, and the same call times anew what it held; the run may then go on otherwise "
+            "than it would have."
+        ) from error
 
 
 def write_state(folder: pathlib.Path, state: Mapping[str, Any]) -> Any:

@@ -21,20 +21,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aimp_tf.config import PruningConfig, kept_defaults
-from aimp_tf.exporting.clock import Timings
+from aimp_tf.config.latency import Timings
 from aimp_tf.files import (
     UNFINISHED,
     DamagedFileError,
-    check_writable,
     folder_that_appears_whole,
-    read_json,
     replacing,
     write_arrays,
     write_atomically,
     write_json,
 )
 from aimp_tf.runs.environment import describe_environment
-from aimp_tf.runs.folder_lock import LOCK, FolderLock
+from aimp_tf.runs.folder_lock import FolderLock
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.runs.recorded_run import (
     BACKUP_FILES,
@@ -48,9 +46,10 @@ from aimp_tf.runs.recorded_run import (
     read_outcome,
     read_round,
     read_state,
+    read_timings,
     write_state,
 )
-from aimp_tf.runs.run_files import OVERWRITTEN, RunFiles, remove
+from aimp_tf.runs.run_files import OVERWRITTEN, RunFiles, check_workdir, remove
 from aimp_tf.runs.sameness import check_same, stored_config, trusting
 from aimp_tf.training.rounds import RoundResult, by_split
 
@@ -58,27 +57,6 @@ if TYPE_CHECKING:
     from aimp_tf.runs.tensorboard import TensorBoardLog
 
 logger = logging.getLogger(__name__)
-
-
-def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Checks, writing nothing, that a run can be written to `path`, or goes on there.
-
-    Raises:
-        ValueError: The folder holds something that is not of a run, is a file, or cannot be written.
-        OSError: It cannot be read.
-    """
-    path = pathlib.Path(path).expanduser()
-    if path.exists() and not path.is_dir():
-        raise ValueError(
-            f"workdir {path} is a file; name a folder that is new or empty, or one of a run to go on with."
-        )
-    if path.is_dir() and not (path / LOCK).exists() and (entries := sorted(path.iterdir())):
-        raise ValueError(
-            f"workdir {path} holds files already that are not of a run, such as {entries[0].name!r}; name a folder "
-            "that is new or empty, or one of a run to go on with."
-        )
-    check_writable(path, "workdir")
-    return path
 
 
 class RunDirectory:
@@ -211,21 +189,15 @@ class RunDirectory:
             ValueError: The file is damaged.
             RuntimeError: It cannot be read.
         """
-        path, timings = self.path / "latency.json", Timings()
+        timings = Timings()
         with naming_the_folder(self.path):
-            if not self._overwrite and self._files.hold_run and os.path.lexists(path):
-                try:
-                    timings = Timings.from_fields(read_json(path))
-                except (KeyError, TypeError, ValueError) as error:
-                    raise ValueError(
-                        f"{error}. Remove the file, and the same call times anew what it held; the run may then go on "
-                        "otherwise than it would have."
-                    ) from error
+            if not self._overwrite and self._files.hold_run:
+                timings = read_timings(self.path / "latency.json")
         timings.save = self._save_timings
         return timings
 
     def _save_timings(self, timings: Timings) -> None:
-        if timings.dense is not None and os.path.lexists(self.path / "signature.json"):  # The run has begun.
+        if timings.dense is not None and self._round_count:  # The run has begun, or goes on.
             with naming_the_folder(self.path):
                 write_json(self.path / "latency.json", timings.to_fields())
 

@@ -8,7 +8,8 @@ import re
 import shutil
 from collections.abc import Iterable
 
-from aimp_tf.files import UNFINISHED
+from aimp_tf.files import UNFINISHED, check_writable
+from aimp_tf.runs.folder_lock import LOCK
 
 OVERWRITTEN = f"{UNFINISHED}overwritten"
 """The folder, within that of a run, with the files of the one that it takes the place of."""
@@ -17,6 +18,27 @@ _ROUND_NAMES = re.compile(r"round_\d{3,}|final")
 _OWN_NAMES = re.compile(
     rf"(config|environment|latency|outcome|signature)\.json|metrics\.jsonl|tensorboard|{_ROUND_NAMES.pattern}"
 )
+
+
+def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Checks, writing nothing, that a run can be written to `path`, or goes on there.
+
+    Raises:
+        ValueError: The folder holds something that is not of a run, is a file, or cannot be written.
+        OSError: It cannot be read.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ValueError(
+            f"workdir {path} is a file; name a folder that is new or empty, or one of a run to go on with."
+        )
+    if path.is_dir() and not (path / LOCK).exists() and (entries := sorted(path.iterdir())):
+        raise ValueError(
+            f"workdir {path} holds files already that are not of a run, such as {entries[0].name!r}; name a folder "
+            "that is new or empty, or one of a run to go on with."
+        )
+    check_writable(path, "workdir")
+    return path
 
 
 class RunFiles:
