@@ -86,6 +86,11 @@ def test_what_does_not_go_with_a_latency_is_refused(fields, message):
         aimp_tf.PruningConfig(epochs=1, **fields).validate()
 
 
+def test_wrap_takes_no_text_for_a_time(K):
+    with pytest.raises(ValueError, match=r"Write budget=aimp_tf.Latency\(milliseconds=5\)"):
+        aimp_tf.wrap(residual(K), granularity="channel", budget="latency")
+
+
 def test_a_config_with_a_latency_is_plain_data():
     config = aimp_tf.PruningConfig(epochs=1, granularity="channel", budget=HALF["budget"])
     assert json.loads(config.to_json())["budget"] == {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.compat.variables import resource_of
-from aimp_tf.config.checks import name_of_budget
+from aimp_tf.config.checks import check_choice, name_of_budget
 from aimp_tf.config.structure import Structure
 from aimp_tf.graph.channels import ChannelClasses, Flow
 from aimp_tf.graph.liveness import follow_channels
@@ -49,6 +49,7 @@ def select_units(
     channel_multiple: int = 1,
 ) -> Selection:
     """As `select_for`, and raises as that; of whole channels, all that is tied to them, as `channel_groups` has it."""
+    check_choice("budget", budget)
     selection = select_for(granularity, model, include, exclude)
     if not Structure.of(granularity).channels:
         return selection

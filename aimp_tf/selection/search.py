@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-CLOSE, SAFE = 0.89, 0.97
+CLOSE, SAFE = 0.91, 0.99
 """A time that is between these fractions of what it may be is close enough to it, and safely below: timed again, on a
 machine that does other things, it is seldom the same within a hundredth or two."""
 
-_AIM = 0.935
+_AIM = 0.95
 _MOST = 10
 
 
