@@ -3,9 +3,12 @@
 The networks and numbers are made up, or digits: mechanics only.
 """
 
+import dataclasses
+import fractions
 import json
 import os
 import pathlib
+import random
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from test_channels import images_of, residual
 
 import aimp_tf
 from aimp_tf.exporting import clock
+from aimp_tf.graph.groups import channel_groups
 from aimp_tf.selection.search import CLOSE, SAFE, nearly_largest
 
 HALF = {
@@ -57,6 +61,7 @@ def sizes(monkeypatch):
         ({"speedup": 2, "format": "lite"}, ValueError, "one of 'saved_model', 'tflite'; got 'lite'.*'tflite'"),
         ({"speedup": 2, "batch_size": 1.5}, TypeError, "batch_size of a Latency must be a whole number; got 1.5"),
         ({"speedup": 2, "threads": 0}, ValueError, "threads of a Latency must be at least 1; got 0"),
+        ({"speedup": 2, "format": ["tflite"]}, ValueError, "one of 'saved_model', 'tflite'; got"),
     ],
 )
 def test_a_latency_is_checked_when_it_is_made(fields, error, message):
@@ -77,13 +82,15 @@ def test_what_a_call_may_take():
         ({"target_sparsity": 0.5}, "says by itself how much is to go, so target_sparsity must be left out; got 0.5"),
         ({"budget": "latency"}, r"budget must be one of .*, or an aimp_tf.Latency; got 'latency'. Write budget=aimp"),
         ({"granularity": "unstructured"}, "granularity='unstructured' has no use for budget=Latency"),
-        ({"method": "gradual", "rate": 0.2}, "method='gradual' prunes a hundred times in a training"),
+        ({"method": "gradual", "rate": 0.2}, "method='gradual' ranks many times within a training"),
+        ({"stop_mask_distance": 0.1, "epochs": 9}, "stop_mask_distance ranks many times within a training"),
+        ({"method": "dense", "rate": 0.2}, "no use for .*budget=Latency.* what it does not use; and give target_spars"),
     ],
 )
 def test_what_does_not_go_with_a_latency_is_refused(fields, message):
     fields = {name: value for name, value in {**HALF, **fields}.items() if name != "verbose"}
     with pytest.raises(ValueError, match=message):
-        aimp_tf.PruningConfig(epochs=1, **fields).validate()
+        aimp_tf.PruningConfig(**{"epochs": 1, **fields}).validate()
 
 
 def test_wrap_takes_no_text_for_a_time(K):
@@ -101,6 +108,11 @@ def test_a_config_with_a_latency_is_plain_data():
         "threads": 1,
     }
     assert aimp_tf.PruningConfig.from_json(config.to_json()) == config
+    with pytest.raises(TypeError, match="A Latency has no field 'speed_up'. Its fields are milliseconds, speedup"):
+        aimp_tf.PruningConfig.from_json(config.to_json().replace("speedup", "speed_up"))
+    # Numbers of all kinds are those that JSON has.
+    latency = aimp_tf.Latency(speedup=fractions.Fraction(8, 5), batch_size=np.int64(2))
+    assert json.dumps(dataclasses.asdict(latency)) and latency == aimp_tf.Latency(speedup=1.6, batch_size=2)
 
 
 @settings(max_examples=200, deadline=None)
@@ -123,12 +135,19 @@ def test_the_search_by_a_clock_ends_within_the_limit(steps, noise, share):
     assert near or times[found + 1] > SAFE * limit or len(looks) == 10
 
 
+def test_a_search_that_meets_a_jump_goes_on_by_halves():
+    """Where the time rises at once, and hardly before or after, the guide tells nothing."""
+    found = nearly_largest(lambda count: 3000 if count < 100 else 8000 + count, lambda count: count, 7900, 1000)
+    assert 50 < found < 100
+
+
 def test_a_run_keeps_to_the_time_of_a_call(K, digits, sizes, tmp_path):
     x, y = images_of(digits)
     result = aimp_tf.prune(residual(K), x, y, epochs=1, workdir=tmp_path / "run", **HALF)
     budget = result.budget
     assert (budget.counted, budget.dense, budget.asked) == ("microsecond", sizes[0], int(sizes[0] / 1.6))
-    assert CLOSE * budget.asked <= budget.kept <= SAFE * budget.asked
+    # A channel of so small a network is some hundredths of it.
+    assert 0.85 * budget.asked <= budget.kept <= SAFE * budget.asked
     assert [round_.budget.asked for round_ in result.rounds] == [
         budget.dense,
         round(0.75 * budget.dense),
@@ -180,7 +199,12 @@ def test_a_run_that_goes_on_takes_times_as_they_were(K, digits, sizes, tmp_path,
         aimp_tf.prune(residual(K), x, y, epochs=2, workdir=tmp_path / "run", overwrite=True, **fields)
     assert (tmp_path / "run" / "latency.json").read_text() == known
     (tmp_path / "run" / "latency.json").write_text(table.replace("1", "2"))
-    with pytest.raises(ValueError, match="latency.json is damaged: .* Remove the file, and the same call times anew"):
+    with pytest.raises(
+        ValueError, match="latency.json is missing or damaged: .* Bring the file back, or pass overwrit"
+    ):
+        aimp_tf.prune(residual(K), x, y, epochs=2, workdir=tmp_path / "run", **HALF)
+    (tmp_path / "run" / "latency.json").unlink()
+    with pytest.raises(ValueError, match="latency.json is missing or damaged"):
         aimp_tf.prune(residual(K), x, y, epochs=2, workdir=tmp_path / "run", **HALF)
 
 
@@ -216,6 +240,62 @@ def test_a_model_that_cannot_be_exported_is_refused_before_any_training(K, digit
     model.compile("sgd", K.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.raises(ValueError, match="cannot be converted to TFLite"):
         aimp_tf.prune(model, *images_of(digits, 64), epochs=1, **HALF)
+
+
+def test_what_cannot_be_timed_is_refused(K, sizes):
+    layers = K.layers
+
+    def plan(inputs, *hidden, **latency):
+        x = inputs
+        for layer in (*hidden, layers.Dense(8), layers.Dense(4)):
+            x = layer(x)
+        latency = aimp_tf.Latency(format="tflite", **(latency or {"speedup": 2}))
+        return aimp_tf.plan(K.Model(inputs, x), epochs=1, granularity="channel", budget=latency)
+
+    with pytest.raises(
+        ValueError, match=r"of shape \(None, None, None, 3\) and dtype float32; a Latency is of calls wit"
+    ):
+        plan(K.Input((None, None, 3)), layers.Conv2D(8, 3), layers.GlobalAveragePooling2D())
+    with pytest.raises(ValueError, match="takes 76 microseconds: too little to be timed, for which it must be 100"):
+        plan(K.Input((4,)))
+    with pytest.raises(ValueError, match="takes 0.[0-9]* ms, and cannot take next to none. Ask for more"):
+        plan(K.Input((40,)), milliseconds=0.0001)
+
+
+def test_timing_leaves_what_is_drawn_as_it_is(K, sizes):
+    random.seed(1)
+    np.random.seed(1)
+    expected = random.getstate(), np.random.get_state()[1].tolist()
+    fields = {name: value for name, value in HALF.items() if name != "verbose"}
+    model = residual(K)
+    random.seed(1)
+    np.random.seed(1)
+    aimp_tf.plan(model, epochs=2, **fields)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == expected and len(sizes) > 1
+
+
+def test_an_export_that_was_interrupted_is_done_again(K, sizes, monkeypatch):
+    write, interrupted = clock.write_for, []
+
+    def write_for(latency, model, path):
+        if not interrupted:
+            interrupted.append(path)
+            raise KeyboardInterrupt
+        write(latency, model, path)
+
+    monkeypatch.setattr(clock, "write_for", write_for)
+    groups = channel_groups(residual(K), budget="latency")
+    units = clock.with_clock(groups.units, HALF["budget"], residual(K), groups.variables)
+    with pytest.raises(KeyboardInterrupt):
+        units.total()
+    assert units.total() == sizes[0]
+
+
+def test_a_fit_without_the_callback_is_told(K, digits):
+    masked = aimp_tf.wrap(residual(K), granularity="channel", budget=HALF["budget"])
+    masked.fit(*images_of(digits, 64), verbose=0)
+    with pytest.raises(RuntimeError, match="nothing was pruned, for no GlobalMagnitudePruning was among the callbacks"):
+        aimp_tf.strip(masked)
 
 
 def test_a_plan_times_the_dense_model(K, sizes):
@@ -264,6 +344,16 @@ def test_a_loop_of_ones_own(K, digits, sizes):
         masked.fit(x, y, epochs=pruning.next_epochs, callbacks=[pruning], verbose=0)
     assert pruning.rounds[-1].budget.kept <= int(sizes[0] / 1.6)
     aimp_tf.strip(masked)
+
+
+@pytest.mark.slow
+def test_a_file_for_one_example_takes_no_more(K):
+    model = K.Sequential([K.Input((6, 3)), K.layers.LSTM(8), K.layers.Dense(8), K.layers.Dense(2)])
+    four = aimp_tf.Latency(speedup=2, format="tflite", batch_size=4)
+    with pytest.raises(
+        RuntimeError, match="it failed: the TFLite file takes batches of 1 alone, which batch_size must be"
+    ):
+        aimp_tf.plan(model, epochs=1, granularity="channel", budget=four)
 
 
 @pytest.mark.slow

@@ -189,6 +189,8 @@ class PruningConfig:
             assert self.target_sparsity is not None
             return self.target_sparsity
         allowed = self.latency.microseconds(total)
+        if allowed < 1:
+            raise ValueError(f"{self.latency} takes {total / 1000:g} ms, and cannot take next to none. Ask for more.")
         if allowed >= total:
             raise ValueError(
                 f"Of the dense model, {self.latency} takes {total / 1000:g} ms, and may take {allowed / 1000:g} ms: "

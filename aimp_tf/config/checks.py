@@ -232,10 +232,11 @@ def _check_granularity(config: Any) -> None:
     if given:
         instead = "min_layer_survivors counts channels" if channels else "granularity='channel' has"
         raise ValueError(f"{config.structure} has no use for {', '.join(given)}; {instead}.")
-    if isinstance(config.budget, Latency) and config.method == "gradual":
+    if isinstance(config.budget, Latency) and (config.method == "gradual" or config.stop_mask_distance is not None):
+        what = "method='gradual'" if config.method == "gradual" else "stop_mask_distance"
         raise ValueError(
-            "method='gradual' prunes a hundred times in a training, before each of which a Latency would have to time "
-            "models. Leave out method, or write budget='flops'."
+            f"{what} ranks many times within a training, and each time a Latency would have to time models. Leave it "
+            "out, or write budget='flops'."
         )
     if config.channel_multiple < 1:
         raise ValueError(f"channel_multiple must be at least 1; got {config.channel_multiple}.")
@@ -245,9 +246,10 @@ def _check_method(config: Any) -> None:
     """Refuses what the method does not use."""
     given = _given(config, NOT_USED_BY[config.method])
     if given:
+        timed = isinstance(config.budget, Latency)
+        does = "and give target_sparsity" if timed else f"config.replace(method={config.method!r}) does that"
         raise ValueError(
-            f"method={config.method!r} has no use for {', '.join(given)}. Leave out what it does not use; "
-            f"config.replace(method={config.method!r}) does that."
+            f"method={config.method!r} has no use for {', '.join(given)}. Leave out what it does not use; {does}."
         )
 
 

@@ -17,7 +17,8 @@ class Latency:
     """How long a call of the pruned, compacted and exported model may take, for `PruningConfig.budget`.
 
     It is measured on the CPU of the machine that prunes, as the median of many calls, in turn with the dense model and
-    in a process of its own. Either `milliseconds` or `speedup` is given.
+    in a process of its own. Either `milliseconds` or `speedup` is given. The model must take inputs of known shapes and
+    of numbers, and a call of it at least a tenth of a millisecond.
 
     Attributes:
         milliseconds: Of a call, at most; above 0 and less than the dense model takes.
@@ -58,7 +59,8 @@ class Latency:
             raise TypeError(f"{name} of a Latency must be a number; got {value!r}.")
         if not least < value < math.inf:
             raise ValueError(f"{name} of a Latency must be above {least}; got {value!r}.")
-        if self.format not in LATENCY_FORMATS:
+        object.__setattr__(self, name, value if isinstance(value, int) else float(value))  # As JSON has it.
+        if not isinstance(self.format, str) or self.format not in LATENCY_FORMATS:
             raise ValueError(
                 f"format of a Latency must be one of {', '.join(map(repr, LATENCY_FORMATS))}; got {self.format!r}."
                 f"{nearest(self.format, LATENCY_FORMATS)}"
@@ -69,6 +71,7 @@ class Latency:
                 raise TypeError(f"{name} of a Latency must be a whole number; got {value!r}.")
             if value < 1:
                 raise ValueError(f"{name} of a Latency must be at least 1; got {value}.")
+            object.__setattr__(self, name, int(value))
 
     def __str__(self) -> str:
         examples, threads = (
@@ -110,5 +113,13 @@ class Timings:
 
 
 def as_budget(value: Any) -> Any:
-    """The budget of a config that came from JSON: a dict is the fields of a `Latency`. Raises as that."""
-    return Latency(**value) if isinstance(value, dict) else value
+    """The budget of a config that came from JSON: a dict is the fields of a `Latency`.
+
+    Raises TypeError, ValueError as that, or where they are others.
+    """
+    if not isinstance(value, dict):
+        return value
+    known = [field.name for field in dataclasses.fields(Latency)]
+    if others := [name for name in value if name not in known]:
+        raise TypeError(f"A Latency has no field {others[0]!r}. Its fields are {', '.join(known)}.")
+    return Latency(**value)

@@ -7,19 +7,24 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.mixed_precision import computing_in_float32
+from aimp_tf.compat.random_state import drawing_apart
 from aimp_tf.config.latency import Latency, Timings
 from aimp_tf.exporting.compaction import compact_as_masked
+from aimp_tf.exporting.inputs import input_specs
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.saved_model import write_saved_model
 from aimp_tf.selection.channels import ChannelUnits
@@ -28,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 _WORKER = pathlib.Path(__file__).with_name("timing_worker.py")
 _TURNS, _SECONDS_PER_TURN, _ENOUGH_SECONDS = 10, 0.03, 8.0
+_LEAST = 100
+"""Microseconds of the dense model in which the time of a call is known to a hundredth."""
+_ALIKE = 1.3
 
 
 class Clock:
@@ -43,7 +51,7 @@ class Clock:
         timings: What was timed before.
 
     Raises:
-        ValueError: The model is spread over several workers.
+        ValueError: The model is spread over several workers, or takes texts, or inputs of open shapes.
     """
 
     def __init__(self, latency: Latency, model: Any, variables: Mapping[str, Any], timings: Timings) -> None:
@@ -51,55 +59,72 @@ class Clock:
             raise ValueError(
                 f"budget={latency!r} is for one worker, on whose machine it is timed. Prune with budget='flops' there."
             )
+        for spec in tf.nest.flatten(input_specs(model)):
+            if None in spec.shape[1:] or not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype.is_bool):
+                raise ValueError(
+                    f"The model {model.name!r} takes {spec.name} of shape {spec.shape} and dtype {spec.dtype.name}; a "
+                    "Latency is of calls with numbers of a known shape. Write it into keras.Input, or budget='flops'."
+                )
         self._latency = latency
         self._model = model
         self._variables = variables
         self._timings = timings
-        self._folder = tempfile.TemporaryDirectory(prefix="aimp_tf_")  # Which goes with the clock.
+        self._folder = pathlib.Path(tempfile.mkdtemp(prefix="aimp_tf_"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._dense: pathlib.Path | None = None
 
     def __call__(self, units: ChannelUnits, kept: np.ndarray) -> int:
         """Microseconds of a call where these units stay, bool (units,): timed now, or known from before.
 
         Raises:
-            ValueError: The model cannot be exported.
+            ValueError: The model cannot be exported, or a call of it takes too little time to be timed.
             RuntimeError: What was exported cannot be timed.
         """
-        if self._timings.dense is None:
-            (seconds,) = seconds_in_turn(self._latency, self._dense_file())
-            self._note(max(1, round(1e6 * statistics.median(seconds))))
-        dense = self._timings.dense
-        assert dense is not None
+        dense = self._timings.dense or self._time_dense()
         if kept.all():
             return dense
         counts = " ".join(str(np.count_nonzero(kept[each.units])) for each in units.sets)
         if counts not in self._timings.by_counts:
-            with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
-                small = compact_as_masked(self._model, self._variables, units.expand(kept))
-                file = pathlib.Path(folder) / "small"
-                write_for(self._latency, small, file)
-                in_turn = seconds_in_turn(self._latency, self._dense_file(), file)
-            of_dense, of_small = map(statistics.median, in_turn)
-            self._note(max(1, round(dense * of_small / of_dense)), counts)
+            with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+                small = pathlib.Path(folder) / "small"
+                with drawing_apart():  # Layers that are made draw their first weights.
+                    write_for(self._latency, compact_as_masked(self._model, self._variables, units.expand(kept)), small)
+                of_dense, of_small = map(statistics.median, seconds_in_turn(self._latency, self._dense_file(), small))
+            if not 1 / _ALIKE < 1e6 * of_dense / dense < _ALIKE:
+                logger.warning(
+                    "A call of the dense model takes %.3g ms now, and took %.3g ms at first: the machine is busier, or "
+                    "less busy, or another one. Times are told as they would have been then.",
+                    1e3 * of_dense,
+                    dense / 1e3,
+                )
+            self._timings.by_counts[counts] = max(1, round(dense * of_small / of_dense))
+            self._note(self._timings.by_counts[counts], f"channels {counts}")
         return self._timings.by_counts[counts]
 
-    def _note(self, microseconds: int, counts: str | None = None) -> None:
-        if counts is None:
-            self._timings.dense = microseconds
-        else:
-            self._timings.by_counts[counts] = microseconds
+    def _time_dense(self) -> int:
+        # Milliseconds are compared with it, and a speedup does not depend on it.
+        repetitions = 3 if self._latency.milliseconds else 1
+        medians = [statistics.median(*seconds_in_turn(self._latency, self._dense_file())) for _ in range(repetitions)]
+        dense = round(1e6 * statistics.median(medians))
+        if dense < _LEAST:
+            raise ValueError(
+                f"For the model {self._model.name!r}, {self._latency} takes {dense} microseconds: too little to be "
+                f"timed, for which it must be {_LEAST}. Give the Latency a larger batch_size, or write budget='flops'."
+            )
+        self._timings.dense = dense
+        self._note(dense, "the dense model")
+        return dense
+
+    def _note(self, microseconds: int, what: str) -> None:
         self._timings.save(self._timings)
-        logger.info(
-            "%s: %.3f ms for %s.",
-            self._latency,
-            microseconds / 1000,
-            f"channels {counts}" if counts else "the dense model",
-        )
+        logger.info("%s: %.3f ms for %s.", self._latency, microseconds / 1000, what)
 
     def _dense_file(self) -> pathlib.Path:
         if self._dense is None:
-            self._dense = pathlib.Path(self._folder.name) / "dense"
-            write_for(self._latency, self._model, self._dense)
+            path = self._folder / "dense"
+            with drawing_apart():
+                write_for(self._latency, self._model, path)
+            self._dense = path
         return self._dense
 
 
@@ -130,10 +155,12 @@ def seconds_in_turn(latency: Latency, *paths: pathlib.Path) -> list[list[float]]
         files = [pathlib.Path(folder) / name for name in ("job.json", "seconds.json")]
         files[0].write_text(json.dumps(job))
         command = [sys.executable, "-P", os.fspath(_WORKER), *map(os.fspath, files)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        if done.returncode:
-            raise RuntimeError(f"What takes {latency} cannot be timed:\n{done.stderr[-2000:]}")
-        return json.loads(files[1].read_text())
+        for _ in range(2):  # A process may have been killed for memory, and a run has trained for hours by then.
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            if not done.returncode:
+                return json.loads(files[1].read_text())
+    last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+    raise RuntimeError(f"There is no time of {latency}, for it failed: {last[0]}")
 
 
 def with_clock(

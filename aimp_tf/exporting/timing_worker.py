@@ -24,9 +24,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 import numpy as np
 import tensorflow as tf
 
-_LENGTH = 8
-"""Of an axis of any length."""
-
 
 def main(job_file: str, result_file: str) -> None:
     job = json.loads(pathlib.Path(job_file).read_text())
@@ -77,6 +74,10 @@ def _tflite(path: str, batch_size: int, threads: int) -> Callable[[], object]:
     inputs: dict[int, np.ndarray] = {}
     for details in interpreter.get_input_details():
         array = _made_up(details["shape_signature"].tolist(), details["dtype"], batch_size)
+        if details["shape_signature"][0] not in (-1, batch_size):
+            sys.exit(
+                f"the TFLite file takes batches of {details['shape_signature'][0]} alone, which batch_size must be"
+            )
         interpreter.resize_tensor_input(details["index"], array.shape)
         inputs[details["index"]] = array
     interpreter.allocate_tensors()
@@ -93,7 +94,7 @@ def _tflite(path: str, batch_size: int, threads: int) -> Callable[[], object]:
 
 def _made_up(shape: list[Any], dtype: Any, batch_size: int) -> np.ndarray:
     """Normal numbers of a dtype, or zeros and ones where that is of integers; the first axis is the batch."""
-    lengths = [batch_size, *(_LENGTH if length in (None, -1) else length for length in shape[1:])]
+    lengths = [batch_size, *shape[1:]]
     generator = np.random.default_rng(0)
     if np.issubdtype(dtype, np.floating):
         return generator.normal(size=lengths).astype(dtype)

@@ -318,6 +318,10 @@ class MaskedModel(abc.ABC):
                 "load_weights, or a callback with those of an epoch that was less sparse."
             )
 
+    @property
+    def _prunes_nothing(self) -> bool:
+        return all(bool(tf.reduce_all(mask)) for mask in self._masks.values())
+
     def check_finished(self) -> None:
         """Raises RuntimeError if the model was trained and not pruned as far as it was to be, or is not sparse now."""
         trained = self._fits > 0 or self.optimizers.steps != self._steps_before
@@ -328,7 +332,7 @@ class MaskedModel(abc.ABC):
                 "fit(..., epochs=pruning.next_epochs, callbacks=[pruning]) until pruning.finished, or take the model "
                 "as it is by aimp_tf.strip(model, unfinished=True)."
             )
-        if trained and self.rounds_left is None and not self.masks_given and self.kept == self.total:
+        if trained and self.rounds_left is None and not self.masks_given and self._prunes_nothing:
             raise RuntimeError(
                 "The model was trained, but nothing was pruned, for no GlobalMagnitudePruning was among the callbacks. "
                 "Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning]), or take the dense model as it is "

@@ -96,7 +96,8 @@ def prune(
             weights, the data does not fit the model, or `workdir` holds something else than this run. Raised before
             any training.
         RuntimeError: The loss or the weights became NaN or infinite, something undoes the pruning, such as a callback
-            that sets weights, or `workdir` is in use or cannot be written; or another worker of the cluster is gone.
+            that sets weights, or `workdir` is in use or cannot be written; with a `Latency`, models cannot be timed any
+            more; or another worker of the cluster is gone.
 
     Example:
         ```python
@@ -144,7 +145,7 @@ def prune(
                 model, request.config, request.fitting, directory, masks, outcome, verbose, timings
             )
         except KeyboardInterrupt as interruption:
-            if directory is not None:
+            if directory is not None and os.path.lexists(directory.path / "signature.json"):
                 interruption.add_note(f"The same call, with a model as it was before, goes on with {directory.path}.")
             raise
         _save(result, directory, cluster)

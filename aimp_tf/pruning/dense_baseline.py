@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import numbers
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.random_state import drawing_apart
 from aimp_tf.compat.variables import local_value
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.texts import is_number
@@ -123,14 +121,12 @@ def _left_as_it_was(masked: MaskedModel) -> Iterator[None]:
     """Around a training of which nothing is to be left, so that what follows is as without it."""
     weights = masked.snapshot()
     state = {name: local_value(variable) for name, variable in masked.state().items()}
-    drawn = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        masked.make_whole()
-        masked.restore(weights)
-        variables: dict[str, Any] = masked.state()
-        for name, value in state.items():
-            variables[name].assign(value)
-        random.setstate(drawn[0])
-        np.random.set_state(drawn[1])
+    with drawing_apart():
+        try:
+            yield
+        finally:
+            masked.make_whole()
+            masked.restore(weights)
+            variables: dict[str, Any] = masked.state()
+            for name, value in state.items():
+                variables[name].assign(value)

@@ -159,20 +159,20 @@ def read_outcome(path: pathlib.Path) -> Outcome:
         raise DamagedFileError(f"{path} is not the outcome of a run: {error}") from error
 
 
-def read_timings(path: pathlib.Path) -> Timings:
+def read_timings(path: pathlib.Path, *, needed: bool) -> Timings:
     """What `write_json` wrote of `Timings.to_fields`; where there is no such file, nothing was timed.
 
     Raises:
-        ValueError: It is damaged.
+        ValueError: It is damaged, or is not there and `needed`.
     """
-    if not os.path.lexists(path):
+    if not needed and not os.path.lexists(path):
         return Timings()
     try:
         return Timings.from_fields(read_json(path))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OSError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{error}. Remove the file, and the same call times anew what it held; the run may then go on otherwise "
-            "than it would have."
+            f"{path} is missing or damaged: {error}. Timed anew, the run would be another one. Bring the file back, or "
+            "pass overwrite=True to begin anew."
         ) from error
 
 

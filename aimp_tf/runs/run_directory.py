@@ -186,13 +186,13 @@ class RunDirectory:
         """What was timed in the run that is here, if there is one that will go on. What is added is saved as it comes.
 
         Raises:
-            ValueError: The file is damaged.
+            ValueError: The file is damaged, or is not there though rounds are done.
             RuntimeError: It cannot be read.
         """
         timings = Timings()
         with naming_the_folder(self.path):
-            if not self._overwrite and self._files.hold_run:
-                timings = read_timings(self.path / "latency.json")
+            if self._config.latency is not None and not self._overwrite and self._files.hold_run:
+                timings = read_timings(self.path / "latency.json", needed=bool(self._files.rounds()))
         timings.save = self._save_timings
         return timings
 

@@ -212,7 +212,7 @@ class ChannelUnits:
     def choose(
         self, scores: np.ndarray, before: np.ndarray, amount: int, least: Sequence[int], scope: str
     ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """The largest number of units along their ranking that stays within an amount.
+        """The largest number of units along their ranking that stays within an amount, or nearly so of a time.
 
         Args:
             scores: Of the units, float (units,).

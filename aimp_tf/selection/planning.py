@@ -72,16 +72,16 @@ def survivor_counts(
     goal = count - round(target_sparsity * count)
     one = "prunable weight" if counted == "weight" else counted
     unit = f"{one}s" if block_size == 1 else f"prunable blocks of {block_size} weights"
+    asked = f"target_sparsity={target_sparsity}" if counted != "microsecond" else "The Latency"
     if goal == count:
-        raise ValueError(f"target_sparsity={target_sparsity} removes none of the {count} {unit}; raise it.")
+        raise ValueError(f"{asked} removes none of the {count} {unit}; raise it.")
     if goal == 0:
-        raise ValueError(f"target_sparsity={target_sparsity} leaves none of the {count} {unit}; lower it.")
+        raise ValueError(f"{asked} leaves none of the {count} {unit}; lower it.")
     begin = count if first is None else first // block_size
     if begin < goal:
         raise ValueError(
-            f"target_sparsity={target_sparsity} keeps {goal} of the {count} {unit}, but the masks that the "
-            f"model begins with keep {begin} only: it is sparser already. Raise it, or train the model on by "
-            "aimp_tf.fine_tune."
+            f"{asked} keeps {goal} of the {count} {unit}, but the masks that the model begins with keep {begin} only: "
+            "it is sparser already. Ask for less, or train the model on by aimp_tf.fine_tune."
         )
     kept = [begin]
     while kept[-1] != goal:

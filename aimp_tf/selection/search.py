@@ -8,6 +8,9 @@ CLOSE, SAFE = 0.91, 0.99
 """A time that is between these fractions of what it may be is close enough to it, and safely below: timed again, on a
 machine that does other things, it is seldom the same within a hundredth or two."""
 
+FAR = 0.8
+"""A time that is less than this fraction of what it may be is worth a warning."""
+
 _AIM = 0.95
 _MOST = 10
 
@@ -34,9 +37,10 @@ def largest(cost: Callable[[int], int], limit: int, count: int) -> int:
 def nearly_largest(cost: Callable[[int], int], guide: Callable[[int], int], limit: int, count: int) -> int:
     """A number of units whose cost is within a limit and nearly as much, where each look at a cost takes long.
 
-    A cost between two that are known is taken to rise as a guide does (regula falsi). As times neither rise steadily
-    nor are ever quite the same, one that is to count as within the limit must be so by `SAFE` of it, and the search
-    ends with the first that is at least `CLOSE` of it as well, or after ten looks.
+    A cost between two that are known is taken to rise as a guide does (regula falsi), and halved where that has moved
+    the same end twice. As times neither rise steadily nor are ever quite the same, one that is to count as within the
+    limit must be so by `SAFE` of it, and the search ends with the first that is at least `CLOSE` of it as well, or
+    after ten looks.
 
     Args:
         cost: Of the first units in order, so many; rising by and large.
@@ -59,14 +63,17 @@ def nearly_largest(cost: Callable[[int], int], guide: Callable[[int], int], limi
     above = cost(high)
     if above <= limit:
         return high
-    below = cost(low)
+    below, fitted = cost(low), list[bool]()
     for _ in range(_MOST - 2):
         if high - low <= 1 or below >= CLOSE * limit:
             break
         share = min(max((_AIM * limit - below) / max(above - below, 1), 0.0), 1.0)
         wanted = guide(low) + share * (guide(high) - guide(low))
         middle = min(max(_nearest(guide, wanted, low, high), low + 1), high - 1)
-        if (seen := cost(middle)) <= SAFE * limit:
+        if len(fitted) > 1 and fitted[-1] == fitted[-2]:
+            middle = (low + high) // 2
+        fitted.append((seen := cost(middle)) <= SAFE * limit)
+        if fitted[-1]:
             low, below = middle, seen
         else:
             high, above = middle, seen

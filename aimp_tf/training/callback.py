@@ -137,7 +137,7 @@ class GlobalMagnitudePruning(EpochCallback):
         """
         callbacks = as_callbacks(callbacks)
         check_for_rounds(callbacks)
-        if self.run.may_compact:
+        if self.run.compacts:
             try:
                 check_saving(callbacks)
             except ValueError as why:

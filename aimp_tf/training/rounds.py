@@ -114,7 +114,8 @@ class RoundResult:
         epochs: Epochs trained; fewer than planned where a stopping rule ended the round.
         kept: Number of prunable weights that were not masked.
         sparsity: Fraction of the prunable weights that were masked, in [0, 1).
-        seconds: Wall time from the beginning of its `fit`, ranking and rewinding included, to its end.
+        seconds: Wall time from the beginning of its `fit`, ranking and rewinding included, and timing models with a
+            `Latency`, to its end.
         metrics: Those of the weights that it ended with, such as {"loss": 0.1, "accuracy": 0.97, "val_accuracy": 0.95};
             a list of numbers where a metric gives several. They are the logs of the last epoch, or of the one whose
             weights a callback brought back, such as EarlyStopping(restore_best_weights=True). Where weights came from

@@ -15,6 +15,7 @@ from aimp_tf.exporting.clock import with_clock
 from aimp_tf.masking import WRAPPED_FIELDS, MaskedModel
 from aimp_tf.selection.planning import Round, make_plan
 from aimp_tf.selection.ranking import check_finite, smallest_magnitude
+from aimp_tf.selection.search import FAR
 from aimp_tf.training.live_rounds import LiveRounds
 from aimp_tf.training.loggers import Trained
 from aimp_tf.training.methods import METHODS
@@ -48,6 +49,7 @@ class Run:
         rounds: The results of the rounds that are done.
         plan: The rounds of the run; empty until `begin`.
         kept_first: Number of weights that are left when it begins.
+        compacts: Whether rounds are to train the live part alone, if nothing stands against it.
     """
 
     def __init__(self, config: PruningConfig, batches_of: Callable[[], int | None]) -> None:
@@ -59,8 +61,9 @@ class Run:
         self.rounds: list[RoundResult] = []
         self.plan: tuple[Round, ...] = ()
         self.kept_first = 0
+        in_channels = config.structure.channels and config.method == "iterative"
+        self.compacts = in_channels if config.compact_rounds is None else config.compact_rounds
         self._live: LiveRounds | None = None
-        self._compacts = True
         self._resumed = False
 
     @property
@@ -78,18 +81,11 @@ class Run:
         """The round that trains, or the next one."""
         return self.plan[len(self.rounds)]
 
-    @property
-    def may_compact(self) -> bool:
-        """Whether rounds are to train the live part alone, if nothing stands against it."""
-        if self.config.compact_rounds is None:
-            return self.config.structure.channels and self.config.method == "iterative" and self._compacts
-        return self.config.compact_rounds
-
     def stay_whole(self, why: ValueError) -> None:
         """Lets rounds train the whole model, where nobody has asked for anything else; raises `why` otherwise."""
         if self.config.compact_rounds:
             raise why
-        self._compacts, self._live = False, None
+        self.compacts, self._live = False, None
         logger.info("Rounds train the whole model, masked channels included. %s", why)
 
     def begin(self, masked: MaskedModel, stretch: float) -> None:
@@ -98,7 +94,7 @@ class Run:
         if self.config.structure.channels:
             masked.optimizer.check_dead_rows()
         masked.units = with_clock(masked.units, self.config.latency, masked.original, masked.variables)
-        if self.may_compact:
+        if self.compacts:
             try:
                 self._live = LiveRounds(masked, worth=0 if self.config.compact_rounds else _WORTH_MULTIPLY_ADDS)
             except ValueError as why:
@@ -234,6 +230,13 @@ class Run:
             )
         self.state.thresholds = [smallest_magnitude(weights[path], after[path]) for path in masked.prunable]
         masked.set_masks(after)
+        if self.config.latency is not None and masked.kept < FAR * keep:
+            logger.warning(
+                "%s takes %d microseconds now, of %d that it may: no number of channels between was found in time.",
+                self.config.latency,
+                masked.kept,
+                keep,
+            )
         if self.round.rewind == "learning_rate":
             assert self.state.shrinking is not None
             steps = self.rounds[-1].epochs * max(self.state.steps_per_epoch, default=0)
@@ -276,7 +279,8 @@ class Run:
     def _check_kept(self, masked: MaskedModel) -> None:
         """Raises RuntimeError where the round did not end with what it is to keep, or too early to rewind to it."""
         epochs, round_, kept = len(self.state.epoch_logs), self.round, masked.kept
-        if kept > round_.kept or masked.units.exact and kept != round_.kept:
+        timed = self.config.latency is not None  # When its masks were set, and it may not be the same now.
+        if not timed and kept > round_.kept or masked.units.exact and kept != round_.kept:
             early = f": fit ended after {epochs} of {round_.epochs} epochs" if kept > round_.kept else ""
             counted = f"{self.config.counted}s"
             raise RuntimeError(f"The masks keep {kept} {counted}, but this round is to keep {round_.kept}{early}.")
