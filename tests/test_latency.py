@@ -167,6 +167,7 @@ def test_a_run_keeps_to_the_time_of_a_call(K, digits, sizes, tmp_path):
     assert len(sizes) == looked_at and again.budget == budget
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_takes_times_as_they_were(K, digits, sizes, tmp_path, monkeypatch):
     x, y = images_of(digits, 128)
 
