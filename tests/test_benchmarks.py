@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from aimp_tf.config import PruningConfig
+from aimp_tf.exporting import clock
 from aimp_tf.masking.live_part import LiveNetwork
 from benchmarks import (
     channel_peers,
@@ -342,7 +343,13 @@ def test_blocks_are_four_inputs_of_an_output():
     assert {np.count_nonzero(block) for block in kernel.T.reshape(16, 4, 4).reshape(-1, 4)} == {0, 4}
 
 
-def test_the_benchmark_of_channels(monkeypatch):
+@pytest.fixture
+def in_no_time(monkeypatch):
+    """Calls are timed in few turns."""
+    monkeypatch.setattr(clock, "_ENOUGH_SECONDS", 0.1)
+
+
+def test_the_benchmark_of_channels(monkeypatch, in_no_time):
     figures = channels.run(1, None, {"resnet_8": 128}, dataset="digits", epochs=1)
     half, quarter = (figures[f"resnet_8, {times} x fewer multiply-adds"] for times in (2, 4))
     assert quarter["parameters"] < half["parameters"]
@@ -358,7 +365,7 @@ def test_the_benchmark_of_channels(monkeypatch):
         channels.run(1, None, {"resnet_8": 128}, dataset="digits", epochs=1)
 
 
-def test_the_benchmark_of_latency():
+def test_the_benchmark_of_latency(in_no_time):
     figures = benchmark_of_latency.run(1, {"wide_mlp": lambda: compiled_model("wide_mlp", keras)})
     assert list(figures) == ["wide_mlp, saved_model", "wide_mlp, tflite", "table"]
     assert all(figures[title]["measured"] <= figures[title]["asked"] for title in list(figures)[:2])

@@ -359,8 +359,9 @@ def test_a_file_for_one_example_takes_no_more(K):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["saved_model", "tflite"])
-def test_calls_are_timed_in_a_process_of_their_own(K, format, digits, tmp_path):
+def test_calls_are_timed_in_a_process_of_their_own(K, format, digits, tmp_path, monkeypatch):
     """How long they take is not tested here: only that what is told is what was timed."""
+    monkeypatch.setattr(clock, "_ENOUGH_SECONDS", 0.1)
     x, y = images_of(digits, 64)
     latency = aimp_tf.Latency(speedup=1.01, format=format, batch_size=3, threads=2)
     fields = {**HALF, "budget": latency, "rate": 0.9, "min_layer_survivors": 2}
