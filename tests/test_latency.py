@@ -363,7 +363,7 @@ def test_calls_are_timed_in_a_process_of_their_own(K, format, digits, tmp_path, 
     """How long they take is not tested here: only that what is told is what was timed."""
     monkeypatch.setattr(clock, "_ENOUGH_SECONDS", 0.1)
     x, y = images_of(digits, 64)
-    latency = aimp_tf.Latency(speedup=1.01, format=format, batch_size=3, threads=2)
+    latency = aimp_tf.Latency(speedup=1.01, format=format, batch_size=32, threads=2)
     fields = {**HALF, "budget": latency, "rate": 0.9, "min_layer_survivors": 2}
     result = aimp_tf.prune(
         residual(K, 32), np.repeat(np.repeat(x, 4, 1), 4, 2), y, epochs=1, workdir=tmp_path, **fields
