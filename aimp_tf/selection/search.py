@@ -15,7 +15,7 @@ _AIM = 0.95
 _MOST = 10
 
 
-def largest(cost: Callable[[int], int], limit: int, count: int) -> int:
+def largest(cost: Callable[[int], int], limit: float, count: int) -> int:
     """The largest number of units, of so many, whose cost is within a limit; none of them costs no more than that.
 
     Args:
@@ -69,7 +69,7 @@ def nearly_largest(cost: Callable[[int], int], guide: Callable[[int], int], limi
             break
         share = min(max((_AIM * limit - below) / max(above - below, 1), 0.0), 1.0)
         wanted = guide(low) + share * (guide(high) - guide(low))
-        middle = min(max(_nearest(guide, wanted, low, high), low + 1), high - 1)
+        middle = min(max(largest(guide, wanted, count), low + 1), high - 1)
         if len(fitted) > 1 and fitted[-1] == fitted[-2]:
             middle = (low + high) // 2
         fitted.append((seen := cost(middle)) <= SAFE * limit)
@@ -77,12 +77,4 @@ def nearly_largest(cost: Callable[[int], int], guide: Callable[[int], int], limi
             low, below = middle, seen
         else:
             high, above = middle, seen
-    return low
-
-
-def _nearest(guide: Callable[[int], int], wanted: float, low: int, high: int) -> int:
-    """The largest number between two whose guide is no more than is wanted."""
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if guide(middle) <= wanted else (low, middle)
     return low

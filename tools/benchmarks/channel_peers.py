@@ -11,8 +11,8 @@ from typing import Any
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.exporting.compaction import compact_and_report
-from aimp_tf.pruning import prune
 from aimp_tf.selection.planning import make_plan
+from benchmarks.peers import pruned
 from benchmarks.side_by_side import tell
 from experiments.datasets import ImageData
 from experiments.experiment import Experiment
@@ -87,15 +87,7 @@ def run(
 def _measure(experiment: Experiment, data: ImageData, *, torch_pruning: bool) -> dict[str, dict[str, float]]:
     measured = {}
     begun_at = time.perf_counter()
-    result = prune(
-        compiled_model(experiment, data),
-        data.train_images,
-        data.train_labels,
-        config=experiment.pruning,
-        batch_size=experiment.batch_size,
-        seed=experiment.seed,
-        verbose=0,
-    )
+    result = pruned(experiment, data)
     small, report = compact_and_report(result)
     dense, left = report.multiply_adds
     measured["AIMP"] = {

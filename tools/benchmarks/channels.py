@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import pathlib
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +13,9 @@ import numpy as np
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.latency import Latency
-from aimp_tf.exporting.clock import seconds_in_turn, write_for
 from aimp_tf.pruning import prune
 from aimp_tf.reports.result import PruningResult
+from benchmarks.calls import medians_of_calls
 from benchmarks.networks import compiled_model
 from benchmarks.side_by_side import spread_text, tell
 from experiments import datasets
@@ -71,17 +69,13 @@ def _calls(
     result = _prune(architecture, data, examples, fraction, epochs=1)
     dense, small = _model(architecture, data), result.compact()
     forms: dict[str, Any] = {"parameters": small.count_params()}
-    with tempfile.TemporaryDirectory() as folder:
-        for call in _CALLS:
-            paths = [pathlib.Path(folder) / f"{call.format}_{name}" for name in ("dense", "small")]
-            for model, path in zip((dense, small), paths, strict=True):
-                write_for(call, model, path)
-            medians = [list(map(statistics.median, seconds_in_turn(call, *paths))) for _ in range(repetitions)]
-            forms[str(call)] = {
-                "dense_seconds": [dense for dense, _ in medians],
-                "ratio": [dense / small for dense, small in medians],
-            }
-            tell(f"{architecture}, {fraction:.0%} gone, {call}: {forms[str(call)]}")
+    for call in _CALLS:
+        medians = medians_of_calls(call, dense, small, repetitions)
+        forms[str(call)] = {
+            "dense_seconds": [of_dense for of_dense, _ in medians],
+            "ratio": [of_dense / of_small for of_dense, of_small in medians],
+        }
+        tell(f"{architecture}, {fraction:.0%} gone, {call}: {forms[str(call)]}")
     return forms
 
 

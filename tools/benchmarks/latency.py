@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import pathlib
-import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from aimp_tf.config.latency import LATENCY_FORMATS, Latency
-from aimp_tf.exporting.clock import seconds_in_turn, write_for
 from aimp_tf.pruning import prune
+from benchmarks.calls import medians_of_calls
 from benchmarks.networks import SHAPE, compiled_model, made_up_images
 from benchmarks.side_by_side import spread_text, tell
 
@@ -81,11 +78,7 @@ def _measure(repetitions: int, make: Callable[[], Any], latency: Latency) -> dic
     )
     seconds, budget = time.perf_counter() - begun_at, result.budget
     assert budget is not None
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [pathlib.Path(folder) / name for name in ("dense", "small")]
-        for each, path in zip((dense, result.compact()), paths, strict=True):
-            write_for(latency, each, path)
-        medians = [list(map(statistics.median, seconds_in_turn(latency, *paths))) for _ in range(repetitions)]
+    medians = medians_of_calls(latency, dense, result.compact(), repetitions)
     return {
         "dense_milliseconds": budget.dense / 1000,
         "asked": budget.asked / budget.dense,

@@ -17,6 +17,7 @@ from aimp_tf.compat.importing import import_with_tfmot
 from aimp_tf.config import PruningConfig
 from aimp_tf.graph.prunable import named_weights
 from aimp_tf.pruning import prune
+from aimp_tf.reports.result import PruningResult
 from aimp_tf.selection.planning import make_plan
 from benchmarks.side_by_side import spread_text, tell
 from experiments import models
@@ -118,7 +119,8 @@ def _plain(experiment: Experiment, data: ImageData, epochs: int) -> Any:
     return train_dense(experiment, data, verbose=0, epochs=epochs)[0]
 
 
-def _prune(experiment: Experiment, data: ImageData, epochs: int) -> Any:
+def pruned(experiment: Experiment, data: ImageData) -> PruningResult:
+    """What `prune` makes of the model of an experiment, looking at no test images."""
     return prune(
         compiled_model(experiment, data),
         data.train_images,
@@ -127,7 +129,11 @@ def _prune(experiment: Experiment, data: ImageData, epochs: int) -> Any:
         batch_size=experiment.batch_size,
         seed=experiment.seed,
         verbose=0,
-    ).model
+    )
+
+
+def _prune(experiment: Experiment, data: ImageData, epochs: int) -> Any:
+    return pruned(experiment, data).model
 
 
 def _prune_gradually(experiment: Experiment, data: ImageData, epochs: int) -> Any:
