@@ -11,11 +11,13 @@ from aimp_tf.config.latency import Latency
 from aimp_tf.config.texts import nearest
 
 if TYPE_CHECKING:
+    from aimp_tf import criteria
     from aimp_tf.exporting import export
     from aimp_tf.exporting.compaction import compact
     from aimp_tf.exporting.sparse import sparse_inference
     from aimp_tf.fine_tuning import fine_tune
     from aimp_tf.masking import sparsity, strip, wrap
+    from aimp_tf.one_shot import one_shot
     from aimp_tf.preview import RunPlan, plan
     from aimp_tf.pruning import prune
     from aimp_tf.reports.groups import Groups, groups
@@ -36,9 +38,11 @@ __all__ = [
     "RunPlan",
     "array_dataset",
     "compact",
+    "criteria",
     "export",
     "fine_tune",
     "groups",
+    "one_shot",
     "plan",
     "prune",
     "sparse_inference",
@@ -48,7 +52,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Criterion": "selection.criteria",
+    "Criterion": "selection.criterion",
     "GlobalMagnitudePruning": "training.callback",
     "Groups": "reports.groups",
     "PruningResult": "reports.result",
@@ -59,6 +63,7 @@ _HOMES = {
     "export": "exporting",
     "fine_tune": "fine_tuning",
     "groups": "reports.groups",
+    "one_shot": "one_shot",
     "plan": "preview",
     "prune": "pruning",
     "sparse_inference": "exporting.sparse",
@@ -81,6 +86,8 @@ _WRITE_INSTEAD = {
 
 def __getattr__(name: str) -> Any:
     """Imports what needs TensorFlow only when it is asked for, so that configs and help texts come at once."""
+    if name == "criteria":
+        return importlib.import_module(f"{__name__}.criteria")
     if name not in _HOMES:
         others = f"{nearest(name, __all__)} It has {', '.join(__all__)}."
         write = f" Write {_WRITE_INSTEAD[name]}." if name in _WRITE_INSTEAD else others

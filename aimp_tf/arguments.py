@@ -192,8 +192,10 @@ def check_names(call: str, arguments: Mapping[str, Any], known: tuple[str, ...],
         raise TypeError(f"{call} has no argument {name!r}.{nearest(name, names)} It takes {', '.join(names)}.")
 
 
-def training_data(call: str, model: Any, x: Any, y: Any, sample_weight: Any) -> Any:
+def training_data(call: str, model: Any, x: Any, y: Any, sample_weight: Any, *, targets: bool = True) -> Any:
     """What a call was given as `fit` is, in one: a tuple (x, y, sample_weight), (x, y) or (x,), or other data as it is.
+
+    Unless `targets`, arrays x may come without y though the model has a loss.
 
     Raises:
         TypeError: What came cannot be trained on, or stands in the wrong place; it says what to write.
@@ -210,7 +212,7 @@ def training_data(call: str, model: Any, x: Any, y: Any, sample_weight: Any) -> 
             "config=aimp_tf.PruningConfig(**settings)."
         )
     if y is None:
-        return _data_without_y(call, model, x, sample_weight)
+        return _data_without_y(call, targets and _needs_targets(model), x, sample_weight)
     if not _holds_arrays(x):
         where = "Validation data goes in validation_data=. " if not hasattr(y, "shape") else ""
         raise TypeError(
@@ -225,7 +227,7 @@ def training_data(call: str, model: Any, x: Any, y: Any, sample_weight: Any) -> 
     return (x, y) if sample_weight is None else (x, y, sample_weight)
 
 
-def _data_without_y(call: str, model: Any, x: Any, sample_weight: Any) -> Any:
+def _data_without_y(call: str, needs_targets: bool, x: Any, sample_weight: Any) -> Any:
     """As `training_data`."""
     if isinstance(x, tuple):
         if sample_weight is None:
@@ -243,7 +245,7 @@ def _data_without_y(call: str, model: Any, x: Any, sample_weight: Any) -> Any:
                 "(x, y, sample_weight)."
             )
         return x
-    if sample_weight is not None or _needs_targets(model):
+    if sample_weight is not None or needs_targets:
         raise TypeError(
             f"x came without y, and the loss of the model needs targets. {_data_line(call)} An autoencoder takes "
             f"{call}(model, x, x, ...)."

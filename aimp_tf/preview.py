@@ -103,5 +103,5 @@ def plan(model: Any, config: PruningConfig | None = None, *, masks: Masks = None
     config = settled(config, count, first)
     rounds = make_plan(config, count, first)
     if config.method != "dense":
-        units.check_reachable(pruned, rounds[-1].kept, units.least(config, sizes), config.scope)
+        units.check_reachable(pruned, rounds[-1].kept, units.least(config, sizes))
     return RunPlan(rounds, count, config, imp_epochs(config, count, first))

@@ -228,6 +228,7 @@ def chain(widths=(3, 6, 4, 2), budget="flops", multiple=1):
         sets=tuple(sets),
         counted=frozenset(shapes),
         scored=frozenset(shapes),
+        reads=dict.fromkeys(shapes, 0),
         products=tuple(products),
         other_products=5,
         budget=budget,
@@ -294,11 +295,12 @@ def test_as_many_are_left_as_the_budget_allows(widths, budget, scope, share, see
         if units.amount(more) > amount:
             break
         expected = more
-    kept, _ = units.choose(scores, before, amount, least, scope)
+    shares = [1.0] * len(units.sets) if scope == "layer" else None
+    kept, _ = units.choose(scores, before, amount, least, shares)
     np.testing.assert_array_equal(kept, expected)
     if low:
         with pytest.raises(ValueError, match=f"can be left are {low:,} of {units.total():,}, and {low - 1:,} are"):
-            units.choose(scores, before, low - 1, least, scope)
+            units.choose(scores, before, low - 1, least, shares)
 
 
 def test_channels_stay_in_multiples():
@@ -306,7 +308,7 @@ def test_channels_stay_in_multiples():
     scores, before = generator.random(units.count), np.ones(units.count, bool)
     for share in (0.2, 0.4, 0.7, 1.0):
         amount = int(share * units.total())
-        kept, _ = units.choose(scores, before, amount, [1, 1], "global")
+        kept, _ = units.choose(scores, before, amount, [1, 1])
         counts = [int(kept[each.units].sum()) for each in units.sets]
         assert units.amount(kept) <= amount and all(
             count in (8, 16, 24, *sizes) for count, sizes in zip(counts, ((20,), (30,)), strict=True)
@@ -319,10 +321,10 @@ def test_channels_stay_in_multiples():
 def test_limits_hold_with_multiples():
     units = chain((3, 20, 40, 2), multiple=8)
     scores, everything = np.random.default_rng(0).random(units.count), np.ones(units.count, bool)
-    kept, _ = units.choose(scores, everything, units.total() // 2, [15, 9], "global")
+    kept, _ = units.choose(scores, everything, units.total() // 2, [15, 9])
     assert [int(kept[each.units].sum()) for each in units.sets] == [16, 16]
     with pytest.raises(ValueError, match="or channel_multiple=8"):
-        units.choose(scores, everything, 10, [15, 9], "global")
+        units.choose(scores, everything, 10, [15, 9])
 
 
 def test_limits_on_layers_are_in_channels():
@@ -336,9 +338,9 @@ def test_limits_on_layers_are_in_channels():
     assert least(max_layer_sparsity=0.6) == {"0": 16, "1": 2}
     # Ranking alone would keep the five of the second layer first.
     scores, everything = np.concatenate([np.full(40, 0.1), np.ones(5)]), np.ones(45, bool)
-    kept, guarded = units.choose(scores, everything, 5 + 3 * 4 + 4 * 3 + 3 * 2, [4, 1], "global")
+    kept, guarded = units.choose(scores, everything, 5 + 3 * 4 + 4 * 3 + 3 * 2, [4, 1])
     assert guarded == ("0",) and [int(kept[each.units].sum()) for each in units.sets] == [4, 3]
-    assert units.choose(scores, everything, units.total() // 2, [4, 1], "global")[1] == ()
+    assert units.choose(scores, everything, units.total() // 2, [4, 1])[1] == ()
 
 
 def test_masks_of_single_weights_are_no_channels():

@@ -157,7 +157,15 @@ LAST_OF_VERSION_1 = {
 
 
 # What came after these versions, as it was done before there was a choice.
-SINCE = {"start": "untrained", "total_epochs": None, "shrink": 1.0, "budget": "weights", "channel_multiple": 1}
+SINCE = {
+    "start": "untrained",
+    "total_epochs": None,
+    "shrink": 1.0,
+    "budget": "weights",
+    "channel_multiple": 1,
+    "criterion_batches": None,
+    "repair": False,
+}
 
 # What changed with a version.
 OF_VERSION_2 = {"round_schedule": "compress", "shrink": 1.0}

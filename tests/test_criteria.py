@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from aimp_tf.selection.criteria import Lamp, Statistics, criterion_of, scores_of
+from aimp_tf.selection.criteria import Lamp, criterion_of
+from aimp_tf.selection.criterion import scores_of
+from aimp_tf.selection.statistics import Statistics
 
 WEIGHTS = {"a": np.array([[3.0, -1.0], [0.5, 2.0]], np.float32), "b": np.array([10.0, -20.0], np.float32)}
 MASKS = {path: np.ones(weight.shape, bool) for path, weight in WEIGHTS.items()}
@@ -74,14 +76,3 @@ def test_functions_that_cannot_rank_are_refused(function, error, message):
 def test_what_is_pruned_needs_no_score():
     masks = {**MASKS, "b": np.array([True, False])}
     scores(lambda weights, masks: {**weights, "b": np.array([1.0, np.nan])}, masks=masks)
-
-
-def test_norms_of_channels_are_compared_by_the_mean_of_their_set():
-    pooled, sets = np.array([1.0, 3.0, 10.0, 30.0]), [np.array([0, 1]), np.array([2, 3]), np.array([], int)]
-    generator = np.random.default_rng(0)
-    assert criterion_of("magnitude").of_units(pooled, sets, generator).tolist() == [0.5, 1.5, 0.5, 1.5]
-    assert criterion_of("lamp").of_units(pooled, sets, generator).tolist() == pooled.tolist()
-    drawn = criterion_of("random").of_units(pooled, sets, generator)
-    assert len(np.unique(drawn)) == 4 and not np.array_equal(
-        drawn, criterion_of("random").of_units(pooled, sets, generator)
-    )

@@ -139,7 +139,7 @@ LAYERS = [
     ["training"],
     ["runs"],
     ["reports"],
-    ["pruning", "fine_tuning", "preview"],
+    ["pruning", "fine_tuning", "one_shot", "preview", "criteria"],
 ]
 LEVELS = {district: level for level, districts in enumerate(LAYERS) for district in districts}
 

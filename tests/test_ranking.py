@@ -1,3 +1,4 @@
+import functools
 import zlib
 from unittest import mock
 
@@ -8,8 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from aimp_tf.selection import ranking
-from aimp_tf.selection.criteria import Statistics, criterion_of, scores_of
-from aimp_tf.selection.ranking import keep_at_least, keep_largest, keep_same_fraction
+from aimp_tf.selection.criteria import criterion_of
+from aimp_tf.selection.criterion import scores_of
+from aimp_tf.selection.ranking import keep_at_least, keep_largest, keep_shares
+from aimp_tf.selection.statistics import Statistics
 from aimp_tf.selection.units import Units, keep_best
 
 
@@ -170,7 +173,7 @@ def test_the_same_fraction_of_each(problem, limit):
     survivors = counts_of(masks)
     least = {path: min(limit, count) for path, count in survivors.items()}
     keep = max(keep, sum(least.values()))
-    kept, guarded = keep_same_fraction(weights, masks, keep, dict.fromkeys(weights, limit))
+    kept, guarded = keep_shares(weights, masks, keep, dict.fromkeys(weights, limit), shares=[1.0] * len(weights))
     counts = counts_of(kept)
     assert sum(counts.values()) == keep
     for path, weight in weights.items():
@@ -187,11 +190,25 @@ def test_the_same_fraction_goes_by_largest_remainders():
     weights = {path: np.arange(size, dtype=np.float32) for path, size in {"a": 10, "b": 14, "c": 6}.items()}
     masks = {path: np.ones(weight.shape, bool) for path, weight in weights.items()}
     # 7 of 30 are 2.33, 3.27 and 1.4 of each; 15 are 5, 7 and 3.
-    kept, guarded = keep_same_fraction(weights, masks, 7, dict.fromkeys(weights, 0))
+    kept, guarded = keep_shares(weights, masks, 7, dict.fromkeys(weights, 0), shares=[0.3] * 3)
     assert counts_of(kept) == {"a": 2, "b": 3, "c": 2} and guarded == ()
-    assert counts_of(keep_same_fraction(weights, masks, 15, dict.fromkeys(weights, 0))[0]) == {"a": 5, "b": 7, "c": 3}
-    kept, guarded = keep_same_fraction(weights, masks, 18, {"a": 0, "b": 0, "c": 6})
+    assert counts_of(keep_shares(weights, masks, 15, dict.fromkeys(weights, 0), shares=[2.0] * 3)[0]) == {
+        "a": 5,
+        "b": 7,
+        "c": 3,
+    }
+    kept, guarded = keep_shares(weights, masks, 18, {"a": 0, "b": 0, "c": 6}, shares=[1.0] * 3)
     assert counts_of(kept) == {"a": 5, "b": 7, "c": 6} and guarded == ("c",)
+
+
+def test_fractions_are_in_proportion_to_shares():
+    weights = {path: np.arange(20, dtype=np.float32) for path in "abc"}
+    masks = {path: np.ones(20, bool) for path in weights}
+    kept, guarded = keep_shares(weights, masks, 14, dict.fromkeys(weights, 0), shares=[0.1, 0.2, 0.4])
+    assert counts_of(kept) == {"a": 2, "b": 4, "c": 8} and guarded == ()
+    # What one cannot keep goes to the others, in proportion.
+    kept, guarded = keep_shares(weights, masks, 38, {"a": 7, "b": 0, "c": 0}, shares=[0.1, 0.2, 0.4])
+    assert counts_of(kept) == {"a": 7, "b": 11, "c": 20} and guarded == ("a",)
 
 
 def parts_of(array, axis, m):
@@ -234,7 +251,8 @@ def test_blocks_are_ranked_by_their_means(problem, data):
         survivors = counts_of(masks)
         least = {path: min(limit, count) for path, count in survivors.items()}
         keep = m * data.draw(st.integers(sum(least.values()) // m, keep // m))
-        result, guarded = keep_best(weights, masks, keep, least, scope=scope, units=units, signed=signed)
+        shares = None if scope == "global" else [1.0] * len(weights)
+        result, guarded = keep_best(weights, masks, keep, least, shares=shares, units=units, signed=signed)
         blocks = {path: parts_of(mask, axes[path], m) for path, mask in result.items()}
         assert sum(counts_of(result).values()) == keep
         means, alive = {}, {}
@@ -245,7 +263,7 @@ def test_blocks_are_ranked_by_their_means(problem, data):
             values = parts_of(weight.astype(float), axes[path], m)
             means[path] = sum(np.moveaxis(values if signed else np.abs(values), -1, 0)) / m  # Added up one by one.
             alive[path] = parts_of(masks[path], axes[path], m).all(axis=-1)
-        choose = keep_at_least if scope == "global" else keep_same_fraction
+        choose = keep_at_least if scope == "global" else functools.partial(keep_shares, shares=shares)
         blocks_least = {path: count // m for path, count in least.items()}
         expected, expected_guarded = choose(means, alive, keep // m, blocks_least, signed=signed)
         for path in weights:
@@ -266,7 +284,8 @@ def test_the_best_n_of_each_m_stay(problem, data):
     units = Units.of(f"{n}:{m}", axes)
     for index, weights in enumerate(rounds):
         keep = size // m * n if index == len(rounds) - 1 else data.draw(st.integers(size // m * n, keep))
-        result, guarded = keep_best(weights, masks, keep, none, scope=scope, units=units, signed=signed)
+        shares = None if scope == "global" else [1.0] * len(weights)
+        result, guarded = keep_best(weights, masks, keep, none, shares=shares, units=units, signed=signed)
         assert sum(counts_of(result).values()) == keep and guarded == ()
         best = {}
         for path, weight in weights.items():
@@ -358,7 +377,8 @@ def test_masks_are_those_of_ever(granularity, criterion, scope, expected):
         ranking = criterion_of(criterion)
         scores = scores_of(ranking, Statistics(weights, masks, np.random.default_rng(0)))
         keep = round(share * total) // 12 * 12
-        masks, guarded = keep_best(scores, masks, keep, least, units=units, scope=scope, signed=ranking.signed)
+        shares = None if scope == "global" else [1.0] * len(weights)
+        masks, guarded = keep_best(scores, masks, keep, least, units=units, shares=shares, signed=ranking.signed)
         units.check(masks)
         assert sum(map(np.count_nonzero, masks.values())) == keep
         for path in masks:

@@ -44,6 +44,10 @@ def images():
     return rng.normal(size=(20, 6, 6, 2)).astype(np.float32), rng.integers(0, 3, 20)
 
 
+def gradients_of(masked, batches, count):
+    return ModelSample(masked, batches, count).collect(["gradients"])["gradients"]
+
+
 def batches_of(images, size=5):
     x, y = images
     return [(x[first : first + size], y[first : first + size]) for first in range(0, len(x), size)]
@@ -67,7 +71,7 @@ def test_gradients_are_the_slopes_of_the_loss(K, images):
     masked = MaskedModel.of(aimp_tf.wrap(model))
     batches = batches_of(images)
     before = model.get_weights()
-    gradients = ModelSample(masked, batches, 3).gradients()
+    gradients = gradients_of(masked, batches, 3)
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     model = masked.strip()
@@ -88,7 +92,7 @@ def test_weights_times_gradients_are_activations_times_theirs(K, images):
     (inputs,) = sample.inputs()
     assert [len(inputs[path]) for path in ("first/kernel", "shared/kernel", "head/kernel")] == [1, 2, 1]
     np.testing.assert_array_equal(inputs["first/kernel"][0], batches[0][0])
-    gradients = sample.gradients()["head/kernel"]
+    gradients = sample.collect(["gradients"])["gradients"]["head/kernel"]
     pooled, kernel = inputs["head/kernel"][0], masked.weights()["head/kernel"]
     with tf.GradientTape() as tape:
         a = tf.constant(pooled)
@@ -103,7 +107,7 @@ def test_weights_times_gradients_are_activations_times_theirs(K, images):
 def test_a_model_without_a_loss_has_no_gradients(K, images):
     model = convolutional(K, loss=None, metrics=None)
     with pytest.raises(ValueError, match="was compiled without one"):
-        ModelSample(MaskedModel.of(aimp_tf.wrap(model)), batches_of(images), 2).gradients()
+        gradients_of(MaskedModel.of(aimp_tf.wrap(model)), batches_of(images), 2)
 
 
 def test_metrics_of_an_epoch_do_not_see_the_sample(K, images):
@@ -111,14 +115,14 @@ def test_metrics_of_an_epoch_do_not_see_the_sample(K, images):
     masked = MaskedModel.of(aimp_tf.wrap(model))
     masked.model.train_on_batch(*images)
     before = [v.numpy() for metric in masked.model.metrics for v in metric.variables]
-    ModelSample(masked, batches_of(images), 2).gradients()
+    gradients_of(masked, batches_of(images), 2)
     after = [v.numpy() for metric in masked.model.metrics for v in metric.variables]
     assert before and all(map(np.array_equal, before, after))
 
 
 def test_two_replicas_see_the_same_gradients(K, strategy, images):
     both = [
-        ModelSample(MaskedModel.of(aimp_tf.wrap(convolutional(K, each))), batches_of(images), 2).gradients()
+        gradients_of(MaskedModel.of(aimp_tf.wrap(convolutional(K, each))), batches_of(images), 2)
         for each in (None, strategy)
     ]
     for path, gradient in both[0].items():
@@ -128,7 +132,7 @@ def test_two_replicas_see_the_same_gradients(K, strategy, images):
 
 def test_half_precision_underflows_no_gradients(K, images):
     exact, half = (
-        ModelSample(MaskedModel.of(aimp_tf.wrap(convolutional(K), **settings)), batches_of(images), 2).gradients()
+        gradients_of(MaskedModel.of(aimp_tf.wrap(convolutional(K), **settings)), batches_of(images), 2)
         for settings in ({}, {"mixed_precision": "mixed_bfloat16"})
     )
     for path, gradient in exact.items():
@@ -189,7 +193,7 @@ def test_a_callback_without_data_says_so_before_any_training(make_mlp, blobs):
         masked.fit(*blobs, epochs=1, callbacks=[pruning], verbose=0)
     pruning.sample = []
     with pytest.raises(ValueError, match="has no batches"):
-        ModelSample(MaskedModel.of(masked), [], 2).gradients()
+        gradients_of(MaskedModel.of(masked), [], 2)
 
 
 def test_a_criterion_is_written_with_its_settings():

@@ -65,12 +65,23 @@ class PruningConfig:
         stop_mask_distance: Ends a round but the last early, when the masks that ranking would give at the ends of two
             consecutive epochs differ in at most this fraction of the weights that are ranked, in [0, 1): early-bird
             tickets (You et al., ICLR 2020, section 3). `round_epochs` is then a maximum. None trains each in full.
-        scope: Which weights are ranked together: "global" is all of them; "layer" takes the same fraction of each.
+        scope: Which weights are ranked together: "global" is all of them; "layer" takes the same fraction of each. With
+            `granularity="channel"`, "activation_density" keeps fractions in proportion to the share of activations of a
+            layer that are not zero (Foldy-Porto et al., ICPR 2020). A function gives other shares: it gets the
+            `Statistics`, of channels the `Channels`, and returns path -> share, or name of a set of channels -> share.
         criterion: What ranks the weights. "magnitude" is the absolute value in float32. "lamp" is the square, over the
             sum of the squares of the survivors of its variable that are not smaller (Lee et al., ICLR 2021, equation
-            2). "random" draws lots. A function `(weights, masks) -> scores` of dicts from path to array gives scores of
-            the weights' shapes; the largest are kept. An `aimp_tf.Criterion` may ask for more than these: gradients,
-            and what the weights multiply, on a few batches of the training data.
+            2). "random" draws lots. By the training data go "taylor", "fisher", "gradient" and "reconstruction", and
+            with `granularity="channel"` also "utility", "votes", "activation_density", "discriminant" and
+            "mutual_information"; "scale" goes by that of normalisation. `aimp_tf.criteria` has a class for each, with
+            settings, such as `aimp_tf.criteria.Taylor(batches=16)`. A function `(weights, masks) -> scores` of dicts
+            from path to array gives scores of the weights' shapes; the largest are kept. An `aimp_tf.Criterion` of your
+            own may ask for what those ask for.
+        criterion_batches: On how many batches of the training data, the same in every round, that is computed which
+            `criterion` or `repair` goes by. None takes 8, or what the criterion says itself.
+        repair: Whether, after a round, the weights of Dense and convolution layers that are left make up for those that
+            went, as well as they can on these batches: least squares on what the layers gave (Optimal Brain Surgeon).
+            Where weights rewind, there is nothing to repair.
         granularity: What is kept or removed together. "unstructured" is single weights. "1x4" is blocks of four
             consecutive inputs of one output unit, such as kernel[0:4, 7] of a Dense layer, ranked by the mean of their
             scores. "2:4" ends with exactly two of each such four, the best two; on the way, these are kept in any case,
@@ -132,8 +143,10 @@ class PruningConfig:
     shrink: float = dataclasses.field(default=0.7, kw_only=True)
     round_schedule: str = dataclasses.field(default="head", kw_only=True)
     stop_mask_distance: float | None = dataclasses.field(default=None, kw_only=True)
-    scope: str = dataclasses.field(default="global", kw_only=True)
+    scope: object = dataclasses.field(default="global", kw_only=True)
     criterion: object = dataclasses.field(default="magnitude", kw_only=True)
+    criterion_batches: int | None = dataclasses.field(default=None, kw_only=True)
+    repair: bool = dataclasses.field(default=False, kw_only=True)
     granularity: str = dataclasses.field(default="unstructured", kw_only=True)
     budget: object = dataclasses.field(default="weights", kw_only=True)
     channel_multiple: int = dataclasses.field(default=1, kw_only=True)

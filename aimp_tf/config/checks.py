@@ -16,8 +16,22 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "start": ("untrained", "trained"),
     "rewind": ("weights", "learning_rate", "reinitialize"),
     "round_schedule": ("head", "compress"),
-    "scope": ("global", "layer"),
-    "criterion": ("magnitude", "lamp", "random"),
+    "scope": ("global", "layer", "activation_density"),
+    "criterion": (
+        "magnitude",
+        "lamp",
+        "random",
+        "scale",
+        "taylor",
+        "fisher",
+        "gradient",
+        "utility",
+        "votes",
+        "activation_density",
+        "discriminant",
+        "mutual_information",
+        "reconstruction",
+    ),
     "budget": ("weights", "channels", "flops"),
     "mixed_precision": ("auto", "mixed_float16", "mixed_bfloat16"),
 }
@@ -34,11 +48,13 @@ _OF_ROUNDS = (
     "round_schedule",
     "stop_mask_distance",
     "compact_rounds",
+    "repair",
 )
 _OF_CHANNELS = ("budget", "channel_multiple")
 _OF_RANKING = (
     "scope",
     "criterion",
+    "criterion_batches",
     "granularity",
     *_OF_CHANNELS,
     "max_layer_sparsity",
@@ -59,7 +75,9 @@ def name_of_budget(budget: object) -> str:
     return "latency" if isinstance(budget, Latency) else str(budget)
 
 
-_WHOLE = "epochs round_epochs total_epochs rewind_epoch min_layer_survivors channel_multiple seed".split()
+_WHOLE = (
+    "epochs round_epochs total_epochs rewind_epoch criterion_batches min_layer_survivors channel_multiple seed".split()
+)
 """Fields that are whole numbers."""
 
 
@@ -80,12 +98,16 @@ def check(config: Any) -> None:
             raise TypeError(f"{name} must be a whole number; got {value!r}.{as_whole(name, value)}")
     if config.compact_rounds not in (None, True, False) or is_number(config.compact_rounds, numbers.Real):
         raise TypeError(f"compact_rounds must be None, True or False; got {config.compact_rounds!r}.")
+    if not isinstance(config.repair, bool):
+        raise TypeError(f"repair must be True or False; got {config.repair!r}.")
     for name in CHOICES:
         check_choice(name, getattr(config, name))
     _check_method(config)
     _check_granularity(config)
     _check_rewinding(config)
     _check_epochs(config)
+    if config.criterion_batches is not None and config.criterion_batches < 1:
+        raise ValueError(f"criterion_batches must be at least 1; got {config.criterion_batches}.")
     if config.min_layer_survivors < 0:
         raise ValueError(f"min_layer_survivors must be at least 0; got {config.min_layer_survivors}.")
     if config.final_rewind is not None and config.final_rewind not in CHOICES["rewind"]:
@@ -144,13 +166,18 @@ def check_choice(name: str, value: object) -> None:
         return
     if name == "budget" and isinstance(value, Latency):
         return
+    if name == "scope" and callable(value):
+        return
     if name == "criterion" and (callable(value) or hasattr(value, "scores")) and not isinstance(value, type):
         return
     write = _METHODS_BY_SETTINGS.get(str(value).lower().replace("-", "_").replace(" ", "_"))
     if name == "method" and write is not None:
         raise ValueError(f"method={value!r} goes by other settings here. Write {write}.")
     none = "None or " if name in _OPTIONAL else ""
-    function = ", a criterion, or a function (weights, masks) -> scores" if name == "criterion" else ""
+    function = {
+        "criterion": ", a criterion, or a function (weights, masks) -> scores",
+        "scope": ", or a function that gives shares of layers",
+    }.get(name, "")
     write = f" Write {name}='auto'." if name == "mixed_precision" and value is True else nearest(value, choices)
     if name == "budget":
         function = ", or an aimp_tf.Latency"
@@ -216,6 +243,11 @@ def _check_rewinding(config: Any) -> None:
         raise ValueError(
             f"shrink={config.shrink} is for weights that stay after a round, and with rewind={config.rewind!r} none "
             "do. Leave out one of the two."
+        )
+    if config.repair and "learning_rate" not in (config.rewind, config.final_rewind):
+        raise ValueError(
+            f"repair corrects weights that stay after a round, and with rewind={config.rewind!r} none do. Leave out "
+            "one of the two."
         )
 
 
@@ -290,6 +322,7 @@ _FRACTIONS = (
     ("min_layer_share", 0, 1, "[)"),
 )
 _OPTIONAL = (
+    "criterion_batches",
     "epochs",
     "round_epochs",
     "total_epochs",

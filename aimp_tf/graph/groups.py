@@ -156,6 +156,7 @@ class _Found:
         unit_of = np.full(max([*makers, *self._all_classes()], default=0) + 1, -1)
         unit_of[free] = np.arange(len(free))
         axes: dict[str, tuple[np.ndarray | None, ...]] = {}
+        reads: dict[str, int] = {}
         members: dict[int, list[tuple[str, int, int]]] = collections.defaultdict(list)
         for call, rule in self._layers():
             for weight, names in zip(call.layer.weights, rule.axes(), strict=True):
@@ -163,6 +164,8 @@ class _Found:
                 if path is None or path in axes or self._is_statistic(call.layer, weight):
                     continue
                 axes[path] = tuple(None if name is None else unit_of[self._flow(call, name).classes] for name in names)
+                if isinstance(rule, Linear) and "inputs" in names:
+                    reads[path] = names.index("inputs")
                 for axis, units in enumerate(axes[path]):
                     if units is not None:
                         for unit, times in zip(*np.unique(units[units >= 0], return_counts=True), strict=True):
@@ -180,6 +183,7 @@ class _Found:
             sets=_in_sets(members, [makers[class_] for class_ in free]),
             counted=frozenset(counted),
             scored=frozenset(filter(self._is_scored, tied)),
+            reads={path: axis for path, axis in reads.items() if path in axes},
             products=products,
             other_products=others,
         )

@@ -80,15 +80,16 @@ def _weighted(call: Call, assumptions: Assumptions) -> Rule | None:
     layer = call.layer
     if len(layer.weights) != 1 + layer.use_bias or getattr(layer, "groups", 1) != 1:
         return None  # Adapters and quantized kernels come as further weights.
-    return Linear(layer, _values(layer, assumptions), _activation(layer, assumptions), bordered=_is_bordered(layer))
+    return Linear(layer, _values(layer, assumptions), _activation(layer, assumptions), bordered=is_bordered(layer))
 
 
 def _depthwise(call: Call, assumptions: Assumptions) -> Rule | None:
     layer, activation = call.layer, _activation(call.layer, assumptions)
-    return activation and Depthwise(layer, _values(layer, assumptions), activation, bordered=_is_bordered(layer))
+    return activation and Depthwise(layer, _values(layer, assumptions), activation, bordered=is_bordered(layer))
 
 
-def _is_bordered(layer: Any) -> bool:
+def is_bordered(layer: Any) -> bool:
+    """Whether an input that is the same everywhere, but not zero, is seen otherwise at the borders."""
     if "Transpose" in type(layer).__name__:
         return True
     return getattr(layer, "padding", "valid") != "valid" and math.prod(layer.kernel_size) > 1

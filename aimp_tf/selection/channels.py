@@ -11,8 +11,10 @@ import numpy as np
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.checks import COUNTED
-from aimp_tf.selection.criteria import Arrays, Criterion, Statistics, scores_of
+from aimp_tf.selection.criterion import Criterion, channel_scores_of
+from aimp_tf.selection.scope import shares_of
 from aimp_tf.selection.search import largest, nearly_largest
+from aimp_tf.selection.statistics import Arrays, Channels, Statistics
 
 HARDLY_PRUNED = 0.01
 """A variable with fewer zeros than this fraction was hardly pruned."""
@@ -59,6 +61,8 @@ class ChannelUnits:
         sets: The units, in sets.
         counted: Paths of the variables whose weights count as prunable.
         scored: Paths of the variables whose entries make up the score of a channel.
+        reads: Path -> the axis that counts inputs, of the kernels that read channels; of the last two, the other counts
+            outputs.
         products: What depends on the units, of all that is multiplied.
         other_products: How much else is multiplied for one example.
         budget: What is counted: one of `BUDGETS`.
@@ -72,6 +76,7 @@ class ChannelUnits:
     sets: Sequence[ChannelSet]
     counted: frozenset[str]
     scored: frozenset[str]
+    reads: Mapping[str, int]
     products: Sequence[Product]
     other_products: int
     budget: str = "weights"
@@ -183,21 +188,52 @@ class ChannelUnits:
             counts[each.name] = min(size, max(1, count))
         return counts
 
-    def check_reachable(self, masks: Arrays | None, keep: int, least: Mapping[str, int], scope: str) -> None:
+    def check_reachable(self, masks: Arrays | None, keep: int, least: Mapping[str, int]) -> None:
         """Raises ValueError if so little cannot be left of what these masks keep, or of all."""
         before = np.ones(self.count, bool) if masks is None else self.kept(masks)
-        self._along(np.zeros(self.count), before, keep, [least[each.name] for each in self.sets], scope)
+        self._along(np.zeros(self.count), before, keep, [least[each.name] for each in self.sets])
 
     def rank(
-        self, criterion: Criterion, statistics: Statistics, keep: int, least: Mapping[str, int], scope: str
+        self, criterion: Criterion, statistics: Statistics, keep: int, least: Mapping[str, int], scope: object
     ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """As `Units.rank`, with as much left as `choose` says."""
-        pooled = self.pool(scores_of(criterion, statistics), statistics.masks, criterion.signed)
-        before = self.kept(statistics.masks)
-        alive = [each.units[before[each.units]] for each in self.sets]
-        scores = criterion.of_units(pooled, alive, statistics.generator)
-        kept, guarded = self.choose(scores, before, keep, [least[each.name] for each in self.sets], scope)
+        channels = Channels(self, statistics)
+        scores, before = channel_scores_of(criterion, channels), self.kept(statistics.masks)
+        fewest, shares = [least[each.name] for each in self.sets], shares_of(scope, channels)
+        kept, guarded = self.choose(scores, before, keep, fewest, shares)
         return self.expand(kept), guarded
+
+    def needs(self, criterion: Criterion) -> tuple[str, ...]:
+        """As `Units.needs`."""
+        return criterion.channel_needs
+
+    def surviving(self, masks: Arrays) -> list[ChannelSet]:
+        """The sets, with those of their units that stay under these masks."""
+        kept = self.kept(masks)
+        return [dataclasses.replace(each, units=each.units[kept[each.units]]) for each in self.sets]
+
+    def read_by(self) -> dict[str, np.ndarray]:
+        """Path of a kernel -> the unit of each channel that it reads, int (inputs,); -1 where none can go."""
+        read = {path: self.axes[path][axis] for path, axis in self.reads.items()}
+        return {path: units for path, units in read.items() if units is not None}
+
+    def made_by(self, path: str) -> np.ndarray:
+        """The unit of each channel that a kernel makes, int (outputs,); -1 where it cannot go."""
+        units = self.axes[path][self._axis_of_outputs(path)]
+        assert units is not None
+        return units
+
+    def _axis_of_outputs(self, path: str) -> int:
+        return 2 * len(self.shapes[path]) - 3 - self.reads[path]
+
+    def pool_made(self, scores: Arrays, masks: Arrays) -> np.ndarray:
+        """The sum over the weights of the kernels that make a unit, those that survive, float64 (units,)."""
+        pooled = np.zeros(self.count)
+        for path in self.reads:
+            units, axis = self.made_by(path), self._axis_of_outputs(path)
+            sums = np.where(masks[path], scores[path], 0).sum(axis=_others(axis, len(self.shapes[path])), dtype=float)
+            np.add.at(pooled, units[units >= 0], sums[units >= 0])
+        return pooled
 
     def pool(self, scores: Arrays, masks: Arrays, signed: bool) -> np.ndarray:
         """The score of each unit, float64 (units,): the sum of those of its members that survive, or their L2 norm
@@ -210,7 +246,12 @@ class ChannelUnits:
         return pooled if signed else np.sqrt(pooled)
 
     def choose(
-        self, scores: np.ndarray, before: np.ndarray, amount: int, least: Sequence[int], scope: str
+        self,
+        scores: np.ndarray,
+        before: np.ndarray,
+        amount: int,
+        least: Sequence[int],
+        shares: Sequence[float] | None = None,
     ) -> tuple[np.ndarray, tuple[str, ...]]:
         """The largest number of units along their ranking that stays within an amount, or nearly so of a time.
 
@@ -219,7 +260,8 @@ class ChannelUnits:
             before: Which of them survive, bool (units,). Others stay away.
             amount: How much may be left, in what the budget counts.
             least: How many of each set stay whatever their rank is, the best of it.
-            scope: "global" ranks all together; "layer" takes the same fraction of each set, as nearly as can be.
+            shares: Of each set, which part of it stays, beside those of others, as nearly as can be. None ranks all
+                together.
 
         Returns:
             Which units stay, bool (units,), ties by position; and the names of the sets that kept more than their rank
@@ -228,7 +270,7 @@ class ChannelUnits:
         Raises:
             ValueError: Even the fewest units that may be left are more than that.
         """
-        order, assured, first = self._along(scores, before, amount, least, scope)
+        order, assured, first = self._along(scores, before, amount, least, shares)
         if self.budget == "latency":
             count = nearly_largest(
                 lambda count: self.amount(first(count)),
@@ -247,13 +289,18 @@ class ChannelUnits:
         return first(count), guarded
 
     def _along(
-        self, scores: np.ndarray, before: np.ndarray, amount: int, least: Sequence[int], scope: str
+        self,
+        scores: np.ndarray,
+        before: np.ndarray,
+        amount: int,
+        least: Sequence[int],
+        shares: Sequence[float] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, Callable[[int], np.ndarray]]:
         """The units in order and those that stay anyway, as `_in_order`, and what stays with so many of the first.
 
         Raises ValueError as `choose`.
         """
-        order, assured = self._in_order(scores, before, least, scope)
+        order, assured = self._in_order(scores, before, least, shares)
 
         def first(count: int) -> np.ndarray:
             kept = assured.copy()
@@ -270,16 +317,16 @@ class ChannelUnits:
         return order, assured, first
 
     def _in_order(
-        self, scores: np.ndarray, before: np.ndarray, least: Sequence[int], scope: str
+        self, scores: np.ndarray, before: np.ndarray, least: Sequence[int], shares: Sequence[float] | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The surviving units that may go, the best first, and which of the others stay in any case."""
         assured, places = np.zeros(self.count, bool), np.array(scores, np.float64)
-        for each, fewest in zip(self.sets, least, strict=True):
+        for index, (each, fewest) in enumerate(zip(self.sets, least, strict=True)):
             alive = each.units[before[each.units]]
             best = alive[np.argsort(-scores[alive], kind="stable")]
             assured[best[:fewest]] = True
-            if scope == "layer":
-                places[best] = -np.arange(1, len(best) + 1) / len(each.units)
+            if shares is not None:
+                places[best] = -np.arange(1, len(best) + 1) / (len(each.units) * shares[index])
         free = np.flatnonzero(before & ~assured)
         return free[np.argsort(-places[free], kind="stable")], assured
 

@@ -1,113 +1,33 @@
-"""What the weights are ranked by: a score for each. NumPy only."""
+"""Criteria: weights, gradients, and the table of all names. NumPy only."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-Arrays = Mapping[str, np.ndarray]
-"""Path of a variable -> an array of its shape."""
-
-
-class Sample(Protocol):
-    """A few batches of the training data, with the model that they are for."""
-
-    def gradients(self) -> Mapping[str, np.ndarray]: ...
-
-    def inputs(self) -> Iterator[Mapping[str, Sequence[np.ndarray]]]: ...
-
-
-class Statistics:
-    """What a criterion may ask for. Nothing is computed, and no data is read, before it is.
-
-    Attributes:
-        weights: Path -> float array, each read when it is asked for. They are not to be written into.
-        masks: Path -> bool array of the same shape; True marks a survivor.
-        generator: Draws what is random, in each round anew.
-    """
-
-    def __init__(
-        self, weights: Arrays, masks: Arrays, generator: np.random.Generator, sample: Sample | None = None
-    ) -> None:
-        """Of weights and masks, and of a sample of the training data where there is one."""
-        self.weights = weights
-        self.masks = masks
-        self.generator = generator
-        self._given = sample
-
-    @functools.cached_property
-    def gradients(self) -> Mapping[str, np.ndarray]:
-        """Path -> float32 array: the gradient of the loss that the model was compiled with, the mean over the batches
-        of the sample, in inference mode (no dropout, moving statistics as they are); of pruned weights as well.
-
-        Raises:
-            ValueError: There is no training data to take a sample of.
-        """
-        return self._sample.gradients()
-
-    def inputs(self) -> Iterator[Mapping[str, Sequence[np.ndarray]]]:
-        """What the weights multiply, batch by batch: path -> float array (examples, ..., channels), one for each call
-        of the layer. Of kernels of Dense, EinsumDense and convolution layers, in inference mode.
-
-        Raises:
-            ValueError: There is no training data to take a sample of.
-        """
-        return self._sample.inputs()
-
-    @property
-    def _sample(self) -> Sample:
-        if self._given is None:
-            raise ValueError(
-                "The criterion asks for training data, and the callback knows of none. Call aimp_tf.prune(model, x, y, "
-                "...), or set pruning.sample to a few batches, such as dataset.take(8)."
-            )
-        return self._given
-
-
-class Criterion:
-    """What the weights are ranked by; subclass it for one of your own.
-
-    Attributes:
-        signed: Whether the sign of a score counts. Where it does not, magnitudes are ranked.
-        batches: How many batches of the training data a sample has, the same ones in every round.
-    """
-
-    signed: bool = True
-    batches: int = 8
-
-    def scores(self, statistics: Statistics) -> Arrays:
-        """The scores of all weights, of which the largest are kept: path -> float array of the weight's shape."""
-        raise NotImplementedError
-
-    def of_units(self, pooled: np.ndarray, sets: Sequence[np.ndarray], generator: np.random.Generator) -> np.ndarray:
-        """The scores of whole channels, comparable between layers, float (units,).
-
-        Args:
-            pooled: Of each channel, the sum of the scores of its weights, or where their sign does not count their L2
-                norm.
-            sets: The channels that survive, by their indices, in sets of those that have the same variables.
-            generator: Draws what is random.
-
-        Returns:
-            The sums as they are; norms over the mean of their set, for wide layers have other norms than narrow ones
-            (Fang, Ma, Song, Mi and Wang, "DepGraph: Towards any structural pruning", CVPR 2023, section 3.3).
-        """
-        scores = pooled.copy()
-        if not self.signed:
-            for units in sets:
-                mean = pooled[units].mean() if len(units) else 0.0
-                scores[units] /= mean or 1.0
-        return scores
+from aimp_tf.selection.activation_criteria import (
+    ActivationDensity,
+    Discriminant,
+    MutualInformation,
+    Reconstruction,
+    Utility,
+    Votes,
+)
+from aimp_tf.selection.criterion import Criterion, OfChannels, relative
+from aimp_tf.selection.statistics import Arrays, Channels, Statistics
 
 
 class Magnitude(Criterion):
-    """The absolute value of a weight, in float32.
+    """The absolute value of a weight, in float32; of a channel the L2 norm, over its mean among those of its layers.
 
     References:
         Han, Pool, Tran and Dally, "Learning both weights and connections for efficient neural networks", NIPS 2015.
+
+    Example:
+        >>> Magnitude().scores(Statistics({"a": np.array([3.0, -5.0])}, {}, np.random.default_rng(0)))
+        {'a': array([ 3., -5.])}
     """
 
     signed = False
@@ -150,8 +70,120 @@ class Random(Criterion):
         draw = statistics.generator.random
         return {path: draw(weight.shape, np.float32) for path, weight in statistics.weights.items()}
 
-    def of_units(self, pooled: np.ndarray, sets: Sequence[np.ndarray], generator: np.random.Generator) -> np.ndarray:
-        return generator.random(len(pooled))
+    def channel_scores(self, channels: Channels) -> np.ndarray:
+        return channels.statistics.generator.random(channels.units.count)
+
+
+class Scale(OfChannels):
+    """The magnitude of the scale that normalisation gives a channel: |gamma|, the largest where it has several.
+
+    Raises ValueError, naming layers, where channels have no normalisation with a scale.
+
+    References:
+        Liu, Li, Shen, Huang, Yan and Zhang, "Learning efficient convolutional networks through network slimming", ICCV
+        2017, section 3; Ye, Lu, Lin and Wang, "Rethinking the smaller-norm-less-informative assumption", ICLR 2018.
+    """
+
+    def channel_scores(self, channels: Channels) -> np.ndarray:
+        units = channels.units
+        scores = np.full(units.count, -1.0)
+        for path, axes in units.axes.items():
+            if path.split("/")[-1] == "gamma" and axes[0] is not None:
+                free = axes[0] >= 0
+                np.maximum.at(scores, axes[0][free], np.abs(channels.statistics.weights[path])[free])
+        without = [each.name for each in channels.sets if (scores[each.units] < 0).any()]
+        if without:
+            raise ValueError(
+                f"The criterion {self.name} ranks channels by the scale of their normalisation, and there is none "
+                f"after {', '.join(without)}. Name their kernels in exclude, or take another criterion."
+            )
+        return scores
+
+
+class _OfGradients(Criterion):
+    """A criterion that goes by the gradients of the loss.
+
+    Args:
+        batches: As `Criterion.batches`.
+    """
+
+    def __init__(self, batches: int = 8) -> None:
+        self.batches = batches
+
+
+class Taylor(_OfGradients):
+    """How much the loss changes without a weight or a channel, to first order, whatever the sign.
+
+    Of a weight, |w * dL/dw|, the mean over batches. Of a channel, |sum over positions of a * dl/da| on an example,
+    where a is what all that read the channel get and l the loss, the mean over examples: for kernels that read it, that
+    is the sum of W * dl/dW over their rows. With one batch of one example, both are the change itself.
+
+    References:
+        Molchanov, Tyree, Karras, Aila and Kautz, "Pruning convolutional neural networks for resource efficient
+        inference", ICLR 2017, section 2.2; Molchanov, Mallya, Tyree, Frosio and Kautz, "Importance estimation for
+        neural network pruning", CVPR 2019, equation 8.
+
+    Example: `criterion="taylor"`. Of a loss 3 * w with w = 2, the weight scores 6, and without it the loss falls by 6.
+    """
+
+    needs, channel_needs = ("absolute_gradients",), ("contributions",)
+
+    def scores(self, statistics: Statistics) -> Arrays:
+        gradients = statistics.absolute_gradients
+        return {path: np.abs(weight) * gradients[path] for path, weight in statistics.weights.items()}
+
+    def channel_scores(self, channels: Channels) -> np.ndarray:
+        return np.abs(np.concatenate(channels.contributions)).mean(axis=0)
+
+
+class Fisher(_OfGradients):
+    """How far the outputs move without a weight or a channel, to second order: d' F d / 2, with the Fisher information.
+
+    F is the empirical one: the mean square of the gradients of single examples at their own targets. Of a channel, d
+    is all of the rows that read it, and d' F d the mean over examples of (sum over positions of a * dl/da)**2, which
+    leaves out nothing between them. Of a weight, w**2 * F_ww / 2, where F_ww is estimated from the squares of the
+    gradients of batches, times the examples in one.
+
+    References:
+        "HFP: Hardware-aware filter pruning for deep convolutional neural networks acceleration", ICPR 2020, whose
+        information gain this estimates; Theis, Korshunova, Tejani and Huszar, "Faster gaze prediction with dense
+        networks and Fisher pruning", 2018; Liu, Zhang, Kuang and others, "Group Fisher pruning for practical network
+        compression", ICML 2021.
+
+    Example: `criterion="fisher"`. Where a * dl/da is 1 and -3 on two examples, the channel scores (1 + 9) / 4 = 2.5.
+    """
+
+    needs, channel_needs = ("squared_gradients",), ("contributions",)
+
+    def scores(self, statistics: Statistics) -> Arrays:
+        squares = statistics.squared_gradients
+        return {path: weight**2 * squares[path] / 2 for path, weight in statistics.weights.items()}
+
+    def channel_scores(self, channels: Channels) -> np.ndarray:
+        return (np.concatenate(channels.contributions) ** 2).mean(axis=0) / 2
+
+
+class Gradient(_OfGradients):
+    """The magnitude of the gradient alone: what training does not change is not worth much.
+
+    Of a weight, |dL/dw|, the mean over batches. Of a channel, its sum over the kernels that make it, over the mean of
+    that among the channels of the same layers.
+
+    References:
+        Nguyen-Meidine, Granger, Kiran and Blais-Morin, "Progressive gradient pruning for classification, detection and
+        domain adaptation", 2019, whose sum over an epoch this takes over some batches.
+
+    Example: `criterion="gradient"`. Of a filter with gradients 0.5 and -1.5, the sum is 2.
+    """
+
+    needs = channel_needs = ("absolute_gradients",)
+
+    def scores(self, statistics: Statistics) -> Arrays:
+        return statistics.absolute_gradients
+
+    def channel_scores(self, channels: Channels) -> np.ndarray:
+        gradients = channels.statistics.absolute_gradients
+        return relative(channels.units.pool_made(gradients, channels.statistics.masks), channels)
 
 
 class _Function(Criterion):
@@ -167,7 +199,21 @@ class _Function(Criterion):
         return scores
 
 
-CRITERIA: dict[str, Criterion] = {"magnitude": Magnitude(), "lamp": Lamp(), "random": Random()}
+CRITERIA: dict[str, type[Criterion]] = {
+    "magnitude": Magnitude,
+    "lamp": Lamp,
+    "random": Random,
+    "scale": Scale,
+    "taylor": Taylor,
+    "fisher": Fisher,
+    "gradient": Gradient,
+    "utility": Utility,
+    "votes": Votes,
+    "activation_density": ActivationDensity,
+    "discriminant": Discriminant,
+    "mutual_information": MutualInformation,
+    "reconstruction": Reconstruction,
+}
 """By their names in `PruningConfig.criterion`."""
 
 
@@ -175,43 +221,4 @@ def criterion_of(value: Any) -> Criterion:
     """The criterion that `PruningConfig.criterion` stands for: a name, a `Criterion`, or a function."""
     if isinstance(value, Criterion):
         return value
-    return CRITERIA[value] if isinstance(value, str) else _Function(value)
-
-
-def scores_of(criterion: Criterion, statistics: Statistics) -> Arrays:
-    """The scores that a criterion gives, path -> float array.
-
-    Raises:
-        TypeError: They are something other than a dict of arrays of numbers.
-        ValueError: They leave a variable out, or have a wrong shape, or NaN or infinity for a survivor.
-    """
-    scores = criterion.scores(statistics)
-    return scores if scores is statistics.weights else _checked(scores, statistics.weights, statistics.masks)
-
-
-def _checked(scores: Any, weights: Arrays, masks: Arrays) -> Arrays:
-    expected = "criterion must return a dict with an array of scores for each variable, of the variable's shape"
-    if not isinstance(scores, Mapping):
-        raise TypeError(f"{expected}; got {type(scores).__name__}.")
-    missing, unknown = (
-        [path for path in weights if path not in scores],
-        [path for path in scores if path not in weights],
-    )
-    if missing or unknown:
-        raise ValueError(
-            f"{expected}; missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}."
-        )
-    checked = {}
-    for path, weight in weights.items():
-        try:
-            score = np.asarray(scores[path], np.float32)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{expected}; {path} got {type(scores[path]).__name__}.") from error
-        if score.shape != weight.shape:
-            raise ValueError(f"{expected}; {path} has shape {weight.shape} and got scores of shape {score.shape}.")
-        if not np.all(np.isfinite(score[masks[path]])):
-            raise ValueError(
-                f"criterion gives NaN or infinity for survivors of {path}; scores must be finite in float32."
-            )
-        checked[path] = score
-    return checked
+    return CRITERIA[value]() if isinstance(value, str) else _Function(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -67,29 +67,34 @@ def keep_largest(
     return kept
 
 
-def keep_same_fraction(
+def keep_shares(
     scores: Mapping[str, np.ndarray],
     masks: Mapping[str, np.ndarray],
     keep: int,
     least: Mapping[str, int],
     *,
+    shares: Sequence[float],
     signed: bool = False,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """As `keep_at_least`, but every other tensor gets the same sparsity, as nearly as whole numbers allow.
+    """As `keep_at_least`, but every tensor keeps a fraction in proportion to its share, as nearly as whole numbers and
+    what survives allow. Where all shares are the same, so is the sparsity.
 
     What is left over by rounding down goes to the tensors that lose the most by it (largest remainders).
     """
     high, low = _survivors_and_least(masks, least)
+    # Divided by the largest, equal shares are exactly 1.
+    parts = (share / max(shares) for share in shares)
+    sizes = {path: score.size * part for (path, score), part in zip(scores.items(), parts, strict=True)}
 
-    def shares(fraction: float) -> dict[str, float]:
-        return {path: min(max(fraction * score.size, low[path]), high[path]) for path, score in scores.items()}
+    def counts(factor: float) -> dict[str, float]:
+        return {path: min(max(factor * size, low[path]), high[path]) for path, size in sizes.items()}
 
-    bounds = [0.0, 1.0]
+    bounds = [0.0, max(shares) / min(shares)]
     for _ in range(64):
         middle = sum(bounds) / 2
-        bounds[sum(shares(middle).values()) >= keep] = middle
-    kept = _keep_in_each(scores, masks, _rounded(shares(bounds[1]), keep), signed)
-    return kept, tuple(path for path, score in scores.items() if bounds[1] * score.size < low[path])
+        bounds[sum(counts(middle).values()) >= keep] = middle
+    kept = _keep_in_each(scores, masks, _rounded(counts(bounds[1]), keep), signed)
+    return kept, tuple(path for path, size in sizes.items() if bounds[1] * size < low[path])
 
 
 def keep_at_least(

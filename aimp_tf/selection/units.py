@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.structure import Structure
-from aimp_tf.selection.criteria import Arrays, Criterion, Statistics, scores_of
+from aimp_tf.selection.criterion import Criterion, scores_of
 from aimp_tf.selection.ordering import ordered_bits
 from aimp_tf.selection.planning import least_survivors
-from aimp_tf.selection.ranking import keep_at_least, keep_same_fraction
+from aimp_tf.selection.ranking import keep_at_least, keep_shares
+from aimp_tf.selection.scope import shares_of
+from aimp_tf.selection.statistics import Arrays, Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Units:
         """The masks themselves: those of one variable say nothing of others."""
         return dict(masks)
 
-    def check_reachable(self, masks: Arrays | None, keep: int, least: Mapping[str, int], scope: str) -> None:
+    def check_reachable(self, masks: Arrays | None, keep: int, least: Mapping[str, int]) -> None:
         """Raises ValueError if so little cannot be left, which `least` has seen already."""
 
     def least(self, config: PruningConfig, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -62,7 +65,7 @@ class Units:
         return least_survivors(config, sizes)
 
     def rank(
-        self, criterion: Criterion, statistics: Statistics, keep: int, least: Mapping[str, int], scope: str
+        self, criterion: Criterion, statistics: Statistics, keep: int, least: Mapping[str, int], scope: object
     ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """The masks that keep the best units, and the names of what kept more than its rank gave it.
 
@@ -71,13 +74,17 @@ class Units:
             statistics: Of the weights, with the masks of now. What these have removed stays away.
             keep: How much is to be left, of what the budget counts.
             least: As `least` gives it.
-            scope: "global" or "layer", as in `PruningConfig`.
+            scope: As in `PruningConfig`.
 
         Raises:
-            TypeError, ValueError: The criterion gives something other than scores, or as `keep_best`.
+            TypeError, ValueError: The criterion, or the scope, gives something other than scores, or as `keep_best`.
         """
-        scores = scores_of(criterion, statistics)
-        return keep_best(scores, statistics.masks, keep, least, units=self, scope=scope, signed=criterion.signed)
+        scores, shares = scores_of(criterion, statistics), shares_of(scope, statistics)
+        return keep_best(scores, statistics.masks, keep, least, units=self, shares=shares, signed=criterion.signed)
+
+    def needs(self, criterion: Criterion) -> tuple[str, ...]:
+        """What a criterion needs of `Statistics` to rank these."""
+        return criterion.needs
 
     @property
     def cost(self) -> int:
@@ -172,10 +179,10 @@ def keep_best(
     least: Mapping[str, int],
     *,
     units: Units | None = None,
-    scope: str = "global",
+    shares: Sequence[float] | None = None,
     signed: bool = False,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """`keep_at_least`, or `keep_same_fraction` where `scope` is "layer", of units rather than of single weights.
+    """`keep_at_least`, or `keep_shares` where there are some, of units rather than of single weights.
 
     Blocks are ranked by the mean of their scores, or of their magnitudes unless `signed`. Of n:m, the best n survivors
     of each m are kept, and the rest of `keep` goes to the others by rank. Ties are broken by position, of units among
@@ -187,7 +194,7 @@ def keep_best(
         keep: As in `keep_at_least`; a multiple of a unit's cost, and no less than n:m keeps.
         least: As in `keep_at_least`; multiples of a unit's cost, and no more of a tensor than n:m keeps of it.
         units: The units of these tensors; None is single weights.
-        scope: "global" or "layer".
+        shares: As in `keep_shares`; None ranks all tensors together.
         signed: As in `keep_largest`.
 
     Returns:
@@ -208,7 +215,7 @@ def keep_best(
                [1, 1, 0, 1]])
     """
     units = units or Units()
-    choose = keep_at_least if scope == "global" else keep_same_fraction
+    choose = keep_at_least if shares is None else functools.partial(keep_shares, shares=shares)
     if keep % units.cost:
         raise ValueError(f"keep must be a multiple of {units.cost} with {units.structure}; got {keep}.")
     assured = units.assured(scores, masks, signed)

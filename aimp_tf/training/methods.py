@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -34,9 +34,7 @@ class PruningRun(Protocol):
 
     def prune(self, masked: MaskedModel, keep: int) -> None: ...
 
-    def rank(
-        self, masked: MaskedModel, weights: Mapping[str, np.ndarray], masks: dict[str, np.ndarray], keep: int
-    ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]: ...
+    def would_be_masks(self, masked: MaskedModel, keep: int) -> dict[str, np.ndarray]: ...
 
 
 class Method:
@@ -82,7 +80,7 @@ class Rounds(Method):
         """Whether the masks that ranking would give have changed little in the epoch (early-bird tickets)."""
         run = self._run
         masks = masked.masks()
-        would_be, _ = run.rank(masked, masked.weights(), masks, run.plan[len(run.rounds) + 1].kept)
+        would_be = run.would_be_masks(masked, run.plan[len(run.rounds) + 1].kept)
         before, run.state.would_be_masks = run.state.would_be_masks, list(would_be.values())
         if before is None:
             return False

@@ -10,8 +10,11 @@ import numpy as np
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import MaskedModel
-from aimp_tf.selection.criteria import Statistics, criterion_of
+from aimp_tf.selection.criteria import criterion_of
 from aimp_tf.selection.ranking import check_finite
+from aimp_tf.selection.scope import needs_of
+from aimp_tf.selection.statistics import Statistics
+from aimp_tf.training.repair import check_repairable
 from aimp_tf.training.statistics import ModelSample
 
 
@@ -40,28 +43,33 @@ class RunRanking:
     def check(self, masked: MaskedModel, keep: int) -> None:
         """Raises, before anything is trained, what ranking to the end of the run would."""
         masks = masked.masks()
-        masked.units.check_reachable(masks, keep, self._least, self._config.scope)
+        masked.units.check_reachable(masks, keep, self._least)
         # To a time, models would be timed that are not those of any round.
-        self.rank(masked, masked.weights(), masks, keep if self._config.latency is None else masked.kept, 0)
+        statistics = self.statistics(masked, 0)
+        self.rank(masked, statistics, keep if self._config.latency is None else masked.kept)
+        if self._config.repair:
+            check_repairable(masked, statistics)
+
+    def statistics(self, masked: MaskedModel, index: int) -> Statistics:
+        """What there is to rank a model by after so many rounds."""
+        config, criterion = self._config, criterion_of(self._config.criterion)
+        needs = {*masked.units.needs(criterion), *needs_of(config.scope), *(("grams",) if config.repair else ())}
+        sample = None
+        if self.sample is not None:
+            sample = ModelSample(masked, self.sample, config.criterion_batches or criterion.batches)
+        return Statistics(masked.weights(), masked.masks(), self.generator(index), sample, needs)
 
     def rank(
-        self,
-        masked: MaskedModel,
-        weights: Mapping[str, np.ndarray],
-        masks: dict[str, np.ndarray],
-        keep: int,
-        index: int,
+        self, masked: MaskedModel, statistics: Statistics, keep: int
     ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-        """The masks that keep the best `keep` survivors after so many rounds, and where limits changed them.
+        """The masks that keep the best `keep` survivors, and where limits changed them.
 
         Raises:
             RuntimeError: A survivor is NaN or infinite.
             TypeError, ValueError: The criterion cannot rank, or so little cannot be left.
         """
-        check_finite(weights, masks)
+        check_finite(statistics.weights, statistics.masks)
         criterion = criterion_of(self._config.criterion)
-        sample = None if self.sample is None else ModelSample(masked, self.sample, criterion.batches)
-        statistics = Statistics(weights, masks, self.generator(index), sample)
         return masked.units.rank(criterion, statistics, keep, self._least, self._config.scope)
 
     def generator(self, index: int) -> np.random.Generator:

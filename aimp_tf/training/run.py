@@ -20,6 +20,7 @@ from aimp_tf.training.live_rounds import LiveRounds
 from aimp_tf.training.loggers import Trained
 from aimp_tf.training.methods import METHODS
 from aimp_tf.training.ranking import RunRanking
+from aimp_tf.training.repair import repairs
 from aimp_tf.training.rewinding import rewind
 from aimp_tf.training.rounds import Budget, RoundResult, duration_text, last_epoch_with, plain_logs, shrink_text
 from aimp_tf.training.shrinking import Shrinking
@@ -219,8 +220,9 @@ class Run:
 
     def prune(self, masked: MaskedModel, keep: int) -> None:
         """Keeps the best `keep` survivors; those that are left shrink, if they stay."""
-        weights, before = masked.weights(), masked.masks()
-        after, self.state.guarded = self.rank(masked, weights, before, keep)
+        statistics = self.ranking.statistics(masked, len(self.rounds))
+        weights, before = statistics.weights, statistics.masks
+        after, self.state.guarded = self.ranking.rank(masked, statistics, keep)
         emptied = [path for path, mask in after.items() if before[path].any() and not mask.any()]
         if emptied:
             logger.warning(
@@ -229,6 +231,9 @@ class Run:
                 ", ".join(emptied),
             )
         self.state.thresholds = [smallest_magnitude(weights[path], after[path]) for path in masked.prunable]
+        stay = self.round.rewind in (None, "learning_rate")
+        for variable, value in repairs(masked, statistics, after) if self.config.repair and stay else ():
+            variable.assign(value)
         masked.set_masks(after)
         if self.config.latency is not None and masked.kept < FAR * keep:
             logger.warning(
@@ -243,11 +248,9 @@ class Run:
             self.state.shrinking.shrink(masked, steps)
         masked.constrain()
 
-    def rank(
-        self, masked: MaskedModel, weights: Mapping[str, np.ndarray], masks: dict[str, np.ndarray], keep: int
-    ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-        """The masks that keep the best `keep` survivors, and where the limits on single variables changed them."""
-        return self.ranking.rank(masked, weights, masks, keep, len(self.rounds))
+    def would_be_masks(self, masked: MaskedModel, keep: int) -> dict[str, np.ndarray]:
+        """The masks that keeping the best `keep` survivors would give now."""
+        return self.ranking.rank(masked, self.ranking.statistics(masked, len(self.rounds)), keep)[0]
 
     def trained(self) -> Trained:
         """How far the run has come, from the beginning of a training on."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,23 @@ from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.swap import Swap
 from aimp_tf.compat.variables import bare, resource_of
 from aimp_tf.graph.prunable import readers
+from aimp_tf.graph.windows import has_channels_last, has_rows, sampled_rows, takes_intercept
 from aimp_tf.masking import MaskedModel
+from aimp_tf.selection.grams import Gram
 
 _LOSS_SCALE = 1024.0
 """Gradients that float16 would round to zero pass with it. It is a power of two, so that others stay the same."""
+
+_OF_WEIGHTS = ("gradients", "absolute_gradients", "squared_gradients")
+_OF_INPUTS = ("activations", "densities", "contributions", "grams")
+_OF_LOSS = (*_OF_WEIGHTS, "contributions")
 
 
 class ModelSample:
     """A few batches of the training data as a masked model sees them, in inference mode.
 
-    Of several workers, all must ask for the same: gradients are the mean over their batches, inputs those of the chief.
+    Of several workers, all must ask for the same: gradients of weights are the mean over their batches, and all else is
+    what the chief's batches give.
 
     Args:
         masked: The model.
@@ -36,82 +44,220 @@ class ModelSample:
         self._data = data
         self._count = batches
 
-    def gradients(self) -> Mapping[str, np.ndarray]:
-        """Path -> float32 array of the prunable variable's shape: the gradient of the model's loss, the mean over the
-        batches, summed in float64.
+    def collect(self, names: Iterable[str]) -> Mapping[str, Any]:
+        """Name -> that attribute of `Statistics`, in one pass over the batches.
+
+        Memory beside that of a step: of gradients, the weights twice over in float64; of activations, one number for
+        each example and channel; of Gram matrices, the square of each kernel's rows in float64.
 
         Raises:
-            ValueError: The data has no targets or no batches, or the model was compiled without a loss.
+            ValueError: The data has no targets or no batches, or targets that are no classes where labels are asked
+                for; or the model was compiled without a loss.
         """
-        model, variables = self._masked.model, self._masked.variables
-        watched = [bare(variable) for variable in variables.values()]
-        totals = [np.zeros(variable.shape) for variable in watched]
-        if is_keras_own(type(model).compute_loss) and not getattr(model, "loss", None) and not model.losses:
-            raise ValueError(
-                f"The criterion asks for gradients of the loss, and the model {model.name!r} was compiled without one."
-            )
-        strategy, count = model.distribute_strategy, 0
-
-        def gradients_of(x: Any, y: Any, sample_weight: Any) -> list[tf.Tensor]:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(watched)
-                outputs = model(x, training=False)
-                loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight)
-                loss = _LOSS_SCALE * tf.cast(loss, tf.float32)
-            gradients: list[tf.Tensor] = tape.gradient(loss, watched, unconnected_gradients="zero")
-            return gradients
-
-        with strategy.scope(), _metrics_kept(model):
-            for batch in self._batches():
-                # Each of several replicas has its share of the loss, as in a step.
-                gradients = strategy.run(gradients_of, batch)
-                for total, gradient in zip(totals, gradients, strict=True):
-                    total += strategy.reduce("SUM", gradient, axis=None).numpy()
-                count += 1
-        means = [(total / (_LOSS_SCALE * count)).astype(np.float32) for total in totals]
-        return dict(zip(variables, means, strict=True))
+        collected = _Collected(self._masked, set(names))
+        with _exact_products():
+            for batch in batches_of(self._data, self._count):
+                collected.add(*batch)
+        return collected.result()
 
     def inputs(self) -> Iterator[Mapping[str, Sequence[np.ndarray]]]:
         """Of each batch, path -> what the prunable variable multiplies, one array for each call of its layer."""
         masked = self._masked
-        keys = {id(resource_of(variable)): path for path, variable in masked.variables.items()}
-        layers = {
-            path: layer
-            for variable, layer in readers(masked.original)
-            if (path := keys.get(id(resource_of(variable)))) is not None
-        }
-        for x, _, _ in self._batches():
+        layers = reading_layers(masked)
+        for x, _, _ in batches_of(self._data, self._count):
             seen: dict[str, list[np.ndarray]] = {path: [] for path in layers}
-            with contextlib.ExitStack() as listening, masked.model.distribute_strategy.scope():
-                for path, layer in layers.items():
-                    listening.enter_context(Swap(layer, "call", _noting(layer.call, seen[path])))
+
+            def note(path: str, value: tf.Tensor, seen: dict[str, list[np.ndarray]] = seen) -> tf.Tensor:
+                seen[path].append(np.asarray(tf.cast(value, tf.float32)))
+                return value
+
+            with _listening(layers, note), masked.model.distribute_strategy.scope():
                 masked.model(x, training=False)
             yield masked.cluster.from_chief(seen)
 
-    def _batches(self) -> Iterator[tuple[Any, Any, Any]]:
-        """x, y and the weights of examples, of each batch."""
-        data, empty = self._data, True
-        indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-        all_of_it = (data[index] for index in range(len(data))) if indexed else iter(data)
-        for batch in itertools.islice(all_of_it, self._count):
-            empty = False
-            parts = (*(batch if isinstance(batch, tuple) else (batch,)), None, None)[:3]
-            x, y, sample_weight = tf.nest.map_structure(
-                lambda part: None if part is None else tf.convert_to_tensor(part), parts
-            )
-            yield x, y, sample_weight
-        if empty:
-            raise ValueError("The criterion asks for training data, and what it was given has no batches.")
+
+class _Collected:
+    """What one pass gathers."""
+
+    def __init__(self, masked: MaskedModel, names: set[str]) -> None:
+        self._masked, self._names = masked, names
+        layers = reading_layers(masked) if names & set(_OF_INPUTS) else {}
+        self._layers = {path: layer for path, layer in layers.items() if has_channels_last(layer)}
+        self._variables = masked.variables if names & set(_OF_WEIGHTS) else {}
+        self._sums: dict[str, dict[str, Any]] = collections.defaultdict(dict)
+        self._tables: dict[str, dict[str, list[np.ndarray]]] = collections.defaultdict(dict)
+        self._labels: list[np.ndarray] = []
+        self._count = 0
+        if names & set(_OF_LOSS):
+            _check_loss(masked.model)
+
+    def add(self, x: Any, y: Any, sample_weight: Any) -> None:
+        """Takes the next batch."""
+        model, examples = self._masked.model, int(tf.nest.flatten(x)[0].shape[0])
+        if y is None and self._names & {*_OF_LOSS, "labels"}:
+            raise ValueError("The criterion asks for targets, and the training data has none.")
+        if "labels" in self._names:
+            self._labels.append(_classes(y, examples))
+        strategy = model.distribute_strategy
+        with strategy.scope(), _metrics_kept(model):
+            # Each of several replicas has the whole batch, and its share of the loss, as in a step.
+            gradients, seen = strategy.run(self._observe, (x, y, sample_weight))
+            gradients = [strategy.reduce("SUM", gradient, axis=None).numpy() for gradient in gradients]
+            seen = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], seen)
+        for path, gradient in zip(self._variables, gradients, strict=True):
+            self._add_gradient(path, gradient.astype(np.float64) / _LOSS_SCALE, examples * self._masked.cluster.size)
+        for name, of_paths in seen.items():
+            for path, calls in of_paths.items():
+                self._add_calls(name, path, calls, examples)
+        self._count += 1
+
+    def result(self) -> dict[str, Any]:
+        """The attributes by their names."""
+        sums = self._sums
+        of_weights = {
+            name: {path: (total / self._count).astype(np.float32) for path, total in sums[name].items()}
+            for name in self._names & set(_OF_WEIGHTS)
+        }
+        others: dict[str, Any] = {name: self._tables[name] for name in self._names & set(_OF_INPUTS) if name != "grams"}
+        if "labels" in self._names:
+            others["labels"] = self._labels
+        if "grams" in self._names:
+            others["grams"] = {path: [np.asarray(each) for each in total] for path, total in sums["grams"].items()}
+        others = self._masked.cluster.from_chief(others)
+        if "grams" in self._names:
+            others["grams"] = {
+                path: Gram(moments / count, total / count, int(count), takes_intercept(self._layers[path]))
+                for path, (moments, total, count) in others["grams"].items()
+            }
+        return of_weights | others
+
+    def _observe(self, x: Any, y: Any, sample_weight: Any) -> tuple[list[tf.Tensor], dict[str, Any]]:
+        """Gradients of the weights, and name -> path -> what each call of the layer gives, of a batch."""
+        model, names = self._masked.model, self._names
+        seen: dict[str, dict[str, list[Any]]] = {
+            name: {path: [] for path in self._layers} for name in names & set(_OF_INPUTS)
+        }
+        inputs: dict[str, list[tf.Tensor]] = {path: [] for path in self._layers}
+        watched = [bare(variable) for variable in self._variables.values()]
+        with contextlib.ExitStack() as stack:
+            tape = None
+            if names & set(_OF_LOSS):
+                tape = stack.enter_context(tf.GradientTape(watch_accessed_variables=False))
+                tape.watch(watched)
+
+            def note(path: str, value: tf.Tensor) -> tf.Tensor:
+                if tape is not None and "contributions" in names:
+                    value = tf.identity(value)  # Of which this layer alone makes something.
+                    tape.watch(value)
+                    inputs[path].append(value)
+                self._note(path, tf.stop_gradient(value), seen)
+                return value
+
+            stack.enter_context(_listening(self._layers, note))
+            outputs = model(x, training=False)
+            if tape is None:
+                return [], seen
+            loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight)
+            loss = _LOSS_SCALE * tf.cast(loss, tf.float32)
+        gradients, slopes = tape.gradient(loss, (watched, inputs), unconnected_gradients="zero")
+        for path in self._layers if "contributions" in names else ():
+            for value, slope in zip(inputs[path], slopes[path], strict=True):
+                product = tf.cast(value, tf.float32) * tf.cast(slope, tf.float32)
+                seen["contributions"][path].append(tf.reduce_sum(product, _positions(product)))
+        return gradients, seen
+
+    def _note(self, path: str, value: tf.Tensor, seen: Mapping[str, dict[str, list[Any]]]) -> None:
+        """Takes what a layer is called with, as little of it as is needed."""
+        if "activations" in seen:
+            seen["activations"][path].append(tf.reduce_mean(tf.cast(value, tf.float32), _positions(value)))
+        if "densities" in seen:
+            nonzero = tf.cast(value != 0, tf.float32)
+            seen["densities"][path].append(tf.reduce_mean(nonzero, _positions(value)))
+        if "grams" in seen and has_rows(self._layers[path]):
+            # By the number of the batch and the place of the layer alone, so that it is the same whenever it is drawn.
+            generator = np.random.default_rng([self._count, list(self._layers).index(path)])
+            rows = sampled_rows(self._layers[path], value, generator)
+            moments = tf.cast(tf.matmul(rows, rows, transpose_a=True), tf.float64)
+            seen["grams"][path].append((moments, tf.cast(tf.reduce_sum(rows, 0), tf.float64), rows.shape[0]))
+
+    def _add_gradient(self, path: str, gradient: np.ndarray, examples: int) -> None:
+        values = {
+            "gradients": lambda: gradient,
+            "absolute_gradients": lambda: np.abs(gradient),
+            "squared_gradients": lambda: examples * gradient**2,
+        }
+        for name in self._names & values.keys():
+            self._sums[name][path] = self._sums[name].get(path, 0.0) + values[name]()
+
+    def _add_calls(self, name: str, path: str, calls: Sequence[Any], examples: int) -> None:
+        if name == "grams":
+            before = self._sums[name].get(path)
+            for call in calls:
+                before = call if before is None else [old + new for old, new in zip(before, call, strict=True)]
+            self._sums[name][path] = before
+            return
+        of_calls = [np.asarray(call, np.float32) for call in calls]
+        if name == "contributions":
+            # The loss is the mean over the examples, and a replica's share of it.
+            scale = examples * self._masked.cluster.replicas / _LOSS_SCALE
+            table = np.sum(of_calls, axis=0) * np.float32(scale)
+        else:
+            table = np.mean(of_calls, axis=0)
+        self._tables[name].setdefault(path, []).append(table)
 
 
-def _noting(call: Any, inputs: list[np.ndarray]) -> Any:
-    """A layer's `call` that notes what it is called with."""
+@contextlib.contextmanager
+def _exact_products() -> Iterator[None]:
+    """Within it, GPUs multiply float32 as such, and not as TensorFloat-32, of which no inverse could be trusted."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
 
-    def call_and_note(x: Any, *arguments: Any, **settings: Any) -> Any:
-        inputs.append(np.asarray(tf.cast(x, tf.float32)))
-        return call(x, *arguments, **settings)
 
-    return call_and_note
+def reading_layers(masked: MaskedModel) -> dict[str, Any]:
+    """Path of a kernel -> the layer that multiplies what it is called with by it, of a masked model's variables."""
+    keys = {id(resource_of(variable)): path for path, variable in masked.variables.items()}
+    return {
+        path: layer
+        for variable, layer in readers(masked.original)
+        if (path := keys.get(id(resource_of(variable)))) is not None
+    }
+
+
+def batches_of(data: Any, count: int) -> Iterator[tuple[Any, Any, Any]]:
+    """x, y and the weights of examples, as tensors, of so many batches of the training data. Raises ValueError if it
+    has none."""
+    empty = True
+    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    all_of_it = (data[index] for index in range(len(data))) if indexed else iter(data)
+    for batch in itertools.islice(all_of_it, count):
+        empty = False
+        parts = (*(batch if isinstance(batch, tuple) else (batch,)), None, None)[:3]
+        x, y, sample_weight = tf.nest.map_structure(
+            lambda part: None if part is None else tf.convert_to_tensor(part), parts
+        )
+        yield x, y, sample_weight
+    if empty:
+        raise ValueError("The criterion asks for training data, and what it was given has no batches.")
+
+
+@contextlib.contextmanager
+def _listening(layers: Mapping[str, Any], note: Callable[[str, tf.Tensor], tf.Tensor]) -> Iterator[None]:
+    """Within it, `note` hears of what each layer is called with, and gives what it is to be called with."""
+
+    def noting(path: str, call: Any) -> Any:
+        def call_and_note(x: Any, *arguments: Any, **settings: Any) -> Any:
+            return call(note(path, x), *arguments, **settings)
+
+        return call_and_note
+
+    with contextlib.ExitStack() as swaps:
+        for path, layer in layers.items():
+            swaps.enter_context(Swap(layer, "call", noting(path, layer.call)))
+        yield
 
 
 @contextlib.contextmanager
@@ -124,3 +270,30 @@ def _metrics_kept(model: Any) -> Iterator[None]:
     finally:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+
+
+def _check_loss(model: Any) -> None:
+    if is_keras_own(type(model).compute_loss) and not getattr(model, "loss", None) and not model.losses:
+        raise ValueError(
+            f"The criterion asks for gradients of the loss, and the model {model.name!r} was compiled without one."
+        )
+
+
+def _classes(y: Any, examples: int) -> np.ndarray:
+    """The class of each example, of targets that are numbers of classes or one-hot."""
+    flat = tf.nest.flatten(y)
+    targets = np.asarray(flat[0])
+    if targets.ndim == 2 and targets.shape[1] > 1 and (targets >= 0).all() and np.allclose(targets.sum(axis=1), 1):
+        targets = targets.argmax(axis=1)
+    if len(flat) > 1 or targets.size != examples or (targets != np.round(targets)).any():
+        shapes = ", ".join(str(tuple(each.shape)) for each in flat)
+        raise ValueError(
+            f"The criterion asks for the class of each example, a whole number or a row of 0 and 1; got targets of "
+            f"shape {shapes} for {examples} examples. Take a criterion that goes by the loss, such as 'taylor'."
+        )
+    return targets.reshape(-1).astype(np.int64)
+
+
+def _positions(value: tf.Tensor) -> list[int]:
+    """The axes between examples and channels."""
+    return list(range(1, len(value.shape) - 1))

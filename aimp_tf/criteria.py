@@ -1,0 +1,32 @@
+"""What weights and channels can be ranked by: `PruningConfig.criterion` takes these, or the name of one."""
+
+from aimp_tf.selection.activation_criteria import (
+    ActivationDensity,
+    Discriminant,
+    MutualInformation,
+    Reconstruction,
+    Utility,
+    Votes,
+)
+from aimp_tf.selection.criteria import Fisher, Gradient, Lamp, Magnitude, Random, Scale, Taylor
+from aimp_tf.selection.criterion import Criterion
+from aimp_tf.selection.statistics import Channels, Statistics
+
+__all__ = [
+    "ActivationDensity",
+    "Channels",
+    "Criterion",
+    "Discriminant",
+    "Fisher",
+    "Gradient",
+    "Lamp",
+    "Magnitude",
+    "MutualInformation",
+    "Random",
+    "Reconstruction",
+    "Scale",
+    "Statistics",
+    "Taylor",
+    "Utility",
+    "Votes",
+]

@@ -1,0 +1,130 @@
+"""one_shot(): prunes a trained model without training it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from aimp_tf.arguments import check_names, placed, split_off, training_data
+from aimp_tf.compat.cluster import Cluster
+from aimp_tf.compat.models import check_model
+from aimp_tf.config import PruningConfig
+from aimp_tf.config.checks import NOT_USED_BY
+from aimp_tf.masking import Masks, mask_for, sparsity
+from aimp_tf.reports.result import PruningResult
+from aimp_tf.runs.outcome import Outcome
+from aimp_tf.training.fitting import Fitting
+from aimp_tf.training.recalibration import recalibrate
+from aimp_tf.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+_OF_TRAINING = {"epochs", "total_epochs", "method", *NOT_USED_BY["gradual"], *NOT_USED_BY["iterative"]} - {"repair"}
+_FIELDS = tuple(field.name for field in dataclasses.fields(PruningConfig) if field.name not in _OF_TRAINING)
+
+
+@placed("target_sparsity=0.5, granularity='channel', budget='flops', criterion='reconstruction'")
+def one_shot(
+    model: Any,
+    x: Any = None,
+    y: Any = None,
+    *,
+    sample_weight: Any = None,
+    batch_size: int | None = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    masks: Masks = None,
+    recalibrate_batches: int = 32,
+    **fields: Any,
+) -> PruningResult:
+    """Prunes a trained model at once, without training: by a criterion, with what is left repaired and recalibrated.
+
+    The weights that a criterion ranks last go, all in one step. What is left of each Dense and convolution layer then
+    makes up for them as well as it can (`repair`), and the moving statistics of batch normalisation become those of the
+    smaller network. That takes some passes over a few batches. Training on, by `fine_tune`, recovers more.
+
+    Args:
+        model: A compiled, trained Keras 3 or tf_keras model. It is pruned in place.
+        x: Some of the training data, as in `prune`. Targets need not be there, unless the criterion asks for them.
+        y: The targets, where x is arrays.
+        sample_weight: The weights of the examples, where x is arrays.
+        batch_size: Of arrays; 32 by default.
+        validation_split: Which fraction of arrays, their last part, is for validation, in [0, 1).
+        validation_data: What the model is evaluated on before and after, as in `prune`; None evaluates nothing.
+        masks: What is pruned already, as in `prune`.
+        recalibrate_batches: From how many batches normalisation gets its statistics; 0 leaves them as they are.
+        **fields: Fields of `PruningConfig` that say what goes: target_sparsity, criterion, criterion_batches, scope,
+            granularity, budget, channel_multiple, the limits on layers, include, exclude, seed, mixed_precision; and
+            repair, which is True here unless it is given.
+
+    Returns:
+        The pruned model with its masks and a single round of no epochs, whose metrics are those of the validation data,
+        and the dense model's beside them.
+
+    Raises:
+        TypeError, ValueError: As `prune`; or a field is of trainings, of which there are none.
+        RuntimeError: As `prune`.
+
+    Example:
+        ```python
+        result = aimp_tf.one_shot(
+            model, x, y, target_sparsity=0.5, granularity="channel", budget="flops", criterion="reconstruction"
+        )
+        small = result.compact()
+        ```
+
+    References:
+        Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022, of post-training pruning by layers.
+    """
+    generation = check_model(model)
+    check_names("one_shot", fields, _FIELDS)
+    # One round down to the target, before a training that is left out.
+    config = PruningConfig.from_fields(
+        {"repair": True, **fields, "epochs": 1, "rate": 1 - 1e-12, "start": "trained", "compact_rounds": False}
+    )
+    config.validate()
+    data = training_data("one_shot", model, x, y, sample_weight, targets=False)
+    if validation_data is None:
+        data, validation_data = split_off(data, validation_split)
+    cluster = Cluster(model.distribute_strategy)
+    options = {} if batch_size is None else {"batch_size": batch_size}
+    fitting = Fitting(data, validation_data, (), options, 0, config.seed, generation, cluster)
+    fitting.make_ready(model, data, validation_data, cluster)
+    begun_at = time.monotonic()
+    masked = mask_for(model, config, masks)
+    try:
+        dense = _validated(masked.model, fitting)
+        run = Run(config, lambda: None)
+        run.ranking.sample = fitting.sample()
+        run.begin(masked, stretch=1.0)
+        run.state.started_at = begun_at
+        run.prune(masked, run.round.kept)
+        if recalibrate_batches:
+            count = recalibrate(masked, run.ranking.sample, recalibrate_batches)
+            logger.info("Recalibrated %d layers of normalisation.", count)
+        run.end_round(masked, None)
+        (round_,) = run.rounds
+        rounds = [dataclasses.replace(round_, metrics=dict(_validated(masked.model, fitting) or {}))]
+        last = masked.masks()
+    finally:
+        pruned = masked.strip()
+    return PruningResult(
+        model=pruned,
+        masks=last,
+        rounds=rounds,
+        sparsity=sparsity(pruned, config.include, config.exclude, config.granularity),
+        imp_epochs=0,
+        config=config,
+        outcome=Outcome(dense_metrics=dense, dense_epochs=None if dense is None else 0, examples=fitting.examples),
+    )
+
+
+def _validated(model: Any, fitting: Fitting) -> Mapping[str, Any] | None:
+    """The metrics on the validation data, by names as those of an epoch have; None where there is none."""
+    if fitting.validation is None:
+        return None
+    measured = model.evaluate(fitting.validation, verbose=0, return_dict=True)
+    return {f"val_{name}": value for name, value in measured.items()}

@@ -1,0 +1,256 @@
+"""Criteria of whole channels that go by what these are on a sample of the training data. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from aimp_tf.selection.criterion import Criterion, OfChannels
+from aimp_tf.selection.grams import Elimination, elimination_costs, removal_costs_of_weights
+from aimp_tf.selection.statistics import Arrays, Channels, Statistics
+
+_RIDGE = 1e-2
+"""What is added to the diagonal of covariances of pooled channels, as a fraction of the mean of it."""
+
+
+class Utility(OfChannels):
+    """A moving mean of what channels contribute: u <- momentum * u + c over the largest c of the layer, batch by batch.
+
+    c is the mean over the examples of a batch of |sum over positions of a * dl/da|, as `Taylor` has it.
+
+    Args:
+        batches: As `Criterion.batches`.
+        momentum: What is left of it after a batch, in [0, 1].
+
+    References:
+        "Learning to prune in training via dynamic channel propagation", ICPR 2020, whose utility this is; its masks,
+        drawn anew for each batch, are another thing.
+
+    Example: `criterion="utility"`. If channels of a layer contribute 2 and 1 in a first batch, and 1 and 1 in a second,
+    they score 0.6 * 1 + 1 = 1.6 and 0.6 * 0.5 + 1 = 1.3.
+    """
+
+    channel_needs = ("contributions",)
+
+    def __init__(self, batches: int = 8, momentum: float = 0.6) -> None:
+        self.batches = batches
+        self.momentum = momentum
+
+    def channel_scores(self, channels: Channels) -> np.ndarray:
+        scores = np.zeros(channels.units.count)
+        for contributions in channels.contributions:
+            in_batch = np.abs(contributions).mean(axis=0)
+            for each in channels.sets:
+                largest = in_batch[each.units].max(initial=0.0)
+                in_batch[each.units] /= largest or 1.0
+            scores = self.momentum * scores + in_batch
+        return scores
+
+
+class _OfActivations(OfChannels):
+    """A criterion that goes by activations.
+
+    Args:
+        batches: As `Criterion.batches`.
+    """
+
+    channel_needs: tuple[str, ...] = ("activations",)
+
+    def __init__(self, batches: int = 8) -> None:
+        self.batches = batches
+
+
+class Votes(_OfActivations):
+    """The share of the examples that vote for a channel: on which it is above the mean of the channels of its layers.
+
+    What counts is the mean over positions, of what the layers get that read the channel.
+
+    References:
+        "Filter pruning using majority voting", ICPR 2020.
+
+    Example: `criterion="votes"`. With channels [3, 0, 0] on one example and [2, 4, 0] on another, whose means are 1 and
+    2, the votes are 0.5, 0.5 and 0: 2 is not above 2.
+    """
+
+    def channel_scores(self, channels: Channels) -> np.ndarray:
+        activations = np.concatenate(channels.activations)
+        scores = np.zeros(channels.units.count)
+        for each in channels.sets:
+            ours = activations[:, each.units]
+            scores[each.units] = (ours > ours.mean(axis=1, keepdims=True)).mean(axis=0)
+        return scores
+
+
+class ActivationDensity(_OfActivations):
+    """The share of the positions and examples at which a channel is not zero, of what the layers get that read it.
+
+    It tells channels behind ReLU apart; others are hardly ever zero. `scope="activation_density"` is the paper's own
+    use of it: how many channels of a layer stay.
+
+    References:
+        Foldy-Porto, Venkatesha and Panda, "Activation density driven efficient pruning in training", ICPR 2020.
+
+    Example: `criterion="activation_density"`. A channel that is [0, 1, 2, 0] at the four positions of an example scores
+    0.5.
+    """
+
+    channel_needs = ("densities",)
+
+    def channel_scores(self, channels: Channels) -> np.ndarray:
+        return np.concatenate(channels.densities).mean(axis=0)
+
+
+class Discriminant(_OfActivations):
+    """How much discriminant information a layer loses without a channel: of tr((S + rho I)^-1 S_B).
+
+    S is the covariance of the layer's channels, means over positions, and S_B that of the means of the classes. Without
+    channel j it is less by (A S_B A)_jj / A_jj, with A = (S + rho I)^-1. Targets must be classes.
+
+    References:
+        Kung and Hou, "Augment deep BP-parameter learning with local XAI-structural learning", 2020, and Hou and Kung,
+        "A feature-map discriminant perspective for pruning deep neural networks", 2020, of discriminant information.
+
+    Example: `criterion="discriminant"`. If one channel tells the classes apart and the others are noise, it is the last
+    to go.
+    """
+
+    channel_needs = ("activations", "labels")
+
+    def channel_scores(self, channels: Channels) -> np.ndarray:
+        labels = np.concatenate(channels.statistics.labels)
+        activations = np.concatenate(channels.activations)
+        scores = np.zeros(channels.units.count)
+        _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        for each in channels.sets:
+            if not len(each.units):
+                continue
+            centred = _centred(activations[:, each.units])
+            means = np.zeros((len(counts), len(each.units)))
+            np.add.at(means, classes.reshape(-1), centred)
+            means /= np.sqrt(counts)[:, np.newaxis]
+            inverse = np.linalg.inv(_covariance(centred))
+            scores[each.units] = ((means @ inverse) ** 2).sum(axis=0) / len(labels) / np.diagonal(inverse)
+        return scores
+
+
+class MutualInformation(_OfActivations):
+    """What a channel tells of the channels that are made of it, given the others of its layers: a Gaussian estimate.
+
+    The conditional mutual information I(x_j; z | other x) of normal variables, in nats, where x are the channels of a
+    layer, means over positions, and z those of all layers that read x_j, as the layers after get them: by the inverses
+    of the covariances of x alone and of both, (1/2) log((C_xz^-1)_jj / (C_x^-1)_jj).
+
+    References:
+        Ganesh, Corso and Sekeh, "MINT: Deep network compression via mutual information-based neuron trimming", ICPR
+        2020, which estimates it from graphs of nearest neighbours.
+
+    Example: `criterion="mutual_information"`. With x and z of variance 1 and covariance 0.6, it is -log(1 - 0.36) / 2 =
+    0.22.
+    """
+
+    def channel_scores(self, channels: Channels) -> np.ndarray:
+        scores = np.zeros(channels.units.count)
+        centred = _centred(np.concatenate(channels.activations))
+        for each in channels.sets:
+            if not len(each.units):
+                continue
+            both = _covariance(np.concatenate([centred[:, each.units], *self._made_of(each.units, channels)], axis=1))
+            alone = both[: len(each.units), : len(each.units)]
+            with_made, without = (np.diagonal(np.linalg.inv(matrix))[: len(each.units)] for matrix in (both, alone))
+            scores[each.units] = 0.5 * np.log(np.maximum(with_made / without, 1.0))
+        return scores
+
+    @staticmethod
+    def _made_of(these: np.ndarray, channels: Channels) -> Iterator[np.ndarray]:
+        """Values (examples, channels) of all that is made of these: other channels, and what cannot go, which nothing
+        may read, as the kernel gives it."""
+        units, statistics = channels.units, channels.statistics
+        made = set()
+        for path, read in units.read_by().items():
+            if np.isin(these, read).any():
+                outputs = units.made_by(path)
+                made.update(outputs.tolist())
+                if (outputs < 0).any():
+                    kernel = np.moveaxis(statistics.weights[path], units.reads[path], -1)
+                    kernel = kernel.sum(axis=tuple(range(kernel.ndim - 2)))[outputs < 0]
+                    yield _centred(np.concatenate(statistics.activations[path]) @ kernel.T)
+        others = sorted(made - {-1, *these.tolist()})
+        yield _centred(np.concatenate(channels.activations)[:, others])
+
+
+class Reconstruction(Criterion):
+    """What the layers that read a weight or a channel lose without it, at the best repair of what is left (`repair`).
+
+    Of a channel whose rows are J in a kernel W, tr(W_J' ((G^-1)_JJ)^-1 W_J), where G is the Gram matrix of what W
+    multiplies; of several kernels, the sum. It is a fraction of the mean square of all that W gives, so that it does
+    not depend on the scale of any layer. The channels of a layer are taken out one by one, the cheapest first, and each
+    scores what it costs then: one that others can stand in for scores next to nothing, but not all of these. Of a
+    weight of row j it is w**2 / u_jj**2 with U' U = G^-1, which is what it costs if the rows after it make up for it.
+
+    Args:
+        batches: As `Criterion.batches`.
+
+    References:
+        Hassibi and Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon", NIPS 1992, of each
+        layer by itself, as Dong, Chen and Pan, "Learning to prune deep neural networks via layer-wise Optimal Brain
+        Surgeon", NIPS 2017; Frantar and Alistarh, "SparseGPT", ICML 2023, section 3, for the order of single weights.
+
+    Example: `criterion="reconstruction"`. Of two inputs with second moments [[2, 0], [0, 1]] and weights 1 and 1, what
+    goes with each is 2 and 1 of 3: they score 2/3 and 1/3.
+    """
+
+    needs = channel_needs = ("grams",)
+
+    def __init__(self, batches: int = 8) -> None:
+        self.batches = batches
+
+    def scores(self, statistics: Statistics) -> Arrays:
+        grams = statistics.grams
+        if unknown := [path for path in statistics.weights if path not in grams]:
+            raise ValueError(
+                f"The criterion {self.name} ranks kernels of Dense and convolution layers, and cannot rank "
+                f"{', '.join(unknown)}. Name them in exclude, or take another criterion."
+            )
+        return {
+            path: removal_costs_of_weights(
+                grams[path], weight.reshape(-1, weight.shape[-1]), statistics.masks[path].reshape(-1, weight.shape[-1])
+            ).reshape(weight.shape)
+            for path, weight in statistics.weights.items()
+        }
+
+    def channel_scores(self, channels: Channels) -> np.ndarray:
+        units, scores = channels.units, np.zeros(channels.units.count)
+        for each in channels.sets:
+            readers = [
+                self._elimination(path, read, each.units, channels.statistics)
+                for path, read in units.read_by().items()
+                if np.isin(each.units, read).any()
+            ]
+            scores[each.units] = elimination_costs(readers, len(each.units))
+        return scores
+
+    def _elimination(self, path: str, read: np.ndarray, these: np.ndarray, statistics: Statistics) -> Elimination:
+        if path not in statistics.grams:
+            raise ValueError(
+                f"The criterion {self.name} ranks what Dense and convolution layers read, and {path} is of another "
+                "kind. Take another criterion."
+            )
+        kernel, mask = (
+            arrays[path].reshape(-1, arrays[path].shape[-1]) for arrays in (statistics.weights, statistics.masks)
+        )
+        rows = np.broadcast_to(read, (len(kernel) // len(read), len(read))).reshape(-1)
+        parts = [np.flatnonzero(rows == unit) for unit in these.tolist()]
+        return Elimination(statistics.grams[path], kernel, np.any(mask, axis=1), parts)
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    """Less their mean over examples, and with a mean square of 1 in each column that is not constant."""
+    centred = values - values.mean(axis=0)
+    deviations = np.sqrt((centred**2).mean(axis=0))
+    return centred / np.where(deviations > 1e-12 * np.abs(values).max(initial=1e-30), deviations, 1.0)
+
+
+def _covariance(centred: np.ndarray) -> np.ndarray:
+    matrix = centred.T @ centred / len(centred)
+    return matrix + _RIDGE * np.eye(len(matrix))

@@ -1,0 +1,214 @@
+"""What a criterion may ask for: weights, and what the training data tells of them. NumPy only."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from aimp_tf.selection.grams import Gram
+
+Arrays = Mapping[str, np.ndarray]
+"""Path of a variable -> an array of its shape."""
+
+Batches = Mapping[str, Sequence[np.ndarray]]
+"""Path of a kernel -> of each batch, a float32 array (examples, channels), of the channels that the kernel reads."""
+
+
+class Sample(Protocol):
+    """A few batches of the training data, with the model that they are for."""
+
+    def collect(self, names: Iterable[str]) -> Mapping[str, Any]: ...
+
+    def inputs(self) -> Iterator[Mapping[str, Sequence[np.ndarray]]]: ...
+
+
+class Statistics:
+    """What a criterion may ask for. Nothing is computed, and no data is read, before it is.
+
+    What is said of the training data is of a sample of it, the same batches in every round, in inference mode: no
+    dropout, moving statistics as they are. What a criterion names in `needs` is computed in one pass over them, and
+    anything else in another.
+
+    Attributes:
+        weights: Path -> float array, each read when it is asked for. They are not to be written into.
+        masks: Path -> bool array of the same shape; True marks a survivor.
+        generator: Draws what is random, in each round anew.
+    """
+
+    def __init__(
+        self,
+        weights: Arrays,
+        masks: Arrays,
+        generator: np.random.Generator,
+        sample: Sample | None = None,
+        needs: Iterable[str] = (),
+    ) -> None:
+        """Of weights and masks, of a sample of the training data where there is one, and of what is needed of it."""
+        self.weights = weights
+        self.masks = masks
+        self.generator = generator
+        self._given = sample
+        self._needs = set(needs)
+        self._known: dict[str, Any] = {}
+
+    @property
+    def gradients(self) -> Arrays:
+        """Path -> float32 array: the gradient of the loss that the model was compiled with, the mean over the batches;
+        of pruned weights as well.
+
+        Raises:
+            ValueError: There is no training data to take a sample of, or nothing to compute a loss from.
+        """
+        return self._collected("gradients")
+
+    @property
+    def absolute_gradients(self) -> Arrays:
+        """As `gradients`, the mean of the magnitudes that the gradient has in each batch."""
+        return self._collected("absolute_gradients")
+
+    @property
+    def squared_gradients(self) -> Arrays:
+        """As `gradients`, the mean of the squares that it has in each batch, times the examples in the batch: where the
+        mean gradient is zero, that estimates the mean square of the gradients of single examples."""
+        return self._collected("squared_gradients")
+
+    @property
+    def activations(self) -> Batches:
+        """What the channels that a kernel reads are on each example, the mean over positions; of kernels of Dense and
+        convolution layers. Raises as `inputs`."""
+        return self._collected("activations")
+
+    @property
+    def densities(self) -> Batches:
+        """As `activations`, the share of the positions at which a channel is not zero."""
+        return self._collected("densities")
+
+    @property
+    def contributions(self) -> Batches:
+        """As `activations`, the sum over positions of a * dl/da, where a is the channel and l the loss of the example:
+        the change of that loss without the channel, to first order, with the other sign. Raises as `gradients`."""
+        return self._collected("contributions")
+
+    @property
+    def labels(self) -> Sequence[np.ndarray]:
+        """Of each batch, the class of each example, int (examples,).
+
+        Raises:
+            ValueError: The targets are not classes.
+        """
+        return self._collected("labels")
+
+    @property
+    def grams(self) -> Mapping[str, Gram]:
+        """Path -> the Gram matrix of what the kernel multiplies, of kernels of Dense and convolution layers. Of each
+        example, a few positions are taken, which depend on nothing but the batch. Raises as `inputs`."""
+        return self._collected("grams")
+
+    def inputs(self) -> Iterator[Mapping[str, Sequence[np.ndarray]]]:
+        """What the weights multiply, batch by batch: path -> float array (examples, ..., channels), one for each call
+        of the layer. Of kernels of Dense, EinsumDense and convolution layers.
+
+        Raises:
+            ValueError: There is no training data to take a sample of.
+        """
+        return self._sample.inputs()
+
+    def _collected(self, name: str) -> Any:
+        if name not in self._known:
+            self._known.update(self._sample.collect({name, *self._needs} - self._known.keys()))
+        return self._known[name]
+
+    @property
+    def _sample(self) -> Sample:
+        if self._given is None:
+            raise ValueError(
+                "The criterion asks for training data, and the callback knows of none. Call aimp_tf.prune(model, x, y, "
+                "...), or set pruning.sample to a few batches, such as dataset.take(8)."
+            )
+        return self._given
+
+
+class ChannelSet(Protocol):
+    """What `Channels` uses of a `channels.ChannelSet`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def units(self) -> np.ndarray: ...
+
+
+class Units(Protocol):
+    """What `Channels` and criteria use of `channels.ChannelUnits`, which says what each is."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def axes(self) -> Mapping[str, tuple[np.ndarray | None, ...]]: ...
+
+    @property
+    def reads(self) -> Mapping[str, int]: ...
+
+    def surviving(self, masks: Arrays) -> Sequence[ChannelSet]: ...
+
+    def pool(self, scores: Arrays, masks: Arrays, signed: bool) -> np.ndarray: ...
+
+    def pool_made(self, scores: Arrays, masks: Arrays) -> np.ndarray: ...
+
+    def read_by(self) -> dict[str, np.ndarray]: ...
+
+    def made_by(self, path: str) -> np.ndarray: ...
+
+
+class Channels:
+    """`Statistics` as whole channels see them: scores are arrays (units,), of all channels that can go.
+
+    Attributes:
+        units: The channels.
+        statistics: Of the weights, and of the data.
+        sets: The channels that survive, in sets of those that the same variables make and read.
+    """
+
+    def __init__(self, units: Units, statistics: Statistics) -> None:
+        self.units = units
+        self.statistics = statistics
+        self.sets = units.surviving(statistics.masks)
+
+    def pool(self, scores: Arrays, signed: bool) -> np.ndarray:
+        """The score of each channel by those of its weights, as `ChannelUnits.pool`."""
+        return self.units.pool(scores, self.statistics.masks, signed)
+
+    @functools.cached_property
+    def contributions(self) -> list[np.ndarray]:
+        """Of each batch, float64 (examples, units): `Statistics.contributions`, the sum of all that read a channel."""
+        return self._tabulated(self.statistics.contributions, mean=False)
+
+    @functools.cached_property
+    def activations(self) -> list[np.ndarray]:
+        """Of each batch, float64 (examples, units): `Statistics.activations`, the mean of all that read a channel."""
+        return self._tabulated(self.statistics.activations, mean=True)
+
+    @functools.cached_property
+    def densities(self) -> list[np.ndarray]:
+        """Of each batch, float64 (examples, units): `Statistics.densities`, the mean of all that read a channel."""
+        return self._tabulated(self.statistics.densities, mean=True)
+
+    def _tabulated(self, batches: Batches, *, mean: bool) -> list[np.ndarray]:
+        """Per unit, what the statistics have per channel of a kernel's input."""
+        count, places = self.units.count, self.units.read_by()
+        places = {path: units for path, units in places.items() if path in batches}
+        times = np.zeros(count)
+        for units in places.values():
+            times += np.bincount(units[units >= 0], minlength=count)
+        tables = []
+        for number in range(max(map(len, batches.values()), default=0)):
+            examples = len(next(iter(batches.values()))[number])
+            table = np.zeros((count, examples))
+            for path, units in places.items():
+                np.add.at(table, units[units >= 0], batches[path][number].T[units >= 0])
+            tables.append((table / np.maximum(times, 1)[:, np.newaxis] if mean else table).T)
+        return tables
