@@ -166,13 +166,13 @@ def test_rows_times_the_kernel_are_what_a_layer_gives(K, layer, shape):
     layer = eval(f"L.{layer}", {"L": K.layers})
     x = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
     outputs = np.asarray(layer(x)) - np.asarray(layer.bias)
-    rows = np.asarray(sampled_rows(layer, tf.constant(x), np.random.default_rng(0)))
+    rows = np.asarray(sampled_rows(layer, tf.constant(x), tf.constant([3, 4])))
     kernel = np.asarray(layer.kernel).reshape(-1, outputs.shape[-1])
     per_example = outputs.reshape(2, -1, outputs.shape[-1])
-    given = (rows @ kernel).reshape(-1, 2, outputs.shape[-1])  # Position by position, of both examples.
-    assert len(given) == min(16, per_example.shape[1])
-    for of_position in given:
-        distances = np.abs(per_example - of_position[:, np.newaxis]).max(axis=(0, 2))
+    given = (rows @ kernel).reshape(2, -1, outputs.shape[-1])
+    assert given.shape[1] == min(16, per_example.shape[1])
+    for position in range(given.shape[1]):
+        distances = np.abs(per_example - given[:, position : position + 1]).max(axis=(0, 2))
         assert distances.min() < 1e-4
 
 

@@ -29,6 +29,9 @@ Commands:
                    and, where it is installed (the extra benchmark), of Torch-Pruning; a repetition is a seed, and takes
                    some half an hour
     latency        whether networks that were asked to be twice as fast are, in both formats; about 15 minutes
+    criteria       what a pass over the data for a criterion costs beside training on it, and what is left of a trained
+                   ResNet-20 that loses half of its multiply-adds at once by each, with and without repair; a
+                   repetition is a seed, and takes some ten minutes
     gpu            masked steps beside dense ones, runs in mixed precision beside float32, and with the data in the
                    memory of the GPU beside the host's, on ResNet-20 and ResNet-50; without a GPU it says so and
                    measures nothing
@@ -61,6 +64,7 @@ _COMMANDS = (
     "channels",
     "channel_peers",
     "latency",
+    "criteria",
     "gpu",
 )
 
@@ -72,9 +76,8 @@ _INPUTS = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Where tensorflow-datasets keeps its data. For `end_to_end`, `compact_rounds`, `peers`, `channels` and "
-    "`channel_peers`; default: "
-    "~/tensorflow_datasets.",
+    "Where tensorflow-datasets keeps its data. For `end_to_end`, `compact_rounds`, `peers`, `channels`, "
+    "`channel_peers` and `criteria`; default: ~/tensorflow_datasets.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to.")
 

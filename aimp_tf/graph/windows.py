@@ -33,38 +33,41 @@ def takes_intercept(layer: Any) -> bool:
     return bool(layer.use_bias) and not is_bordered(layer)
 
 
-def sampled_rows(layer: Any, inputs: tf.Tensor, generator: np.random.Generator) -> tf.Tensor:
+def sampled_rows(layer: Any, inputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """What the kernel of a layer that `has_rows` multiplies at some positions, the same of each example.
 
     Args:
         layer: The layer.
-        inputs: (examples, ..., channels).
-        generator: Draws the positions.
+        inputs: (examples, ..., channels), of known sizes but for the first.
+        seed: Draws the positions, with others put back, where there are more than are taken; int (2,).
 
     Returns:
         float32 (rows, kernel entries of one output).
     """
-    rank = len(inputs.shape) - 2
+    rank, channels = len(inputs.shape) - 2, inputs.shape[-1]
     sizes, strides, dilations = (
         tuple(getattr(layer, name, (1,) * rank)) for name in ("kernel_size", "strides", "dilation_rate")
     )
     reach = [(size - 1) * dilation + 1 for size, dilation in zip(sizes, dilations, strict=True)]
     inputs, counts = _padded(tf.cast(inputs, tf.float32), getattr(layer, "padding", "valid"), reach, strides)
     total = math.prod(counts)
-    chosen = np.sort(generator.choice(total, min(total, _POSITIONS), replace=False))
-    windows = []
-    for position in zip(*np.unravel_index(chosen, counts), strict=True) if counts else [()]:
-        starts = [int(at) * stride for at, stride in zip(position, strides, strict=True)]
-        slices = [slice(start, start + far, by) for start, far, by in zip(starts, reach, dilations, strict=True)]
-        windows.append(tf.reshape(inputs[(slice(None), *slices)], (inputs.shape[0], -1)))
-    return tf.concat(windows, axis=0)
+    chosen = tf.range(total)
+    if total > _POSITIONS:
+        chosen = tf.random.stateless_uniform([_POSITIONS], seed, 0, total, tf.int32)
+    corners = tf.transpose(tf.unravel_index(chosen, counts)) * strides if counts else tf.zeros([1, 0], tf.int32)
+    taps = np.stack(np.unravel_index(np.arange(math.prod(sizes)), sizes), axis=-1) if sizes else np.zeros([1, 0])
+    places = corners[:, tf.newaxis] + np.asarray(taps * np.asarray(dilations, int), np.int32)  # (positions, taps, axes)
+    steps = [math.prod(inputs.shape[axis + 2 : -1]) for axis in range(rank)]
+    flat = tf.reduce_sum(places * np.asarray(steps, np.int32), axis=-1)
+    spread = tf.reshape(inputs, [-1, math.prod(inputs.shape[1:-1]), channels])
+    return tf.reshape(tf.gather(spread, flat, axis=1), [-1, math.prod(sizes) * channels])
 
 
 def _padded(
     inputs: tf.Tensor, padding: str, reach: Sequence[int], strides: Sequence[int]
 ) -> tuple[tf.Tensor, list[int]]:
     """The inputs with the zeros that a convolution sees beyond their borders, and how many positions it has."""
-    sizes = [int(size) for size in inputs.shape[1:-1]]
+    sizes = list(inputs.shape[1:-1])
     if padding == "valid":
         counts = [(size - far) // stride + 1 for size, far, stride in zip(sizes, reach, strides, strict=True)]
         return inputs, counts

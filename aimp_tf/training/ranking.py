@@ -31,6 +31,7 @@ class RunRanking:
     def __init__(self, config: PruningConfig) -> None:
         self.sample: Any = None
         self._config = config
+        self._sample: ModelSample | None = None  # Kept, for it traces what it computes.
         self._cluster: Cluster | None = None
         self._least: Mapping[str, int] = {}
 
@@ -54,10 +55,11 @@ class RunRanking:
         """What there is to rank a model by after so many rounds."""
         config, criterion = self._config, criterion_of(self._config.criterion)
         needs = {*masked.units.needs(criterion), *needs_of(config.scope), *(("grams",) if config.repair else ())}
-        sample = None
-        if self.sample is not None:
-            sample = ModelSample(masked, self.sample, config.criterion_batches or criterion.batches)
-        return Statistics(masked.weights(), masked.masks(), self.generator(index), sample, needs)
+        if self.sample is None:
+            self._sample = None
+        elif self._sample is None or not self._sample.is_of(masked, self.sample):
+            self._sample = ModelSample(masked, self.sample, config.criterion_batches or criterion.batches)
+        return Statistics(masked.weights(), masked.masks(), self.generator(index), self._sample, needs)
 
     def rank(
         self, masked: MaskedModel, statistics: Statistics, keep: int

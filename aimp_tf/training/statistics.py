@@ -43,6 +43,11 @@ class ModelSample:
         self._masked = masked
         self._data = data
         self._count = batches
+        self._observers: dict[Any, _Observer] = {}
+
+    def is_of(self, masked: MaskedModel, data: Any) -> bool:
+        """Whether it was made for this model and these data."""
+        return self._masked is masked and self._data is data
 
     def collect(self, names: Iterable[str]) -> Mapping[str, Any]:
         """Name -> that attribute of `Statistics`, in one pass over the batches.
@@ -54,7 +59,13 @@ class ModelSample:
             ValueError: The data has no targets or no batches, or targets that are no classes where labels are asked
                 for; or the model was compiled without a loss.
         """
-        collected = _Collected(self._masked, set(names))
+        names = frozenset(names)
+        model = self._masked.model
+        # It is traced for what the model was compiled with.
+        key = names, id(model.optimizer), id(model.loss)
+        if key not in self._observers:
+            self._observers[key] = _Observer(self._masked, names)
+        collected = _Collected(self._masked, names, self._observers[key])
         with _exact_products():
             for batch in batches_of(self._data, self._count):
                 collected.add(*batch)
@@ -76,69 +87,47 @@ class ModelSample:
             yield masked.cluster.from_chief(seen)
 
 
-class _Collected:
-    """What one pass gathers."""
+class _Observer:
+    """What a batch tells, traced once for all batches and all rounds.
 
-    def __init__(self, masked: MaskedModel, names: set[str]) -> None:
-        self._masked, self._names = masked, names
+    Attributes:
+        layers: Path -> layer, of the kernels whose inputs are looked at.
+        variables: Path -> variable, of those whose gradients are.
+    """
+
+    def __init__(self, masked: MaskedModel, names: frozenset[str]) -> None:
         layers = reading_layers(masked) if names & set(_OF_INPUTS) else {}
-        self._layers = {path: layer for path, layer in layers.items() if has_channels_last(layer)}
-        self._variables = masked.variables if names & set(_OF_WEIGHTS) else {}
-        self._sums: dict[str, dict[str, Any]] = collections.defaultdict(dict)
-        self._tables: dict[str, dict[str, list[np.ndarray]]] = collections.defaultdict(dict)
-        self._labels: list[np.ndarray] = []
-        self._count = 0
+        self.layers = {path: layer for path, layer in layers.items() if has_channels_last(layer)}
+        self.variables = masked.variables if names & set(_OF_WEIGHTS) else {}
+        self._masked, self._names = masked, names
+        self._traced = tf.function(self._on_replicas, autograph=False, reduce_retracing=True)
         if names & set(_OF_LOSS):
             _check_loss(masked.model)
 
-    def add(self, x: Any, y: Any, sample_weight: Any) -> None:
-        """Takes the next batch."""
-        model, examples = self._masked.model, int(tf.nest.flatten(x)[0].shape[0])
-        if y is None and self._names & {*_OF_LOSS, "labels"}:
-            raise ValueError("The criterion asks for targets, and the training data has none.")
-        if "labels" in self._names:
-            self._labels.append(_classes(y, examples))
-        strategy = model.distribute_strategy
-        with strategy.scope(), _metrics_kept(model):
-            # Each of several replicas has the whole batch, and its share of the loss, as in a step.
-            gradients, seen = strategy.run(self._observe, (x, y, sample_weight))
-            gradients = [strategy.reduce("SUM", gradient, axis=None).numpy() for gradient in gradients]
-            seen = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], seen)
-        for path, gradient in zip(self._variables, gradients, strict=True):
-            self._add_gradient(path, gradient.astype(np.float64) / _LOSS_SCALE, examples * self._masked.cluster.size)
-        for name, of_paths in seen.items():
-            for path, calls in of_paths.items():
-                self._add_calls(name, path, calls, examples)
-        self._count += 1
+    def __call__(
+        self, number: int, x: Any, y: Any, sample_weight: Any
+    ) -> tuple[list[np.ndarray], Mapping[str, Mapping[str, Sequence[Any]]]]:
+        """The gradients of the variables, and name -> path -> what each call of the layer gives."""
+        model = self._masked.model
+        with model.distribute_strategy.scope(), _metrics_kept(model):
+            gradients, seen = self._traced(tf.constant(number), x, y, sample_weight)
+        local = model.distribute_strategy.experimental_local_results
+        return [gradient.numpy() for gradient in gradients], tf.nest.map_structure(lambda each: local(each)[0], seen)
 
-    def result(self) -> dict[str, Any]:
-        """The attributes by their names."""
-        sums = self._sums
-        of_weights = {
-            name: {path: (total / self._count).astype(np.float32) for path, total in sums[name].items()}
-            for name in self._names & set(_OF_WEIGHTS)
-        }
-        others: dict[str, Any] = {name: self._tables[name] for name in self._names & set(_OF_INPUTS) if name != "grams"}
-        if "labels" in self._names:
-            others["labels"] = self._labels
-        if "grams" in self._names:
-            others["grams"] = {path: [np.asarray(each) for each in total] for path, total in sums["grams"].items()}
-        others = self._masked.cluster.from_chief(others)
-        if "grams" in self._names:
-            others["grams"] = {
-                path: Gram(moments / count, total / count, int(count), takes_intercept(self._layers[path]))
-                for path, (moments, total, count) in others["grams"].items()
-            }
-        return of_weights | others
+    def _on_replicas(self, *batch: Any) -> tuple[list[tf.Tensor], dict[str, Any]]:
+        strategy = self._masked.model.distribute_strategy
+        # Each of several replicas has the whole batch, and its share of the loss, as in a step.
+        gradients, seen = strategy.run(self._observe, batch)
+        return [strategy.reduce("SUM", gradient, axis=None) for gradient in gradients], seen
 
-    def _observe(self, x: Any, y: Any, sample_weight: Any) -> tuple[list[tf.Tensor], dict[str, Any]]:
-        """Gradients of the weights, and name -> path -> what each call of the layer gives, of a batch."""
+    def _observe(self, number: tf.Tensor, x: Any, y: Any, sample_weight: Any) -> tuple[list[tf.Tensor], dict[str, Any]]:
+        """As `__call__`, of a batch of this number, on one replica."""
         model, names = self._masked.model, self._names
         seen: dict[str, dict[str, list[Any]]] = {
-            name: {path: [] for path in self._layers} for name in names & set(_OF_INPUTS)
+            name: {path: [] for path in self.layers} for name in names & set(_OF_INPUTS)
         }
-        inputs: dict[str, list[tf.Tensor]] = {path: [] for path in self._layers}
-        watched = [bare(variable) for variable in self._variables.values()]
+        inputs: dict[str, list[tf.Tensor]] = {path: [] for path in self.layers}
+        watched = [bare(variable) for variable in self.variables.values()]
         with contextlib.ExitStack() as stack:
             tape = None
             if names & set(_OF_LOSS):
@@ -150,35 +139,82 @@ class _Collected:
                     value = tf.identity(value)  # Of which this layer alone makes something.
                     tape.watch(value)
                     inputs[path].append(value)
-                self._note(path, tf.stop_gradient(value), seen)
+                self._note(path, tf.stop_gradient(value), number, seen)
                 return value
 
-            stack.enter_context(_listening(self._layers, note))
+            stack.enter_context(_listening(self.layers, note))
             outputs = model(x, training=False)
             if tape is None:
                 return [], seen
             loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight)
             loss = _LOSS_SCALE * tf.cast(loss, tf.float32)
         gradients, slopes = tape.gradient(loss, (watched, inputs), unconnected_gradients="zero")
-        for path in self._layers if "contributions" in names else ():
+        for path in self.layers if "contributions" in names else ():
             for value, slope in zip(inputs[path], slopes[path], strict=True):
                 product = tf.cast(value, tf.float32) * tf.cast(slope, tf.float32)
                 seen["contributions"][path].append(tf.reduce_sum(product, _positions(product)))
         return gradients, seen
 
-    def _note(self, path: str, value: tf.Tensor, seen: Mapping[str, dict[str, list[Any]]]) -> None:
+    def _note(self, path: str, value: tf.Tensor, number: tf.Tensor, seen: Mapping[str, dict[str, list[Any]]]) -> None:
         """Takes what a layer is called with, as little of it as is needed."""
         if "activations" in seen:
             seen["activations"][path].append(tf.reduce_mean(tf.cast(value, tf.float32), _positions(value)))
         if "densities" in seen:
             nonzero = tf.cast(value != 0, tf.float32)
             seen["densities"][path].append(tf.reduce_mean(nonzero, _positions(value)))
-        if "grams" in seen and has_rows(self._layers[path]):
+        if "grams" in seen and has_rows(self.layers[path]):
             # By the number of the batch and the place of the layer alone, so that it is the same whenever it is drawn.
-            generator = np.random.default_rng([self._count, list(self._layers).index(path)])
-            rows = sampled_rows(self._layers[path], value, generator)
+            rows = sampled_rows(self.layers[path], value, tf.stack([number, list(self.layers).index(path)]))
             moments = tf.cast(tf.matmul(rows, rows, transpose_a=True), tf.float64)
-            seen["grams"][path].append((moments, tf.cast(tf.reduce_sum(rows, 0), tf.float64), rows.shape[0]))
+            sums = tf.cast(tf.reduce_sum(rows, 0), tf.float64)
+            seen["grams"][path].append((moments, sums, tf.cast(tf.shape(rows)[0], tf.float64)))
+
+
+class _Collected:
+    """What one pass gathers."""
+
+    def __init__(self, masked: MaskedModel, names: frozenset[str], observe: _Observer) -> None:
+        self._masked, self._names, self._observe = masked, names, observe
+        self._sums: dict[str, dict[str, Any]] = collections.defaultdict(dict)
+        self._tables: dict[str, dict[str, list[np.ndarray]]] = collections.defaultdict(dict)
+        self._labels: list[np.ndarray] = []
+        self._count = 0
+
+    def add(self, x: Any, y: Any, sample_weight: Any) -> None:
+        """Takes the next batch."""
+        examples = int(tf.nest.flatten(x)[0].shape[0])
+        if y is None and self._names & {*_OF_LOSS, "labels"}:
+            raise ValueError("The criterion asks for targets, and the training data has none.")
+        if "labels" in self._names:
+            self._labels.append(_classes(y, examples))
+        gradients, seen = self._observe(self._count, x, y, sample_weight)
+        for path, gradient in zip(self._observe.variables, gradients, strict=True):
+            self._add_gradient(path, gradient.astype(np.float64) / _LOSS_SCALE, examples * self._masked.cluster.size)
+        for name, of_paths in seen.items():
+            for path, calls in of_paths.items():
+                if calls:
+                    self._add_calls(name, path, calls, examples)
+        self._count += 1
+
+    def result(self) -> dict[str, Any]:
+        """The attributes by their names."""
+        sums, layers = self._sums, self._observe.layers
+        of_weights = {
+            name: {path: (total / self._count).astype(np.float32) for path, total in sums[name].items()}
+            for name in self._names & set(_OF_WEIGHTS)
+        }
+        others: dict[str, Any] = {name: self._tables[name] for name in self._names & set(_OF_INPUTS) if name != "grams"}
+        if "labels" in self._names:
+            others["labels"] = self._labels
+        if "grams" in self._names:
+            others["grams"] = {path: [each.numpy() for each in total] for path, total in sums["grams"].items()}
+        others = self._masked.cluster.from_chief(others)
+        if "grams" in self._names:
+            others["grams"] = {
+                path: Gram(moments / count, total / count, int(count), takes_intercept(layers[path]))
+                for path, (moments, total, count) in others["grams"].items()
+            }
+        return of_weights | others
 
     def _add_gradient(self, path: str, gradient: np.ndarray, examples: int) -> None:
         values = {
@@ -196,7 +232,7 @@ class _Collected:
                 before = call if before is None else [old + new for old, new in zip(before, call, strict=True)]
             self._sums[name][path] = before
             return
-        of_calls = [np.asarray(call, np.float32) for call in calls]
+        of_calls = [call.numpy() for call in calls]
         if name == "contributions":
             # The loss is the mean over the examples, and a replica's share of it.
             scale = examples * self._masked.cluster.replicas / _LOSS_SCALE
@@ -252,7 +288,7 @@ def _listening(layers: Mapping[str, Any], note: Callable[[str, tf.Tensor], tf.Te
         def call_and_note(x: Any, *arguments: Any, **settings: Any) -> Any:
             return call(note(path, x), *arguments, **settings)
 
-        return call_and_note
+        return tf.autograph.experimental.do_not_convert(call_and_note)
 
     with contextlib.ExitStack() as swaps:
         for path, layer in layers.items():

@@ -9,6 +9,7 @@ _OPTIONS = {
     "peers": ("data_dir",),
     "channels": ("data_dir",),
     "channel_peers": ("data_dir",),
+    "criteria": ("data_dir",),
 }
 
 
