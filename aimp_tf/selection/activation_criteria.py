@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from aimp_tf.selection.criterion import Criterion, OfChannels
-from aimp_tf.selection.grams import Elimination, elimination_costs, removal_costs_of_weights
+from aimp_tf.selection.criterion import Criterion, OfChannels, relative
+from aimp_tf.selection.grams import Elimination, elimination_costs, removal_costs_of_weights, without
 from aimp_tf.selection.statistics import Arrays, Channels, Statistics
 
 _RIDGE = 1e-2
@@ -24,8 +24,8 @@ class Utility(OfChannels):
         momentum: What is left of it after a batch, in [0, 1].
 
     References:
-        "Learning to prune in training via dynamic channel propagation", ICPR 2020, whose utility this is; its masks,
-        drawn anew for each batch, are another thing.
+        Shen, Li, Zhao, Zhang and Zhou, "Learning to prune in training via dynamic channel propagation", ICPR 2020,
+        whose utility this is; its masks, drawn anew for each batch, are another thing.
 
     Example: `criterion="utility"`. If channels of a layer contribute 2 and 1 in a first batch, and 1 and 1 in a second,
     they score 0.6 * 1 + 1 = 1.6 and 0.6 * 0.5 + 1 = 1.3.
@@ -105,11 +105,12 @@ class Discriminant(_OfActivations):
     """How much discriminant information a layer loses without a channel: of tr((S + rho I)^-1 S_B).
 
     S is the covariance of the layer's channels, means over positions, and S_B that of the means of the classes. Without
-    channel j it is less by (A S_B A)_jj / A_jj, with A = (S + rho I)^-1. Targets must be classes.
+    channel j it is less by (A S_B A)_jj / A_jj, with A = (S + rho I)^-1. The channels of a layer are taken out one by
+    one, those that cost least first, and each scores what it costs then, over the mean of that. Targets must be
+    classes.
 
     References:
-        Kung and Hou, "Augment deep BP-parameter learning with local XAI-structural learning", 2020, and Hou and Kung,
-        "A feature-map discriminant perspective for pruning deep neural networks", 2020, of discriminant information.
+        Hou and Kung, "A discriminant information approach to deep neural network pruning", ICPR 2020.
 
     Example: `criterion="discriminant"`. If one channel tells the classes apart and the others are noise, it is the last
     to go.
@@ -121,17 +122,28 @@ class Discriminant(_OfActivations):
         labels = np.concatenate(channels.statistics.labels)
         activations = np.concatenate(channels.activations)
         scores = np.zeros(channels.units.count)
-        _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
         for each in channels.sets:
-            if not len(each.units):
-                continue
-            centred = _centred(activations[:, each.units])
-            means = np.zeros((len(counts), len(each.units)))
-            np.add.at(means, classes.reshape(-1), centred)
-            means /= np.sqrt(counts)[:, np.newaxis]
-            inverse = np.linalg.inv(_covariance(centred))
-            scores[each.units] = ((means @ inverse) ** 2).sum(axis=0) / len(labels) / np.diagonal(inverse)
-        return scores
+            found = _Discriminance(activations[:, each.units], labels)
+            scores[each.units] = elimination_costs([found], len(each.units))
+        return relative(scores, channels)
+
+
+class _Discriminance:
+    """The discriminant information of channels (examples, channels), of examples with these labels."""
+
+    def __init__(self, activations: np.ndarray, labels: np.ndarray) -> None:
+        centred = _centred(activations)
+        _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        self._means = np.zeros((len(counts), activations.shape[1]))
+        np.add.at(self._means, classes.reshape(-1), centred)
+        self._means /= np.sqrt(counts * len(labels))[:, np.newaxis]
+        self._inverse = np.linalg.inv(_covariance(centred))
+
+    def costs(self) -> np.ndarray:
+        return ((self._means @ self._inverse) ** 2).sum(axis=0) / np.diagonal(self._inverse)
+
+    def remove(self, unit: int) -> None:
+        without(self._inverse, unit)
 
 
 class MutualInformation(_OfActivations):
@@ -139,7 +151,8 @@ class MutualInformation(_OfActivations):
 
     The conditional mutual information I(x_j; z | other x) of normal variables, in nats, where x are the channels of a
     layer, means over positions, and z those of all layers that read x_j, as the layers after get them: by the inverses
-    of the covariances of x alone and of both, (1/2) log((C_xz^-1)_jj / (C_x^-1)_jj).
+    of the covariances of x alone and of both, (1/2) log((C_xz^-1)_jj / (C_x^-1)_jj). The channels of a layer are taken
+    out one by one, those that tell least first, and each scores what it tells then.
 
     References:
         Ganesh, Corso and Sekeh, "MINT: Deep network compression via mutual information-based neuron trimming", ICPR
@@ -153,12 +166,8 @@ class MutualInformation(_OfActivations):
         scores = np.zeros(channels.units.count)
         centred = _centred(np.concatenate(channels.activations))
         for each in channels.sets:
-            if not len(each.units):
-                continue
-            both = _covariance(np.concatenate([centred[:, each.units], *self._made_of(each.units, channels)], axis=1))
-            alone = both[: len(each.units), : len(each.units)]
-            with_made, without = (np.diagonal(np.linalg.inv(matrix))[: len(each.units)] for matrix in (both, alone))
-            scores[each.units] = 0.5 * np.log(np.maximum(with_made / without, 1.0))
+            found = _Information(centred[:, each.units], list(self._made_of(each.units, channels)))
+            scores[each.units] = elimination_costs([found], len(each.units))
         return scores
 
     @staticmethod
@@ -177,6 +186,24 @@ class MutualInformation(_OfActivations):
                     yield _centred(np.concatenate(statistics.activations[path]) @ kernel.T)
         others = sorted(made - {-1, *these.tolist()})
         yield _centred(np.concatenate(channels.activations)[:, others])
+
+
+class _Information:
+    """What channels (examples, channels) tell of all that is made of them, both centred."""
+
+    def __init__(self, these: np.ndarray, made: Sequence[np.ndarray]) -> None:
+        self._count = these.shape[1]
+        both = _covariance(np.concatenate([these, *made], axis=1))
+        self._with_made = np.linalg.inv(both)
+        self._alone = np.linalg.inv(both[: self._count, : self._count])
+
+    def costs(self) -> np.ndarray:
+        together, alone = np.diagonal(self._with_made)[: self._count], np.diagonal(self._alone)
+        return 0.5 * np.log(np.maximum(together / alone, 1.0))
+
+    def remove(self, unit: int) -> None:
+        without(self._with_made, unit)
+        without(self._alone, unit)
 
 
 class Reconstruction(Criterion):

@@ -145,10 +145,10 @@ class Fisher(_OfGradients):
     gradients of batches, times the examples in one.
 
     References:
-        "HFP: Hardware-aware filter pruning for deep convolutional neural networks acceleration", ICPR 2020, whose
-        information gain this estimates; Theis, Korshunova, Tejani and Huszar, "Faster gaze prediction with dense
-        networks and Fisher pruning", 2018; Liu, Zhang, Kuang and others, "Group Fisher pruning for practical network
-        compression", ICML 2021.
+        Yu, Han, Wang, Huang, Huang and Cui, "HFP: Hardware-aware filter pruning for deep convolutional neural networks
+        acceleration", ICPR 2020, whose information gain this estimates; Theis, Korshunova, Tejani and Huszar, "Faster
+        gaze prediction with dense networks and Fisher pruning", 2018; Liu, Zhang, Kuang and others, "Group Fisher
+        pruning for practical network compression", ICML 2021.
 
     Example: `criterion="fisher"`. Where a * dl/da is 1 and -3 on two examples, the channel scores (1 + 9) / 4 = 2.5.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -104,14 +105,24 @@ class Elimination:
         inverse[at, at] = 1.0
 
 
-def elimination_costs(readers: Sequence[Elimination], count: int) -> np.ndarray:
-    """What each of some units costs when it is the next to be removed, the cheapest first, from all that read them.
+class Removable(Protocol):
+    """What units can be removed from, one after the other."""
+
+    def costs(self) -> np.ndarray:
+        """What it costs to remove each unit now, float64 (units,), of those that are gone anything."""
+
+    def remove(self, unit: int) -> None:
+        """Takes out a unit."""
+
+
+def elimination_costs(readers: Sequence[Removable], count: int) -> np.ndarray:
+    """What each of some units costs when it is the next to be removed, the cheapest first, from all that hold them.
 
     Single costs would have of two units that are the same both go for nothing. That a later unit may cost less than one
     before it does not show: it then costs as much.
 
     Args:
-        readers: The layers, with as many sets of rows each. They are emptied.
+        readers: What holds the units, all of them each. They are emptied.
         count: How many units there are.
 
     Returns:
@@ -126,6 +137,14 @@ def elimination_costs(readers: Sequence[Elimination], count: int) -> np.ndarray:
         for reader in readers:
             reader.remove(unit)
     return scores
+
+
+def without(inverse: np.ndarray, unit: int) -> None:
+    """Makes the inverse of a symmetric matrix that of the matrix without a row and column, in place, which become those
+    of the identity."""
+    inverse -= np.outer(inverse[:, unit], inverse[unit]) / inverse[unit, unit]
+    inverse[unit], inverse[:, unit] = 0.0, 0.0
+    inverse[unit, unit] = 1.0
 
 
 def removal_costs_of_weights(gram: Gram, kernel: np.ndarray, mask: np.ndarray) -> np.ndarray:
