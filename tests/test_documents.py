@@ -121,6 +121,7 @@ def settings_of(function):
         "prune": fields | fit,
         "fine_tune": fit,
         "plan": fields,
+        "one_shot": fields,
         "wrap": fields,
         "GlobalMagnitudePruning": fields,
     }.get(function.__name__, set())

@@ -140,9 +140,12 @@ class PruningResult:
         if self.budget is not None and (told := budget_text(self.budget)):
             lines += [told, ""]
         lines += [text for note in self.measured.notes(self.rounds[-1].metrics) for text in (note, "")]
+        zero = f"{self.sparsity:.2%} of the prunable weights are zero, after"
         lines.append(
-            f"{self.sparsity:.2%} of the prunable weights are zero, after {counted_text(self.epochs, 'epoch')} in "
-            f"{self.seconds:.0f} s; plain iterative magnitude pruning trains for {self.imp_epochs}."
+            f"{zero} {counted_text(self.epochs, 'epoch')} in {self.seconds:.0f} s; plain iterative magnitude pruning "
+            f"trains for {self.imp_epochs}."
+            if self.epochs
+            else f"{zero} {self.seconds:.0f} s without training."
         )
         return "\n".join(lines)
 
