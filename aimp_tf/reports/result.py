@@ -122,10 +122,11 @@ class PruningResult:
         metric = telling_metric(list(metrics))
         told = "" if metric is None else f"{metric} {number_text(metrics[metric])}, "
         last = self.rounds[-1]
+        trained = f"{counted_text(len(self.rounds), 'training')}, {counted_text(self.epochs, 'epoch')}"
         return (
             f"PruningResult({percent_text(self.sparsity, 1)} sparse, {told}{last.kept:,} of "
-            f"{sum(layer.size for layer in last.layers):,} weights left, {counted_text(len(self.rounds), 'training')}, "
-            f"{counted_text(self.epochs, 'epoch')}; see .summary(), .plot(), .report('page.html'))"
+            f"{sum(layer.size for layer in last.layers):,} weights left, {trained if self.epochs else 'not trained'}; "
+            "see .summary(), .plot(), .report('page.html'))"
         )
 
     def summary(self) -> str:
