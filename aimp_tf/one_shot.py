@@ -99,7 +99,7 @@ def one_shot(
         dense = _validated(masked.model, fitting)
         run = Run(config, lambda: None)
         run.ranking.sample = fitting.sample()
-        run.begin(masked, stretch=1.0)
+        run.begin(masked, trial=False)  # It ranks at once.
         run.state.started_at = begun_at
         run.prune(masked, run.round.kept)
         if recalibrate_batches:

@@ -11,14 +11,19 @@ import tensorflow as tf
 
 from aimp_tf.graph.rule_table import is_bordered
 
+_MOST_ROWS = 8192
+"""Of a kernel whose Gram matrix is computed: that takes half a gigabyte, and as much again for each step with it."""
+
 _POSITIONS = 16
 """So many positions are looked at of an example at most."""
 
 
 def has_rows(layer: Any) -> bool:
-    """Whether the layer gives, at each position, a row times its kernel as a matrix: Dense and plain convolutions."""
+    """Whether the layer gives, at each position, a row times its kernel as a matrix of not too many rows: Dense layers
+    and plain convolutions."""
     convolves = hasattr(layer, "kernel_size") and "Transpose" not in type(layer).__name__
-    return has_channels_last(layer) and (convolves or hasattr(layer, "units")) and getattr(layer, "groups", 1) == 1
+    known = has_channels_last(layer) and (convolves or hasattr(layer, "units")) and getattr(layer, "groups", 1) == 1
+    return known and math.prod(layer.kernel.shape[:-1]) <= _MOST_ROWS
 
 
 def has_channels_last(layer: Any) -> bool:

@@ -236,8 +236,9 @@ class Reconstruction(Criterion):
         grams = statistics.grams
         if unknown := [path for path in statistics.weights if path not in grams]:
             raise ValueError(
-                f"The criterion {self.name} ranks kernels of Dense and convolution layers, and cannot rank "
-                f"{', '.join(unknown)}. Name them in exclude, or take another criterion."
+                f"The criterion {self.name} ranks kernels of Dense and convolution layers with no more than 8192 "
+                f"inputs of an output unit, and cannot rank {', '.join(unknown)}. Name them in exclude, or take "
+                "another criterion."
             )
         return {
             path: removal_costs_of_weights(
@@ -260,8 +261,8 @@ class Reconstruction(Criterion):
     def _elimination(self, path: str, read: np.ndarray, these: np.ndarray, statistics: Statistics) -> Elimination:
         if path not in statistics.grams:
             raise ValueError(
-                f"The criterion {self.name} ranks what Dense and convolution layers read, and {path} is of another "
-                "kind. Take another criterion."
+                f"The criterion {self.name} ranks what Dense and convolution layers read that have no more than 8192 "
+                f"inputs of an output unit, and {path} is of another kind. Take another criterion."
             )
         kernel, mask = (
             arrays[path].reshape(-1, arrays[path].shape[-1]) for arrays in (statistics.weights, statistics.masks)

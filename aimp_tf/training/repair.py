@@ -36,6 +36,7 @@ def repairs(
     Returns:
         Variables that change, and their new values, of which the masks are still to be heeded.
     """
+    check_repairable(masked, statistics)
     changed: list[tuple[Any, np.ndarray]] = []
     layers, grams = reading_layers(masked), statistics.grams
     for path, gram in grams.items():

@@ -89,8 +89,8 @@ class Run:
         self.compacts, self._live = False, None
         logger.info("Rounds train the whole model, masked channels included. %s", why)
 
-    def begin(self, masked: MaskedModel, stretch: float) -> None:
-        """Plans the run, as `GlobalMagnitudePruning.begin` says."""
+    def begin(self, masked: MaskedModel, stretch: float = 1.0, *, trial: bool = True) -> None:
+        """Plans the run, as `GlobalMagnitudePruning.begin` says, and unless `trial` is False tries out the ranking."""
         _check_wrapped(self.config, masked)
         if self.config.structure.channels:
             masked.optimizer.check_dead_rows()
@@ -103,7 +103,7 @@ class Run:
         plan = make_plan(self.config, masked.total, masked.kept)
         plan = tuple(dataclasses.replace(each, schedule_scale=stretch * each.schedule_scale) for each in plan)
         self.ranking.begin(masked)
-        if self.config.method != "dense":
+        if self.config.method != "dense" and trial:
             self.ranking.check(masked, plan[-1].kept)
         if {"weights", "reinitialize"} & {round_.rewind for round_ in plan}:
             self.state.first = self.state.snapshot = masked.snapshot()
