@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from aimp_tf.exporting.sparse import sparse_inference
     from aimp_tf.fine_tuning import fine_tune
     from aimp_tf.masking import sparsity, strip, wrap
-    from aimp_tf.one_shot import one_shot
+    from aimp_tf.post_training import one_shot
     from aimp_tf.preview import RunPlan, plan
     from aimp_tf.pruning import prune
     from aimp_tf.reports.groups import Groups, groups
@@ -63,7 +63,7 @@ _HOMES = {
     "export": "exporting",
     "fine_tune": "fine_tuning",
     "groups": "reports.groups",
-    "one_shot": "one_shot",
+    "one_shot": "post_training",
     "plan": "preview",
     "prune": "pruning",
     "sparse_inference": "exporting.sparse",

@@ -103,6 +103,9 @@ def test_public_names():
     assert all(getattr(aimp_tf, name).__doc__ for name in aimp_tf.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'prun'"):
         _ = aimp_tf.prun
+    # A module of the same name would take the place of what it holds as soon as it is imported.
+    modules = {path.stem for path in PACKAGE.iterdir()}
+    assert modules & set(aimp_tf.__all__) == {"criteria"}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +142,7 @@ LAYERS = [
     ["training"],
     ["runs"],
     ["reports"],
-    ["pruning", "fine_tuning", "one_shot", "preview", "criteria"],
+    ["pruning", "fine_tuning", "post_training", "preview", "criteria"],
 ]
 LEVELS = {district: level for level, districts in enumerate(LAYERS) for district in districts}
 

@@ -14,7 +14,7 @@ import numpy as np
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.checks import CHOICES
 from aimp_tf.masking import mask_model
-from aimp_tf.one_shot import one_shot
+from aimp_tf.post_training import one_shot
 from aimp_tf.training.input_pipeline import array_dataset
 from aimp_tf.training.statistics import ModelSample
 from benchmarks.side_by_side import spread_text, tell
