@@ -16,6 +16,7 @@ from benchmarks import (
     channel_peers,
     channels,
     compact_rounds,
+    criteria,
     end_to_end,
     gpu,
     inference,
@@ -381,3 +382,16 @@ def test_the_benchmark_of_channels_beside_others():
     for side in sides.values():
         assert 0.4 < side["multiply_adds"][0] <= 0.5 and side["accuracy"][0] > 0.1
     assert ("Torch-Pruning" in sides) == ("is not installed" not in figures["table"])
+
+
+def test_the_benchmark_of_criteria():
+    experiment = Experiment(
+        "digits", "resnet_8", PruningConfig(0.5, epochs=3, granularity="channel", budget="flops"), train_examples=256
+    )
+    figures = criteria.run(1, experiment=experiment, criteria=("magnitude", "reconstruction"))
+    assert set(figures["passes"]) == {"activations", "gradients", "contributions", "Gram matrices"}
+    assert all(len(ratios) == 1 and ratios[0] > 0 for ratios in figures["passes"].values())
+    assert list(figures["one_shot"]) == ["magnitude", "reconstruction"]
+    for sides in figures["one_shot"].values():
+        assert len(sides["without"]) == len(sides["with repair"]) == 1 and 0 < sides["without"][0] <= 1
+    assert len(figures["table"].splitlines()) == 4 + 3 + 2
