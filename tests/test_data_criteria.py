@@ -649,6 +649,22 @@ def test_what_cannot_be_ranked_is_refused_before_training(K, images, settings, m
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, 3), (2, 2), (50, 6)])
+def test_so_many_batches_are_looked_at(given, expected, images):
+    seen = []
+
+    class Listening(aimp_tf.Criterion):
+        batches = 3
+
+        def scores(self, statistics):
+            seen.append([len(labels) for labels in statistics.labels])
+            return statistics.weights
+
+    settings = {"target_sparsity": 0.3, "batch_size": 4, "criterion_batches": given}
+    aimp_tf.one_shot(network(importlib.import_module("keras")), *images, criterion=Listening(), **settings)
+    assert seen == [[4] * expected]
+
+
 def test_data_without_classes(K, images):
     model = network(K, loss="mse")
     targets = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32)
