@@ -20,8 +20,7 @@ from experiments.run import accuracy_of, compiled_model, load_data
 from experiments.sizes import weight_count
 from experiments.study_report import percent_text
 
-# The recipe of configs/study_channels.py.
-_EXPERIMENT = Experiment(
+RECIPE = Experiment(
     dataset="fashion_mnist",
     architecture="resnet_20",
     pruning=PruningConfig(target_sparsity=0.5, epochs=10, granularity="channel", budget="flops"),
@@ -30,12 +29,13 @@ _EXPERIMENT = Experiment(
     train_examples=5000,
     validation_freq=1000,
 )
+"""That of configs/study_channels.py."""
 
 
 def run(
     repetitions: int,
     data_dir: str | os.PathLike[str] | None = None,
-    experiment: Experiment = _EXPERIMENT,
+    experiment: Experiment = RECIPE,
     sparsities: Sequence[float] = (0.5, 0.75),
 ) -> dict[str, Any]:
     """Prunes a ResNet to shares of its multiply-adds in several ways, from several seeds, for as many epochs in all.

@@ -11,28 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.config import PruningConfig
 from aimp_tf.config.checks import CHOICES
 from aimp_tf.masking import mask_model
 from aimp_tf.post_training import one_shot
 from aimp_tf.training.input_pipeline import array_dataset
 from aimp_tf.training.statistics import ModelSample
+from benchmarks.channel_peers import RECIPE
 from benchmarks.side_by_side import spread_text, tell
 from experiments.datasets import ImageData
 from experiments.experiment import Experiment
 from experiments.run import accuracy_of, compiled_model, load_data
 from experiments.study_report import percent_text
 
-# The recipe of configs/study_channels.py.
-_EXPERIMENT = Experiment(
-    dataset="fashion_mnist",
-    architecture="resnet_20",
-    pruning=PruningConfig(target_sparsity=0.5, epochs=10, granularity="channel", budget="flops"),
-    batch_size=64,
-    learning_rate=0.1,
-    train_examples=5000,
-    validation_freq=1000,
-)
 _PASSES = {
     "activations": ("activations", "densities", "labels"),
     "gradients": ("absolute_gradients",),
@@ -45,7 +35,7 @@ _BATCHES = 8
 def run(
     repetitions: int,
     data_dir: str | os.PathLike[str] | None = None,
-    experiment: Experiment = _EXPERIMENT,
+    experiment: Experiment = RECIPE,
     criteria: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Times passes over the data beside training on the same batches, and prunes trained networks by each criterion.
