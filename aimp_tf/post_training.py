@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import numbers
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import check_model
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.checks import NOT_USED_BY
+from aimp_tf.config.texts import is_number
 from aimp_tf.masking import Masks, mask_for, sparsity
 from aimp_tf.reports.result import PruningResult
 from aimp_tf.runs.outcome import Outcome
@@ -86,6 +88,8 @@ def one_shot(
         {"repair": True, **fields, "epochs": 1, "rate": 1 - 1e-12, "start": "trained", "compact_rounds": False}
     )
     config.validate()
+    if not is_number(recalibrate_batches, numbers.Integral) or recalibrate_batches < 0:
+        raise ValueError(f"recalibrate_batches must be a whole number, 0 or more; got {recalibrate_batches!r}.")
     data = training_data("one_shot", model, x, y, sample_weight, targets=False)
     if validation_data is None:
         data, validation_data = split_off(data, validation_split)
@@ -95,6 +99,7 @@ def one_shot(
     fitting.make_ready(model, data, validation_data, cluster)
     begun_at = time.monotonic()
     masked = mask_for(model, config, masks)
+    before, kept = masked.snapshot(), masked.masks()
     try:
         dense = _validated(masked.model, fitting)
         run = Run(config, lambda: None)
@@ -109,6 +114,10 @@ def one_shot(
         (round_,) = run.rounds
         rounds = [dataclasses.replace(round_, metrics=dict(_validated(masked.model, fitting) or {}))]
         last = masked.masks()
+    except BaseException:
+        masked.set_masks(kept)
+        masked.restore(before)
+        raise
     finally:
         pruned = masked.strip()
     return PruningResult(

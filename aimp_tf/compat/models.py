@@ -116,3 +116,8 @@ def train_counter(model: Any) -> Any | None:
     """The variable that counts the steps of a tf_keras model, by which it writes what is written within a step; None in
     Keras 3."""
     return getattr(model, "_train_counter", None)
+
+
+def compiled_loss(model: Any) -> Any | None:
+    """What `compile` made of the losses of a model, another object each time; None where it was given none."""
+    return getattr(model, "_compile_loss", None) or getattr(model, "compiled_loss", None)

@@ -319,9 +319,10 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, Latency):
         return dataclasses.asdict(value)
     if callable(value):
-        return f"{value.__module__}.{value.__qualname__}"
+        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
     if hasattr(value, "scores"):  # A criterion.
-        settings = ", ".join(f"{name}={setting!r}" for name, setting in vars(value).items())
+        shown = {name: _as_json(each) if callable(each) else repr(each) for name, each in vars(value).items()}
+        settings = ", ".join(f"{name}={setting}" for name, setting in shown.items())
         return f"{type(value).__module__}.{type(value).__qualname__}({settings})"
     return value.item()  # NumPy's numbers are numbers to validate(), but not to json.
 

@@ -168,7 +168,7 @@ def check_choice(name: str, value: object) -> None:
         return
     if name == "scope" and callable(value):
         return
-    if name == "criterion" and (callable(value) or hasattr(value, "scores")) and not isinstance(value, type):
+    if name == "criterion" and not isinstance(value, type) and (callable(value) or hasattr(value, "channel_scores")):
         return
     write = _METHODS_BY_SETTINGS.get(str(value).lower().replace("-", "_").replace(" ", "_"))
     if name == "method" and write is not None:
@@ -179,6 +179,8 @@ def check_choice(name: str, value: object) -> None:
         "scope": ", or a function that gives shares of layers",
     }.get(name, "")
     write = f" Write {name}='auto'." if name == "mixed_precision" and value is True else nearest(value, choices)
+    if name == "criterion" and isinstance(value, type):
+        write = f" Write {value.__name__}(...): an object of the class."
     if name == "budget":
         function = ", or an aimp_tf.Latency"
         if str(value).lower() in ("latency", "time", "ms", "milliseconds", "speedup"):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.graph.rule_table import is_bordered
 
 _MOST_ROWS = 8192
@@ -20,9 +21,11 @@ _POSITIONS = 16
 
 def has_rows(layer: Any) -> bool:
     """Whether the layer gives, at each position, a row times its kernel as a matrix of not too many rows: Dense layers
-    and plain convolutions."""
+    and plain convolutions, unless a subclass computes otherwise."""
     convolves = hasattr(layer, "kernel_size") and "Transpose" not in type(layer).__name__
     known = has_channels_last(layer) and (convolves or hasattr(layer, "units")) and getattr(layer, "groups", 1) == 1
+    methods = (getattr(type(layer), name, None) for name in ("call", "convolution_op"))
+    known = known and all(method is None or is_keras_own(method) for method in methods)
     return known and math.prod(layer.kernel.shape[:-1]) <= _MOST_ROWS
 
 

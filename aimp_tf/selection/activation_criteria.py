@@ -78,7 +78,8 @@ class Votes(_OfActivations):
         scores = np.zeros(channels.units.count)
         for each in channels.sets:
             ours = activations[:, each.units]
-            scores[each.units] = (ours > ours.mean(axis=1, keepdims=True)).mean(axis=0)
+            if ours.size:
+                scores[each.units] = (ours > ours.mean(axis=1, keepdims=True)).mean(axis=0)
         return scores
 
 
@@ -122,6 +123,12 @@ class Discriminant(_OfActivations):
         labels = np.concatenate(channels.statistics.labels)
         activations = np.concatenate(channels.activations)
         scores = np.zeros(channels.units.count)
+        classes = len(np.unique(labels))
+        if 2 * classes > len(labels):
+            raise ValueError(
+                f"The criterion {self.name} tells classes apart, and {len(labels)} examples have {classes} different "
+                "targets. Raise criterion_batches, or take another criterion where these are no classes."
+            )
         for each in channels.sets:
             found = _Discriminance(activations[:, each.units], labels)
             scores[each.units] = elimination_costs([found], len(each.units))
@@ -139,8 +146,9 @@ class _Discriminance:
         self._means /= np.sqrt(counts * len(labels))[:, np.newaxis]
         self._inverse = np.linalg.inv(_covariance(centred))
 
-    def costs(self) -> np.ndarray:
-        return ((self._means @ self._inverse) ** 2).sum(axis=0) / np.diagonal(self._inverse)
+    def costs(self, units: np.ndarray) -> np.ndarray:
+        costs: np.ndarray = ((self._means @ self._inverse[:, units]) ** 2).sum(axis=0)
+        return costs / np.diagonal(self._inverse)[units]
 
     def remove(self, unit: int) -> None:
         without(self._inverse, unit)
@@ -192,14 +200,13 @@ class _Information:
     """What channels (examples, channels) tell of all that is made of them, both centred."""
 
     def __init__(self, these: np.ndarray, made: Sequence[np.ndarray]) -> None:
-        self._count = these.shape[1]
-        both = _covariance(np.concatenate([these, *made], axis=1))
-        self._with_made = np.linalg.inv(both)
-        self._alone = np.linalg.inv(both[: self._count, : self._count])
+        count, both = these.shape[1], _covariance(np.concatenate([these, *made], axis=1))
+        self._with_made, self._alone = np.linalg.inv(both), np.linalg.inv(both[:count, :count])
 
-    def costs(self) -> np.ndarray:
-        together, alone = np.diagonal(self._with_made)[: self._count], np.diagonal(self._alone)
-        return 0.5 * np.log(np.maximum(together / alone, 1.0))
+    def costs(self, units: np.ndarray) -> np.ndarray:
+        together, alone = np.diagonal(self._with_made)[units], np.diagonal(self._alone)[units]
+        costs: np.ndarray = 0.5 * np.log(np.maximum(together / alone, 1.0))
+        return costs
 
     def remove(self, unit: int) -> None:
         without(self._with_made, unit)
@@ -253,7 +260,7 @@ class Reconstruction(Criterion):
             readers = [
                 self._elimination(path, read, each.units, channels.statistics)
                 for path, read in units.read_by().items()
-                if np.isin(each.units, read).any()
+                if np.isin(each.units, read).any() and channels.statistics.masks[path].any()
             ]
             scores[each.units] = elimination_costs(readers, len(each.units))
         return scores

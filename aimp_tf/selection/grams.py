@@ -79,22 +79,20 @@ class Elimination:
         self._energy = float(np.sum(self._weights * (matrix @ self._weights))) or 1.0
         self._inverse = np.linalg.inv(matrix)
         self._parts = place[np.stack(parts)]
-        self._left = np.ones(len(parts), bool)
 
-    def costs(self) -> np.ndarray:
-        """What the outputs lose without each set, at the best repair of what is left: tr(W_J' ((G^-1)_JJ)^-1 W_J), as a
-        fraction of the mean square of the outputs at first (of their variance with an intercept); float64 (parts,),
-        zero for those that are gone."""
-        costs, at = np.zeros(len(self._parts)), self._parts[self._left]
+    def costs(self, parts: np.ndarray) -> np.ndarray:
+        """What the outputs lose without each of these sets, at the best repair of what is left: tr(W_J' ((G^-1)_JJ)^-1
+        W_J), as a fraction of the mean square of the outputs at first, or with an intercept of their variance;
+        float64."""
+        at = self._parts[parts]
         of_parts = self._weights[at]
         blocks = self._inverse[at[:, :, np.newaxis], at[:, np.newaxis, :]]
-        costs[self._left] = np.sum(of_parts * np.linalg.solve(blocks, of_parts), axis=(1, 2)) / self._energy
+        costs: np.ndarray = np.sum(of_parts * np.linalg.solve(blocks, of_parts), axis=(1, 2)) / self._energy
         return np.maximum(costs, 0.0)
 
     def remove(self, part: int) -> None:
         """Takes out a set of rows, and repairs the others."""
         at, inverse = self._parts[part], self._inverse
-        self._left[part] = False
         along = inverse[:, at]
         shared = np.linalg.solve(inverse[np.ix_(at, at)], np.concatenate([self._weights[at], along.T], axis=1))
         outputs = self._weights.shape[1]
@@ -108,8 +106,8 @@ class Elimination:
 class Removable(Protocol):
     """What units can be removed from, one after the other."""
 
-    def costs(self) -> np.ndarray:
-        """What it costs to remove each unit now, float64 (units,), of those that are gone anything."""
+    def costs(self, units: np.ndarray) -> np.ndarray:
+        """What it costs to remove each of these units now, which are not gone; float64 (units,)."""
 
     def remove(self, unit: int) -> None:
         """Takes out a unit."""
@@ -118,8 +116,9 @@ class Removable(Protocol):
 def elimination_costs(readers: Sequence[Removable], count: int) -> np.ndarray:
     """What each of some units costs when it is the next to be removed, the cheapest first, from all that hold them.
 
-    Single costs would have of two units that are the same both go for nothing. That a later unit may cost less than one
-    before it does not show: it then costs as much.
+    Single costs would have of two units that are the same both go for nothing. The costs of others are looked at anew
+    when it is their turn, for they rise as units go; where one falls instead, it is seen no earlier, and a unit that
+    costs less than one before it scores as much as that.
 
     Args:
         readers: What holds the units, all of them each. They are emptied.
@@ -128,12 +127,16 @@ def elimination_costs(readers: Sequence[Removable], count: int) -> np.ndarray:
     Returns:
         float64 (units,).
     """
-    scores, left, dearest = np.zeros(count), np.ones(count, bool), 0.0
-    for _ in range(count):
-        costs = np.sum([reader.costs() for reader in readers], axis=0)
-        unit = int(np.argmin(np.where(left, costs, np.inf)))
+    scores, dearest = np.zeros(count), 0.0
+    costs = np.sum([reader.costs(np.arange(count)) for reader in readers], axis=0) if readers else scores.copy()
+    for _ in range(count if readers else 0):
+        while True:
+            unit = int(np.argmin(costs))
+            costs[unit] = np.sum([reader.costs(np.array([unit]))[0] for reader in readers])
+            if int(np.argmin(costs)) == unit:
+                break
         dearest = max(dearest, float(costs[unit]))
-        scores[unit], left[unit] = dearest, False
+        scores[unit], costs[unit] = dearest, np.inf
         for reader in readers:
             reader.remove(unit)
     return scores

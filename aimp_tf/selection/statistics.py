@@ -28,9 +28,9 @@ class Sample(Protocol):
 class Statistics:
     """What a criterion may ask for. Nothing is computed, and no data is read, before it is.
 
-    What is said of the training data is of a sample of it, the same batches in every round, in inference mode: no
-    dropout, moving statistics as they are. What a criterion names in `needs` is computed in one pass over them, and
-    anything else in another.
+    What is said of the training data is of a sample of it, its first batches (of arrays the same in every round), in
+    inference mode: no dropout, moving statistics as they are. What a criterion names in `needs` is computed in one pass
+    over them, and anything else in another.
 
     Attributes:
         weights: Path -> float array, each read when it is asked for. They are not to be written into.
@@ -89,7 +89,8 @@ class Statistics:
     @property
     def contributions(self) -> Batches:
         """As `activations`, the sum over positions of a * dl/da, where a is the channel and l the loss of the example:
-        the change of that loss without the channel, to first order, with the other sign. Raises as `gradients`."""
+        the change of that loss without the channel, to first order, with the other sign. The loss of a batch is taken
+        to be the mean of those of its examples. Raises as `gradients`."""
         return self._collected("contributions")
 
     @property
@@ -118,7 +119,11 @@ class Statistics:
 
     def _collected(self, name: str) -> Any:
         if name not in self._known:
-            self._known.update(self._sample.collect({name, *self._needs} - self._known.keys()))
+            collected = self._sample.collect({name, *self._needs} - self._known.keys())
+            self._known |= {
+                each: _OfKernels(each, value) if isinstance(value, Mapping) else value
+                for each, value in collected.items()
+            }
         return self._known[name]
 
     @property
@@ -129,6 +134,19 @@ class Statistics:
                 "...), or set pruning.sample to a few batches, such as dataset.take(8)."
             )
         return self._given
+
+
+class _OfKernels(dict[str, Any]):
+    """What there is of a statistic, by the paths of variables."""
+
+    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._name = name
+
+    def __missing__(self, path: str) -> Any:
+        raise KeyError(
+            f"There are no {self._name} of {path}: aimp_tf.criteria.Statistics tells what there are some of."
+        )
 
 
 class ChannelSet(Protocol):

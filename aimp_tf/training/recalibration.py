@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from typing import Any
 
 from aimp_tf.compat.models import layers_of
@@ -51,6 +52,8 @@ def _in_training(call: Any) -> Any:
     """The `call` of a normalisation that goes by the batch, and learns of it."""
 
     def call_in_training(*arguments: Any, **settings: Any) -> Any:
-        return call(arguments[0], **{**settings, "training": True})
+        given = inspect.signature(call).bind(*arguments, **settings)
+        given.arguments["training"] = True
+        return call(*given.args, **given.kwargs)
 
     return call_in_training

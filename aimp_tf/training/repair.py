@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from aimp_tf.compat.variables import local_view
 from aimp_tf.masking import MaskedModel
@@ -13,14 +15,19 @@ from aimp_tf.selection.grams import repaired
 from aimp_tf.selection.statistics import Statistics
 from aimp_tf.training.statistics import reading_layers
 
+logger = logging.getLogger(__name__)
+
 
 def check_repairable(masked: MaskedModel, statistics: Statistics) -> None:
     """Raises ValueError if a model has no layer that can be repaired, or there is no data to do so by."""
-    if not statistics.grams:
+    prunable, grams = list(masked.prunable), statistics.grams
+    if not grams:
         raise ValueError(
-            f"repair corrects kernels of Dense and convolution layers, and the model {masked.original.name!r} has none "
-            "among those that are pruned. Leave it out."
+            f"repair corrects kernels of Dense layers and plain convolutions, and the model {masked.original.name!r} "
+            f"has none among those that are pruned: {', '.join(prunable)}. Write repair=False."
         )
+    if others := [path for path in prunable if path not in grams]:
+        logger.info("What is left of %s is not repaired: it is no kernel of a plain layer.", ", ".join(others))
 
 
 def repairs(
@@ -48,6 +55,7 @@ def repairs(
         changed.append((masked.variables[path], kernel.reshape(weight.shape).astype(weight.dtype)))
         if shift.any():
             bias = layers[path].bias
-            changed.append((bias, (local_view(bias) + shift).astype(weight.dtype)))
+            value, constraint = (local_view(bias) + shift).astype(weight.dtype), layers[path].bias_constraint
+            changed.append((bias, value if constraint is None else np.asarray(constraint(tf.constant(value)))))
     values = masked.cluster.from_chief([value for _, value in changed])
     return [(variable, value) for (variable, _), value in zip(changed, values, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import compiled_loss
 from aimp_tf.compat.swap import Swap
 from aimp_tf.compat.variables import bare, resource_of
 from aimp_tf.graph.prunable import readers
@@ -19,8 +21,9 @@ from aimp_tf.graph.windows import has_channels_last, has_rows, sampled_rows, tak
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.grams import Gram
 
-_LOSS_SCALE = 1024.0
-"""Gradients that float16 would round to zero pass with it. It is a power of two, so that others stay the same."""
+_LOSS_SCALES = (2.0**10, 1.0, 2.0**-10)
+"""The first with which no gradient is infinite: those that float16 would round to zero pass with the first one. They
+are powers of two, so that others stay the same."""
 
 _OF_WEIGHTS = ("gradients", "absolute_gradients", "squared_gradients")
 _OF_INPUTS = ("activations", "densities", "contributions", "grams")
@@ -43,7 +46,8 @@ class ModelSample:
         self._masked = masked
         self._data = data
         self._count = batches
-        self._observers: dict[Any, _Observer] = {}
+        self._observers: dict[frozenset[str], _Observer] = {}
+        self._compiled: Any = None
 
     def is_of(self, masked: MaskedModel, data: Any) -> bool:
         """Whether it was made for this model and these data."""
@@ -60,15 +64,15 @@ class ModelSample:
                 for; or the model was compiled without a loss.
         """
         names = frozenset(names)
-        model = self._masked.model
-        # It is traced for what the model was compiled with.
-        key = names, id(model.optimizer), id(model.loss)
-        if key not in self._observers:
-            self._observers[key] = _Observer(self._masked, names)
-        collected = _Collected(self._masked, names, self._observers[key])
-        with _exact_products():
-            for batch in batches_of(self._data, self._count):
-                collected.add(*batch)
+        compiled = compiled_loss(self._masked.model)
+        if compiled is not self._compiled:  # What was traced is of another.
+            self._observers.clear()
+            self._compiled = compiled
+        if names not in self._observers:
+            self._observers[names] = _Observer(self._masked, names)
+        collected = _Collected(self._masked, names, self._observers[names])
+        for batch in batches_of(self._data, self._count):
+            collected.add(*batch)
         return collected.result()
 
     def inputs(self) -> Iterator[Mapping[str, Sequence[np.ndarray]]]:
@@ -100,19 +104,24 @@ class _Observer:
         self.layers = {path: layer for path, layer in layers.items() if has_channels_last(layer)}
         self.variables = masked.variables if names & set(_OF_WEIGHTS) else {}
         self._masked, self._names = masked, names
-        self._traced = tf.function(self._on_replicas, autograph=False, reduce_retracing=True)
-        if names & set(_OF_LOSS):
-            _check_loss(masked.model)
+        # Windows are of sizes that are known when it is traced.
+        self._traced = tf.function(self._on_replicas, autograph=False, reduce_retracing="grams" not in names)
 
     def __call__(
         self, number: int, x: Any, y: Any, sample_weight: Any
     ) -> tuple[list[np.ndarray], Mapping[str, Mapping[str, Sequence[Any]]]]:
         """The gradients of the variables, and name -> path -> what each call of the layer gives."""
         model = self._masked.model
-        with model.distribute_strategy.scope(), _metrics_kept(model):
-            gradients, seen = self._traced(tf.constant(number), x, y, sample_weight)
         local = model.distribute_strategy.experimental_local_results
-        return [gradient.numpy() for gradient in gradients], tf.nest.map_structure(lambda each: local(each)[0], seen)
+        for scale in _LOSS_SCALES:
+            with model.distribute_strategy.scope(), _metrics_kept(model):
+                of_weights, of_inputs = self._traced(tf.constant(number), tf.constant(scale), x, y, sample_weight)
+            gradients = [gradient.numpy() for gradient in of_weights]
+            seen = tf.nest.map_structure(lambda each: local(each)[0], of_inputs)
+            of_loss = [*gradients, *tf.nest.flatten(seen.get("contributions", ()))]
+            if all(np.isfinite(values).all() for values in of_loss):
+                break
+        return gradients, seen
 
     def _on_replicas(self, *batch: Any) -> tuple[list[tf.Tensor], dict[str, Any]]:
         strategy = self._masked.model.distribute_strategy
@@ -120,7 +129,9 @@ class _Observer:
         gradients, seen = strategy.run(self._observe, batch)
         return [strategy.reduce("SUM", gradient, axis=None) for gradient in gradients], seen
 
-    def _observe(self, number: tf.Tensor, x: Any, y: Any, sample_weight: Any) -> tuple[list[tf.Tensor], dict[str, Any]]:
+    def _observe(
+        self, number: tf.Tensor, scale: tf.Tensor, x: Any, y: Any, sample_weight: Any
+    ) -> tuple[list[tf.Tensor], dict[str, Any]]:
         """As `__call__`, of a batch of this number, on one replica."""
         model, names = self._masked.model, self._names
         seen: dict[str, dict[str, list[Any]]] = {
@@ -134,7 +145,11 @@ class _Observer:
                 tape = stack.enter_context(tf.GradientTape(watch_accessed_variables=False))
                 tape.watch(watched)
 
+            graph = tf.compat.v1.get_default_graph()
+
             def note(path: str, value: tf.Tensor) -> tf.Tensor:
+                if value.graph is not graph:  # A step of a recurrent layer, which is not seen from without.
+                    return value
                 if tape is not None and "contributions" in names:
                     value = tf.identity(value)  # Of which this layer alone makes something.
                     tape.watch(value)
@@ -146,14 +161,16 @@ class _Observer:
             outputs = model(x, training=False)
             if tape is None:
                 return [], seen
+            _check_loss(model)  # Now, for losses that layers add come with a call.
             loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight)
-            loss = _LOSS_SCALE * tf.cast(loss, tf.float32)
+            loss = scale * tf.cast(loss, tf.float32)
         gradients, slopes = tape.gradient(loss, (watched, inputs), unconnected_gradients="zero")
         for path in self.layers if "contributions" in names else ():
             for value, slope in zip(inputs[path], slopes[path], strict=True):
-                product = tf.cast(value, tf.float32) * tf.cast(slope, tf.float32)
+                product = tf.cast(value, tf.float32) * (tf.cast(slope, tf.float32) / scale)
                 seen["contributions"][path].append(tf.reduce_sum(product, _positions(product)))
-        return gradients, seen
+        # Some are gathered rows alone.
+        return [tf.convert_to_tensor(each) / tf.cast(scale, each.dtype) for each in gradients], seen
 
     def _note(self, path: str, value: tf.Tensor, number: tf.Tensor, seen: Mapping[str, dict[str, list[Any]]]) -> None:
         """Takes what a layer is called with, as little of it as is needed."""
@@ -165,9 +182,9 @@ class _Observer:
         if "grams" in seen and has_rows(self.layers[path]):
             # By the number of the batch and the place of the layer alone, so that it is the same whenever it is drawn.
             rows = sampled_rows(self.layers[path], value, tf.stack([number, list(self.layers).index(path)]))
-            moments = tf.cast(tf.matmul(rows, rows, transpose_a=True), tf.float64)
-            sums = tf.cast(tf.reduce_sum(rows, 0), tf.float64)
-            seen["grams"][path].append((moments, sums, tf.cast(tf.shape(rows)[0], tf.float64)))
+            rows = tf.cast(rows, tf.float64)  # Of products in float32, nothing is left where means are large.
+            moments = tf.matmul(rows, rows, transpose_a=True)
+            seen["grams"][path].append((moments, tf.reduce_sum(rows, 0), tf.cast(tf.shape(rows)[0], tf.float64)))
 
 
 class _Collected:
@@ -183,13 +200,14 @@ class _Collected:
     def add(self, x: Any, y: Any, sample_weight: Any) -> None:
         """Takes the next batch."""
         examples = int(tf.nest.flatten(x)[0].shape[0])
-        if y is None and self._names & {*_OF_LOSS, "labels"}:
+        of_loss = self._names & set(_OF_LOSS) and getattr(self._masked.model, "loss", None)
+        if y is None and (of_loss or "labels" in self._names):
             raise ValueError("The criterion asks for targets, and the training data has none.")
         if "labels" in self._names:
             self._labels.append(_classes(y, examples))
         gradients, seen = self._observe(self._count, x, y, sample_weight)
         for path, gradient in zip(self._observe.variables, gradients, strict=True):
-            self._add_gradient(path, gradient.astype(np.float64) / _LOSS_SCALE, examples * self._masked.cluster.size)
+            self._add_gradient(path, gradient.astype(np.float64), examples * self._masked.cluster.size)
         for name, of_paths in seen.items():
             for path, calls in of_paths.items():
                 if calls:
@@ -207,7 +225,7 @@ class _Collected:
         if "labels" in self._names:
             others["labels"] = self._labels
         if "grams" in self._names:
-            others["grams"] = {path: [each.numpy() for each in total] for path, total in sums["grams"].items()}
+            others["grams"] = sums["grams"]
         others = self._masked.cluster.from_chief(others)
         if "grams" in self._names:
             others["grams"] = {
@@ -227,30 +245,22 @@ class _Collected:
 
     def _add_calls(self, name: str, path: str, calls: Sequence[Any], examples: int) -> None:
         if name == "grams":
-            before = self._sums[name].get(path)
             for call in calls:
-                before = call if before is None else [old + new for old, new in zip(before, call, strict=True)]
-            self._sums[name][path] = before
+                values = [each.numpy() for each in call]
+                if path not in self._sums[name]:
+                    self._sums[name][path] = [np.array(value) for value in values]
+                    continue
+                for total, value in zip(self._sums[name][path], values, strict=True):
+                    total += value
             return
         of_calls = [call.numpy() for call in calls]
         if name == "contributions":
             # The loss is the mean over the examples, and a replica's share of it.
-            scale = examples * self._masked.cluster.replicas / _LOSS_SCALE
+            scale = examples * self._masked.cluster.replicas
             table = np.sum(of_calls, axis=0) * np.float32(scale)
         else:
             table = np.mean(of_calls, axis=0)
         self._tables[name].setdefault(path, []).append(table)
-
-
-@contextlib.contextmanager
-def _exact_products() -> Iterator[None]:
-    """Within it, GPUs multiply float32 as such, and not as TensorFloat-32, of which no inverse could be trusted."""
-    before = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    try:
-        yield
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 def reading_layers(masked: MaskedModel) -> dict[str, Any]:
@@ -267,17 +277,25 @@ def batches_of(data: Any, count: int) -> Iterator[tuple[Any, Any, Any]]:
     """x, y and the weights of examples, as tensors, of so many batches of the training data. Raises ValueError if it
     has none."""
     empty = True
+    if isinstance(data, tuple):
+        raise TypeError(
+            "A sample is batches of the training data, such as dataset.take(8) or aimp_tf.array_dataset((x, y), "
+            "batch_size=32); got a tuple."
+        )
     indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     all_of_it = (data[index] for index in range(len(data))) if indexed else iter(data)
     for batch in itertools.islice(all_of_it, count):
         empty = False
-        parts = (*(batch if isinstance(batch, tuple) else (batch,)), None, None)[:3]
-        x, y, sample_weight = tf.nest.map_structure(
-            lambda part: None if part is None else tf.convert_to_tensor(part), parts
-        )
+        parts = (*(batch if isinstance(batch, (tuple, list)) else (batch,)), None, None)[:3]
+        x, y, sample_weight = tf.nest.map_structure(_as_tensor, parts)
         yield x, y, sample_weight
     if empty:
         raise ValueError("The criterion asks for training data, and what it was given has no batches.")
+
+
+def _as_tensor(part: Any) -> Any:
+    composite = (tf.SparseTensor, tf.RaggedTensor)
+    return part if part is None or isinstance(part, composite) else tf.convert_to_tensor(part)
 
 
 @contextlib.contextmanager
@@ -285,8 +303,11 @@ def _listening(layers: Mapping[str, Any], note: Callable[[str, tf.Tensor], tf.Te
     """Within it, `note` hears of what each layer is called with, and gives what it is to be called with."""
 
     def noting(path: str, call: Any) -> Any:
-        def call_and_note(x: Any, *arguments: Any, **settings: Any) -> Any:
-            return call(note(path, x), *arguments, **settings)
+        def call_and_note(*arguments: Any, **settings: Any) -> Any:
+            given = inspect.signature(call).bind(*arguments, **settings)
+            first = next(iter(given.arguments))
+            given.arguments[first] = note(path, given.arguments[first])
+            return call(*given.args, **given.kwargs)
 
         return tf.autograph.experimental.do_not_convert(call_and_note)
 
