@@ -17,7 +17,7 @@ import numpy as np
 RIDGE = 1e-5
 """What is added to the diagonal, as a fraction of each of its entries."""
 
-_RIDGE_OF_FEW_ROWS = 1e-2
+_RIDGE_OF_FEW_ROWS = 0.1
 """The same where there are as many rows as the matrix has; with more it falls with the square of their number."""
 
 _STEPS, _TOLERANCE = 200, 1e-4
