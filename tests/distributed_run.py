@@ -24,7 +24,8 @@ from aimp_tf.training import input_pipeline
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.4, "epochs": 2, "round_epochs": 2, "rewind": "weights", "verbose": 0}
 
-CHANNELS = {"granularity": "channel", "budget": "flops", "target_sparsity": 0.5}
+CHANNELS = {"granularity": "channel", "budget": "flops", "target_sparsity": 0.5, "rewind": "learning_rate"}
+CHANNELS |= {"criterion": "taylor", "repair": True}
 
 
 def points(count=64):
