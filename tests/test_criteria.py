@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from aimp_tf.selection.criteria import Lamp, criterion_of
+import aimp_tf
+from aimp_tf.config.checks import CHOICES
+from aimp_tf.selection.criteria import CRITERIA, Lamp, criterion_of
 from aimp_tf.selection.criterion import scores_of
 from aimp_tf.selection.statistics import Statistics
 
@@ -11,6 +13,12 @@ MASKS = {path: np.ones(weight.shape, bool) for path, weight in WEIGHTS.items()}
 
 def scores(criterion, weights=WEIGHTS, masks=MASKS, seed=0):
     return scores_of(criterion_of(criterion), Statistics(weights, masks, np.random.default_rng(seed)))
+
+
+def test_every_name_of_a_config_is_a_criterion():
+    assert set(CHOICES["criterion"]) == set(CRITERIA)
+    public = {getattr(aimp_tf.criteria, name) for name in aimp_tf.criteria.__all__}
+    assert set(CRITERIA.values()) <= public and aimp_tf.Criterion in public
 
 
 def test_magnitudes_are_the_weights_without_their_signs():
