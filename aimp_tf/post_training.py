@@ -94,6 +94,10 @@ def one_shot(
     if validation_data is None:
         data, validation_data = split_off(data, validation_split)
     cluster = Cluster(model.distribute_strategy)
+    if cluster.size > 1:
+        raise ValueError(
+            "one_shot trains nothing, and is for one worker. Make the model without a strategy of several."
+        )
     options = {} if batch_size is None else {"batch_size": batch_size}
     fitting = Fitting(data, validation_data, (), options, 0, config.seed, generation, cluster)
     fitting.make_ready(model, data, validation_data, cluster)
