@@ -193,16 +193,18 @@ def test_gram_matrices_are_means_of_outer_products(K, images):
     )
 
 
+def of_both_generations():
+    """The same network in Keras 3 and in tf_keras."""
+    models = [network(importlib.import_module(generation)) for generation in ("keras", "tf_keras")]
+    models[1].set_weights(models[0].get_weights())
+    return models
+
+
 @pytest.mark.parametrize("name", OF_CHANNELS)
 def test_both_generations_give_the_same_scores(name, images):
     scores = []
-    weights = None
-    for generation in ("keras", "tf_keras"):
-        model = network(importlib.import_module(generation))
-        weights = weights or model.get_weights()
-        model.set_weights(weights)
-        exclude = ("head/kernel",)
-        masked = mask_model(model, granularity="channel", exclude=exclude)
+    for model in of_both_generations():
+        masked = mask_model(model, granularity="channel", exclude=("head/kernel",))
         channels = Channels(masked.units, statistics_of(masked, batches_of(images)))
         scores.append(channel_scores_of(criterion_of(name), channels))
     assert np.ptp(scores[0]) > 0
@@ -211,13 +213,10 @@ def test_both_generations_give_the_same_scores(name, images):
 
 @pytest.mark.parametrize("name", OF_WEIGHTS)
 def test_both_generations_give_the_same_scores_of_weights(name, images):
-    scores = []
-    weights = None
-    for generation in ("keras", "tf_keras"):
-        model = network(importlib.import_module(generation))
-        weights = weights or model.get_weights()
-        model.set_weights(weights)
-        scores.append(scores_of(criterion_of(name), statistics_of(mask_model(model), batches_of(images))))
+    scores = [
+        scores_of(criterion_of(name), statistics_of(mask_model(model), batches_of(images)))
+        for model in of_both_generations()
+    ]
     for path, score in scores[0].items():
         np.testing.assert_allclose(score, scores[1][path], rtol=1e-4, atol=1e-5 * np.abs(score).max())
 
@@ -325,7 +324,7 @@ def test_mutual_information_of_normal_variables():
     channels.statistics.weights["second/kernel"] = weights
     noisy = 0.6 * x[:, :1] + 0.8 * generator.normal(size=(20000, 1))
     criterion = criterion_of("mutual_information")
-    criterion._made_of = lambda these, channels: iter([noisy])
+    criterion._made_of = lambda these, channels, centred: iter([noisy])
     scores = channel_scores_of(criterion, channels)
     assert scores[0] == pytest.approx(-np.log(1 - 0.36) / 2, abs=0.02) and scores[1] < 0.005
     # Of what a kernel gives, all that cannot go: the more of a channel is in it, the more it tells.

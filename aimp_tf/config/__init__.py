@@ -77,7 +77,7 @@ class PruningConfig:
             settings, such as `aimp_tf.criteria.Taylor(batches=16)`. A function `(weights, masks) -> scores` of dicts
             from path to array gives scores of the weights' shapes; the largest are kept. An `aimp_tf.Criterion` of your
             own may ask for what those ask for.
-        criterion_batches: On how many batches of the training data, the same in every round, that is computed which
+        criterion_batches: On how many batches of the training data, from the first on, that is computed which
             `criterion` or `repair` goes by. None takes 8, or what the criterion says itself.
         repair: Whether, after a round, the weights of Dense and convolution layers that are left make up for those that
             went, as well as they can on these batches: least squares on what the layers gave (Optimal Brain Surgeon).

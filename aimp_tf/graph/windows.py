@@ -11,9 +11,7 @@ import tensorflow as tf
 
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.graph.rule_table import is_bordered
-
-_MOST_ROWS = 8192
-"""Of a kernel whose Gram matrix is computed: that takes half a gigabyte, and as much again for each step with it."""
+from aimp_tf.selection.grams import MOST_ROWS
 
 _POSITIONS = 16
 """So many positions are looked at of an example at most."""
@@ -26,7 +24,7 @@ def has_rows(layer: Any) -> bool:
     known = has_channels_last(layer) and (convolves or hasattr(layer, "units")) and getattr(layer, "groups", 1) == 1
     methods = (getattr(type(layer), name, None) for name in ("call", "convolution_op"))
     known = known and all(method is None or is_keras_own(method) for method in methods)
-    return known and math.prod(layer.kernel.shape[:-1]) <= _MOST_ROWS
+    return known and math.prod(layer.kernel.shape[:-1]) <= MOST_ROWS
 
 
 def has_channels_last(layer: Any) -> bool:

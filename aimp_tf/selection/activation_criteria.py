@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from aimp_tf.selection.criterion import Criterion, OfChannels, relative
-from aimp_tf.selection.grams import Elimination, elimination_costs, removal_costs_of_weights, without
+from aimp_tf.selection.criterion import OfChannels, OfData, relative
+from aimp_tf.selection.grams import MOST_ROWS, Elimination, elimination_costs, removal_costs_of_weights, without
 from aimp_tf.selection.statistics import Arrays, Channels, Statistics
 
 _RIDGE = 1e-2
 """What is added to the diagonal of covariances of pooled channels, as a fraction of the mean of it."""
 
 
-class Utility(OfChannels):
+class Utility(OfChannels, OfData):
     """A moving mean of what channels contribute: u <- momentum * u + c over the largest c of the layer, batch by batch.
 
     c is the mean over the examples of a batch of |sum over positions of a * dl/da|, as `Taylor` has it.
@@ -34,7 +34,7 @@ class Utility(OfChannels):
     channel_needs = ("contributions",)
 
     def __init__(self, batches: int = 8, momentum: float = 0.6) -> None:
-        self.batches = batches
+        super().__init__(batches)
         self.momentum = momentum
 
     def channel_scores(self, channels: Channels) -> np.ndarray:
@@ -48,17 +48,10 @@ class Utility(OfChannels):
         return scores
 
 
-class _OfActivations(OfChannels):
-    """A criterion that goes by activations.
-
-    Args:
-        batches: As `Criterion.batches`.
-    """
+class _OfActivations(OfChannels, OfData):
+    """A criterion that goes by activations."""
 
     channel_needs: tuple[str, ...] = ("activations",)
-
-    def __init__(self, batches: int = 8) -> None:
-        self.batches = batches
 
 
 class Votes(_OfActivations):
@@ -174,14 +167,14 @@ class MutualInformation(_OfActivations):
         scores = np.zeros(channels.units.count)
         centred = _centred(np.concatenate(channels.activations))
         for each in channels.sets:
-            found = _Information(centred[:, each.units], list(self._made_of(each.units, channels)))
+            found = _Information(centred[:, each.units], list(self._made_of(each.units, channels, centred)))
             scores[each.units] = elimination_costs([found], len(each.units))
         return scores
 
     @staticmethod
-    def _made_of(these: np.ndarray, channels: Channels) -> Iterator[np.ndarray]:
-        """Values (examples, channels) of all that is made of these: other channels, and what cannot go, which nothing
-        may read, as the kernel gives it."""
+    def _made_of(these: np.ndarray, channels: Channels, centred: np.ndarray) -> Iterator[np.ndarray]:
+        """Values (examples, channels) of all that is made of these: other channels, of which `centred` has the values
+        of all, and what cannot go, which nothing may read, as the kernel gives it."""
         units, statistics = channels.units, channels.statistics
         made = set()
         for path, read in units.read_by().items():
@@ -193,7 +186,7 @@ class MutualInformation(_OfActivations):
                     kernel = kernel.sum(axis=tuple(range(kernel.ndim - 2)))[outputs < 0]
                     yield _centred(np.concatenate(statistics.activations[path]) @ kernel.T)
         others = sorted(made - {-1, *these.tolist()})
-        yield _centred(np.concatenate(channels.activations)[:, others])
+        yield centred[:, others]
 
 
 class _Information:
@@ -213,7 +206,7 @@ class _Information:
         without(self._alone, unit)
 
 
-class Reconstruction(Criterion):
+class Reconstruction(OfData):
     """What the layers that read a weight or a channel lose without it, at the best repair of what is left (`repair`).
 
     Of a channel whose rows are J in a kernel W, tr(W_J' ((G^-1)_JJ)^-1 W_J), where G is the Gram matrix of what W
@@ -221,9 +214,6 @@ class Reconstruction(Criterion):
     not depend on the scale of any layer. The channels of a layer are taken out one by one, the cheapest first, and each
     scores what it costs then: one that others can stand in for scores next to nothing, but not all of these. Of a
     weight of row j it is w**2 / u_jj**2 with U' U = G^-1, which is what it costs if the rows after it make up for it.
-
-    Args:
-        batches: As `Criterion.batches`.
 
     References:
         Hassibi and Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon", NIPS 1992, of each
@@ -236,15 +226,13 @@ class Reconstruction(Criterion):
 
     needs = channel_needs = ("grams",)
 
-    def __init__(self, batches: int = 8) -> None:
-        self.batches = batches
-
     def scores(self, statistics: Statistics) -> Arrays:
         grams = statistics.grams
         if unknown := [path for path in statistics.weights if path not in grams]:
             raise ValueError(
-                f"The criterion {self.name} ranks kernels of Dense and convolution layers with no more than 8192 "
-                f"inputs of an output unit, and cannot rank {', '.join(unknown)}. Name them in exclude, or take "
+                f"The criterion {self.name} ranks kernels of Dense and convolution layers with no more than "
+                f"{MOST_ROWS} inputs of an output unit, and cannot rank {', '.join(unknown)}. "
+                "Name them in exclude, or take "
                 "another criterion."
             )
         return {
@@ -268,8 +256,8 @@ class Reconstruction(Criterion):
     def _elimination(self, path: str, read: np.ndarray, these: np.ndarray, statistics: Statistics) -> Elimination:
         if path not in statistics.grams:
             raise ValueError(
-                f"The criterion {self.name} ranks what Dense and convolution layers read that have no more than 8192 "
-                f"inputs of an output unit, and {path} is of another kind. Take another criterion."
+                f"The criterion {self.name} ranks what Dense and convolution layers read that have no more than "
+                f"{MOST_ROWS} inputs of an output unit, and {path} is of another kind. Take another criterion."
             )
         kernel, mask = (
             arrays[path].reshape(-1, arrays[path].shape[-1]) for arrays in (statistics.weights, statistics.masks)

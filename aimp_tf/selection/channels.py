@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -228,22 +228,26 @@ class ChannelUnits:
 
     def pool_made(self, scores: Arrays, masks: Arrays) -> np.ndarray:
         """The sum over the weights of the kernels that make a unit, those that survive, float64 (units,)."""
-        pooled = np.zeros(self.count)
-        for path in self.reads:
-            units, axis = self.made_by(path), self._axis_of_outputs(path)
-            sums = np.where(masks[path], scores[path], 0).sum(axis=_others(axis, len(self.shapes[path])), dtype=float)
-            np.add.at(pooled, units[units >= 0], sums[units >= 0])
-        return pooled
+        return self._pool(
+            scores, masks, [(path, self._axis_of_outputs(path), self.made_by(path)) for path in self.reads]
+        )
 
     def pool(self, scores: Arrays, masks: Arrays, signed: bool) -> np.ndarray:
         """The score of each unit, float64 (units,): the sum of those of its members that survive, or their L2 norm
         unless `signed`. An entry in which two units meet belongs to both."""
+        axes = self._axes_of(self.scored)
+        return self._pool(scores, masks, axes) if signed else np.sqrt(self._pool(scores, masks, axes, power=2))
+
+    def _pool(
+        self, scores: Arrays, masks: Arrays, axes: Iterable[tuple[str, int, np.ndarray]], power: int = 1
+    ) -> np.ndarray:
+        """The sum of the powers of what survives along some axes, as `_axes_of` gives them, float64 (units,)."""
         pooled = np.zeros(self.count)
-        for path, axis, units in self._axes_of(self.scored):
+        for path, axis, units in axes:
             score = np.where(masks[path], scores[path], 0).astype(np.float64)
-            sums = (score if signed else score**2).sum(axis=_others(axis, score.ndim))
+            sums = (score**power).sum(axis=_others(axis, score.ndim))
             np.add.at(pooled, units[units >= 0], sums[units >= 0])
-        return pooled if signed else np.sqrt(pooled)
+        return pooled
 
     def choose(
         self,

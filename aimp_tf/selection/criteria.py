@@ -15,7 +15,7 @@ from aimp_tf.selection.activation_criteria import (
     Utility,
     Votes,
 )
-from aimp_tf.selection.criterion import Criterion, OfChannels, relative
+from aimp_tf.selection.criterion import Criterion, OfChannels, OfData, relative
 from aimp_tf.selection.statistics import Arrays, Channels, Statistics
 
 
@@ -100,18 +100,7 @@ class Scale(OfChannels):
         return scores
 
 
-class _OfGradients(Criterion):
-    """A criterion that goes by the gradients of the loss.
-
-    Args:
-        batches: As `Criterion.batches`.
-    """
-
-    def __init__(self, batches: int = 8) -> None:
-        self.batches = batches
-
-
-class Taylor(_OfGradients):
+class Taylor(OfData):
     """How much the loss changes without a weight or a channel, to first order, whatever the sign.
 
     Of a weight, |w * dL/dw|, the mean over batches. Of a channel, |sum over positions of a * dl/da| on an example,
@@ -136,7 +125,7 @@ class Taylor(_OfGradients):
         return np.abs(np.concatenate(channels.contributions)).mean(axis=0)
 
 
-class Fisher(_OfGradients):
+class Fisher(OfData):
     """How far the outputs move without a weight or a channel, to second order: d' F d / 2, with the Fisher information.
 
     F is the empirical one: the mean square of the gradients of single examples at their own targets. Of a channel, d
@@ -163,7 +152,7 @@ class Fisher(_OfGradients):
         return (np.concatenate(channels.contributions) ** 2).mean(axis=0) / 2
 
 
-class Gradient(_OfGradients):
+class Gradient(OfData):
     """The magnitude of the gradient alone: what training does not change is not worth much.
 
     Of a weight, |dL/dw|, the mean over batches. Of a channel, its sum over the kernels that make it, over the mean of

@@ -15,7 +15,7 @@ class Criterion:
 
     Attributes:
         signed: Whether the sign of a score counts. Where it does not, magnitudes are ranked.
-        batches: How many batches of the training data a sample has, the same ones in every round, unless
+        batches: How many batches of the training data a sample has, its first ones, unless
             `PruningConfig.criterion_batches` says so.
         needs: Names of attributes of `Statistics` that `scores` uses: they are computed together, in one pass over the
             sample.
@@ -48,6 +48,17 @@ class Criterion:
         """
         pooled = channels.pool(scores_of(self, channels.statistics), self.signed)
         return pooled if self.signed else relative(pooled, channels)
+
+
+class OfData(Criterion):
+    """A criterion that goes by the training data.
+
+    Args:
+        batches: As `Criterion.batches`.
+    """
+
+    def __init__(self, batches: int = 8) -> None:
+        self.batches = batches
 
 
 class OfChannels(Criterion):
@@ -86,11 +97,10 @@ def channel_scores_of(criterion: Criterion, channels: Channels) -> np.ndarray:
         TypeError, ValueError: As `scores_of`, of channels.
     """
     expected = f"channel_scores must return an array of scores, ({channels.units.count},)"
+    returned = criterion.channel_scores(channels)
     try:
-        scores = np.array(criterion.channel_scores(channels), np.float64)
+        scores = np.array(returned, np.float64)
     except (TypeError, ValueError) as error:
-        if "could not convert" not in str(error) and "float() argument" not in str(error):
-            raise  # What the criterion itself has to say.
         raise TypeError(f"{expected}; it returned something else. {error}") from error
     if scores.shape != (channels.units.count,):
         raise ValueError(f"{expected}; got one of shape {scores.shape}.")

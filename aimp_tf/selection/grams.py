@@ -14,7 +14,10 @@ from typing import Protocol
 
 import numpy as np
 
-RIDGE = 1e-5
+MOST_ROWS = 8192
+"""Of a kernel whose Gram matrix is computed: that takes half a gigabyte, and as much again for each step with it."""
+
+_RIDGE = 1e-5
 """What is added to the diagonal, as a fraction of each of its entries."""
 
 _RIDGE_OF_FEW_ROWS = 0.1
@@ -51,7 +54,7 @@ class Gram:
         if self.intercept:
             matrix = matrix - np.outer(self.mean[rows], self.mean[rows])
         diagonal = np.maximum(np.diagonal(matrix), 0)
-        ridge = RIDGE + _RIDGE_OF_FEW_ROWS * min(1.0, len(rows) / max(self.count, 1)) ** 2
+        ridge = _RIDGE + _RIDGE_OF_FEW_ROWS * min(1.0, len(rows) / max(self.count, 1)) ** 2
         # What rounding leaves of a constant.
         dead = diagonal <= 1e-12 * np.maximum(np.diagonal(self.moments)[rows], 1e-30)
         matrix[dead], matrix[:, dead] = 0.0, 0.0

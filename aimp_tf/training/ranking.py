@@ -43,10 +43,9 @@ class RunRanking:
 
     def check(self, masked: MaskedModel, keep: int) -> None:
         """Raises, before anything is trained, what ranking to the end of the run would."""
-        masks = masked.masks()
-        masked.units.check_reachable(masks, keep, self._least)
-        # To a time, models would be timed that are not those of any round.
         statistics = self.statistics(masked, 0)
+        masked.units.check_reachable(statistics.masks, keep, self._least)
+        # To a time, models would be timed that are not those of any round.
         self.rank(masked, statistics, keep if self._config.latency is None else masked.kept)
         if self._config.repair:
             check_repairable(masked, statistics)

@@ -25,7 +25,13 @@ _LOSS_SCALES = (2.0**10, 1.0, 2.0**-10)
 """The first with which no gradient is infinite: those that float16 would round to zero pass with the first one. They
 are powers of two, so that others stay the same."""
 
-_OF_WEIGHTS = ("gradients", "absolute_gradients", "squared_gradients")
+_OF_WEIGHTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "gradients": lambda gradient, examples: gradient,
+    "absolute_gradients": lambda gradient, examples: np.abs(gradient),
+    "squared_gradients": lambda gradient, examples: examples * gradient**2,
+}
+"""Name -> what is averaged over batches of a gradient, and of the examples in its batch."""
+
 _OF_INPUTS = ("activations", "densities", "contributions", "grams")
 _OF_LOSS = (*_OF_WEIGHTS, "contributions")
 
@@ -102,7 +108,7 @@ class _Observer:
     def __init__(self, masked: MaskedModel, names: frozenset[str]) -> None:
         layers = reading_layers(masked) if names & set(_OF_INPUTS) else {}
         self.layers = {path: layer for path, layer in layers.items() if has_channels_last(layer)}
-        self.variables = masked.variables if names & set(_OF_WEIGHTS) else {}
+        self.variables = masked.variables if names & _OF_WEIGHTS.keys() else {}
         self._masked, self._names = masked, names
         # Windows are of sizes that are known when it is traced.
         self._traced = tf.function(self._on_replicas, autograph=False, reduce_retracing="grams" not in names)
@@ -219,7 +225,7 @@ class _Collected:
         sums, layers = self._sums, self._observe.layers
         of_weights = {
             name: {path: (total / self._count).astype(np.float32) for path, total in sums[name].items()}
-            for name in self._names & set(_OF_WEIGHTS)
+            for name in self._names & _OF_WEIGHTS.keys()
         }
         others: dict[str, Any] = {name: self._tables[name] for name in self._names & set(_OF_INPUTS) if name != "grams"}
         if "labels" in self._names:
@@ -235,13 +241,8 @@ class _Collected:
         return of_weights | others
 
     def _add_gradient(self, path: str, gradient: np.ndarray, examples: int) -> None:
-        values = {
-            "gradients": lambda: gradient,
-            "absolute_gradients": lambda: np.abs(gradient),
-            "squared_gradients": lambda: examples * gradient**2,
-        }
-        for name in self._names & values.keys():
-            self._sums[name][path] = self._sums[name].get(path, 0.0) + values[name]()
+        for name in self._names & _OF_WEIGHTS.keys():
+            self._sums[name][path] = self._sums[name].get(path, 0.0) + _OF_WEIGHTS[name](gradient, examples)
 
     def _add_calls(self, name: str, path: str, calls: Sequence[Any], examples: int) -> None:
         if name == "grams":

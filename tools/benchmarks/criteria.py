@@ -44,12 +44,12 @@ def run(
         repetitions: How many seeds, from 0 on.
         data_dir: Where tensorflow-datasets keeps its data. None is its own default.
         experiment: What is trained, for its `epochs`, and then pruned to its target, granularity and budget.
-        criteria: Names of criteria; None is all that go with the granularity.
+        criteria: Names of criteria; None is all, for which there must be whole channels.
 
     Returns:
         "passes": statistic -> ratios of a pass to training on the same batches, once both are traced; "dense": accuracy
         of the test images by seed; "one_shot": criterion -> "with repair" and "without" -> the same, of the pruned
-        networks, and "seconds" of the pruning; all recalibrated; and "table", the same as a text.
+        networks, and "seconds" of the pruning with repair; all recalibrated; and "table", the same as a text.
 
     Raises:
         RuntimeError: The data is not there.
@@ -82,9 +82,11 @@ def run(
                     repair=repair,
                     seed=seed,
                 )
+                seconds = time.perf_counter() - begun_at
                 of_criterion[side].append(accuracy_of(model, data))
-            of_criterion["seconds"].append(time.perf_counter() - begun_at)
-            tell(f"seed {seed}, {criterion}: { ({side: values[-1] for side, values in of_criterion.items()}) }")
+            of_criterion["seconds"].append(seconds)
+            latest = {side: values[-1] for side, values in of_criterion.items()}
+            tell(f"seed {seed}, {criterion}: {latest}")
     return {**figures, "table": "\n".join(_lines(figures, experiment))}
 
 
