@@ -232,8 +232,7 @@ class Reconstruction(OfData):
             raise ValueError(
                 f"The criterion {self.name} ranks kernels of Dense and convolution layers with no more than "
                 f"{MOST_ROWS} inputs of an output unit, and cannot rank {', '.join(unknown)}. "
-                "Name them in exclude, or take "
-                "another criterion."
+                "Name them in exclude, or take another criterion."
             )
         return {
             path: removal_costs_of_weights(
