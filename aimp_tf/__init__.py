@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from aimp_tf.config import PruningConfig
+from aimp_tf.config.distillation import Distillation
 from aimp_tf.config.latency import Latency
 from aimp_tf.config.texts import nearest
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from aimp_tf.exporting import export
     from aimp_tf.exporting.compaction import compact
     from aimp_tf.exporting.sparse import sparse_inference
+    from aimp_tf.factorization import factorize, merge_factors
     from aimp_tf.fine_tuning import fine_tune
     from aimp_tf.masking import sparsity, strip, wrap
     from aimp_tf.post_training import one_shot
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
     from aimp_tf.reports.groups import Groups, groups
     from aimp_tf.reports.result import PruningResult
     from aimp_tf.selection.criteria import Criterion
+    from aimp_tf.training import projections, regularizers
     from aimp_tf.training.callback import GlobalMagnitudePruning
     from aimp_tf.training.input_pipeline import array_dataset
     from aimp_tf.training.rounds import RoundResult
 
 __all__ = [
     "Criterion",
+    "Distillation",
     "GlobalMagnitudePruning",
     "Groups",
     "Latency",
@@ -40,11 +44,15 @@ __all__ = [
     "compact",
     "criteria",
     "export",
+    "factorize",
     "fine_tune",
     "groups",
+    "merge_factors",
     "one_shot",
     "plan",
+    "projections",
     "prune",
+    "regularizers",
     "sparse_inference",
     "sparsity",
     "strip",
@@ -61,8 +69,10 @@ _HOMES = {
     "array_dataset": "training.input_pipeline",
     "compact": "exporting.compaction",
     "export": "exporting",
+    "factorize": "factorization",
     "fine_tune": "fine_tuning",
     "groups": "reports.groups",
+    "merge_factors": "factorization",
     "one_shot": "post_training",
     "plan": "preview",
     "prune": "pruning",
@@ -72,6 +82,13 @@ _HOMES = {
     "wrap": "masking",
 }
 
+
+_MODULES = {
+    "criteria": "criteria",
+    "projections": "training.projections",
+    "regularizers": "training.regularizers",
+}
+"""Public names that are modules -> where they are."""
 
 _WRITE_INSTEAD = {
     "prune_low_magnitude": "aimp_tf.prune(model, x, y, target_sparsity=0.9, epochs=30), or aimp_tf.wrap(model)",
@@ -86,8 +103,8 @@ _WRITE_INSTEAD = {
 
 def __getattr__(name: str) -> Any:
     """Imports what needs TensorFlow only when it is asked for, so that configs and help texts come at once."""
-    if name == "criteria":
-        return importlib.import_module(f"{__name__}.criteria")
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
     if name not in _HOMES:
         others = f"{nearest(name, __all__)} It has {', '.join(__all__)}."
         write = f" Write {_WRITE_INSTEAD[name]}." if name in _WRITE_INSTEAD else others

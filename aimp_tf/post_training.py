@@ -13,7 +13,7 @@ from aimp_tf.arguments import check_names, placed, split_off, training_data
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import check_model
 from aimp_tf.config import PruningConfig
-from aimp_tf.config.checks import NOT_USED_BY
+from aimp_tf.config.checks import NOT_USED_BY, OF_EVERY_TRAINING
 from aimp_tf.config.texts import is_number
 from aimp_tf.masking import Masks, mask_for, sparsity
 from aimp_tf.reports.result import PruningResult
@@ -24,7 +24,8 @@ from aimp_tf.training.run import Run
 
 logger = logging.getLogger(__name__)
 
-_OF_TRAINING = {"epochs", "total_epochs", "method", *NOT_USED_BY["gradual"], *NOT_USED_BY["iterative"]} - {"repair"}
+_UNUSED = {*NOT_USED_BY["gradual"], *NOT_USED_BY["iterative"], *OF_EVERY_TRAINING}
+_OF_TRAINING = {"epochs", "total_epochs", "method", *_UNUSED} - {"repair"}
 _FIELDS = tuple(field.name for field in dataclasses.fields(PruningConfig) if field.name not in _OF_TRAINING)
 
 

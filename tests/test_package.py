@@ -106,6 +106,7 @@ def test_public_names():
     # A module of the same name would take the place of what it holds as soon as it is imported.
     modules = {path.stem for path in PACKAGE.iterdir()}
     assert modules & set(aimp_tf.__all__) == {"criteria"}
+    assert aimp_tf.regularizers.GroupLasso and aimp_tf.projections.L1 and aimp_tf.criteria.Taylor
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ LAYERS = [
     ["training"],
     ["runs"],
     ["reports"],
-    ["pruning", "fine_tuning", "post_training", "preview", "criteria"],
+    ["pruning", "fine_tuning", "post_training", "preview", "criteria", "factorization"],
 ]
 LEVELS = {district: level for level, districts in enumerate(LAYERS) for district in districts}
 

@@ -27,6 +27,12 @@ def forget_traced(model: Any, *, evaluations: bool = False) -> None:
         model.test_function = model.predict_function = None
 
 
+def trace_in_fit(model: Any) -> None:
+    """Lets a `fit` that has begun go on with a step that is to be traced anew."""
+    if model.train_function is None:
+        model.make_train_function()
+
+
 @contextlib.contextmanager
 def changed_step(model: Any, change: Callable[[_Step], _Step], *, evaluations: bool = False) -> Iterator[None]:
     """Within it, `fit` traces what `change` makes of the model's `train_step`, be it Keras' or the user's own.

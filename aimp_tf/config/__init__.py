@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aimp_tf.config.checks import COUNTED, NOT_USED_BY, check, name_of_budget
+from aimp_tf.config.distillation import Distillation, as_distillation
 from aimp_tf.config.latency import Latency, as_budget
 from aimp_tf.config.structure import Structure
 from aimp_tf.config.texts import nearest
@@ -33,17 +34,23 @@ class PruningConfig:
         rate: Fraction of the surviving weights removed after a round, in (0, 1).
         epochs: Epochs of the final training, at least 1: what the model takes to train when it is not pruned. None
             needs `total_epochs`.
-        round_epochs: Epochs of every earlier round, in [1, epochs]. None takes a fifth of `epochs`, rounded up.
+        round_epochs: Epochs of every earlier round, in [1, epochs], but that "soft" may have more. None takes a fifth
+            of `epochs`, rounded up.
             `round_epochs == epochs` is plain iterative magnitude pruning.
         total_epochs: Epochs of all trainings together, in place of `epochs`: at least one for each. Unless
             `round_epochs` is given, the final training gets five times the epochs of a round, and what is left over.
-        method: "iterative" is AIMP. The others are one `fit` of `epochs`, to compare with. "gradual" raises the
-            sparsity while it trains, by the same ranking, along the cubic curve of Zhu and Gupta (2017, section 3).
-            "dense" prunes nothing. What is said of rounds and rewinding below is for "iterative" alone. A field that
-            the method does not use must be left out.
+        method: "iterative" is AIMP. "gradual" is one `fit` of `epochs`, which raises the sparsity while it trains, by
+            the same ranking, along the cubic curve of Zhu and Gupta (2017, section 3). "soft" has one round, of
+            `round_epochs`, by default as many as `epochs`: after each of its epochs the least units are multiplied by a
+            factor instead of being removed, and train on, so that they may come back; what is least at its end goes
+            (He et al., IJCAI 2018, section 3; Cai et al., ICPR 2020). "dense" prunes nothing. A field that the method
+            does not use must be left out.
         start: "untrained" begins with a round of the whole model, before anything is removed. "trained" prunes the
             model as it comes, and its weights are those that rewinding returns to: one round less.
-        ramp: Fraction of `epochs` over which "gradual" raises the sparsity from 0, in (0, 1].
+        ramp: Fraction of `epochs` over which "gradual" raises the sparsity from 0, in (0, 1]; or of `round_epochs`,
+            over which "soft" raises the share of what it makes smaller.
+        softness: What "soft" multiplies the least units by after the first epoch, in [0, 1). The factor falls linearly,
+            to 0 after the last epoch of its round; 0 makes them zero from the first epoch on.
         rewind: What starts again after a round. "learning_rate": the schedule alone, the weights stay (Renda et al.,
             ICLR 2020). "weights": every variable of the model as well (Frankle and Carbin, ICLR 2019).
             "reinitialize", a control: every variable gets its first values in a new random order, which is a new draw
@@ -62,6 +69,12 @@ class PruningConfig:
         round_schedule: How a short round follows a learning-rate schedule made for `epochs`. "head" takes its first
             part, so that the rate drops in the final training alone, "compress" squeezes the whole schedule into the
             round. Constant rates are left alone.
+        fade_epochs: Over how many epochs at the beginning of a round, in [0, round_epochs), what is to go gets smaller,
+            in 20 steps, rather than going at once: so long it still helps the rest to learn to do without it (Wang et
+            al., "Neural pruning via growing regularization", ICLR 2021, for which this shrinks weights by itself).
+        regrow: Fraction, in [0, 1), of the weights that a round keeps which are not the best that survive, but those
+            that are removed already and have the largest gradients, from 0 on (Evci et al., "Rigging the lottery", ICML
+            2020, section 3). For single weights and blocks. It takes gradients on `criterion_batches`.
         stop_mask_distance: Ends a round but the last early, when the masks that ranking would give at the ends of two
             consecutive epochs differ in at most this fraction of the weights that are ranked, in [0, 1): early-bird
             tickets (You et al., ICLR 2020, section 3). `round_epochs` is then a maximum. None trains each in full.
@@ -82,6 +95,17 @@ class PruningConfig:
         repair: Whether, after a round, the weights of Dense and convolution layers that are left make up for those that
             went, as well as they can on these batches: least squares on what the layers gave (Optimal Brain Surgeon).
             Where weights rewind, there is nothing to repair.
+        regularizer: A penalty that training adds to the loss while something is left to be ranked, so that the least
+            units get smaller before they go: "group_lasso", "hierarchical", "scale_l1", "norm_loss" or "nuclear".
+            `aimp_tf.regularizers` has a class for each, with a strength, such as
+            `aimp_tf.regularizers.GroupLasso(strength=1e-4)`, and a base class for one of your own. The logs tell it as
+            "penalty"; losses are without it. None adds none.
+        projection: A ball that kernels are projected on at the end of each epoch, while something is left to be ranked:
+            "l1", "l21" or "l11". What is small gets zero, and goes when the round ends. `aimp_tf.projections` has a
+            class for each, with a radius, which by default is what the next round needs, and a base class for one of
+            your own. None projects nothing.
+        distillation: How much trainings learn from the `teacher` that `prune` was given: an `aimp_tf.Distillation`,
+            with a weight and a temperature. None is `aimp_tf.Distillation()` where there is one.
         granularity: What is kept or removed together. "unstructured" is single weights. "1x4" is blocks of four
             consecutive inputs of one output unit, such as kernel[0:4, 7] of a Dense layer, ranked by the mean of their
             scores. "2:4" ends with exactly two of each such four, the best two; on the way, these are kept in any case,
@@ -137,16 +161,22 @@ class PruningConfig:
     method: str = dataclasses.field(default="iterative", kw_only=True)
     start: str = dataclasses.field(default="untrained", kw_only=True)
     ramp: float = dataclasses.field(default=0.5, kw_only=True)
+    softness: float = dataclasses.field(default=0.5, kw_only=True)
     rewind: str = dataclasses.field(default="learning_rate", kw_only=True)
     final_rewind: str | None = dataclasses.field(default=None, kw_only=True)
     rewind_epoch: int = dataclasses.field(default=0, kw_only=True)
     shrink: float = dataclasses.field(default=0.7, kw_only=True)
     round_schedule: str = dataclasses.field(default="head", kw_only=True)
+    fade_epochs: float = dataclasses.field(default=0.0, kw_only=True)
+    regrow: float = dataclasses.field(default=0.0, kw_only=True)
     stop_mask_distance: float | None = dataclasses.field(default=None, kw_only=True)
     scope: object = dataclasses.field(default="global", kw_only=True)
     criterion: object = dataclasses.field(default="magnitude", kw_only=True)
     criterion_batches: int | None = dataclasses.field(default=None, kw_only=True)
     repair: bool = dataclasses.field(default=False, kw_only=True)
+    regularizer: object = dataclasses.field(default=None, kw_only=True)
+    projection: object = dataclasses.field(default=None, kw_only=True)
+    distillation: object = dataclasses.field(default=None, kw_only=True)
     granularity: str = dataclasses.field(default="unstructured", kw_only=True)
     budget: object = dataclasses.field(default="weights", kw_only=True)
     channel_multiple: int = dataclasses.field(default=1, kw_only=True)
@@ -169,9 +199,21 @@ class PruningConfig:
     @property
     def resolved_round_epochs(self) -> int:
         """Epochs of a round, with the default filled in, where `epochs` are given."""
+        if self.round_epochs is None and self.method == "soft":
+            return self.epochs or 0
         if self.round_epochs is None:
             return max(1, math.ceil((self.epochs or 0) / ROUNDS_IN_LAST_TRAINING))
         return self.round_epochs
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether trainings of `round_epochs` come before the last one."""
+        return self.method in ("iterative", "soft")
+
+    @property
+    def resolved_distillation(self) -> Distillation:
+        """`distillation`, with the default filled in."""
+        return self.distillation if isinstance(self.distillation, Distillation) else Distillation()
 
     @property
     def structure(self) -> Structure:
@@ -261,6 +303,7 @@ class PruningConfig:
         """A config from a dict of its fields. Raises TypeError that names unknown or missing ones."""
         _check_names(fields)
         fields = {**fields, "budget": as_budget(fields.get("budget", cls.budget))}
+        fields["distillation"] = as_distillation(fields.get("distillation"))
         given = {name for name, value in fields.items() if value is not None}
         timed = isinstance(fields.get("budget"), Latency)
         missing = [name for name in ("target_sparsity", "epochs") if name not in given]
@@ -316,11 +359,11 @@ def default_fields() -> dict[str, Any]:
 
 
 def _as_json(value: Any) -> Any:
-    if isinstance(value, Latency):
+    if isinstance(value, (Latency, Distillation)):
         return dataclasses.asdict(value)
     if callable(value):
         return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
-    if hasattr(value, "scores"):  # A criterion.
+    if any(hasattr(value, method) for method in ("scores", "penalty", "project")):  # A criterion, or the like.
         shown = {name: _as_json(each) if callable(each) else repr(each) for name, each in vars(value).items()}
         settings = ", ".join(f"{name}={setting}" for name, setting in shown.items())
         return f"{type(value).__module__}.{type(value).__qualname__}({settings})"

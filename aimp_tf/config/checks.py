@@ -5,6 +5,7 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+from aimp_tf.config.distillation import Distillation
 from aimp_tf.config.latency import Latency
 from aimp_tf.config.texts import as_fraction, as_whole, is_number, nearest
 
@@ -12,7 +13,7 @@ COUNTED = {"weights": "weight", "channels": "channel", "flops": "multiply-add", 
 """`name_of_budget` -> one of what it counts."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "method": ("iterative", "gradual", "dense"),
+    "method": ("iterative", "gradual", "soft", "dense"),
     "start": ("untrained", "trained"),
     "rewind": ("weights", "learning_rate", "reinitialize"),
     "round_schedule": ("head", "compress"),
@@ -32,24 +33,27 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "mutual_information",
         "reconstruction",
     ),
+    "regularizer": ("group_lasso", "hierarchical", "scale_l1", "norm_loss", "nuclear"),
+    "projection": ("l1", "l21", "l11"),
     "budget": ("weights", "channels", "flops"),
     "mixed_precision": ("auto", "mixed_float16", "mixed_bfloat16"),
 }
 
 
+_OF_MANY_ROUNDS = ("rate", "start", "fade_epochs", "regrow", "stop_mask_distance")
 _OF_ROUNDS = (
-    "rate",
+    *_OF_MANY_ROUNDS,
     "round_epochs",
-    "start",
     "rewind",
     "final_rewind",
     "rewind_epoch",
     "shrink",
     "round_schedule",
-    "stop_mask_distance",
     "compact_rounds",
     "repair",
+    "projection",
 )
+OF_EVERY_TRAINING = ("regularizer", "distillation")
 _OF_CHANNELS = ("budget", "channel_multiple")
 _OF_RANKING = (
     "scope",
@@ -63,9 +67,10 @@ _OF_RANKING = (
 )
 
 NOT_USED_BY: dict[str, tuple[str, ...]] = {
-    "iterative": ("ramp",),
-    "gradual": _OF_ROUNDS,
-    "dense": (*_OF_ROUNDS, "ramp", *_OF_RANKING),
+    "iterative": ("ramp", "softness"),
+    "gradual": (*_OF_ROUNDS, "softness"),
+    "soft": _OF_MANY_ROUNDS,
+    "dense": (*_OF_ROUNDS, "ramp", "softness", "regularizer", *_OF_RANKING),
 }
 """Method -> the fields of a config that it has no use for."""
 
@@ -102,6 +107,11 @@ def check(config: Any) -> None:
         raise TypeError(f"repair must be True or False; got {config.repair!r}.")
     for name in CHOICES:
         check_choice(name, getattr(config, name))
+    if config.distillation is not None and not isinstance(config.distillation, Distillation):
+        raise TypeError(
+            f"distillation must be None or an aimp_tf.Distillation; got {config.distillation!r:.80}. Write "
+            "distillation=aimp_tf.Distillation(weight=0.5, temperature=4)."
+        )
     _check_method(config)
     _check_granularity(config)
     _check_rewinding(config)
@@ -170,6 +180,9 @@ def check_choice(name: str, value: object) -> None:
         return
     if name == "criterion" and not isinstance(value, type) and (callable(value) or hasattr(value, "channel_scores")):
         return
+    method = {"regularizer": "penalty", "projection": "project"}.get(name, "")
+    if method and not isinstance(value, type) and hasattr(value, method):
+        return
     write = _METHODS_BY_SETTINGS.get(str(value).lower().replace("-", "_").replace(" ", "_"))
     if name == "method" and write is not None:
         raise ValueError(f"method={value!r} goes by other settings here. Write {write}.")
@@ -177,9 +190,11 @@ def check_choice(name: str, value: object) -> None:
     function = {
         "criterion": ", a criterion, or a function (weights, masks) -> scores",
         "scope": ", or a function that gives shares of layers",
+        "regularizer": ", or an aimp_tf.regularizers.Regularizer",
+        "projection": ", or an aimp_tf.projections.Projection",
     }.get(name, "")
     write = f" Write {name}='auto'." if name == "mixed_precision" and value is True else nearest(value, choices)
-    if name == "criterion" and isinstance(value, type):
+    if name in ("criterion", "regularizer", "projection") and isinstance(value, type):
         write = f" Write {value.__name__}(...): an object of the class."
     if name == "budget":
         function = ", or an aimp_tf.Latency"
@@ -211,7 +226,7 @@ def _check_epochs(config: Any) -> None:
             raise ValueError(f"{name} must be at least 1; got {value}.")
     if config.epochs is None:
         return  # What remains to be looked at follows from the model.
-    if config.resolved_round_epochs > config.epochs:
+    if config.resolved_round_epochs > config.epochs and config.method != "soft":
         raise ValueError(
             f"round_epochs must lie between 1 and epochs={config.epochs}, the length of the final training; "
             f"got {config.round_epochs}."
@@ -226,6 +241,13 @@ def _check_epochs(config: Any) -> None:
             f"rewind_epoch must lie between 0 and {config.resolved_round_epochs - 1}, for the weights return to an "
             f"epoch of the first round before its end, round_epochs={config.resolved_round_epochs}; "
             f"got {config.rewind_epoch}."
+        )
+    if not is_number(config.fade_epochs, numbers.Real):
+        raise TypeError(f"fade_epochs must be a number of epochs; got {config.fade_epochs!r}.")
+    if not 0 <= config.fade_epochs < config.resolved_round_epochs:
+        raise ValueError(
+            "fade_epochs must lie between 0 and the end of a round, for what goes is gone by then: less than "
+            f"round_epochs={config.resolved_round_epochs}; got {config.fade_epochs}."
         )
 
 
@@ -272,6 +294,19 @@ def _check_granularity(config: Any) -> None:
             f"{what} ranks many times within a training, and each time a Latency would have to time models. Leave it "
             "out, or write budget='flops'."
         )
+    if config.regrow and (channels or config.structure.n):
+        raise ValueError(
+            f"regrow is for single weights and blocks, and {config.structure} is of others: channels that are removed "
+            "have no gradients, and n:m leaves no choice. Leave out one of the two."
+        )
+    if config.regrow and config.compact_rounds:
+        raise ValueError("regrow brings weights back, also of channels that compact_rounds leaves out. Leave out one.")
+    if config.fade_epochs and config.repair:
+        raise ValueError(
+            "repair makes up for what goes at once, and with fade_epochs it fades. Leave out one of the two."
+        )
+    if isinstance(config.budget, Latency) and config.method == "soft":
+        raise ValueError("method='soft' ranks after each epoch, for which a Latency would have to time models.")
     if config.channel_multiple < 1:
         raise ValueError(f"channel_multiple must be at least 1; got {config.channel_multiple}.")
 
@@ -318,6 +353,8 @@ _FRACTIONS = (
     ("target_sparsity", 0, 1, "()"),
     ("rate", 0, 1, "()"),
     ("ramp", 0, 1, "(]"),
+    ("softness", 0, 1, "[)"),
+    ("regrow", 0, 1, "[)"),
     ("shrink", 0, 1, "(]"),
     ("stop_mask_distance", 0, 1, "[)"),
     ("max_layer_sparsity", 0, 1, "()"),
@@ -332,4 +369,6 @@ _OPTIONAL = (
     "stop_mask_distance",
     "max_layer_sparsity",
     "mixed_precision",
+    "projection",
+    "regularizer",
 )

@@ -24,6 +24,7 @@ from aimp_tf.masking.masked_model import MaskedModel
 from aimp_tf.masking.wrapped import WrappedModel
 
 __all__ = [
+    "MaskConstraint",
     "MaskedModel",
     "check_plain",
     "first_masks",

@@ -48,6 +48,7 @@ class MaskedModel(abc.ABC):
         left_dense: Path -> why, of weight matrices that have no masks.
         masks_given: Whether masks were given when it was masked, which a `fit` without pruning then keeps.
         rounds_left: How many rounds of a run on it are not done yet; None where no run began.
+        while_masked: What is to be undone before anything else of the model is, by `strip` at the latest.
     """
 
     def __init__(self, model: Any, variables: Mapping[str, Any]) -> None:
@@ -74,6 +75,7 @@ class MaskedModel(abc.ABC):
         self.masks_given = False
         self.rounds_left: int | None = None
         self.on_strip: Callable[[], object] = lambda: None
+        self.while_masked = contextlib.ExitStack()
         self._part: SmallerVariables | None = None
         self._evaluations = contextlib.ExitStack()
         self._fits = 0
@@ -194,6 +196,7 @@ class MaskedModel(abc.ABC):
                 "'mixed_float16')."
             )
         self.train_whole()
+        self.while_masked.close()
         with self.model.distribute_strategy.scope():
             self.optimizers.release()
             self.optimizers = ModelOptimizers(self.model)
@@ -318,10 +321,6 @@ class MaskedModel(abc.ABC):
                 "load_weights, or a callback with those of an epoch that was less sparse."
             )
 
-    @property
-    def _prunes_nothing(self) -> bool:
-        return all(bool(tf.reduce_all(mask)) for mask in self._masks.values())
-
     def check_finished(self) -> None:
         """Raises RuntimeError if the model was trained and not pruned as far as it was to be, or is not sparse now."""
         trained = self._fits > 0 or self.optimizers.steps != self._steps_before
@@ -332,7 +331,8 @@ class MaskedModel(abc.ABC):
                 "fit(..., epochs=pruning.next_epochs, callbacks=[pruning]) until pruning.finished, or take the model "
                 "as it is by aimp_tf.strip(model, unfinished=True)."
             )
-        if trained and self.rounds_left is None and not self.masks_given and self._prunes_nothing:
+        prunes_nothing = all(bool(tf.reduce_all(mask)) for mask in self._masks.values())
+        if trained and self.rounds_left is None and not self.masks_given and prunes_nothing:
             raise RuntimeError(
                 "The model was trained, but nothing was pruned, for no GlobalMagnitudePruning was among the callbacks. "
                 "Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning]), or take the dense model as it is "
@@ -351,6 +351,7 @@ class MaskedModel(abc.ABC):
         with contextlib.ExitStack() as undo:
             undo.callback(self.on_strip)
             undo.enter_context(self._undo)
+            undo.enter_context(self.while_masked)
             self.train_whole()
             self._zero_pruned()
         return self.original

@@ -16,6 +16,7 @@ from aimp_tf.config.latency import Timings
 from aimp_tf.exporting import export
 from aimp_tf.masking import Masks
 from aimp_tf.pruning.dense_baseline import measure_dense
+from aimp_tf.pruning.learning import teacher_of
 from aimp_tf.pruning.loop import check_run, prune_in_rounds
 from aimp_tf.pruning.request import Request
 from aimp_tf.reports.result import PruningResult
@@ -35,6 +36,7 @@ def prune(
     validation_data: Any = None,
     callbacks: Any = (),
     masks: Masks = None,
+    teacher: Any = None,
     workdir: str | os.PathLike[str] | None = None,
     dense_baseline: bool | int = False,
     export_to: str | os.PathLike[str] | None = None,
@@ -67,6 +69,9 @@ def prune(
             each round afresh, and a LearningRateScheduler follows it, says `GlobalMagnitudePruning.among`.
         masks: What is pruned already, as in `wrap`: "zeros" prunes a pruned model further, and lets nothing back that
             is zero. The rounds go down from there to `target_sparsity`, which is that of all prunable weights.
+        teacher: A built Keras model that every training learns from, beside the targets, as `distillation` says: of the
+            same generation and with outputs of the same shape. "dense" is the model of `dense_baseline`, which must be
+            trained. Of arrays, what it gives is looked up once.
         workdir: A folder that gets the config, the metrics of every epoch, the masks and weights of every round and the
             pruned SavedModel. It is new or empty, or that of a run with the same config, model and data, which then
             goes on where it stopped: at the end of an epoch, or with what it ended with. Of several workers, the chief
@@ -125,6 +130,7 @@ def prune(
                 validation_data=validation_data,
                 callbacks=callbacks,
                 masks=masks,
+                teacher=teacher,
                 workdir=workdir,
                 dense_baseline=dense_baseline,
                 export_to=export_to,
@@ -142,7 +148,7 @@ def prune(
         outcome = _dense_outcome(request, directory, timings)
         try:
             result = prune_in_rounds(
-                model, request.config, request.fitting, directory, masks, outcome, verbose, timings
+                model, request.config, request.fitting, directory, masks, outcome, verbose, timings, request.taught_by
             )
         except KeyboardInterrupt as interruption:
             if directory is not None and os.path.lexists(directory.path / "signature.json"):
@@ -160,9 +166,19 @@ def _dense_outcome(request: Request, directory: RunDirectory | None, timings: Ti
         if directory is not None:
             outcome = directory.outcome()
     model, config, fitting = request.model, request.config, request.fitting
+    teaches = isinstance(request.teacher, str)
+    weights = directory.teacher() if teaches and directory is not None else None
     if request.dense_baseline is not False:
-        config = check_run(model, config, fitting, timings)  # Before the baseline trains, not after.
-        outcome = measure_dense(model, config, fitting, request.dense_baseline, request.verbose, outcome)
+        # Before the baseline trains, not after.
+        config = check_run(model, config, fitting, timings, teacher_of(request.teacher, model))
+        keep = teaches and weights is None
+        outcome, trained = measure_dense(
+            model, config, fitting, request.dense_baseline, request.verbose, outcome, keep=keep
+        )
+        weights = trained if keep else weights
+        if directory is not None:
+            directory.keep_teacher(weights)
+    request.take_teacher(weights)
     return dataclasses.replace(outcome, examples=fitting.examples)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.random_state import drawing_apart
 from aimp_tf.compat.variables import local_value
@@ -54,8 +56,15 @@ def check_dense_baseline(dense_baseline: Any, config: PruningConfig, masks: Any,
 
 
 def measure_dense(
-    model: Any, config: PruningConfig, fitting: Fitting, dense_baseline: bool | int, verbose: str | int, known: Outcome
-) -> Outcome:
+    model: Any,
+    config: PruningConfig,
+    fitting: Fitting,
+    dense_baseline: bool | int,
+    verbose: str | int,
+    known: Outcome,
+    *,
+    keep: bool = False,
+) -> tuple[Outcome, list[np.ndarray] | None]:
     """Trains the model without pruning, or evaluates it as it comes, and leaves it as it was.
 
     Args:
@@ -65,9 +74,11 @@ def measure_dense(
         dense_baseline: As in `prune`.
         verbose: As in `prune`.
         known: What was measured before. If it is the same, it is not measured again.
+        keep: Whether its weights are wanted, too.
 
     Returns:
-        `known` with the metrics of the dense model, and the epochs that it was trained for.
+        `known` with the metrics of the dense model, and the epochs that it was trained for; and, unless it was known,
+        its weights in the order of `MaskedModel.snapshot`.
     """
     masked = mask_model(model, config.include, config.exclude, config.mixed_precision)
     try:
@@ -77,13 +88,16 @@ def measure_dense(
             epochs = dense_baseline
         stops = any(hasattr(callback, "start_from_epoch") for callback in fitting.callbacks if _is_heeded(callback))
         before = known.dense_epochs or 0
-        if known.dense_metrics is not None and (before == epochs or stops and 0 < before <= epochs):
-            return known
+        same = known.dense_metrics is not None and (before == epochs or stops and 0 < before <= epochs)
+        if same and not keep:
+            return known, None
         if not epochs:
-            return dataclasses.replace(known, dense_metrics=fitting.measure(masked.model), dense_epochs=0)
+            outcome = dataclasses.replace(known, dense_metrics=fitting.measure(masked.model), dense_epochs=0)
+            return outcome, masked.snapshot()
         with _left_as_it_was(masked):
             trained = _train(masked, config, fitting, epochs, verbose)
-        return dataclasses.replace(known, dense_metrics=trained.metrics, dense_epochs=trained.epochs)
+            weights = masked.snapshot()
+        return dataclasses.replace(known, dense_metrics=trained.metrics, dense_epochs=trained.epochs), weights
     finally:
         masked.strip()
 

@@ -23,6 +23,7 @@ from aimp_tf.training.callback import GlobalMagnitudePruning
 from aimp_tf.training.fitting import Fitting
 from aimp_tf.training.input_pipeline import spec_of
 from aimp_tf.training.other_callbacks import check_monitors, follows_batches
+from aimp_tf.training.teaching import Teacher
 
 
 def prune_in_rounds(
@@ -34,6 +35,7 @@ def prune_in_rounds(
     outcome: Outcome,
     verbose: str | int,
     timings: Timings,
+    teacher: Teacher | None = None,
 ) -> PruningResult:
     """Prunes a model in consecutive calls of `fit`, and saves after each where there is a folder for that.
 
@@ -46,15 +48,16 @@ def prune_in_rounds(
         outcome: What is known of the dense model.
         verbose: As in `prune`.
         timings: What was timed, for a budget of time.
+        teacher: What the model learns from beside the targets.
 
     Raises:
         As `prune`.
     """
     masked = mask_for(model, config, masks)
     try:
-        pruning = _begun(masked, config, fitting, timings)
+        pruning = _begun(masked, config, fitting, timings, teacher)
         first, trained = masked.kept, max(masked.optimizers.steps)
-        if config.method == "gradual" or follows_batches(fitting.callbacks):
+        if pruning.run.method.hears_batches or follows_batches(fitting.callbacks):
             pruning.batches = masked.cluster.from_chief(fitting.batches())
         config = pruning.config
         saver = RunSaver(pruning, masked, fitting.order, directory)
@@ -92,26 +95,30 @@ def prune_in_rounds(
     )
 
 
-def check_run(model: Any, config: PruningConfig, fitting: Fitting, timings: Timings) -> PruningConfig:
+def check_run(
+    model: Any, config: PruningConfig, fitting: Fitting, timings: Timings, teacher: Teacher | None
+) -> PruningConfig:
     """The config of the run, with its `epochs`. Raises what the run itself would before it trains, which the baseline's
     training would come before."""
     masked = mask_for(model, config)
     try:
-        pruning = _begun(masked, config, fitting, timings)
+        pruning = _begun(masked, config, fitting, timings, teacher)
         pruning.among(fitting.callbacks)
         return pruning.config
     finally:
         masked.strip()
 
 
-def _begun(masked: MaskedModel, config: PruningConfig, fitting: Fitting, timings: Timings) -> GlobalMagnitudePruning:
+def _begun(
+    masked: MaskedModel, config: PruningConfig, fitting: Fitting, timings: Timings, teacher: Teacher | None
+) -> GlobalMagnitudePruning:
     """A run on a masked model, planned and checked against it and the data."""
     masked.units = with_clock(masked.units, config.latency, masked.original, masked.variables, timings)
     if fitting.validation is not None:
         _check_validation_data(masked.model, fitting, config)
     pruning = GlobalMagnitudePruning(settled(config, masked.total, masked.kept))
     pruning.measure = functools.partial(fitting.measure, masked.model)
-    pruning.sample = fitting.sample()
+    pruning.sample, pruning.teacher = fitting.sample(), teacher
     pruning.begin(masked)
     return pruning
 

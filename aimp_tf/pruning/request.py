@@ -7,8 +7,10 @@ import dataclasses
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from aimp_tf.arguments import config_of, sort_arguments, split_off, training_data
 from aimp_tf.compat.cluster import Cluster
@@ -19,11 +21,13 @@ from aimp_tf.exporting import Target, export
 from aimp_tf.files import checksum_of_arrays
 from aimp_tf.masking import Masks, select_prunable
 from aimp_tf.pruning.dense_baseline import check_dense_baseline
+from aimp_tf.pruning.learning import check_teacher, teacher_of, teacher_with
 from aimp_tf.reports.display import fit_verbose
 from aimp_tf.runs.run_directory import RunDirectory, check_workdir
 from aimp_tf.runs.signature import data_signature, model_signature
 from aimp_tf.training.fitting import Fitting
 from aimp_tf.training.other_callbacks import as_callbacks, check_for_rounds, check_monitors
+from aimp_tf.training.teaching import Distilled, Teacher
 
 
 @dataclasses.dataclass
@@ -37,6 +41,7 @@ class Request:
         fitting: The data, and what else `fit` is called with.
         options: The arguments of `fit`.
         replaces: Whether what `export_to` names may be there already.
+        taught_by: Its teacher, once it is known.
     """
 
     model: Any
@@ -46,6 +51,7 @@ class Request:
     fitting: Fitting
     options: Mapping[str, Any]
     masks: Masks
+    teacher: Any
     workdir: pathlib.Path | None
     dense_baseline: bool | int
     export_to: str | os.PathLike[str] | None
@@ -54,6 +60,7 @@ class Request:
     overwrite: bool
     replaces: bool
     cluster: Cluster
+    taught_by: Teacher | None = None
 
     @classmethod
     def of(
@@ -68,6 +75,7 @@ class Request:
         validation_data: Any,
         callbacks: Any,
         masks: Masks,
+        teacher: Any,
         workdir: str | os.PathLike[str] | None,
         dense_baseline: bool | int,
         export_to: str | os.PathLike[str] | None,
@@ -88,6 +96,7 @@ class Request:
             validation_data: As in `prune`.
             callbacks: As in `prune`.
             masks: As in `prune`.
+            teacher: As in `prune`.
             workdir: As in `prune`.
             dense_baseline: As in `prune`.
             export_to: As in `prune`.
@@ -117,6 +126,7 @@ class Request:
             ),
             options=options,
             masks=masks,
+            teacher=teacher,
             workdir=folder,
             dense_baseline=dense_baseline,
             export_to=export_to,
@@ -140,6 +150,7 @@ class Request:
             raise TypeError(f"data_on_device must be True or False; got {self.data_on_device!r}.")
         if self.data_on_device:
             self.fitting.check_on_device(self.model, self.cluster)
+        check_teacher(self.teacher, self.dense_baseline)
         check_dense_baseline(self.dense_baseline, self.config, self.masks, validated)
         if self.cluster.size > 1 and (self.dense_baseline is not False or self.export_to is not None):
             raise ValueError(
@@ -155,6 +166,14 @@ class Request:
         policy = self.cluster.from_chief(resolve_policy(self.config.mixed_precision))
         self.config = self.config.replace(mixed_precision=policy)
         self.fitting.make_ready(self.model, self.data, self.validation_data, self.cluster)
+
+    def take_teacher(self, weights: Sequence[np.ndarray] | None) -> None:
+        """Gets the teacher ready, be it a model or one with the weights of the dense baseline."""
+        model = self.model
+        self.taught_by = teacher_of(self.teacher, model) if weights is None else teacher_with(weights, model)
+        if self.taught_by is not None:
+            Distilled(self.taught_by, self.config.resolved_distillation, model)  # Raises what it would later.
+            self.fitting.learn_from(self.taught_by)
 
     def try_export(self) -> None:
         """Exports the model as it is, to nowhere. Raises as `export`."""
@@ -195,6 +214,10 @@ class Request:
         }
         if self.validation_data is not None:
             signature["validation_data"] = data_signature(self.validation_data, fitting.validation, {})
+        if self.teacher is not None:
+            signature["teacher"] = self.teacher
+            if not isinstance(self.teacher, str):
+                signature["teacher"] = checksum_of_arrays(map(np.asarray, self.teacher.get_weights()))
         if config.start == "trained" or self.masks is not None:
             weights = select_prunable(model, config.include, config.exclude)
             if config.start == "trained":

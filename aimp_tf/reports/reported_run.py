@@ -76,7 +76,7 @@ def choose_metric(runs: Sequence[RecordedRun], metric: str | None) -> str:
 
 def _planned_as(config: PruningConfig, weight_count: int, kept: int) -> tuple[PruningConfig, int | None]:
     """The settled config of a run, and what was left when it began, from what its first training kept."""
-    if config.method != "iterative":
+    if not config.has_rounds:
         return settled(config, weight_count), None
     if config.start == "trained":
         whole = settled(config, weight_count)

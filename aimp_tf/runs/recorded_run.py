@@ -159,6 +159,17 @@ def read_outcome(path: pathlib.Path) -> Outcome:
         raise DamagedFileError(f"{path} is not the outcome of a run: {error}") from error
 
 
+def read_teacher(path: pathlib.Path) -> list[np.ndarray]:
+    """The arrays of a file, in the order of their names. Raises ValueError where it is damaged or not there."""
+    try:
+        return [array for _, array in sorted(read_arrays(path).items())]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is missing or damaged: {error}. The model learns from it, and trained anew it would be another. "
+            "Bring the file back, or pass overwrite=True to begin anew."
+        ) from error
+
+
 def read_timings(path: pathlib.Path, *, needed: bool) -> Timings:
     """What `write_json` wrote of `Timings.to_fields`; where there is no such file, nothing was timed.
 

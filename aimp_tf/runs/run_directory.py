@@ -46,6 +46,7 @@ from aimp_tf.runs.recorded_run import (
     read_outcome,
     read_round,
     read_state,
+    read_teacher,
     read_timings,
     write_state,
 )
@@ -88,6 +89,7 @@ class RunDirectory:
         self._lock = FolderLock(self.path)
         self._files = RunFiles(self.path)
         self._round_count = 0
+        self._teacher: Sequence[np.ndarray] | None = None
         self._begun = False
         self._saved = False
         self._tensorboard: TensorBoardLog | None = None
@@ -159,6 +161,8 @@ class RunDirectory:
             started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             environment = {"started": started, **describe_environment()}
             write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
+            if self._teacher is not None:
+                write_arrays(self.path / "teacher.npz", {f"{i:04d}": value for i, value in enumerate(self._teacher)})
             # Last: without it, the run has not begun.
             write_json(self.path / "signature.json", {**self._signature, "files": checksums(self.path, SIGNED_FILES)})
 
@@ -181,6 +185,17 @@ class RunDirectory:
                 return Outcome(known.dense_metrics, known.dense_epochs, known.examples)
             except DamagedFileError as error:
                 raise ValueError(f"{error}. Remove the file, and the same call measures it anew.") from error
+
+    def keep_teacher(self, weights: Sequence[np.ndarray] | None) -> None:
+        """Lets a run that `begin` begins keep the weights of the dense model that it learns from."""
+        self._teacher = weights
+
+    def teacher(self) -> list[np.ndarray] | None:
+        """The weights that `keep_teacher` was given, if a run is here that will go on. Raises as `timings`."""
+        with naming_the_folder(self.path):
+            if self._overwrite or not self._files.hold_run:
+                return None
+            return read_teacher(self.path / "teacher.npz")
 
     def timings(self) -> Timings:
         """What was timed in the run that is here, if there is one that will go on. What is added is saved as it comes.

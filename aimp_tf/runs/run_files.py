@@ -16,7 +16,7 @@ OVERWRITTEN = f"{UNFINISHED}overwritten"
 
 _ROUND_NAMES = re.compile(r"round_\d{3,}|final")
 _OWN_NAMES = re.compile(
-    rf"(config|environment|latency|outcome|signature)\.json|metrics\.jsonl|tensorboard|{_ROUND_NAMES.pattern}"
+    rf"(config|environment|latency|outcome|signature)\.json|teacher\.npz|metrics\.jsonl|tensorboard|{_ROUND_NAMES.pattern}"
 )
 
 

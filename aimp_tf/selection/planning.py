@@ -116,12 +116,12 @@ def settled(config: PruningConfig, weight_count: int, first: int | None = None) 
     if total is None:
         return config
     rounds = len(_counts(config, weight_count, first)) - 1
-    if config.method != "iterative":
-        rounds = 0
-    round_epochs = config.round_epochs or max(1, total // (rounds + ROUNDS_IN_LAST_TRAINING))
+    rounds = {"iterative": rounds, "soft": 1}.get(config.method, 0)
+    last = 1 if config.method == "soft" else ROUNDS_IN_LAST_TRAINING
+    round_epochs = config.round_epochs or max(1, total // (rounds + last))
     epochs = total - rounds * round_epochs
-    # A round is no longer than the final training.
-    least = rounds * round_epochs + (round_epochs if rounds else 1)
+    # A round is no longer than the final training, but for a soft one.
+    least = rounds * round_epochs + (round_epochs if config.method == "iterative" and rounds else 1)
     if total < least:
         raise ValueError(
             f"total_epochs={total} is too little for {rounds} rounds of {round_epochs} and a final training that is as "
@@ -134,7 +134,7 @@ def settled(config: PruningConfig, weight_count: int, first: int | None = None) 
 
 
 def make_plan(config: PruningConfig, weight_count: int, first: int | None = None) -> tuple[Round, ...]:
-    """The rounds of a run: N short ones and the final training, or one `fit` alone where the method is not iterative.
+    """The rounds of a run: N short ones and the final training, or one `fit` alone where the method has no rounds.
 
     With `start="trained"` the first of them, in which nothing is removed yet, is left out.
 
@@ -144,14 +144,16 @@ def make_plan(config: PruningConfig, weight_count: int, first: int | None = None
         first: Number of weights that are left at the beginning; None is all.
 
     Returns:
-        The rounds, whose epochs sum to `N * round_epochs + epochs`; N is 0 where the method is not iterative, and one
-        less with `start="trained"`.
+        The rounds, whose epochs sum to `N * round_epochs + epochs`; N is 0 where the method has no rounds, and one less
+        with `start="trained"`.
 
     Raises:
         ValueError: As `survivor_counts`.
     """
     counts = _counts(config, weight_count, first)
-    if config.method != "iterative":
+    if config.method == "soft":
+        counts = [counts[0], counts[-1]]
+    if not config.has_rounds:
         kept = counts[0] if config.method == "dense" else counts[-1]
         return (Round(0, config.resolved_epochs, kept, rewind=None, schedule_start=0.0, schedule_scale=1.0),)
     rounds = []
@@ -262,6 +264,6 @@ def _counts(config: PruningConfig, weight_count: int, first: int | None) -> list
 
 def _schedule(config: PruningConfig, epochs: int, rewind_epoch: int) -> tuple[float, float]:
     """Start, in epochs of the schedule, and scale of a training that goes on from `rewind_epoch` of its own."""
-    end = epochs if config.round_schedule == "head" else config.resolved_epochs
+    end = min(epochs, config.resolved_epochs) if config.round_schedule == "head" else config.resolved_epochs
     start = end * rewind_epoch / epochs
     return start, (end - start) / epochs

@@ -25,7 +25,8 @@ class GlobalMagnitudePruning(EpochCallback):
     the pruned weights are checked to be zero, and its result is that of the weights that are there then. It is best the
     first callback, as `among` has it: those before it see, with `compact_rounds`, the smaller model at the end of an
     epoch, and weights that they set there are not those that the epoch's metrics are of. With `method="gradual"`, one
-    `fit` is all, and the ranking goes on while it trains; with `method="dense"`, nothing is pruned.
+    `fit` is all, and the ranking goes on while it trains; with `method="soft"` there are two; with `method="dense"`,
+    nothing is pruned.
 
     Args:
         config: What to do. `include`, `exclude`, `granularity`, `budget`, `channel_multiple` and `mixed_precision` are
@@ -42,6 +43,8 @@ class GlobalMagnitudePruning(EpochCallback):
             `prune` sets it, and so may you.
         sample: Some batches of the training data, such as `dataset.take(8)`, for criteria that ask for gradients or
             activations; None where none are at hand. `prune` sets it, and so may you.
+        teacher: A built Keras model of the same generation and outputs, that the trainings learn from as
+            `config.distillation` says; None is none. Set it before the first `fit`, as `prune` does.
         measure: Gives the metrics of the weights that the model has now, for those that no epoch ended with, from the
             logs of the last epoch; None where nothing can. `prune` sets it, and so may you.
 
@@ -89,6 +92,14 @@ class GlobalMagnitudePruning(EpochCallback):
         self.run.ranking.sample = batches
 
     @property
+    def teacher(self) -> Any:
+        return self.run.terms.teacher
+
+    @teacher.setter
+    def teacher(self, model: Any) -> None:
+        self.run.terms.teacher = model
+
+    @property
     def epoch_logs(self) -> list[dict[str, Any]]:
         return self.run.state.epoch_logs
 
@@ -113,7 +124,7 @@ class GlobalMagnitudePruning(EpochCallback):
             raise RuntimeError("The run is finished; make a new GlobalMagnitudePruning for another one.")
         if self.run.plan:
             return self.round.epochs
-        return self.config.resolved_round_epochs if self.config.method == "iterative" else self.config.resolved_epochs
+        return self.config.resolved_round_epochs if self.config.has_rounds else self.config.resolved_epochs
 
     @property
     def round(self) -> Round:

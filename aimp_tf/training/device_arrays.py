@@ -31,7 +31,7 @@ class DeviceArrays:
         ValueError: The arrays do not fit into the device's memory.
     """
 
-    def __init__(self, arrays: tuple, positions: tf.data.Dataset, device: str) -> None:
+    def __init__(self, arrays: Any, positions: tf.data.Dataset, device: str) -> None:
         self._device = device
         try:
             with tf.device(device):
@@ -53,6 +53,11 @@ class DeviceArrays:
         """Gives the device's memory back. TensorFlow never lets go of a traced step that had a custom gradient."""
         for array in tf.nest.flatten(self._arrays):
             array.release()
+
+    def in_place_of(self, arrays: Any, positions: tf.data.Dataset) -> DeviceArrays:
+        """Others on the same device, which have the memory of these."""
+        self.release()
+        return DeviceArrays(arrays, positions, self._device)
 
     def _gathered(self, data: Any) -> Any:
         """The batch that `batches` mean by an element; other data as it is."""

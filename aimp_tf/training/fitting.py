@@ -29,6 +29,7 @@ from aimp_tf.training.input_pipeline import (
 )
 from aimp_tf.training.rounds import plain_logs
 from aimp_tf.training.targets import check_class_weight, check_targets
+from aimp_tf.training.teaching import Teacher, with_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,8 @@ class Fitting:
         self._batch_size = batch_size or DEFAULT_BATCH_SIZE
         self._arrays: tuple[tuple, tf.data.Dataset] | None = None
         self._on_device: DeviceArrays | None = None
+        self._teacher: Teacher | None = None
+        self._to_read = None
         arrays = {"floatx": floatx, "least_batch": least_batch}
         if isinstance(train_data, tuple):
             seed = int(np.random.randint(2**31)) if seed is None else seed
@@ -133,6 +136,21 @@ class Fitting:
         order = Order(self.order.seed)
         order.begin(0, 0)
         return in_batches(tensors, order.batches(len(tf.nest.flatten(tensors)[0]), batch_size))
+
+    def learn_from(self, teacher: Teacher) -> None:
+        """Looks up once what a teacher gives for each example of arrays, for every `fit` from now on; for other data,
+        and where that would take more memory than the arrays themselves, it is asked in each step."""
+        # Keras looks at the classes of the elements itself.
+        if self._arrays is None or self.options.get("class_weight") is not None:
+            return
+        arrays, positions = self._arrays
+        taught = teacher.outputs_of(arrays[0], self._batch_size)
+        if _bytes_of(taught) > max(_bytes_of(arrays), 2**28):
+            return
+        self._teacher, with_taught = teacher, with_outputs(arrays, taught)
+        self._to_read = in_batches(with_taught, positions)
+        if self._on_device is not None:
+            self._on_device = self._on_device.in_place_of(with_taught, positions)
 
     def measure(self, model: Any, logs: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The metrics that evaluating a model on the data gives; of those in the logs of a `fit`, if there are any."""
@@ -221,11 +239,13 @@ class Fitting:
 
     def fit(self, model: Any, callbacks: Sequence[Any], *, epochs: int, initial_epoch: int = 0) -> None:
         """Calls `fit` of a model, with these callbacks and no others."""
-        data = self.train
-        gathering: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self._on_device is not None:
-            data, gathering = self._on_device.batches, self._on_device.gathering(model)
-        with gathering:
+        data = self.train if self._teacher is None else self._to_read
+        with contextlib.ExitStack() as reading:
+            if self._teacher is not None:
+                reading.enter_context(self._teacher.reading(model))
+            if self._on_device is not None:
+                data = self._on_device.batches
+                reading.enter_context(self._on_device.gathering(model))
             model.fit(
                 data,
                 epochs=epochs,
@@ -234,6 +254,10 @@ class Fitting:
                 callbacks=callbacks,
                 **self.options,
             )
+
+
+def _bytes_of(arrays: Any) -> int:
+    return sum(array.dtype.size * array.shape.num_elements() for array in tf.nest.flatten(arrays))
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

@@ -167,7 +167,7 @@ def array_positions(
     return tensors, without_autotuning(positions)
 
 
-def in_batches(arrays: tuple, positions: tf.data.Dataset) -> tf.data.Dataset:
+def in_batches(arrays: Any, positions: tf.data.Dataset) -> tf.data.Dataset:
     """The batches that `array_positions` gives the positions of, gathered in the host's memory while `fit` trains."""
     return positions.map(
         lambda chosen: tf.nest.map_structure(lambda tensor: tf.gather(tensor, chosen), arrays),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
+import tensorflow as tf
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.planning import Round, ramp_survivors
 from aimp_tf.training.rounds import RoundResult
 from aimp_tf.training.state import RunState
+from aimp_tf.training.terms import Terms
 
 _RAMP_STEPS = 100
+_FADE_STEPS = 20
 
 
 class PruningRun(Protocol):
@@ -24,6 +27,7 @@ class PruningRun(Protocol):
     rounds: list[RoundResult]
     plan: tuple[Round, ...]
     kept_first: int
+    terms: Terms
     batches_of: Callable[[], int | None]
 
     @property
@@ -32,7 +36,7 @@ class PruningRun(Protocol):
     @property
     def round_count(self) -> int: ...
 
-    def prune(self, masked: MaskedModel, keep: int) -> None: ...
+    def prune(self, masked: MaskedModel, keep: int, *, fade: bool = False) -> None: ...
 
     def would_be_masks(self, masked: MaskedModel, keep: int) -> dict[str, np.ndarray]: ...
 
@@ -44,11 +48,18 @@ class Method:
         run: The run.
     """
 
-    hears_batches = False
-    """Whether `end_batch` is to be called, which takes time."""
-
     def __init__(self, run: PruningRun) -> None:
         self._run = run
+
+    @property
+    def hears_batches(self) -> bool:
+        """Whether `end_batch` is to be called, which takes time."""
+        return False
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to be ranked."""
+        return True
 
     def begin_round(self, masked: MaskedModel) -> None:
         """Prunes what a training is to begin without. Raises what stands against the training."""
@@ -60,14 +71,65 @@ class Method:
         """Prunes at the end of an epoch, which `fit` counts from 0. Returns whether the training is to end with it."""
         return False
 
+    def end_round(self, masked: MaskedModel) -> None:
+        """Prunes what is to be gone by the end of a training."""
+
+    def _batches(self) -> int:
+        """How many batches an epoch has. Raises ValueError where that is not known."""
+        batches, config = self._run.batches_of(), self._run.config
+        if not batches:
+            what = "fade_epochs" if config.fade_epochs else f"method={config.method!r}"
+            raise ValueError(
+                f"{what} must know how many batches an epoch has, and the training data does not tell its "
+                "length. Use dataset.apply(tf.data.experimental.assert_cardinality(batches)), or steps_per_epoch."
+            )
+        return batches
+
+    def _epochs_done(self, batch: int) -> float:
+        """How far the training is after a batch of this number, in epochs."""
+        return len(self._run.state.epoch_logs) + min(1.0, (batch + 1) / self._batches())
+
 
 class Rounds(Method):
     """Iterative magnitude pruning: what is to go goes between the trainings."""
 
+    @property
+    def settled(self) -> bool:
+        return self._run.round.index + 1 == self._run.round_count
+
+    @property
+    def hears_batches(self) -> bool:
+        return self._run.config.fade_epochs > 0
+
     def begin_round(self, masked: MaskedModel) -> None:
+        if self.hears_batches:
+            self._batches()
+            self._run.state.fade_step = 0
         # A fit that was interrupted and is called again finds its masks set, and begins its round anew.
-        if self._run.round.kept < masked.kept:
-            self._run.prune(masked, self._run.round.kept)
+        if self._run.round.kept < masked.kept and self._run.state.fading is None:
+            self._run.prune(masked, self._run.round.kept, fade=self.hears_batches)
+
+    def end_batch(self, masked: MaskedModel, batch: int) -> None:
+        if self._run.state.fading is not None:
+            step = int(_FADE_STEPS * self._epochs_done(batch) / self._run.config.fade_epochs)
+            self._fade(masked, min(step, _FADE_STEPS))
+
+    def end_round(self, masked: MaskedModel) -> None:
+        self._fade(masked, _FADE_STEPS)  # It may have been stopped early.
+
+    def _fade(self, masked: MaskedModel, step: int) -> None:
+        """Brings what is to go to a part of what it was as the round began, and to zero with the last step."""
+        state = self._run.state
+        if state.fading is None or step <= state.fade_step:
+            return
+        masks = dict(zip(masked.variables, state.fading, strict=True))
+        masked.make_whole()
+        if step == _FADE_STEPS:
+            masked.set_masks(masks)
+            state.fading, state.fade_step = None, 0
+            return
+        _scale(masked, masks, (_FADE_STEPS - step) / (_FADE_STEPS - state.fade_step))
+        state.fade_step = step
 
     def end_epoch(self, masked: MaskedModel, epoch: int) -> bool:
         run = self._run
@@ -96,7 +158,13 @@ class Rounds(Method):
 class Gradual(Method):
     """One training, within which the sparsity rises, in a hundred steps at most."""
 
-    hears_batches = True
+    @property
+    def hears_batches(self) -> bool:
+        return True
+
+    @property
+    def settled(self) -> bool:
+        return self._run.state.ramp_step == _RAMP_STEPS
 
     def begin_round(self, masked: MaskedModel) -> None:
         if masked.kept < self._run.kept_first:
@@ -104,8 +172,7 @@ class Gradual(Method):
         self._batches()
 
     def end_batch(self, masked: MaskedModel, batch: int) -> None:
-        epochs = len(self._run.state.epoch_logs) + min(1.0, (batch + 1) / self._batches())
-        self._raise_sparsity(masked, epochs / self._run.round.epochs)
+        self._raise_sparsity(masked, self._epochs_done(batch) / self._run.round.epochs)
 
     def end_epoch(self, masked: MaskedModel, epoch: int) -> bool:
         self._raise_sparsity(masked, (epoch + 1) / self._run.round.epochs)
@@ -121,16 +188,29 @@ class Gradual(Method):
             keep = ramp_survivors(masked.total, target, progress, config.block_size, run.kept_first)
             if keep < masked.kept:
                 run.prune(masked, keep)
-
-    def _batches(self) -> int:
-        """How many batches an epoch has. Raises ValueError where that is not known."""
-        batches = self._run.batches_of()
-        if not batches:
-            raise ValueError(
-                "method='gradual' must know how many batches an epoch has, and the training data does not tell its "
-                "length. Use dataset.apply(tf.data.experimental.assert_cardinality(batches)), or steps_per_epoch."
-            )
-        return batches
+            run.terms.weigh(self.settled)
 
 
-METHODS: dict[str, type[Method]] = {"iterative": Rounds, "gradual": Gradual, "dense": Method}
+def _scale(masked: MaskedModel, masks: Mapping[str, np.ndarray], factor: float) -> None:
+    """Multiplies by the factor what these masks would prune."""
+    for path, variable in masked.variables.items():
+        value = tf.convert_to_tensor(variable)
+        variable.assign(tf.where(masks[path], value, factor * value))
+
+
+class Soft(Rounds):
+    """A round within which the least units get smaller after each epoch, and may come back; then they go."""
+
+    def end_epoch(self, masked: MaskedModel, epoch: int) -> bool:
+        run, config = self._run, self._run.config
+        super().end_epoch(masked, epoch)
+        if run.round.index == 0:
+            done = (epoch + 1) / run.round.epochs
+            target = config.fraction_to_go(masked.total)
+            keep = ramp_survivors(masked.total, target, min(1.0, done / config.ramp), config.block_size, run.kept_first)
+            factor = config.softness * (run.round.epochs - epoch - 1) / max(run.round.epochs - 1, 1)
+            _scale(masked, run.would_be_masks(masked, keep), factor)
+        return False
+
+
+METHODS: dict[str, type[Method]] = {"iterative": Rounds, "gradual": Gradual, "soft": Soft, "dense": Method}

@@ -14,6 +14,7 @@ from aimp_tf.selection.criteria import criterion_of
 from aimp_tf.selection.ranking import check_finite
 from aimp_tf.selection.scope import needs_of
 from aimp_tf.selection.statistics import Statistics
+from aimp_tf.selection.units import Units, keep_best
 from aimp_tf.training.repair import check_repairable
 from aimp_tf.training.statistics import ModelSample
 
@@ -53,7 +54,8 @@ class RunRanking:
     def statistics(self, masked: MaskedModel, index: int) -> Statistics:
         """What there is to rank a model by after so many rounds."""
         config, criterion = self._config, criterion_of(self._config.criterion)
-        needs = {*masked.units.needs(criterion), *needs_of(config.scope), *(("grams",) if config.repair else ())}
+        needs = {*masked.units.needs(criterion), *needs_of(config.scope)}
+        needs |= {*(("grams",) if config.repair else ()), *(("gradients",) if config.regrow else ())}
         if self.sample is None:
             self._sample = None
         elif self._sample is None or not self._sample.is_of(masked, self.sample):
@@ -70,8 +72,24 @@ class RunRanking:
             TypeError, ValueError: The criterion cannot rank, or so little cannot be left.
         """
         check_finite(statistics.weights, statistics.masks)
-        criterion = criterion_of(self._config.criterion)
-        return masked.units.rank(criterion, statistics, keep, self._least, self._config.scope)
+        criterion, units = criterion_of(self._config.criterion), masked.units
+        count = self._to_regrow(masked, statistics, keep)
+        after, guarded = units.rank(criterion, statistics, keep - count, self._least, self._config.scope)
+        if count:
+            assert isinstance(units, Units)
+            removed = {path: ~mask for path, mask in statistics.masks.items()}
+            grown = keep_best(statistics.gradients, removed, count, dict.fromkeys(removed, 0), units=units)[0]
+            after = {path: after[path] | grown[path] for path in after}
+        return after, guarded
+
+    def _to_regrow(self, masked: MaskedModel, statistics: Statistics, keep: int) -> int:
+        """How many of the weights that are removed already take the place of survivors."""
+        share = self._config.regrow
+        if not share:
+            return 0
+        removed = masked.total - masked.units.spent(statistics.masks)
+        block = self._config.block_size
+        return block * (min(int(share * keep), removed, keep - sum(self._least.values())) // block)
 
     def generator(self, index: int) -> np.random.Generator:
         """Of a round of its own, so that what is drawn does not depend on what was drawn before."""

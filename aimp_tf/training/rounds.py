@@ -14,7 +14,7 @@ from aimp_tf.selection.ranking import surviving
 
 _LOWEST_OCTAVE, _HIGHEST_OCTAVE = -20, 4
 _BINS_PER_OCTAVE = 4
-_LAST_CHOICES = ("loss", "mask_distance")
+_LAST_CHOICES = ("loss", "mask_distance", "penalty", "distillation")
 
 MAGNITUDE_EDGES: tuple[float, ...] = tuple(
     2.0 ** (step / _BINS_PER_OCTAVE)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from aimp_tf.compat.step import trace_in_fit
 from aimp_tf.config import PruningConfig
 from aimp_tf.exporting.clock import with_clock
 from aimp_tf.masking import WRAPPED_FIELDS, MaskedModel
@@ -19,12 +20,14 @@ from aimp_tf.selection.search import FAR
 from aimp_tf.training.live_rounds import LiveRounds
 from aimp_tf.training.loggers import Trained
 from aimp_tf.training.methods import METHODS
+from aimp_tf.training.projections import Projecting, projection_of
 from aimp_tf.training.ranking import RunRanking
 from aimp_tf.training.repair import repairs
 from aimp_tf.training.rewinding import rewind
 from aimp_tf.training.rounds import Budget, RoundResult, duration_text, last_epoch_with, plain_logs, shrink_text
 from aimp_tf.training.shrinking import Shrinking
 from aimp_tf.training.state import RunState
+from aimp_tf.training.terms import Terms
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class Run:
         config: What to do.
         batches_of: As above.
         ranking: What its ranking goes by.
+        terms: What its trainings add to the loss.
+        projecting: What its trainings project.
         method: How.
         state: What changes.
         rounds: The results of the rounds that are done.
@@ -57,12 +62,14 @@ class Run:
         self.config = config
         self.batches_of = batches_of
         self.ranking = RunRanking(config)
+        self.terms = Terms(config)
+        self.projecting = Projecting(projection_of(config.projection))
         self.method = METHODS[config.method](self)
         self.state = RunState()
         self.rounds: list[RoundResult] = []
         self.plan: tuple[Round, ...] = ()
         self.kept_first = 0
-        in_channels = config.structure.channels and config.method == "iterative"
+        in_channels = config.structure.channels and config.has_rounds
         self.compacts = in_channels if config.compact_rounds is None else config.compact_rounds
         self._live: LiveRounds | None = None
         self._resumed = False
@@ -95,6 +102,10 @@ class Run:
         if self.config.structure.channels:
             masked.optimizer.check_dead_rows()
         masked.units = with_clock(masked.units, self.config.latency, masked.original, masked.variables)
+        self.terms.begin(masked)
+        self.projecting.begin(masked)
+        if self.compacts and self.config.regularizer is not None:
+            self.stay_whole(ValueError("regularizer looks at whole kernels. Leave out compact_rounds."))
         if self.compacts:
             try:
                 self._live = LiveRounds(masked, worth=0 if self.config.compact_rounds else _WORTH_MULTIPLY_ADDS)
@@ -135,6 +146,8 @@ class Run:
 
     def optimizers_changed(self) -> None:
         """`fit` will trace its step anew, for the model has other optimizers than it had."""
+        self.terms.remove()
+        self.projecting.remove()
         if self._live is not None:
             self._live.forget_traced()
 
@@ -159,6 +172,11 @@ class Run:
             self.state.shrinking.begin_round(masked)
             self.state.begin_round()
             self._tell_round(masked, self.state.shrinking)
+        self.terms.begin(masked)
+        self.terms.weigh(self.method.settled)
+        self.projecting.begin(masked)
+        self.projecting.begin_round(self.method.settled, self.state.radii)
+        trace_in_fit(masked.model)
         if self._live is not None:
             steps = self.round.epochs * (self.batches_of() or max(self.state.steps_per_epoch, default=0))
             self._live.begin_round(masked, self.state, self.round.index + 1, steps)
@@ -178,7 +196,10 @@ class Run:
             )
         masked.synchronize()
         state.checksums.append(masked.checksum())
-        return self.method.end_epoch(masked, epoch)
+        ends = self.method.end_epoch(masked, epoch)
+        if not self.method.settled:
+            state.radii = self.projecting.end_epoch(masked, self.plan[len(self.rounds) + 1].kept / masked.total)
+        return ends
 
     def end_round(self, masked: MaskedModel, measure: Measure | None) -> None:
         """Checks what the round ended with, and takes its result. No callback sets weights after that.
@@ -188,6 +209,7 @@ class Run:
             measure: Gives the metrics of the weights that it has, from the logs of the last epoch; None where nothing
                 can.
         """
+        self.method.end_round(masked)
         weights, masks, state = masked.weights(), masked.masks(), self.state
         check_finite(weights, masks)
         masked.check_sparse()
@@ -217,9 +239,17 @@ class Run:
         masked.rounds_left = self.round_count - len(self.rounds)
         if self.finished:
             masked.train_whole()
+            self.terms.remove()
+            self.projecting.remove()
 
-    def prune(self, masked: MaskedModel, keep: int) -> None:
-        """Keeps the best `keep` survivors; those that are left shrink, if they stay."""
+    def prune(self, masked: MaskedModel, keep: int, *, fade: bool = False) -> None:
+        """Keeps the best `keep` survivors; those that are left shrink, if they stay.
+
+        Args:
+            masked: The model.
+            keep: How much is left, of what the budget counts.
+            fade: Whether what goes is left to fade away.
+        """
         statistics = self.ranking.statistics(masked, len(self.rounds))
         weights, before = statistics.weights, statistics.masks
         after, self.state.guarded = self.ranking.rank(masked, statistics, keep)
@@ -230,10 +260,14 @@ class Run:
                 "in exclude, or set min_layer_share, max_layer_sparsity or min_layer_survivors.",
                 ", ".join(emptied),
             )
-        self.state.thresholds = [smallest_magnitude(weights[path], after[path]) for path in masked.prunable]
+        stayed = {path: after[path] & before[path] for path in masked.prunable}
+        self.state.thresholds = [smallest_magnitude(weights[path], mask) for path, mask in stayed.items()]
         stay = self.round.rewind in (None, "learning_rate")
         for variable, value in repairs(masked, statistics, after) if self.config.repair and stay else ():
             variable.assign(value)
+        if fade:
+            self.state.fading = [after[path] for path in masked.variables]
+            after = {path: after[path] | before[path] for path in masked.variables}
         masked.set_masks(after)
         if self.config.latency is not None and masked.kept < FAR * keep:
             logger.warning(

@@ -30,6 +30,9 @@ class RunState:
         guarded: The variables that kept more then than their rank gave them.
         would_be_masks: The masks that ranking would have given at the end of the last epoch, for `stop_mask_distance`.
         ramp_step: How far a gradual rise of the sparsity has come.
+        fading: The masks that the round is to have once what they prune has faded away; None where nothing fades.
+        fade_step: How far that has come.
+        radii: What the kernels were projected on at the end of the last epoch; None where they were not.
     """
 
     first: list[np.ndarray] | None = None
@@ -45,10 +48,13 @@ class RunState:
     guarded: tuple[str, ...] = ()
     would_be_masks: list[np.ndarray] | None = None
     ramp_step: int = 0
+    fading: list[np.ndarray] | None = None
+    fade_step: int = 0
+    radii: list[float] | None = None
 
     def begin_round(self) -> None:
         """Forgets the epochs of the last round."""
-        self.epoch_logs, self.checksums, self.would_be_masks = [], [], None
+        self.epoch_logs, self.checksums, self.would_be_masks, self.radii = [], [], None, None
 
     def to_fields(self) -> dict[str, Any]:
         """What `restore` needs, but for the snapshots: numbers, texts, arrays, and lists and dicts of these."""
@@ -64,6 +70,9 @@ class RunState:
             "checksums": self.checksums,
             "would_be_masks": self.would_be_masks,
             "channels": self.channels,
+            "fading": self.fading,
+            "fade_step": self.fade_step,
+            "radii": self.radii,
         }
 
     def snapshots(self) -> dict[str, list[np.ndarray] | None]:
@@ -89,6 +98,8 @@ class RunState:
             self.ramp_step = fields["ramp_step"]
             self.checksums = list(fields.get("checksums", [None] * len(self.epoch_logs)))
             self.would_be_masks = fields["would_be_masks"]
+            self.fading, self.fade_step = fields.get("fading"), fields.get("fade_step", 0)
+            self.radii = fields.get("radii")
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -107,7 +107,7 @@ def run_cell(folder: pathlib.Path, data_dir: str | None) -> CellResult:
         **{**fields, "experiment": to_fields(dataclasses.replace(experiment, pruning=pruning))},
         accuracy=accuracy_of(pruned.model, data),
         measured_sparsity=pruned.sparsity,
-        epochs=pruned.epochs,
+        epochs=pruned.epochs + (experiment.teacher_epochs or 0),
         seconds=pruned.seconds,
     )
     write_atomically(folder / "result.json", json.dumps(dataclasses.asdict(result), indent=2))

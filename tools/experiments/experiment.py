@@ -30,7 +30,7 @@ CHOICES = {
     "keras": ("keras", "tf_keras"),
 }
 
-_OPTIONAL = ("train_examples", "validation_examples")
+_OPTIONAL = ("train_examples", "validation_examples", "teacher_epochs")
 
 
 @dataclasses.dataclass
@@ -57,6 +57,8 @@ class Experiment:
         train_examples: How many training images to use, the first ones. None is all of them.
         validation_examples: How many of the training images after those take the place of the test images, so that
             settings can be chosen by images that are neither trained on nor reported. None leaves the test images.
+        teacher_epochs: For how many epochs the dense network is trained from which the pruned one then learns, as
+            `pruning.distillation` says; they count as epochs of the run. None has no teacher.
         validation_freq: Epochs of a training after each of which the test images are looked at, as in `fit`. The final
             model is judged by all of them in any case.
     """
@@ -73,6 +75,7 @@ class Experiment:
     steps_per_execution: int = 1
     train_examples: int | None = None
     validation_examples: int | None = None
+    teacher_epochs: int | None = None
     validation_freq: int = 1
 
     def validate(self) -> None:

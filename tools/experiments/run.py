@@ -275,6 +275,8 @@ def train_pruned(
         data.train_labels,
         config=experiment.pruning,
         validation_data=(data.test_images, data.test_labels),
+        teacher=experiment.teacher_epochs and "dense",
+        dense_baseline=experiment.teacher_epochs or False,
         workdir=workdir,
         batch_size=experiment.batch_size,
         validation_batch_size=_TEST_BATCH_SIZE,

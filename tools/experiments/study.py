@@ -129,7 +129,7 @@ class Study:
             return merged
         budget = planned_epochs(self.resolve(dataclasses.replace(cell, arm=other), weight_count), weight_count)
         rounds = make_plan(merged.pruning, weight_count(merged))[:-1]
-        epochs = budget - sum(round_.epochs for round_ in rounds)
+        epochs = budget - sum(round_.epochs for round_ in rounds) - (merged.teacher_epochs or 0)
         try:
             resolved = dataclasses.replace(merged, pruning=merged.pruning.replace(epochs=epochs))
             resolved.validate()
@@ -145,7 +145,7 @@ class Study:
         arm = self.arms[cell.arm]
         target = {"target_sparsity": cell.sparsity} if cell.sparsity else {}
         pruning = self.experiment.pruning.replace(**arm.pruning, **target)
-        if pruning.method == "iterative":
+        if pruning.has_rounds:
             # The default follows from `epochs`, which epochs_of changes.
             pruning = pruning.replace(round_epochs=pruning.resolved_round_epochs)
         pruning = pruning.replace(seed=cell.seed)
@@ -213,8 +213,9 @@ class CellResult:
 
 
 def planned_epochs(experiment: Experiment, weight_count: Callable[[Experiment], int]) -> int:
-    """Epochs of the rounds and the final training together, at most."""
-    return sum(round_.epochs for round_ in make_plan(experiment.pruning, weight_count(experiment)))
+    """Epochs of the rounds, the final training and that of the teacher together, at most."""
+    rounds = make_plan(experiment.pruning, weight_count(experiment))
+    return sum(round_.epochs for round_ in rounds) + (experiment.teacher_epochs or 0)
 
 
 def differences(stored: dict[str, Any], experiment: Experiment) -> list[str]:

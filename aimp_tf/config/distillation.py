@@ -1,0 +1,56 @@
+"""Distillation: how much training goes by a teacher. Plain data: nothing here needs TensorFlow."""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aimp_tf.config.texts import is_number
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """How much, and by what, a model that is pruned learns from its teacher, for `PruningConfig.distillation`.
+
+    Trained on is `(1 - weight) * loss + weight * distillation`, where the loss is that of the targets. For classes, the
+    distillation is `temperature**2 * KL(teacher, model)` of the probabilities, both softened: those that their logits,
+    divided by the temperature, give. For other losses of Keras, it is that loss with what the teacher gives as targets.
+
+    Attributes:
+        weight: Of the teacher, in (0, 1].
+        temperature: What logits are divided by, above 0. More shows more of what the teacher takes for likely beside
+            the best class.
+        loss: In place of the above, and for several outputs, a function `(teacher_outputs, outputs) -> loss`, which is
+            a tensor (examples,), or a scalar.
+
+    Raises:
+        TypeError: A field has the wrong type.
+        ValueError: One is out of its range.
+
+    References:
+        Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015, section 2.
+    """
+
+    weight: float = 0.5
+    temperature: float = 2.0
+    loss: Callable[[Any, Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, high in (("weight", 1.0), ("temperature", math.inf)):
+            value = getattr(self, name)
+            if not is_number(value, numbers.Real):
+                raise TypeError(f"{name} of a Distillation must be a number; got {value!r}.")
+            if not 0 < value <= high or value == math.inf:
+                raise ValueError(f"{name} of a Distillation must lie in (0, {high:g}]; got {value!r}.")
+            object.__setattr__(self, name, float(value))
+        if self.loss is not None and not callable(self.loss):
+            raise TypeError(
+                f"loss of a Distillation must be a function (teacher_outputs, outputs) -> loss; got {self.loss!r}."
+            )
+
+
+def as_distillation(value: Any) -> Any:
+    """The Distillation that a dict of its fields means, as JSON has them; everything else as it is."""
+    fields = {field.name for field in dataclasses.fields(Distillation)}
+    return Distillation(**value) if isinstance(value, Mapping) and set(value) <= fields else value

@@ -1,0 +1,262 @@
+"""Balls that kernels are projected on while rounds train: `PruningConfig.projection` takes these, or the name of one.
+
+A projection is the nearest point of the ball. It makes what is small zero, and all that is left smaller by as much.
+What is zero when a round ends goes, the rest trains on or starts again from where it rewinds to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.compat.variables import local_view
+from aimp_tf.config.texts import is_number, nearest
+from aimp_tf.masking import MaskConstraint, MaskedModel
+
+__all__ = ["L1", "L11", "L21", "Projection"]
+
+_WHEN = ("epoch", "step")
+_HALVINGS = 30
+
+
+class Projection:
+    """A ball that each prunable kernel is projected on; subclass it for one of your own.
+
+    Args:
+        radius: Of the ball, in its norm, the same for every kernel; above 0. None chooses, at the end of each epoch,
+            the same share of every kernel's own norm: the largest that leaves no more than the next round is to keep.
+        every: "epoch" projects at the end of each, "step" after every step of the optimizer as well, from the first
+            epoch on that knows a radius.
+
+    Raises:
+        TypeError, ValueError: An argument is out of its range.
+    """
+
+    def __init__(self, radius: float | None = None, every: str = "epoch") -> None:
+        name = type(self).__name__
+        if radius is not None and not is_number(radius, numbers.Real):
+            raise TypeError(f"radius of {name} must be None or a number above 0; got {radius!r}.")
+        if radius is not None and not 0 < radius < math.inf:
+            raise ValueError(f"radius of {name} must be None or a number above 0; got {radius!r}.")
+        if every not in _WHEN:
+            raise ValueError(f"every of {name} must be 'epoch' or 'step'; got {every!r}.{nearest(every, _WHEN)}")
+        self.radius, self.every = radius, every
+
+    def norm(self, rows: tf.Tensor) -> tf.Tensor:
+        """That of the ball, a scalar, of float32 (outputs, inputs): a row for each output, such as a filter."""
+        raise NotImplementedError
+
+    def project(self, rows: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
+        """The nearest rows, float32 (outputs, inputs), whose norm is at most the radius, a scalar."""
+        raise NotImplementedError
+
+    def left(self, rows: tf.Tensor) -> tf.Tensor:
+        """Which part of the rows is not zero, a scalar in [0, 1], in what the projection makes zero."""
+        return tf.reduce_mean(tf.cast(rows != 0, tf.float32))
+
+
+class L1(Projection):
+    """The sum of all magnitudes of a kernel: magnitudes get smaller by the same threshold, or zero.
+
+    References:
+        Duchi, Shalev-Shwartz, Singer and Chandra, "Efficient projections onto the l1-ball for learning in high
+        dimensions", ICML 2008, figure 1; O(n log n).
+
+    Example: `projection="l1"`. With a radius of 2, the row (3, -1, 0.5) becomes (2, 0, 0).
+    """
+
+    def norm(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tf.abs(rows))
+
+    def project(self, rows: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
+        return _soft(rows, _threshold(tf.reshape(tf.abs(rows), [-1]), radius))
+
+
+class L21(Projection):
+    """The sum over outputs of their rows' L2 norms: rows get shorter by the same length, or zero as a whole.
+
+    References:
+        Yuan and Lin, "Model selection and estimation in regression with grouped variables", 2006, of the norm; with the
+        thresholds of Duchi et al., ICML 2008.
+
+    Example: `projection="l21"`. With a radius of 4, the rows (3, 4) and (0, 1) become (2.4, 3.2) and (0, 0).
+    """
+
+    def norm(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tf.norm(rows, axis=1))
+
+    def project(self, rows: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
+        lengths = tf.norm(rows, axis=1, keepdims=True)
+        shorter = tf.maximum(lengths - _threshold(lengths[:, 0], radius), 0.0)
+        return rows * tf.math.divide_no_nan(shorter, lengths)
+
+    def left(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_mean(tf.cast(tf.reduce_any(rows != 0, axis=1), tf.float32))
+
+
+class L11(Projection):
+    """The sum over outputs of their rows' L1 norms, first as one vector, and then each row on the ball of its own.
+
+    Rows of a small norm go as a whole, and others lose their small weights. It is not the nearest point of all, which
+    is that of `L1`: what is nearest is the vector of the rows' norms, and then each row.
+
+    References:
+        Barlaud and Guyard, "Learning sparse deep neural networks using efficient structured projections on convex
+        constraints for green AI", ICPR 2020, whose algorithm this follows as far as its abstract tells it.
+
+    Example: `projection="l11"`. With a radius of 3, the rows (3, 1) and (0.5, 0.5) become (2.5, 0.5) and (0, 0).
+    """
+
+    def norm(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tf.abs(rows))
+
+    def project(self, rows: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
+        norms = tf.reduce_sum(tf.abs(rows), axis=1)
+        radii = tf.maximum(norms - _threshold(norms, radius), 0.0)
+        return _soft(rows, _threshold(tf.abs(rows), radii)[:, tf.newaxis])
+
+
+def _soft(rows: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
+    return tf.sign(rows) * tf.maximum(tf.abs(rows) - threshold, 0.0)
+
+
+def _threshold(values: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
+    """What is taken from each of some values, 0 or more, along the last axis, so that the sum is at most the radius."""
+    sorted_ = tf.sort(values, axis=-1, direction="DESCENDING")
+    # In float64, for sums of many float32 are off by more than what is left of them.
+    excess = tf.cumsum(tf.cast(sorted_, tf.float64), axis=-1) - tf.cast(radius, tf.float64)[..., tf.newaxis]
+    counts = tf.cast(tf.range(1, tf.shape(values)[-1] + 1), tf.float64)
+    return tf.cast(tf.maximum(tf.reduce_max(excess / counts, axis=-1), 0.0), values.dtype)
+
+
+PROJECTIONS: dict[str, type[Projection]] = {"l1": L1, "l21": L21, "l11": L11}
+"""By their names in `PruningConfig.projection`."""
+
+
+def projection_of(value: Any) -> Projection | None:
+    """The projection that `PruningConfig.projection` stands for: a name, a `Projection`, or None."""
+    return PROJECTIONS[value]() if isinstance(value, str) else value
+
+
+class Projecting:
+    """Projects the kernels of a masked model, as a run asks for it.
+
+    Args:
+        projection: On what; None does nothing.
+    """
+
+    def __init__(self, projection: Projection | None) -> None:
+        self._projection = projection
+        self._radii: dict[str, Any] = {}
+        self._installed = contextlib.ExitStack()
+
+    def begin(self, masked: MaskedModel) -> None:
+        """Has every step of the optimizer project, if that is asked for and not done."""
+        projection = self._projection
+        if projection is None or projection.every != "step" or self._radii:
+            return
+        masked.while_masked.enter_context(self._installed)
+        for path, variable in _kernels(masked).items():
+            with masked.model.distribute_strategy.scope():
+                self._radii[path] = radius = tf.Variable(math.inf, trainable=False)
+            constraint = variable.constraint
+            assert isinstance(constraint, MaskConstraint)
+            previous = constraint.previous
+            self._installed.callback(setattr, constraint, "previous", previous)
+            constraint.previous = _Projected(projection, radius, previous)
+
+    def begin_round(self, settled: bool, found: Sequence[float] | None) -> None:
+        """What steps project on.
+
+        Args:
+            settled: Whether nothing is left to be projected.
+            found: What the last epoch of the round gave, if it goes on after one.
+        """
+        for index, radius in enumerate(self._radii.values()):
+            assert self._projection is not None
+            given = self._projection.radius if found is None else found[index]
+            radius.assign(math.inf if settled or given is None else given)
+
+    def end_epoch(self, masked: MaskedModel, share: float) -> list[float] | None:
+        """Projects all kernels.
+
+        Args:
+            masked: The model.
+            share: Which part of the weights the next round is to keep, for a radius that is not given.
+
+        Returns:
+            The radii; None where nothing is projected.
+        """
+        projection = self._projection
+        if projection is None:
+            return None
+        kernels = _kernels(masked)
+        rows = {path: _as_rows(tf.constant(local_view(variable))) for path, variable in kernels.items()}
+        radii = _radii(projection, rows, share)
+        for path, variable in kernels.items():
+            shape = variable.shape
+            variable.assign(_from_rows(projection.project(rows[path], tf.constant(radii[path])), shape))
+            if path in self._radii:
+                self._radii[path].assign(radii[path])
+        return list(map(float, radii.values()))
+
+    def remove(self) -> None:
+        """Has steps project no more."""
+        self._installed.close()
+        self._radii = {}
+
+
+class _Projected:
+    """A constraint that comes before another one.
+
+    Args:
+        projection: On what.
+        radius: Variable, a scalar.
+        previous: The constraint that the variable had, or None.
+    """
+
+    def __init__(self, projection: Projection, radius: Any, previous: Callable[[Any], Any] | None) -> None:
+        self._projection, self._radius, self._previous = projection, radius, previous
+
+    def __call__(self, weight: Any) -> tf.Tensor:
+        weight = tf.convert_to_tensor(weight)
+        weight = _from_rows(self._projection.project(_as_rows(weight), self._radius.read_value()), weight.shape)
+        return weight if self._previous is None else self._previous(weight)
+
+
+def _kernels(masked: MaskedModel) -> dict[str, Any]:
+    trained = set(map(id, masked.original.trainable_weights))
+    return {path: variable for path, variable in masked.prunable.items() if id(variable) in trained}
+
+
+def _as_rows(kernel: tf.Tensor) -> tf.Tensor:
+    """(outputs, inputs), of a kernel whose last axis counts outputs."""
+    return tf.transpose(tf.reshape(kernel, [-1, kernel.shape[-1]]))
+
+
+def _from_rows(rows: tf.Tensor, shape: Any) -> tf.Tensor:
+    return tf.reshape(tf.transpose(rows), shape)
+
+
+def _radii(projection: Projection, rows: Mapping[str, tf.Tensor], share: float) -> dict[str, np.float32]:
+    """That which is given, or the same part of every norm that leaves no more than a share of all."""
+    if projection.radius is not None:
+        return dict.fromkeys(rows, np.float32(projection.radius))
+    norms = {path: float(projection.norm(each)) for path, each in rows.items()}
+    sizes = {path: int(tf.size(each)) for path, each in rows.items()}
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        left = sum(
+            sizes[path]
+            * float(projection.left(projection.project(each, tf.constant(np.float32(middle * norms[path])))))
+            for path, each in rows.items()
+        )
+        low, high = (middle, high) if left <= share * sum(sizes.values()) else (low, middle)
+    return {path: np.float32(low * norm) for path, norm in norms.items()}

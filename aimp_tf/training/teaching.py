@@ -1,0 +1,204 @@
+"""Learning from a teacher: what it gives for a batch, and how far the model is from it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.compat.models import check_built, keras_generation
+from aimp_tf.compat.step import changed_batches
+from aimp_tf.config.distillation import Distillation
+
+_BATCH, _TAUGHT = "aimp_tf_batch", "aimp_tf_taught"
+_LEAST_PROBABILITY = 1e-7
+"""As Keras clips them."""
+
+Loss = Callable[[Any, Any], tf.Tensor]
+"""Of what a teacher and a model give, a tensor (examples, ...)."""
+
+
+class Teacher:
+    """A model that another one learns from, and that does not change.
+
+    Args:
+        model: A built Keras model.
+        student: The model that learns from it.
+
+    Raises:
+        TypeError: It is not a Keras model, or one of another generation than the student.
+        ValueError: It has no weights yet, shares some that the student trains, or gives something of another shape.
+    """
+
+    def __init__(self, model: Any, student: Any) -> None:
+        generation, expected = keras_generation(model), keras_generation(student)
+        if generation != expected:
+            raise TypeError(
+                f"The teacher must be a model of {expected}, as the one that learns; got one of {generation}."
+            )
+        check_built(model)
+        trained = set(map(id, student.trainable_weights))
+        if any(id(weight) in trained for weight in model.weights):
+            raise ValueError(
+                f"The teacher {model.name!r} has weights that are about to be trained and pruned. Give a copy: "
+                f"teacher = {generation}.models.clone_model(model); teacher.set_weights(model.get_weights())."
+            )
+        here, there = _shapes(student), _shapes(model)
+        if None not in (here, there) and here != there:
+            raise ValueError(f"The teacher gives outputs of shape {there}, and the model that learns {here}.")
+        self._model = model
+        self._given = threading.local()
+        self._structure: Any = None
+
+    @property
+    def model(self) -> Any:
+        return self._model
+
+    def outputs(self, x: Any) -> Any:
+        """What the teacher gives in inference mode, within a step: from the batch, where it was known before."""
+        given = vars(self._given).pop("outputs", None)  # Not kept, with all that was traced with it.
+        outputs = self._model(x, training=False) if given is None else tf.nest.pack_sequence_as(self._structure, given)
+        return tf.nest.map_structure(tf.stop_gradient, outputs)
+
+    def outputs_of(self, x: Any, batch_size: int) -> tuple[tf.Tensor, ...]:
+        """What the teacher gives for arrays of examples, one output after another, in the host's memory."""
+        given = self._structure = self._model.predict(_as_lists(x), batch_size=batch_size, verbose=0)
+        with tf.device("CPU:0"):
+            return tuple(map(tf.convert_to_tensor, tf.nest.flatten(given)))
+
+    @contextlib.contextmanager
+    def reading(self, model: Any) -> Iterator[None]:
+        """Within it, `fit` of a model takes what the teacher gives from the elements that `with_outputs` made."""
+
+        def take(element: Any) -> Any:
+            if not isinstance(element, Mapping) or _TAUGHT not in element:
+                self._given.outputs = None
+                return element
+            self._given.outputs = element[_TAUGHT]
+            return element[_BATCH]
+
+        with changed_batches(model, take):
+            yield
+
+
+def with_outputs(batch: Any, outputs: tuple[tf.Tensor, ...]) -> dict[str, Any]:
+    """A batch, or arrays of all of them, with what `outputs_of` gave for it."""
+    return {_BATCH: batch, _TAUGHT: outputs}
+
+
+class Distilled:
+    """The term that a teacher adds to the loss, as `added_loss.Term`.
+
+    Args:
+        teacher: The teacher.
+        settings: How much training goes by it.
+        student: The compiled model that learns.
+
+    Raises:
+        ValueError: What the model was compiled with does not say how far its outputs are from those of a teacher.
+    """
+
+    def __init__(self, teacher: Teacher, settings: Distillation, student: Any) -> None:
+        self._teacher, self._settings = teacher, settings
+        self._loss = settings.loss or _loss_for(student, teacher.model, settings.temperature)
+
+    def __call__(
+        self, x: Any, y_pred: Any, sample_weight: Any, of_targets: Callable[[], tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        distances = tf.cast(self._loss(self._teacher.outputs(x), y_pred), tf.float32)
+        if len(distances.shape) > 1:  # Of positions.
+            distances = tf.reduce_mean(distances, axis=list(range(1, len(distances.shape))))
+        if len(distances.shape) == 1 and tf.is_tensor(sample_weight) and sample_weight.shape[1:].num_elements() == 1:
+            distances *= tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
+        distance = tf.reduce_mean(distances)
+        return self._settings.weight * (distance - of_targets()), distance
+
+
+def _loss_for(student: Any, teacher: Any, temperature: float) -> Loss:
+    """How far outputs are from those of a teacher, by the loss that the student was compiled with."""
+    loss = getattr(student, "loss", None)
+    name = _name_of(loss) if len(getattr(student, "outputs", None) or [None]) == 1 else ""
+    if "categoricalcrossentropy" in name or "categoricalfocal" in name or "kldivergence" in name:
+        ours, theirs = _gives_logits(student, None), _gives_logits(teacher, student)
+        return lambda taught, given: _between_classes(taught, given, theirs, ours, temperature)
+    if "binarycrossentropy" in name or "binaryfocal" in name:
+        ours, theirs = _gives_logits(student, None), _gives_logits(teacher, student)
+        return lambda taught, given: _between_yes_and_no(taught, given, theirs, ours, temperature)
+    if name in _OF_NUMBERS:
+        of_numbers = _OF_NUMBERS[name]
+        return lambda taught, given: of_numbers(_as_float32(taught), _as_float32(given))
+    raise ValueError(
+        f"The model {student.name!r} was compiled with the loss {loss!r:.80}, which does not say how its outputs are "
+        "to follow a teacher's. Write distillation=aimp_tf.Distillation(loss=function), of (teacher_outputs, outputs)."
+    )
+
+
+def _between_classes(taught: Any, given: Any, theirs: bool, ours: bool, temperature: float) -> tf.Tensor:
+    log_taught, log_given = (
+        tf.nn.log_softmax((values if are_logits else _log(values)) / temperature)
+        for values, are_logits in ((_as_float32(taught), theirs), (_as_float32(given), ours))
+    )
+    return temperature**2 * tf.reduce_sum(tf.exp(log_taught) * (log_taught - log_given), axis=-1)
+
+
+def _between_yes_and_no(taught: Any, given: Any, theirs: bool, ours: bool, temperature: float) -> tf.Tensor:
+    logits = [
+        (values if are_logits else _log(values) - _log(1 - values)) / temperature
+        for values, are_logits in ((_as_float32(taught), theirs), (_as_float32(given), ours))
+    ]
+    share = tf.sigmoid(logits[0])
+    distances = [tf.nn.sigmoid_cross_entropy_with_logits(labels=share, logits=each) for each in logits]
+    return temperature**2 * tf.reduce_mean(distances[1] - distances[0], axis=-1)
+
+
+def _log(probabilities: tf.Tensor) -> tf.Tensor:
+    return tf.math.log(tf.maximum(probabilities, _LEAST_PROBABILITY))
+
+
+def _as_float32(outputs: Any) -> tf.Tensor:
+    """Those of the one output that a model has."""
+    return tf.cast(tf.nest.flatten(outputs)[0], tf.float32)
+
+
+_OF_NUMBERS: dict[str, Loss] = {
+    **dict.fromkeys(("meansquarederror", "mse"), lambda taught, given: tf.reduce_mean((taught - given) ** 2, axis=-1)),
+    **dict.fromkeys(
+        ("meanabsoluteerror", "mae"), lambda taught, given: tf.reduce_mean(tf.abs(taught - given), axis=-1)
+    ),
+}
+"""Name of a loss -> the same between a teacher's outputs and a model's."""
+
+
+def _name_of(loss: Any) -> str:
+    """That of a loss of Keras, be it given by name, as a function or an object; "" for several, or none."""
+    if isinstance(loss, (dict, list, tuple)):
+        return ""
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    return name.lower().replace("_", "")
+
+
+def _gives_logits(model: Any, otherwise: Any) -> bool:
+    """Whether a model gives logits rather than probabilities, as the loss says that it was compiled with; one that was
+    not is taken to give what another does."""
+    loss = getattr(model, "loss", None)
+    if not loss:
+        return otherwise is not None and _gives_logits(otherwise, None)
+    config = loss.get_config() if hasattr(loss, "get_config") else {}
+    return bool(config.get("from_logits", False))
+
+
+def _shapes(model: Any) -> Any:
+    """The shapes of a model's outputs without the examples; None where they are not known."""
+    outputs = getattr(model, "outputs", None)
+    return [tuple(output.shape[1:]) for output in outputs] if outputs else None
+
+
+def _as_lists(x: Any) -> Any:
+    """Several inputs as `predict` takes them."""
+    if isinstance(x, tuple):
+        return list(map(_as_lists, x))
+    return {name: _as_lists(part) for name, part in x.items()} if isinstance(x, dict) else np.asarray(x)

@@ -1,0 +1,95 @@
+"""What the trainings of a run add to the loss: a penalty on the weights, and the distance from a teacher."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from aimp_tf.compat.added_loss import Term, added_to_loss
+from aimp_tf.config import PruningConfig
+from aimp_tf.masking import MaskedModel
+from aimp_tf.training.regularizers import Regularizer, TrainedWeights, regularizer_of
+from aimp_tf.training.teaching import Distilled, Teacher
+
+
+class Terms:
+    """Adds the terms that a config asks for to the loss of a masked model.
+
+    Args:
+        config: A valid config.
+
+    Attributes:
+        teacher: A Keras model to learn from, or a `Teacher`; None is none.
+    """
+
+    def __init__(self, config: PruningConfig) -> None:
+        self.teacher: Any = None
+        self._config = config
+        self._regularizer = regularizer_of(config.regularizer)
+        self._strength: Any = None
+        self._added = contextlib.ExitStack()
+        self._installed = False
+
+    def begin(self, masked: MaskedModel) -> None:
+        """Has the trainings from now on add the terms, unless they do.
+
+        Raises:
+            TypeError, ValueError: The model cannot learn from the teacher, or has nothing that the penalty is of.
+        """
+        if self._installed:
+            return
+        if self.teacher is None and self._config.distillation is not None:
+            raise ValueError(
+                "distillation says how a model learns from a teacher, and there is none. Give teacher=model."
+            )
+        if self._regularizer is not None:
+            _penalty(self._regularizer, masked)
+        terms = [(name, make(masked)) for name, make in self._makers()]
+        masked.while_masked.enter_context(self._added)
+        for name, term in terms:
+            self._added.enter_context(added_to_loss(masked.model, name, term))
+        self._installed = True
+
+    def weigh(self, settled: bool) -> None:
+        """Says, for the next steps, whether all that is to go is gone: most penalties then count no more."""
+        if self._regularizer is not None:
+            self._strength.assign(float(self._regularizer.in_last_training or not settled))
+
+    def remove(self) -> None:
+        """Lets trainings add nothing, until the next `begin`."""
+        self._added.close()
+        self._installed = False
+
+    def _makers(self) -> list[tuple[str, Callable[[MaskedModel], Term]]]:
+        makers: list[tuple[str, Callable[[MaskedModel], Term]]] = []
+        if self.teacher is not None:
+            makers.append(("distillation", self._distilled))
+        if self._regularizer is not None:
+            makers.append(("penalty", self._penalized))
+        return makers
+
+    def _distilled(self, masked: MaskedModel) -> Term:
+        if not isinstance(self.teacher, Teacher):
+            self.teacher = Teacher(self.teacher, masked.original)
+        return Distilled(self.teacher, self._config.resolved_distillation, masked.model)
+
+    def _penalized(self, masked: MaskedModel) -> Term:
+        regularizer = self._regularizer
+        assert regularizer is not None
+        if self._strength is None:
+            with masked.model.distribute_strategy.scope():
+                self._strength = tf.Variable(1.0, trainable=False)
+        strength = self._strength
+
+        def penalize(*_: Any) -> tuple[tf.Tensor, tf.Tensor]:
+            penalty = strength * _penalty(regularizer, masked)
+            return penalty, penalty
+
+        return penalize
+
+
+def _penalty(regularizer: Regularizer, masked: MaskedModel) -> tf.Tensor:
+    return regularizer.strength * tf.cast(regularizer.penalty(TrainedWeights(masked)), tf.float32)

@@ -1,0 +1,360 @@
+"""Learning from a teacher: on scikit-learn's digits, where nothing else is said, in both generations of Keras."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import aimp_tf
+from aimp_tf.config import PruningConfig
+from aimp_tf.training.teaching import Distilled, Teacher
+
+SETTINGS = {
+    "target_sparsity": 0.5,
+    "rate": 0.3,
+    "epochs": 2,
+    "round_epochs": 1,
+    "batch_size": 50,
+    "seed": 0,
+    "verbose": 0,
+}
+
+
+@pytest.fixture
+def make(K):
+    """A function that makes a compiled classifier of the digits, without dropout or normalisation."""
+
+    def make(seed=1, activation="softmax", loss=None, optimizer=None, units=10):
+        K.utils.set_random_seed(seed)
+        hidden = K.layers.Dense(24, activation="tanh", name="hidden")
+        model = K.Sequential([K.Input((64,)), hidden, K.layers.Dense(units, activation=activation, name="head")])
+        loss = loss or K.losses.SparseCategoricalCrossentropy(from_logits=activation is None)
+        model.compile(optimizer or K.optimizers.SGD(0.1), loss, metrics=["accuracy"])
+        return model
+
+    return make
+
+
+@pytest.fixture
+def data(digits):
+    return digits[0][:200], digits[1][:200]
+
+
+def weights_of(model):
+    return np.concatenate([np.ravel(weight) for weight in model.get_weights()])
+
+
+def term(teacher, student, x, y, of_targets=0.0, sample_weight=None, **settings):
+    """The distance from the teacher, as a step computes it."""
+    distilled = Distilled(Teacher(teacher, student), aimp_tf.Distillation(**settings), student)
+    return distilled(tf.constant(x), student(x), sample_weight, lambda: tf.constant(of_targets))
+
+
+@pytest.mark.parametrize("activation", ["softmax", None])
+@pytest.mark.parametrize("temperature", [1, 4])
+def test_the_distance_between_classes(make, data, activation, temperature):
+    student, teacher = make(1, activation), make(2, activation)
+    log_p, log_q = (np.asarray(model(data[0]), "float64") for model in (teacher, student))
+    if activation == "softmax":
+        log_p, log_q = np.log(log_p), np.log(log_q)
+
+    def softened(logits):
+        exponentials = np.exp(logits / temperature)
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    p, q = softened(log_p), softened(log_q)
+    expected = temperature**2 * np.mean(np.sum(p * (np.log(p) - np.log(q)), axis=1))
+    added, told = term(teacher, student, *data, of_targets=3.0, weight=0.25, temperature=temperature)
+    assert float(told) == pytest.approx(expected, rel=1e-4) and expected > 0.01
+    assert float(added) == pytest.approx(0.25 * (expected - 3), rel=1e-4)
+
+
+def test_a_teacher_of_probabilities_and_a_student_of_logits(make, data):
+    logits, probabilities = make(1, None), make(1, "softmax")
+    probabilities.set_weights(logits.get_weights())
+    assert float(term(probabilities, logits, *data)[1]) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_distance_between_yes_and_no(K, make, data):
+    student, teacher = (make(seed, "sigmoid", K.losses.BinaryCrossentropy(), units=1) for seed in (1, 2))
+    p, q = (np.asarray(model(data[0]), "float64") for model in (teacher, student))
+    expected = np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
+    assert float(term(teacher, student, *data, temperature=1)[1]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_numbers_follow_by_the_loss_itself(make, data):
+    student, teacher = (make(seed, None, "mse", units=3) for seed in (1, 2))
+    expected = np.mean((np.asarray(teacher(data[0])) - np.asarray(student(data[0]))) ** 2)
+    assert float(term(teacher, student, *data)[1]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_examples_are_weighed(make, data):
+    student, teacher = make(1), make(2)
+    halves = tf.constant(np.repeat([2.0, 0.0], 100).astype("float32"))
+    first = float(term(teacher, student, data[0][:100], None)[1])
+    assert float(term(teacher, student, data[0], None, sample_weight=halves)[1]) == pytest.approx(first, rel=1e-5)
+
+
+def test_a_teacher_that_is_the_model_itself_adds_nothing(K, make, data):
+    """A step with it is one with the loss of the targets alone, at that part of the rate."""
+    ends = []
+    for weight in (0.0, 0.4):
+        model = make(optimizer=K.optimizers.SGD(0.1 * (1 - 0.4 + weight)))
+        teacher = make()
+        pruning = aimp_tf.GlobalMagnitudePruning(
+            target_sparsity=0.5, epochs=1, rate=0.3, distillation=aimp_tf.Distillation(weight=0.4) if weight else None
+        )
+        pruning.teacher = teacher if weight else None
+        masked = aimp_tf.wrap(model)
+        masked.fit(*data, batch_size=200, callbacks=[pruning], verbose=0)
+        ends.append(weights_of(model))
+        if weight:
+            assert pruning.epoch_logs[0]["distillation"] == pytest.approx(0, abs=1e-5)
+    assert np.abs(ends[0] - weights_of(make())).max() > 1e-3
+    np.testing.assert_allclose(*ends, atol=1e-6)
+
+
+def test_the_loss_that_is_told_is_that_of_the_targets(make, data):
+    model, teacher = make(optimizer="sgd"), make(2)
+    expected = model.evaluate(*data, batch_size=200, verbose=0)[0]
+    result = aimp_tf.prune(model, *data, teacher=teacher, **SETTINGS | {"batch_size": 200})
+    assert result.rounds[0].metrics["loss"] == pytest.approx(expected, rel=1e-4)
+    assert result.rounds[0].metrics["distillation"] > 0.01
+
+
+def test_arrays_batches_and_a_device_teach_the_same(make, data):
+    teacher, ends = make(2), []
+    before = weights_of(teacher)
+    batches = tf.data.Dataset.from_tensor_slices(data).batch(50)
+    settings = {name: value for name, value in SETTINGS.items() if name != "batch_size"}
+    for x, options in (
+        (data, {"batch_size": 50, "shuffle": False}),
+        (data, {"batch_size": 50, "shuffle": False, "data_on_device": True}),
+        (batches, {}),
+        (data, {"batch_size": 50, "shuffle": False, "class_weight": dict.fromkeys(range(10), 1.0)}),
+    ):
+        result = aimp_tf.prune(make(), x, teacher=teacher, **settings, **options)
+        ends.append(weights_of(result.model))
+    for end in ends[1:]:
+        np.testing.assert_allclose(end, ends[0], atol=1e-6)
+    np.testing.assert_array_equal(weights_of(teacher), before)
+    plain = aimp_tf.prune(make(), data, shuffle=False, batch_size=50, **settings)
+    assert np.abs(weights_of(plain.model) - ends[0]).max() > 1e-3
+
+
+def test_it_is_looked_up_once_for_arrays(make, data, monkeypatch):
+    teacher, calls = make(2), []
+    monkeypatch.setattr(teacher, "predict", lambda *a, **k: calls.append(1) or type(teacher).predict(teacher, *a, **k))
+    aimp_tf.prune(make(), *data, teacher=teacher, **SETTINGS)
+    assert calls == [1]
+
+
+def test_in_a_loop_of_ones_own(make, data):
+    ends = []
+    for own in (True, False):
+        model, teacher = make(), make(2)
+        if own:
+            pruning = aimp_tf.GlobalMagnitudePruning(target_sparsity=0.5, rate=0.3, epochs=2, round_epochs=1)
+            pruning.teacher = teacher
+            masked = aimp_tf.wrap(model)
+            while not pruning.finished:
+                masked.fit(
+                    *data, epochs=pruning.next_epochs, batch_size=50, shuffle=False, callbacks=[pruning], verbose=0
+                )
+            aimp_tf.strip(masked)
+        else:
+            aimp_tf.prune(model, *data, teacher=teacher, shuffle=False, **SETTINGS)
+        ends.append(weights_of(model))
+    np.testing.assert_allclose(*ends, atol=1e-6)
+
+
+def test_the_dense_model_teaches(make, data, tmp_path):
+    options = {"teacher": "dense", "dense_baseline": 3, "validation_split": 0.2}
+    model = make()
+    result = aimp_tf.prune(model, *data, workdir=tmp_path / "run", **options, **SETTINGS)
+    assert result.outcome.dense_epochs == 3
+    assert all(round_.metrics["distillation"] > 0 for round_ in result.rounds)
+    # The same as a model that was trained so before.
+    dense = make()
+    dense_run = aimp_tf.prune(
+        dense,
+        data[0][:160],
+        data[1][:160],
+        method="dense",
+        epochs=3,
+        target_sparsity=0.5,
+        batch_size=50,
+        seed=0,
+        verbose=0,
+    )
+    given = aimp_tf.prune(make(), *data, teacher=dense_run.model, **SETTINGS | {"validation_split": 0.2})
+    np.testing.assert_allclose(weights_of(given.model), weights_of(model), atol=1e-6)
+    # It goes on with the teacher that it began with, without training one.
+    (tmp_path / "run" / "final" / "result.json").unlink()
+    again = make()
+    aimp_tf.prune(again, *data, workdir=tmp_path / "run", **options, **SETTINGS)
+    np.testing.assert_array_equal(weights_of(again), weights_of(model))
+    (tmp_path / "run" / "teacher.npz").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="teacher.npz is missing or damaged"):
+        aimp_tf.prune(make(), *data, workdir=tmp_path / "run", **options, **SETTINGS)
+
+
+def test_another_teacher_is_another_run(make, data, tmp_path):
+    aimp_tf.prune(make(), *data, teacher=make(2), workdir=tmp_path, **SETTINGS)
+    aimp_tf.prune(make(), *data, teacher=make(2), workdir=tmp_path, **SETTINGS)
+    with pytest.raises(ValueError, match="holds another run: teacher"):
+        aimp_tf.prune(make(), *data, teacher=make(3), workdir=tmp_path, **SETTINGS)
+
+
+def test_channels_and_rounds_that_shrink(K, data):
+    """The teacher's outputs are those of the whole network, whatever is left of the student."""
+
+    def convolutional(seed):
+        K.utils.set_random_seed(seed)
+        L = K.layers
+        model = K.Sequential(
+            [K.Input((8, 8, 1)), L.Conv2D(12, 3, activation="relu"), L.Conv2D(8, 3, activation="relu"), L.Flatten()]
+        )
+        model.add(L.Dense(10, activation="softmax"))
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        return model
+
+    ends = []
+    for compact in (True, False):
+        result = aimp_tf.prune(
+            convolutional(1),
+            data[0].reshape(-1, 8, 8, 1),
+            data[1],
+            teacher=convolutional(2),
+            granularity="channel",
+            compact_rounds=compact,
+            **SETTINGS,
+        )
+        ends.append(result.rounds[-1].metrics["distillation"])
+    assert ends[0] == pytest.approx(ends[1], rel=0.02)
+
+
+def test_replicas(K, make, data, strategy):
+    ends = []
+    for scope in (strategy.scope(), tf.distribute.get_strategy().scope()):
+        with scope:
+            model = make()
+        teacher = make(2)
+        result = aimp_tf.prune(model, *data, teacher=teacher, **SETTINGS)
+        ends.append((weights_of(model), result.rounds[0].metrics["distillation"]))
+    np.testing.assert_allclose(ends[0][0], ends[1][0], atol=1e-5)
+    assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-3)
+
+
+def test_half_precision(make, data):
+    ends = []
+    for precision in (None, "mixed_bfloat16", "mixed_float16"):
+        result = aimp_tf.prune(make(), *data, teacher=make(2), mixed_precision=precision, **SETTINGS)
+        ends.append(result.rounds[0].metrics["distillation"])
+    assert ends == pytest.approx([ends[0]] * 3, rel=0.03)
+
+
+def test_several_outputs_by_a_function(K, data):
+    def two_headed(seed):
+        K.utils.set_random_seed(seed)
+        inputs = K.Input((64,))
+        hidden = K.layers.Dense(16, activation="tanh")(inputs)
+        model = K.Model(inputs, [K.layers.Dense(10, name="a")(hidden), K.layers.Dense(2, name="b")(hidden)])
+        loss = K.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("sgd", [loss, loss])
+        return model
+
+    def distance(taught, given):
+        return sum(tf.reduce_mean((theirs - ours) ** 2, axis=-1) for theirs, ours in zip(taught, given, strict=True))
+
+    x, y = data[0], (data[1], data[1] % 2)
+    with pytest.raises(ValueError, match="does not say how its outputs are to follow"):
+        aimp_tf.prune(two_headed(1), x, y, teacher=two_headed(2), **SETTINGS)
+    distillation = aimp_tf.Distillation(weight=1, loss=distance)
+    result = aimp_tf.prune(two_headed(1), x, y, teacher=two_headed(2), distillation=distillation, **SETTINGS)
+    told = [round_.metrics["distillation"] for round_ in result.rounds]
+    assert 0 < told[-1] < told[0]
+
+
+def test_a_better_teacher_makes_a_better_student(make, digits):
+    """Of few labels, a teacher that was trained on all of the digits lets more be learnt."""
+    teacher = make(3)
+    teacher.fit(digits[0][:1400], digits[1][:1400], epochs=30, batch_size=32, verbose=0)
+    test, accuracies = (digits[0][1400:], digits[1][1400:]), []
+    noisy = np.random.default_rng(0).permutation(digits[1][:100])  # Labels that teach nothing.
+    for settings in ({}, {"teacher": teacher, "distillation": aimp_tf.Distillation(weight=1.0)}):
+        model = make()
+        aimp_tf.prune(model, digits[0][:100], noisy, **settings, **SETTINGS | {"epochs": 60, "batch_size": 10})
+        accuracies.append(model.evaluate(*test, verbose=0)[1])
+    assert accuracies[0] < 0.3 and accuracies[1] > 0.7
+
+
+def test_keras_own_distiller_is_pruned_as_it_is(digits):
+    keras = pytest.importorskip("keras")
+    if not hasattr(keras, "distillation"):
+        pytest.skip("This Keras has no Distiller.")
+
+    def network(seed):
+        keras.utils.set_random_seed(seed)
+        layers = [keras.layers.Dense(24, activation="relu", name=f"hidden_{seed}"), keras.layers.Dense(10)]
+        return keras.Sequential([keras.Input((64,)), *layers])
+
+    student, teacher = network(1), network(2)
+    distiller = keras.distillation.Distiller(
+        teacher, student, keras.distillation.LogitsDistillation(temperature=2.0), student_loss_weight=0.5
+    )
+    distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    before = weights_of(teacher)
+    result = aimp_tf.prune(distiller, digits[0][:200], digits[1][:200], **SETTINGS)
+    assert result.sparsity == pytest.approx(0.5, abs=1e-3) and len(result.masks) == 2
+    assert aimp_tf.sparsity(student) == pytest.approx(0.5, abs=1e-3)
+    np.testing.assert_array_equal(weights_of(teacher), before)
+
+
+def test_mistakes_are_told_before_training(K, make, data):
+    import keras
+    import tf_keras
+
+    other = tf_keras if K is keras else keras
+    stranger = other.Sequential([other.Input((64,)), other.layers.Dense(10)])
+    narrow = K.Sequential([K.Input((64,)), K.layers.Dense(3)])
+    unbuilt = K.Sequential([K.layers.Dense(10)])
+    hinge = make(loss="squared_hinge")
+    for model, settings, error, message in (
+        (make(), {"teacher": "dens"}, ValueError, "teacher must be a Keras model or 'dense'"),
+        (make(), {"teacher": "dense"}, ValueError, "Write dense_baseline=True"),
+        (make(), {"teacher": 3}, TypeError, "Expected a Keras model"),
+        (make(), {"teacher": stranger}, TypeError, "The teacher must be a model of"),
+        (
+            make(),
+            {"teacher": narrow},
+            ValueError,
+            r"outputs of shape \[\(3,\)\], and the model that learns \[\(10,\)\]",
+        ),
+        (make(), {"teacher": unbuilt}, ValueError, "has no weights yet"),
+        (make(), {"distillation": aimp_tf.Distillation()}, ValueError, "Give teacher=model"),
+        (make(), {"distillation": 0.5}, TypeError, "distillation must be None or an aimp_tf.Distillation; got 0.5"),
+        (hinge, {"teacher": make(2)}, ValueError, "the loss 'squared_hinge', which does not say"),
+    ):
+        before = weights_of(model)
+        with pytest.raises(error, match=message):
+            aimp_tf.prune(model, *data, **settings, **SETTINGS)
+        np.testing.assert_array_equal(before, weights_of(model))
+    model = make()
+    with pytest.raises(ValueError, match="has weights that are about to be trained and pruned. Give a copy"):
+        aimp_tf.prune(model, *data, teacher=model, **SETTINGS)
+
+
+def test_settings():
+    for settings, error in (
+        ({"weight": 0}, ValueError),
+        ({"weight": 1.1}, ValueError),
+        ({"weight": "much"}, TypeError),
+        ({"temperature": 0}, ValueError),
+        ({"temperature": float("inf")}, ValueError),
+        ({"temperature": None}, TypeError),
+        ({"loss": "mse"}, TypeError),
+    ):
+        with pytest.raises(error, match="of a Distillation must"):
+            aimp_tf.Distillation(**settings)
+    config = PruningConfig(0.5, epochs=2, distillation=aimp_tf.Distillation(0.3, 5))
+    assert PruningConfig.from_json(config.to_json()) == config
