@@ -197,7 +197,7 @@ class Run:
         masked.synchronize()
         state.checksums.append(masked.checksum())
         ends = self.method.end_epoch(masked, epoch)
-        if not self.method.settled:
+        if self.config.projection is not None and not self.method.settled:
             state.radii = self.projecting.end_epoch(masked, self.plan[len(self.rounds) + 1].kept / masked.total)
         return ends
 
