@@ -51,7 +51,11 @@ def test_defaults_are_valid_and_rounds_take_a_fifth():
         ({"rewind_epoch": -1}, ValueError, "between 0 and 1, .*round_epochs=2; got -1"),
         ({"rewind_epoch": None}, TypeError, "rewind_epoch must be a whole number"),
         ({"final_rewind": "weight"}, ValueError, "Did you mean 'weights'"),
-        ({"method": "iterativ"}, ValueError, "method must be one of 'iterative', 'gradual', 'soft', 'dense'; got"),
+        (
+            {"method": "iterativ"},
+            ValueError,
+            "method must be one of 'iterative', 'gradual', 'soft', 'dynamic', 'dense'; got",
+        ),
         ({"method": "tfmot"}, ValueError, "Write method='gradual', .*tools/benchmark.py peers has tfmot itself"),
         ({"ramp": 0}, ValueError, r"ramp must lie in \(0, 1\]"),
         ({"ramp": None}, TypeError, "ramp must be a number"),

@@ -478,6 +478,8 @@ def test_headlines(capsys, settings, may_stop, headline):
         ({"loss": 0.5}, "  loss 0.5000"),
         ({"loss": 0.5, "val_loss": 0.25}, "  loss 0.5000  val_loss 0.2500"),
         ({"loss": 0.5, "mae": 0.1, "val_loss": 0.25}, "  loss 0.5000  mae 0.1000"),
+        ({"loss": 0.5, "penalty": 0.1, "val_loss": 0.25}, "  loss 0.5000  penalty 0.1000  val_loss 0.2500"),
+        ({"distillation": 0.1, "loss": 0.5, "acc": 0.9}, "  loss 0.5000  distillation 0.1000  acc 0.9000"),
         ({"loss": 0.5, "f1": [0.1, 0.2], "val_f1": [0.3, 0.4]}, "  loss 0.5000"),
         ({"loss": 0.5, "f1": [0.1, 0.2], "val_auc": float("nan")}, "  loss 0.5000  val_auc    nan"),
     ],

@@ -34,8 +34,8 @@ class PruningConfig:
         rate: Fraction of the surviving weights removed after a round, in (0, 1).
         epochs: Epochs of the final training, at least 1: what the model takes to train when it is not pruned. None
             needs `total_epochs`.
-        round_epochs: Epochs of every earlier round, in [1, epochs], but that "soft" may have more. None takes a fifth
-            of `epochs`, rounded up.
+        round_epochs: Epochs of every earlier round, in [1, epochs], but that "soft" and "dynamic" may have more, and
+            have `epochs` by default. None takes a fifth of `epochs` otherwise, rounded up.
             `round_epochs == epochs` is plain iterative magnitude pruning.
         total_epochs: Epochs of all trainings together, in place of `epochs`: at least one for each. Unless
             `round_epochs` is given, the final training gets five times the epochs of a round, and what is left over.
@@ -43,12 +43,14 @@ class PruningConfig:
             the same ranking, along the cubic curve of Zhu and Gupta (2017, section 3). "soft" has one round, of
             `round_epochs`, by default as many as `epochs`: after each of its epochs the least units are multiplied by a
             factor instead of being removed, and train on, so that they may come back; what is least at its end goes
-            (He et al., IJCAI 2018, section 3; Cai et al., ICPR 2020). "dense" prunes nothing. A field that the method
-            does not use must be left out.
+            (He et al., IJCAI 2018, section 3; Cai et al., ICPR 2020). "dynamic" has one as well, of whole channels:
+            each of its steps runs those alone that have been of most use so far, by a moving mean of what they
+            contribute to the loss, and the others go at its end (Shen et al., ICPR 2020). "dense" prunes nothing. A
+            field that the method does not use must be left out.
         start: "untrained" begins with a round of the whole model, before anything is removed. "trained" prunes the
             model as it comes, and its weights are those that rewinding returns to: one round less.
         ramp: Fraction of `epochs` over which "gradual" raises the sparsity from 0, in (0, 1]; or of `round_epochs`,
-            over which "soft" raises the share of what it makes smaller.
+            over which "soft" and "dynamic" raise the share of what they make smaller, or leave out.
         softness: What "soft" multiplies the least units by after the first epoch, in [0, 1). The factor falls linearly,
             to 0 after the last epoch of its round; 0 makes them zero from the first epoch on.
         rewind: What starts again after a round. "learning_rate": the schedule alone, the weights stay (Renda et al.,
@@ -199,7 +201,7 @@ class PruningConfig:
     @property
     def resolved_round_epochs(self) -> int:
         """Epochs of a round, with the default filled in, where `epochs` are given."""
-        if self.round_epochs is None and self.method == "soft":
+        if self.round_epochs is None and self.method in ("soft", "dynamic"):
             return self.epochs or 0
         if self.round_epochs is None:
             return max(1, math.ceil((self.epochs or 0) / ROUNDS_IN_LAST_TRAINING))
@@ -208,7 +210,7 @@ class PruningConfig:
     @property
     def has_rounds(self) -> bool:
         """Whether trainings of `round_epochs` come before the last one."""
-        return self.method in ("iterative", "soft")
+        return self.method in ("iterative", "soft", "dynamic")
 
     @property
     def resolved_distillation(self) -> Distillation:

@@ -13,7 +13,7 @@ COUNTED = {"weights": "weight", "channels": "channel", "flops": "multiply-add", 
 """`name_of_budget` -> one of what it counts."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "method": ("iterative", "gradual", "soft", "dense"),
+    "method": ("iterative", "gradual", "soft", "dynamic", "dense"),
     "start": ("untrained", "trained"),
     "rewind": ("weights", "learning_rate", "reinitialize"),
     "round_schedule": ("head", "compress"),
@@ -70,6 +70,7 @@ NOT_USED_BY: dict[str, tuple[str, ...]] = {
     "iterative": ("ramp", "softness"),
     "gradual": (*_OF_ROUNDS, "softness"),
     "soft": _OF_MANY_ROUNDS,
+    "dynamic": (*_OF_MANY_ROUNDS, "softness", "criterion", "scope"),
     "dense": (*_OF_ROUNDS, "ramp", "softness", "regularizer", *_OF_RANKING),
 }
 """Method -> the fields of a config that it has no use for."""
@@ -226,7 +227,7 @@ def _check_epochs(config: Any) -> None:
             raise ValueError(f"{name} must be at least 1; got {value}.")
     if config.epochs is None:
         return  # What remains to be looked at follows from the model.
-    if config.resolved_round_epochs > config.epochs and config.method != "soft":
+    if config.resolved_round_epochs > config.epochs and config.method == "iterative":
         raise ValueError(
             f"round_epochs must lie between 1 and epochs={config.epochs}, the length of the final training; "
             f"got {config.round_epochs}."
@@ -305,8 +306,13 @@ def _check_granularity(config: Any) -> None:
         raise ValueError(
             "repair makes up for what goes at once, and with fade_epochs it fades. Leave out one of the two."
         )
-    if isinstance(config.budget, Latency) and config.method == "soft":
-        raise ValueError("method='soft' ranks after each epoch, for which a Latency would have to time models.")
+    if config.method == "dynamic" and not channels:
+        raise ValueError(f"method='dynamic' is of channels; got {config.structure}. Write granularity='channel'.")
+    if isinstance(config.budget, Latency) and config.method in ("soft", "dynamic"):
+        raise ValueError(
+            f"method={config.method!r} ranks many times within a training, and each time a Latency would have to time "
+            "models. Write budget='flops'."
+        )
     if config.channel_multiple < 1:
         raise ValueError(f"channel_multiple must be at least 1; got {config.channel_multiple}.")
 

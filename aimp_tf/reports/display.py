@@ -20,6 +20,7 @@ from rich.text import Text
 from aimp_tf.compat.callbacks import EpochCallback
 from aimp_tf.selection.planning import Round
 from aimp_tf.training.rounds import (
+    ADDED_TO_LOSS,
     RoundResult,
     counted_text,
     duration_text,
@@ -182,7 +183,7 @@ class RunDisplay(EpochCallback):
         metrics = result.metrics
         # What a round was not validated for, it has no number of.
         metric = telling_metric([name for name, value in metrics.items() if isinstance(value, (int, float))])
-        names = [name for name in dict.fromkeys(("loss", metric)) if name in metrics]
+        names = [name for name in dict.fromkeys(("loss", *ADDED_TO_LOSS, metric)) if name in metrics]
         parts += [f"{name} {number_text(metrics[name]):>6}" for name in names]
         parts.append(f"{duration_text(result.seconds):>6}")
         line = "  ".join(parts)

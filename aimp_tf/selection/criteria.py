@@ -175,6 +175,16 @@ class Gradient(OfData):
         return relative(channels.units.pool_made(gradients, channels.statistics.masks), channels)
 
 
+class Given(OfChannels):
+    """Scores of channels that are known, float (units,)."""
+
+    def __init__(self, scores: np.ndarray) -> None:
+        self._scores = scores
+
+    def channel_scores(self, channels: Channels) -> np.ndarray:
+        return self._scores
+
+
 class _Function(Criterion):
     """A function `(weights, masks) -> scores` of the user's."""
 

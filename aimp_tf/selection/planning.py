@@ -116,11 +116,12 @@ def settled(config: PruningConfig, weight_count: int, first: int | None = None) 
     if total is None:
         return config
     rounds = len(_counts(config, weight_count, first)) - 1
-    rounds = {"iterative": rounds, "soft": 1}.get(config.method, 0)
-    last = 1 if config.method == "soft" else ROUNDS_IN_LAST_TRAINING
+    if config.method != "iterative":
+        rounds = int(config.has_rounds)
+    last = ROUNDS_IN_LAST_TRAINING if config.method == "iterative" else 1
     round_epochs = config.round_epochs or max(1, total // (rounds + last))
     epochs = total - rounds * round_epochs
-    # A round is no longer than the final training, but for a soft one.
+    # A round is no longer than the final training, where there are several.
     least = rounds * round_epochs + (round_epochs if config.method == "iterative" and rounds else 1)
     if total < least:
         raise ValueError(
@@ -151,7 +152,7 @@ def make_plan(config: PruningConfig, weight_count: int, first: int | None = None
         ValueError: As `survivor_counts`.
     """
     counts = _counts(config, weight_count, first)
-    if config.method == "soft":
+    if config.method != "iterative":
         counts = [counts[0], counts[-1]]
     if not config.has_rounds:
         kept = counts[0] if config.method == "dense" else counts[-1]

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import tensorflow as tf
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import MaskedModel
+from aimp_tf.selection.channels import ChannelUnits
+from aimp_tf.selection.criteria import Given
 from aimp_tf.selection.planning import Round, ramp_survivors
+from aimp_tf.training.gates import Gates
+from aimp_tf.training.ranking import RunRanking
 from aimp_tf.training.rounds import RoundResult
 from aimp_tf.training.state import RunState
 from aimp_tf.training.terms import Terms
 
 _RAMP_STEPS = 100
 _FADE_STEPS = 20
+_FIRST_MOMENTUM = 0.6
+"""What a batch leaves of the utility of channels, at first; it rises to 1."""
 
 
 class PruningRun(Protocol):
@@ -28,6 +34,7 @@ class PruningRun(Protocol):
     plan: tuple[Round, ...]
     kept_first: int
     terms: Terms
+    ranking: RunRanking
     batches_of: Callable[[], int | None]
 
     @property
@@ -61,8 +68,14 @@ class Method:
         """Whether nothing is left to be ranked."""
         return True
 
+    def begin(self, masked: MaskedModel) -> None:
+        """Changes what `fit` is to trace, before it does. Raises what stands against the run."""
+
     def begin_round(self, masked: MaskedModel) -> None:
         """Prunes what a training is to begin without. Raises what stands against the training."""
+
+    def resume_round(self, masked: MaskedModel) -> None:
+        """Does the same where a training goes on that was begun before, whose state has been restored."""
 
     def end_batch(self, masked: MaskedModel, batch: int) -> None:
         """Prunes within an epoch, after its batch of this number, from 0."""
@@ -102,12 +115,13 @@ class Rounds(Method):
         return self._run.config.fade_epochs > 0
 
     def begin_round(self, masked: MaskedModel) -> None:
-        if self.hears_batches:
+        fades = self._run.config.fade_epochs > 0
+        if fades:
             self._batches()
             self._run.state.fade_step = 0
         # A fit that was interrupted and is called again finds its masks set, and begins its round anew.
         if self._run.round.kept < masked.kept and self._run.state.fading is None:
-            self._run.prune(masked, self._run.round.kept, fade=self.hears_batches)
+            self._run.prune(masked, self._run.round.kept, fade=fades)
 
     def end_batch(self, masked: MaskedModel, batch: int) -> None:
         if self._run.state.fading is not None:
@@ -213,4 +227,66 @@ class Soft(Rounds):
         return False
 
 
-METHODS: dict[str, type[Method]] = {"iterative": Rounds, "gradual": Gradual, "soft": Soft, "dense": Method}
+class Dynamic(Rounds):
+    """A round each step of which runs the channels alone that have been of most use so far; then the others go."""
+
+    def __init__(self, run: PruningRun) -> None:
+        super().__init__(run)
+        self._gates: Gates | None = None
+
+    @property
+    def hears_batches(self) -> bool:
+        return True
+
+    def begin(self, masked: MaskedModel) -> None:
+        units = cast(ChannelUnits, masked.units)
+        if self._run.state.utility is None:
+            self._run.state.utility = np.zeros(units.count)
+        if self._gates is None or not self._gates.installed:
+            self._gates = Gates(masked)
+
+    def begin_round(self, masked: MaskedModel) -> None:
+        self._batches()
+        self.resume_round(masked)
+        super().begin_round(masked)
+
+    def resume_round(self, masked: MaskedModel) -> None:
+        self._run.ranking.criterion = Given(self._utility)
+        if not self.settled:
+            self.begin(masked)
+            self._close(masked, len(self._run.state.epoch_logs))
+        elif self._gates is not None:
+            self._gates.remove()
+
+    def end_batch(self, masked: MaskedModel, batch: int) -> None:
+        if self.settled or self._gates is None:
+            return
+        used, epochs = self._gates.contributions(), self._epochs_done(batch)
+        for each in cast(ChannelUnits, masked.units).sets:
+            largest = used[each.units].max(initial=0.0)
+            used[each.units] /= largest or 1.0
+        self._utility[:] *= _FIRST_MOMENTUM + (1 - _FIRST_MOMENTUM) * epochs / self._run.round.epochs
+        self._utility[:] += used
+        self._close(masked, epochs)
+
+    @property
+    def _utility(self) -> np.ndarray:
+        assert self._run.state.utility is not None
+        return self._run.state.utility
+
+    def _close(self, masked: MaskedModel, epochs: float) -> None:
+        """Lets the next step run those of most use, as many as after so many epochs of the round."""
+        run, config, units = self._run, self._run.config, cast(ChannelUnits, masked.units)
+        progress = min(1.0, epochs / run.round.epochs / config.ramp)
+        keep = ramp_survivors(masked.total, config.fraction_to_go(masked.total), progress, 1, run.kept_first)
+        assert self._gates is not None
+        self._gates.let_through(run.ranking.choose(units, self._utility, units.kept(masked.masks()), keep))
+
+
+METHODS: dict[str, type[Method]] = {
+    "iterative": Rounds,
+    "gradual": Gradual,
+    "soft": Soft,
+    "dynamic": Dynamic,
+    "dense": Method,
+}

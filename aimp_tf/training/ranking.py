@@ -10,6 +10,7 @@ import numpy as np
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import MaskedModel
+from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.criteria import criterion_of
 from aimp_tf.selection.ranking import check_finite
 from aimp_tf.selection.scope import needs_of
@@ -27,10 +28,12 @@ class RunRanking:
 
     Attributes:
         sample: Batches of training data, for criteria that ask for some; None where there are none.
+        criterion: What ranks.
     """
 
     def __init__(self, config: PruningConfig) -> None:
         self.sample: Any = None
+        self.criterion = criterion_of(config.criterion)
         self._config = config
         self._sample: ModelSample | None = None  # Kept, for it traces what it computes.
         self._cluster: Cluster | None = None
@@ -53,7 +56,7 @@ class RunRanking:
 
     def statistics(self, masked: MaskedModel, index: int) -> Statistics:
         """What there is to rank a model by after so many rounds."""
-        config, criterion = self._config, criterion_of(self._config.criterion)
+        config, criterion = self._config, self.criterion
         needs = {*masked.units.needs(criterion), *needs_of(config.scope)}
         needs |= {*(("grams",) if config.repair else ()), *(("gradients",) if config.regrow else ())}
         if self.sample is None:
@@ -72,15 +75,19 @@ class RunRanking:
             TypeError, ValueError: The criterion cannot rank, or so little cannot be left.
         """
         check_finite(statistics.weights, statistics.masks)
-        criterion, units = criterion_of(self._config.criterion), masked.units
+        units = masked.units
         count = self._to_regrow(masked, statistics, keep)
-        after, guarded = units.rank(criterion, statistics, keep - count, self._least, self._config.scope)
+        after, guarded = units.rank(self.criterion, statistics, keep - count, self._least, self._config.scope)
         if count:
             assert isinstance(units, Units)
             removed = {path: ~mask for path, mask in statistics.masks.items()}
             grown = keep_best(statistics.gradients, removed, count, dict.fromkeys(removed, 0), units=units)[0]
             after = {path: after[path] | grown[path] for path in after}
         return after, guarded
+
+    def choose(self, units: ChannelUnits, scores: np.ndarray, before: np.ndarray, keep: int) -> np.ndarray:
+        """As `rank`, of channels by these scores: which of those of before stay, bool (units,)."""
+        return units.choose(scores, before, keep, [self._least[each.name] for each in units.sets])[0]
 
     def _to_regrow(self, masked: MaskedModel, statistics: Statistics, keep: int) -> int:
         """How many of the weights that are removed already take the place of survivors."""

@@ -14,7 +14,10 @@ from aimp_tf.selection.ranking import surviving
 
 _LOWEST_OCTAVE, _HIGHEST_OCTAVE = -20, 4
 _BINS_PER_OCTAVE = 4
-_LAST_CHOICES = ("loss", "mask_distance", "penalty", "distillation")
+ADDED_TO_LOSS = ("penalty", "distillation")
+"""Names in the logs of what is added to the loss."""
+
+_LAST_CHOICES = ("loss", "mask_distance", *ADDED_TO_LOSS)
 
 MAGNITUDE_EDGES: tuple[float, ...] = tuple(
     2.0 ** (step / _BINS_PER_OCTAVE)

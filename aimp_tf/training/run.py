@@ -102,6 +102,7 @@ class Run:
         if self.config.structure.channels:
             masked.optimizer.check_dead_rows()
         masked.units = with_clock(masked.units, self.config.latency, masked.original, masked.variables)
+        self.method.begin(masked)
         self.terms.begin(masked)
         self.projecting.begin(masked)
         if self.compacts and self.config.regularizer is not None:
@@ -156,6 +157,7 @@ class Run:
         resumed, self._resumed = self._resumed, False
         if resumed:
             trained = len(self.state.epoch_logs)
+            self.method.resume_round(masked)
             logger.info(
                 "Round %d of %d goes on after %d of %d epochs%s.",
                 self.round.index + 1,

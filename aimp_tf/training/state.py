@@ -32,6 +32,7 @@ class RunState:
         ramp_step: How far a gradual rise of the sparsity has come.
         fading: The masks that the round is to have once what they prune has faded away; None where nothing fades.
         fade_step: How far that has come.
+        utility: Of what use each channel has been in the steps so far, float (units,); None where nobody asks.
         radii: What the kernels were projected on at the end of the last epoch; None where they were not.
     """
 
@@ -51,6 +52,7 @@ class RunState:
     fading: list[np.ndarray] | None = None
     fade_step: int = 0
     radii: list[float] | None = None
+    utility: np.ndarray | None = None
 
     def begin_round(self) -> None:
         """Forgets the epochs of the last round."""
@@ -73,6 +75,7 @@ class RunState:
             "fading": self.fading,
             "fade_step": self.fade_step,
             "radii": self.radii,
+            "utility": self.utility,
         }
 
     def snapshots(self) -> dict[str, list[np.ndarray] | None]:
@@ -87,7 +90,7 @@ class RunState:
         self.steps_per_epoch = _as_list(fields["steps_per_epoch"])
         self.first = snapshots["first"]
         self.snapshot = snapshots["snapshot"] or self.first
-        self.channels = fields.get("channels")
+        self.channels, self.utility = fields.get("channels"), fields.get("utility")
         if self.shrinking and fields.get("shrinking"):
             self.shrinking.resume(fields["shrinking"])
         if in_round:

@@ -92,7 +92,7 @@ class ModelSample:
                 seen[path].append(np.asarray(tf.cast(value, tf.float32)))
                 return value
 
-            with _listening(layers, note), masked.model.distribute_strategy.scope():
+            with listening(layers, note), masked.model.distribute_strategy.scope():
                 masked.model(x, training=False)
             yield masked.cluster.from_chief(seen)
 
@@ -163,7 +163,7 @@ class _Observer:
                 self._note(path, tf.stop_gradient(value), number, seen)
                 return value
 
-            stack.enter_context(_listening(self.layers, note))
+            stack.enter_context(listening(self.layers, note))
             outputs = model(x, training=False)
             if tape is None:
                 return [], seen
@@ -300,7 +300,7 @@ def _as_tensor(part: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _listening(layers: Mapping[str, Any], note: Callable[[str, tf.Tensor], tf.Tensor]) -> Iterator[None]:
+def listening(layers: Mapping[str, Any], note: Callable[[str, tf.Tensor], tf.Tensor]) -> Iterator[None]:
     """Within it, `note` hears of what each layer is called with, and gives what it is to be called with."""
 
     def noting(path: str, call: Any) -> Any:
