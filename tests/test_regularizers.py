@@ -337,7 +337,7 @@ def test_mistakes_are_told_before_training(make_cnn, images):
         (
             {"regularizer": "nuclear", "compact_rounds": True},
             ValueError,
-            "regularizer looks at whole kernels. Leave out compact_rounds",
+            "regularizer looks at whole layers. Leave out compact_rounds",
         ),
     ):
         model = make_cnn()

@@ -275,6 +275,25 @@ def test_several_outputs_by_a_function(K, data):
     assert 0 < told[-1] < told[0]
 
 
+def test_features_are_drawn_to_those_of_the_teacher(make, data):
+    student, teacher = make(1), make(2)
+    hidden = [np.tanh(data[0] @ np.asarray(model.get_layer("hidden").kernel)) for model in (student, teacher)]
+    expected = np.mean((hidden[0] - hidden[1]) ** 2) / np.mean(hidden[1] ** 2)
+    added = []
+    for features in ((), ("hidden",)):
+        distillation = aimp_tf.Distillation(weight=1.0, features=features)
+        settings = SETTINGS | {"batch_size": 200, "epochs": 20, "round_epochs": 20}
+        result = aimp_tf.prune(make(1), *data, teacher=teacher, distillation=distillation, **settings)
+        pruning = aimp_tf.GlobalMagnitudePruning(target_sparsity=0.5, epochs=1, distillation=distillation)
+        pruning.teacher, masked = teacher, aimp_tf.wrap(make(1))
+        masked.fit(*data, batch_size=200, callbacks=[pruning], verbose=0)
+        added.append(pruning.epoch_logs[0]["distillation"])
+        ours = np.tanh(data[0] @ np.asarray(result.model.get_layer("hidden").kernel))
+        assert features == () or np.mean((ours - hidden[1]) ** 2) / np.mean(hidden[1] ** 2) < 0.8 * expected
+        assert not any("call" in vars(layer) for model in (result.model, teacher) for layer in model.layers)
+    assert added[1] - added[0] == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_better_teacher_makes_a_better_student(make, digits):
     """Of few labels, a teacher that was trained on all of the digits lets more be learnt."""
     teacher = make(3)
@@ -334,6 +353,12 @@ def test_mistakes_are_told_before_training(K, make, data):
         (make(), {"distillation": aimp_tf.Distillation()}, ValueError, "Give teacher=model"),
         (make(), {"distillation": 0.5}, TypeError, "distillation must be None or an aimp_tf.Distillation; got 0.5"),
         (hinge, {"teacher": make(2)}, ValueError, "the loss 'squared_hinge', which does not say"),
+        (
+            make(),
+            {"teacher": make(2), "distillation": aimp_tf.Distillation(features=("hiden",))},
+            ValueError,
+            "has no 'hiden'. Did you mean 'hidden'",
+        ),
     ):
         before = weights_of(model)
         with pytest.raises(error, match=message):
@@ -353,8 +378,9 @@ def test_settings():
         ({"temperature": float("inf")}, ValueError),
         ({"temperature": None}, TypeError),
         ({"loss": "mse"}, TypeError),
+        ({"features": "hidden"}, TypeError),
     ):
         with pytest.raises(error, match="of a Distillation must"):
             aimp_tf.Distillation(**settings)
-    config = PruningConfig(0.5, epochs=2, distillation=aimp_tf.Distillation(0.3, 5))
+    config = PruningConfig(0.5, epochs=2, distillation=aimp_tf.Distillation(0.3, 5, ("hidden",)))
     assert PruningConfig.from_json(config.to_json()) == config

@@ -21,6 +21,9 @@ class Distillation:
         weight: Of the teacher, in (0, 1].
         temperature: What logits are divided by, above 0. More shows more of what the teacher takes for likely beside
             the best class.
+        features: Names of layers, of the model and of the teacher alike, whose outputs are to be alike as well: to the
+            distillation is added the mean over them of `mean((model - teacher)**2) / mean(teacher**2)`. Their shapes
+            must be the same; what the teacher gives is then asked for in every step.
         loss: In place of the above, and for several outputs, a function `(teacher_outputs, outputs) -> loss`, which is
             a tensor (examples,), or a scalar.
 
@@ -29,11 +32,14 @@ class Distillation:
         ValueError: One is out of its range.
 
     References:
-        Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015, section 2.
+        Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015, section 2. Romero, Ballas,
+        Kahou, Chassang, Gatta and Bengio, "FitNets: hints for thin deep nets", ICLR 2015, section 2.2, of features,
+        which here are the same in number.
     """
 
     weight: float = 0.5
     temperature: float = 2.0
+    features: tuple[str, ...] = ()
     loss: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
@@ -44,6 +50,9 @@ class Distillation:
             if not 0 < value <= high or value == math.inf:
                 raise ValueError(f"{name} of a Distillation must lie in (0, {high:g}]; got {value!r}.")
             object.__setattr__(self, name, float(value))
+        if isinstance(self.features, str) or not all(isinstance(name, str) for name in self.features):
+            raise TypeError(f"features of a Distillation must be a tuple of names of layers; got {self.features!r}.")
+        object.__setattr__(self, "features", tuple(self.features))
         if self.loss is not None and not callable(self.loss):
             raise TypeError(
                 f"loss of a Distillation must be a function (teacher_outputs, outputs) -> loss; got {self.loss!r}."

@@ -173,7 +173,8 @@ class Request:
         self.taught_by = teacher_of(self.teacher, model) if weights is None else teacher_with(weights, model)
         if self.taught_by is not None:
             Distilled(self.taught_by, self.config.resolved_distillation, model)  # Raises what it would later.
-            self.fitting.learn_from(self.taught_by)
+            if not self.config.resolved_distillation.features:
+                self.fitting.learn_from(self.taught_by)
 
     def try_export(self) -> None:
         """Exports the model as it is, to nowhere. Raises as `export`."""

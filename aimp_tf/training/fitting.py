@@ -139,7 +139,7 @@ class Fitting:
 
     def learn_from(self, teacher: Teacher) -> None:
         """Looks up once what a teacher gives for each example of arrays, for every `fit` from now on; for other data,
-        and where that would take more memory than the arrays themselves, it is asked in each step."""
+        and where it would take more memory than the arrays themselves, the teacher is asked in each step."""
         # Keras looks at the classes of the elements itself.
         if self._arrays is None or self.options.get("class_weight") is not None:
             return

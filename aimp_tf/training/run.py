@@ -105,8 +105,10 @@ class Run:
         self.method.begin(masked)
         self.terms.begin(masked)
         self.projecting.begin(masked)
-        if self.compacts and self.config.regularizer is not None:
-            self.stay_whole(ValueError("regularizer looks at whole kernels. Leave out compact_rounds."))
+        looks = "regularizer" if self.config.regularizer is not None else ""
+        looks = looks or ("distillation with features" if self.config.resolved_distillation.features else "")
+        if self.compacts and looks:
+            self.stay_whole(ValueError(f"{looks} looks at whole layers. Leave out compact_rounds."))
         if self.compacts:
             try:
                 self._live = LiveRounds(masked, worth=0 if self.config.compact_rounds else _WORTH_MULTIPLY_ADDS)

@@ -300,11 +300,16 @@ def _as_tensor(part: Any) -> Any:
 
 
 @contextlib.contextmanager
-def listening(layers: Mapping[str, Any], note: Callable[[str, tf.Tensor], tf.Tensor]) -> Iterator[None]:
-    """Within it, `note` hears of what each layer is called with, and gives what it is to be called with."""
+def listening(
+    layers: Mapping[str, Any], note: Callable[[str, tf.Tensor], tf.Tensor], *, outputs: bool = False
+) -> Iterator[None]:
+    """Within it, `note` hears of what each layer is called with, and gives what it is to be called with; or of what it
+    gives."""
 
     def noting(path: str, call: Any) -> Any:
         def call_and_note(*arguments: Any, **settings: Any) -> Any:
+            if outputs:
+                return note(path, call(*arguments, **settings))
             given = inspect.signature(call).bind(*arguments, **settings)
             first = next(iter(given.arguments))
             given.arguments[first] = note(path, given.arguments[first])

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.models import check_built, keras_generation
+from aimp_tf.compat.models import check_built, keras_generation, layers_of
 from aimp_tf.compat.step import changed_batches
 from aimp_tf.config.distillation import Distillation
+from aimp_tf.config.texts import nearest
+from aimp_tf.training.statistics import listening
 
 _BATCH, _TAUGHT = "aimp_tf_batch", "aimp_tf_taught"
 _LEAST_PROBABILITY = 1e-7
@@ -99,22 +101,40 @@ class Distilled:
         student: The compiled model that learns.
 
     Raises:
-        ValueError: What the model was compiled with does not say how far its outputs are from those of a teacher.
+        ValueError: What the model was compiled with does not say how far its outputs are from those of a teacher, or
+            there are no layers of those names in both.
     """
 
     def __init__(self, teacher: Teacher, settings: Distillation, student: Any) -> None:
         self._teacher, self._settings = teacher, settings
         self._loss = settings.loss or _loss_for(student, teacher.model, settings.temperature)
+        self._layers = [
+            {name: _layer_of(model, name) for name in settings.features} for model in (student, teacher.model)
+        ]
+        self._seen = threading.local()
+
+    def seeing(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, the student is traced so that its features are seen."""
+        return listening(self._layers[0], self._note, outputs=True)
+
+    def _note(self, name: str, outputs: tf.Tensor) -> tf.Tensor:
+        vars(self._seen).setdefault("features", {})[name] = outputs
+        return outputs
 
     def __call__(
         self, x: Any, y_pred: Any, sample_weight: Any, of_targets: Callable[[], tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        distances = tf.cast(self._loss(self._teacher.outputs(x), y_pred), tf.float32)
+        ours = dict(vars(self._seen).pop("features", {}))  # Before the teacher is called, which may share a layer.
+        with listening(self._layers[1], self._note, outputs=True):
+            distances = tf.cast(self._loss(self._teacher.outputs(x), y_pred), tf.float32)
+        theirs = vars(self._seen).pop("features", {})
         if len(distances.shape) > 1:  # Of positions.
             distances = tf.reduce_mean(distances, axis=list(range(1, len(distances.shape))))
         if len(distances.shape) == 1 and tf.is_tensor(sample_weight) and sample_weight.shape[1:].num_elements() == 1:
             distances *= tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
         distance = tf.reduce_mean(distances)
+        if theirs:
+            distance += tf.add_n([_between_features(theirs[name], ours[name]) for name in ours]) / len(ours)
         return self._settings.weight * (distance - of_targets()), distance
 
 
@@ -153,6 +173,26 @@ def _between_yes_and_no(taught: Any, given: Any, theirs: bool, ours: bool, tempe
     share = tf.sigmoid(logits[0])
     distances = [tf.nn.sigmoid_cross_entropy_with_logits(labels=share, logits=each) for each in logits]
     return temperature**2 * tf.reduce_mean(distances[1] - distances[0], axis=-1)
+
+
+def _between_features(taught: tf.Tensor, given: tf.Tensor) -> tf.Tensor:
+    taught, given = (tf.cast(values, tf.float32) for values in (tf.stop_gradient(taught), given))
+    if taught.shape[1:] != given.shape[1:]:
+        raise ValueError(
+            f"features of a Distillation must have the same shape in model and teacher; got {given.shape[1:]} and "
+            f"{taught.shape[1:]}."
+        )
+    return tf.math.divide_no_nan(tf.reduce_mean((given - taught) ** 2), tf.reduce_mean(taught**2))
+
+
+def _layer_of(model: Any, name: str) -> Any:
+    layers = {layer.name: layer for layer in layers_of(model) if layer is not model}
+    if name not in layers:
+        raise ValueError(
+            f"features of a Distillation must be names of layers in model and teacher; {model.name!r} has no {name!r}."
+            f"{nearest(name, layers)}"
+        )
+    return layers[name]
 
 
 def _log(probabilities: tf.Tensor) -> tf.Tensor:

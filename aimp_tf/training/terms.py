@@ -50,6 +50,8 @@ class Terms:
         terms = [(name, make(masked)) for name, make in self._makers()]
         masked.while_masked.enter_context(self._added)
         for name, term in terms:
+            if isinstance(term, Distilled):
+                self._added.enter_context(term.seeing())
             self._added.enter_context(added_to_loss(masked.model, name, term))
         self._installed = True
 
