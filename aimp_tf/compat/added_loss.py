@@ -56,8 +56,11 @@ def added_to_loss(model: Any, name: str, term: Term) -> Iterator[None]:
             return loss
         given = signature.bind(*arguments, **settings).arguments
         x, y_pred, sample_weight = (given.get(each) for each in ("x", "y_pred", "sample_weight"))
-        # Without regularisers and the like, of which the model keeps a list.
-        of_targets = lambda: replicas * loss - sum(map(tf.reduce_sum, model.losses))  # noqa: E731
+
+        def of_targets() -> tf.Tensor:
+            """Without regularisers and the like, of which the model keeps a list."""
+            return replicas * loss - sum(map(tf.reduce_sum, model.losses))
+
         added, value = term(x, y_pred, sample_weight, of_targets)
         told.update_state(value)
         step.added = tf.cast(added, loss.dtype) / replicas
@@ -75,11 +78,11 @@ def added_to_loss(model: Any, name: str, term: Term) -> Iterator[None]:
                     f"The train_step of {type(model).__name__} does not call self.compute_loss(x, y, y_pred, "
                     f"sample_weight), to which the {name} is added. Have it take its loss from there."
                 )
-            value = told.result()  # In tf_keras, not another tensor of each replica, which would be summed up.
-            in_vectors = any(
-                len(getattr(each, "shape", ())) for each in logs.values()
-            )  # Of several workers, in Keras 3.
-            return {**logs, name: value[tf.newaxis] if in_vectors else value}
+            # As it is, for in tf_keras another tensor of each replica would be summed up.
+            value = told.result()
+            if any(len(getattr(each, "shape", ())) for each in logs.values()):
+                value = value[tf.newaxis]  # Of several workers, Keras 3 has vectors.
+            return {**logs, name: value}
 
         return train_with_term
 

@@ -38,7 +38,7 @@ def teacher_of(teacher: Any, model: Any) -> Teacher | None:
         return Teacher(copy_with(model, lambda layer: None), model)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"teacher='dense' takes a functional or Sequential model whose layers can be copied. Train a model of your "
+            "teacher='dense' takes a functional or Sequential model whose layers can be copied. Train a model of your "
             f"own, and give teacher=model. The error was: {error}"
         ) from error
 
