@@ -151,6 +151,26 @@ def test_a_radius_is_chosen_for_what_the_next_round_keeps(K, make, data, name):
     assert result.rounds[-1].metrics["accuracy"] > 0.6
 
 
+def test_rows_of_a_transposed_convolution(K):
+    inputs = K.Input((4, 4, 3))
+    model = K.Model(inputs, K.layers.GlobalAveragePooling2D()(K.layers.Conv2DTranspose(6, 3, name="up")(inputs)))
+    model.compile("sgd", "mse")
+    masked = aimp_tf.wrap(model)
+    pruning = aimp_tf.GlobalMagnitudePruning(
+        target_sparsity=0.5, rate=0.5, epochs=1, round_epochs=1, projection=aimp_tf.projections.L21(radius=0.1)
+    )
+    x = np.zeros((8, 4, 4, 3), "float32")
+    masked.fit(x, np.zeros((8, 6), "float32"), callbacks=[pruning], verbose=0)
+    kernel = np.asarray(model.get_layer("up").kernel)
+    gone = (kernel == 0).all(axis=(0, 1, 3))
+    assert 0 < gone.sum() < 6 and (kernel[:, :, ~gone] != 0).all()
+
+
+def test_penalties_are_told_of_rounds_that_are_projected(make, data):
+    result = aimp_tf.prune(make(), *data, projection="l1", regularizer="group_lasso", **SETTINGS)
+    assert all("penalty" in round_.metrics for round_ in result.rounds) and result.rounds[0].metrics["penalty"] > 0
+
+
 def test_rows_go_as_a_whole(K, make, data):
     noting = Noting(K)
     aimp_tf.prune(make(), *data, projection="l21", callbacks=[noting.callback], **SETTINGS)

@@ -197,6 +197,28 @@ def test_what_is_excluded_or_frozen_is_left_alone(make_cnn):
     assert list(TrainedWeights(masked).kernels) == ["first/kernel"]
 
 
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_all_kernels_count_in_half_precision(make_cnn, precision):
+    masked = mask_model(make_cnn(), mixed_precision=precision)
+    weights = TrainedWeights(masked)
+    assert list(weights.kernels) == list(masked.variables) and len(weights.kernels) == 3
+    assert all(kernel.dtype == tf.float32 for kernel in weights.kernels.values())
+
+
+def test_outputs_of_every_kind_of_kernel(K):
+    """In a transposed convolution they are the last axis but one; of attention, heads and their values together."""
+    inputs = K.Input((4, 4, 3))
+    flat = K.layers.Reshape((96, 1))(K.layers.Conv2DTranspose(6, 3, padding="same", name="up")(inputs))
+    attended = K.layers.MultiHeadAttention(2, 4, name="attention")(flat, flat)
+    model = K.Model(inputs, K.layers.LSTM(2, name="last")(attended))
+    model.compile("sgd", "mse")
+    kernels = TrainedWeights(mask_model(model)).kernels
+    shapes = {path.split("/")[-2]: tuple(kernel.shape) for path, kernel in kernels.items() if "recurrent" not in path}
+    assert shapes["up"] == (9, 3, 6) and shapes["query"] == (1, 1, 8) and shapes["attention_output"] == (2, 4, 1)
+    up = np.asarray(model.get_layer("up").kernel)
+    np.testing.assert_array_equal(kernels["up/kernel"][..., 2], up[:, :, 2].reshape(9, 3))
+
+
 def test_half_precision(make_cnn, images):
     """Losses are scaled in float16, and penalties with them: the kernels that it takes are the same, roughly."""
     kernels = {}
@@ -278,6 +300,36 @@ def test_nothing_is_left_on_the_model(make_cnn, images):
     assert "update_state" not in vars(getattr(model, "_loss_tracker", model))
 
 
+def test_a_run_takes_the_place_of_an_earlier_one(make_cnn, images):
+    """On the same masked model, of which the first run was left: nothing of it goes on."""
+    settings = {"target_sparsity": 0.5, "rate": 0.3, "epochs": 1, "round_epochs": 1}
+    ends = []
+    for left in (True, False):
+        model = make_cnn()
+        masked = aimp_tf.wrap(model)
+        if left:
+            projection = aimp_tf.projections.L1(radius=0.5, every="step")
+            regularizer = aimp_tf.regularizers.Nuclear(10.0)
+            first = aimp_tf.GlobalMagnitudePruning(regularizer=regularizer, projection=projection, **settings)
+            first.begin(MaskedModel.of(masked))
+        pruning = aimp_tf.GlobalMagnitudePruning(**settings)
+        while not pruning.finished:
+            masked.fit(*images, shuffle=False, callbacks=[pruning], verbose=0)
+        ends.append(np.concatenate([weight.ravel() for weight in aimp_tf.strip(masked).get_weights()]))
+    np.testing.assert_array_equal(*ends)
+
+
+def test_compiled_again_with_the_same_optimizer(K, make_cnn, images):
+    masked = aimp_tf.wrap(make_cnn(K.optimizers.SGD(1e-5)))
+    pruning = aimp_tf.GlobalMagnitudePruning(
+        target_sparsity=0.4, rate=0.3, epochs=1, regularizer=aimp_tf.regularizers.Nuclear(5.0)
+    )
+    masked.fit(*images, callbacks=[pruning], verbose=0)
+    masked.compile(masked.optimizer, "sparse_categorical_crossentropy")
+    masked.fit(*images, callbacks=[pruning], verbose=0)
+    assert pruning.rounds[1].metrics["penalty"] > 10 > pruning.rounds[1].metrics["loss"]
+
+
 def test_compiled_again_between_rounds(make_cnn, images, K):
     model = make_cnn()
     pruning = aimp_tf.GlobalMagnitudePruning(target_sparsity=0.4, rate=0.3, epochs=1, regularizer="group_lasso")
@@ -349,6 +401,24 @@ def test_mistakes_are_told_before_training(make_cnn, images):
             aimp_tf.prune(model, *images, **fields)
         for one, two in zip(before, model.get_weights(), strict=True):
             np.testing.assert_array_equal(one, two)
+
+    class Vector(aimp_tf.regularizers.Regularizer):
+        def penalty(self, weights):
+            return tf.stack([tf.reduce_sum(kernel) for kernel in weights.kernels.values()])
+
+    class Bare:
+        def penalty(self, weights):
+            return 0.0
+
+    for regularizer, message in (
+        (Vector(1.0), r"penalty of Vector must return a scalar; got a tensor of shape \(3,\)"),
+        (Bare(), "got a Bare without strength"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            aimp_tf.prune(make_cnn(), *images, regularizer=regularizer, **SETTINGS)
+    once = SETTINGS | {"start": "trained", "rate": 0.5}
+    with pytest.raises(ValueError, match="regularizer and projection would do nothing: start='trained'"):
+        aimp_tf.prune(make_cnn(), *images, regularizer="nuclear", projection="l1", **once)
     with pytest.raises(ValueError, match="strength of GroupLasso must be a number above 0; got 0"):
         aimp_tf.regularizers.GroupLasso(0)
     with pytest.raises(TypeError, match="got 'much'"):

@@ -128,6 +128,20 @@ def test_fading_ends_with_the_round_that_is_stopped_early(K, make, data):
     assert result.sparsity == pytest.approx(0.5, abs=1e-3)
 
 
+def test_fading_and_the_weights_of_a_better_epoch(K, make, data):
+    """Those of an epoch before all of it had faded are no better, and if they are brought back, what is to go goes."""
+
+    class Worse(K.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["val_loss"] = float(epoch)
+
+    for patience in (1, 9):
+        stop = K.callbacks.EarlyStopping(monitor="val_loss", patience=patience, restore_best_weights=True)
+        result = aimp_tf.prune(make(), *data, validation_split=0.2, callbacks=[Worse(), stop], **FADING)
+        assert result.sparsity == pytest.approx(0.5, abs=1e-3)
+    assert stop.start_from_epoch == 0
+
+
 def test_fading_and_rewinding(make, data):
     """Where weights rewind, those that fade return to what they were as well, and fade from there."""
     result = aimp_tf.prune(make(0.0), *data, rewind="weights", **FADING)
@@ -189,6 +203,27 @@ def test_regrown_weights_are_those_with_the_largest_gradients(make, data):
     assert (trained[grown] != 0).all() and (trained == 0).sum() == 1776 - 710
 
 
+def test_what_was_pruned_before_never_grows(make, data):
+    first = aimp_tf.prune(make(), *data, **SETTINGS | {"rate": 0.5, "target_sparsity": 0.4})
+    before = {path: ~mask for path, mask in first.masks.items()}
+    second = aimp_tf.prune(
+        first.model,
+        *data,
+        masks="zeros",
+        regrow=0.2,
+        **SETTINGS | {"target_sparsity": 0.7, "rate": 0.2, "round_epochs": 1},
+    )
+    for mask, gone in zip(second.masks.values(), before.values(), strict=True):
+        assert not mask[gone].any()
+
+
+def test_regrowing_asks_for_data_before_anything_is_trained(make, data):
+    masked = aimp_tf.wrap(make())
+    pruning = aimp_tf.GlobalMagnitudePruning(target_sparsity=0.5, rate=0.3, epochs=1, regrow=0.1)
+    with pytest.raises(ValueError, match="The criterion, or regrow, asks for training data"):
+        masked.fit(*data, callbacks=[pruning], verbose=0)
+
+
 def test_regrown_blocks(make, data):
     result = aimp_tf.prune(make(), *data, granularity="1x4", regrow=0.2, **SETTINGS | {"rate": 0.3, "round_epochs": 1})
     assert result.rounds[-1].kept == 888 and result.sparsity >= 0.5
@@ -208,6 +243,7 @@ def test_regrowing_and_fading(make, data):
         {"method": "soft", "round_epochs": 3},
         {"rate": 0.3, "round_epochs": 3, "fade_epochs": 1.5},
         {"rate": 0.3, "round_epochs": 3, "regrow": 0.1, "fade_epochs": 2},
+        {"rate": 0.3, "round_epochs": 3, "fade_epochs": 1, "granularity": "channel", "compact_rounds": True},
     ],
 )
 def test_it_goes_on_where_it_stopped(K, make, data, tmp_path, options):
@@ -234,7 +270,7 @@ def test_it_goes_on_where_it_stopped(K, make, data, tmp_path, options):
         return model.get_weights()
 
     whole = prune("whole")
-    for epochs in (2, 3):
+    for epochs in (2, 3, 2):
         with pytest.raises(Stop):
             prune("parts", epochs)
     for one, two in zip(whole, prune("parts"), strict=True):

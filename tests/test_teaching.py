@@ -198,6 +198,66 @@ def test_the_dense_model_teaches(make, data, tmp_path):
         aimp_tf.prune(make(), *data, workdir=tmp_path / "run", **options, **SETTINGS)
 
 
+@pytest.mark.parametrize("options", [{}, {"data_on_device": True}, {"validation_split": 0.2}])
+def test_nothing_is_left_on_the_model(make, data, options):
+    model = make()
+    before = set(vars(model))
+    monitor = {"validation_split": "distillation"}.get(next(iter(options), ""))
+    callbacks = [] if monitor is None else [early_stopping(model, monitor)]
+    aimp_tf.prune(model, *data, teacher=make(2), regularizer="group_lasso", callbacks=callbacks, **options, **SETTINGS)
+    assert not {"compute_loss", "reset_metrics", "train_step", "_symbolic_build"} & set(vars(model)) - before
+    assert not {"distillation", "penalty"} & set(model.fit(*data, verbose=0).history)
+
+
+def early_stopping(model, monitor):
+    import keras
+    import tf_keras
+
+    module = keras if isinstance(model, keras.Model) else tf_keras
+    return module.callbacks.EarlyStopping(monitor=monitor, mode="min", patience=9)
+
+
+def test_padded_positions_do_not_count(K):
+    def tagger(seed):
+        K.utils.set_random_seed(seed)
+        L = K.layers
+        model = K.Sequential([K.Input((6,)), L.Embedding(9, 8, mask_zero=True), L.LSTM(5, return_sequences=True)])
+        model.add(L.Dense(3, activation="softmax"))
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        return model
+
+    student, teacher = tagger(1), tagger(2)
+    x = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 0]])
+    real = x != 0
+    p, q = (np.asarray(model(x), "float64") for model in (teacher, student))
+    divergences = np.sum(p * np.log(p / q), axis=-1)
+    measured = float(term(teacher, student, x, None, temperature=1)[1])
+    assert measured == pytest.approx(divergences[real].mean(), rel=5e-3)
+    assert abs(divergences.mean() - divergences[real].mean()) > 0.02 * divergences.mean()
+    weights = np.arange(12.0).reshape(2, 6).astype("float32")
+    measured = float(term(teacher, student, x, None, sample_weight=tf.constant(weights), temperature=1)[1])
+    assert measured == pytest.approx((divergences * weights)[real].sum() / real.sum(), rel=5e-3)
+
+
+def test_a_step_of_ones_own_that_hands_on_no_inputs(K, make, data):
+    class Own(K.Model):
+        def train_step(self, batch):
+            x, y = batch
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+            return {"loss": loss}
+
+    plain = make()
+    model = Own(plain.inputs, plain.outputs)
+    model.compile("sgd", K.losses.SparseCategoricalCrossentropy())
+    batches = tf.data.Dataset.from_tensor_slices(data).batch(50)
+    settings = {name: value for name, value in SETTINGS.items() if name != "batch_size"}
+    result = aimp_tf.prune(model, batches, teacher=make(2), **settings)
+    assert result.rounds[0].metrics["distillation"] > 0
+
+
 def test_another_teacher_is_another_run(make, data, tmp_path):
     aimp_tf.prune(make(), *data, teacher=make(2), workdir=tmp_path, **SETTINGS)
     aimp_tf.prune(make(), *data, teacher=make(2), workdir=tmp_path, **SETTINGS)
@@ -377,10 +437,16 @@ def test_settings():
         ({"temperature": 0}, ValueError),
         ({"temperature": float("inf")}, ValueError),
         ({"temperature": None}, TypeError),
-        ({"loss": "mse"}, TypeError),
+        ({"loss": 3}, TypeError),
         ({"features": "hidden"}, TypeError),
     ):
         with pytest.raises(error, match="of a Distillation must"):
             aimp_tf.Distillation(**settings)
     config = PruningConfig(0.5, epochs=2, distillation=aimp_tf.Distillation(0.3, 5, ("hidden",)))
     assert PruningConfig.from_json(config.to_json()) == config
+    # Of a function, a file keeps the name: enough to report on the run, and not to train.
+    config = PruningConfig(0.5, epochs=2, distillation=aimp_tf.Distillation(loss=term))
+    read = PruningConfig.from_json(config.to_json())
+    assert read.distillation.loss.endswith("test_teaching.term")
+    with pytest.raises(ValueError, match="loss of a Distillation must be a function"):
+        read.validate()

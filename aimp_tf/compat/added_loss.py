@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import keras_generation
 from aimp_tf.compat.step import changed_step, forget_traced
 from aimp_tf.compat.swap import Swap
@@ -24,7 +25,7 @@ class _Step(threading.local):
     """The step that this thread traces: each replica has one."""
 
     def __init__(self) -> None:
-        self.trains = False
+        self.batch: Any = None  # None where it does not train.
         self.added: tf.Tensor | None = None
 
 
@@ -44,6 +45,8 @@ def added_to_loss(model: Any, name: str, term: Term) -> Iterator[None]:
         RuntimeError: In the first step, where the model's `train_step` does not get its loss from `compute_loss`.
     """
     step = _Step()
+    # As `keras_distribution.repaired` has the logs of several workers.
+    in_vectors = keras_generation(model) == "keras" and Cluster(model.distribute_strategy).size > 1
     replicas = model.distribute_strategy.num_replicas_in_sync
     with model.distribute_strategy.scope():
         told = importlib.import_module(keras_generation(model)).metrics.Mean(name=name)
@@ -52,10 +55,14 @@ def added_to_loss(model: Any, name: str, term: Term) -> Iterator[None]:
 
     def compute_with_term(*arguments: Any, **settings: Any) -> Any:
         loss = compute_loss(*arguments, **settings)
-        if not step.trains:
+        if step.batch is None:
             return loss
         given = signature.bind(*arguments, **settings).arguments
-        x, y_pred, sample_weight = (given.get(each) for each in ("x", "y_pred", "sample_weight"))
+        # What a step of one's own does not hand on is that of the batch.
+        of_batch = dict(zip(("x", "y", "sample_weight"), step.batch, strict=False))
+        x, y_pred, sample_weight = (
+            of_batch.get(each) if given.get(each) is None else given[each] for each in ("x", "y_pred", "sample_weight")
+        )
 
         def of_targets() -> tf.Tensor:
             """Without regularisers and the like, of which the model keeps a list."""
@@ -68,11 +75,11 @@ def added_to_loss(model: Any, name: str, term: Term) -> Iterator[None]:
 
     def change(train: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def train_with_term(batch: Any) -> Any:
-            step.trains, step.added = True, None
+            step.batch, step.added = batch if isinstance(batch, (tuple, list)) else (), None
             try:
                 logs = train(batch)
             finally:
-                step.trains = False
+                step.batch = None
             if step.added is None:
                 raise RuntimeError(
                     f"The train_step of {type(model).__name__} does not call self.compute_loss(x, y, y_pred, "
@@ -80,9 +87,7 @@ def added_to_loss(model: Any, name: str, term: Term) -> Iterator[None]:
                 )
             # As it is, for in tf_keras another tensor of each replica would be summed up.
             value = told.result()
-            if any(len(getattr(each, "shape", ())) for each in logs.values()):
-                value = value[tf.newaxis]  # Of several workers, Keras 3 has vectors.
-            return {**logs, name: value}
+            return {**logs, name: value[tf.newaxis] if in_vectors else value}
 
         return train_with_term
 
@@ -104,7 +109,7 @@ def added_to_loss(model: Any, name: str, term: Term) -> Iterator[None]:
 
 def _without_term(update_state: Callable[..., Any], step: _Step, replicas: int) -> Callable[..., Any]:
     def update(values: Any, sample_weight: Any = None) -> Any:
-        if step.trains and step.added is not None:
+        if step.batch is not None and step.added is not None:
             values -= replicas * step.added
         return update_state(values, sample_weight=sample_weight)
 

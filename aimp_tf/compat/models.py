@@ -118,6 +118,11 @@ def train_counter(model: Any) -> Any | None:
     return getattr(model, "_train_counter", None)
 
 
+def keras_mask(outputs: Any) -> Any | None:
+    """Which positions of what a model gave count, as its layers have noted it on the tensor; None where all do."""
+    return getattr(outputs, "_keras_mask", None)
+
+
 def compiled_loss(model: Any) -> Any | None:
     """What `compile` made of the losses of a model, another object each time; None where it was given none."""
     return getattr(model, "_compile_loss", None) or getattr(model, "compiled_loss", None)

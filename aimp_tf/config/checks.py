@@ -111,7 +111,12 @@ def check(config: Any) -> None:
     if config.distillation is not None and not isinstance(config.distillation, Distillation):
         raise TypeError(
             f"distillation must be None or an aimp_tf.Distillation; got {config.distillation!r:.80}. Write "
-            "distillation=aimp_tf.Distillation(weight=0.5, temperature=4)."
+            "distillation=aimp_tf.Distillation(weight=0.5, temperature=2)."
+        )
+    if isinstance(config.distillation, Distillation) and isinstance(config.distillation.loss, str):
+        raise ValueError(
+            "loss of a Distillation must be a function (teacher_outputs, outputs) -> loss; got the name "
+            f"{config.distillation.loss!r}, which is all that a file keeps of one."
         )
     _check_method(config)
     _check_granularity(config)
@@ -183,6 +188,12 @@ def check_choice(name: str, value: object) -> None:
         return
     method = {"regularizer": "penalty", "projection": "project"}.get(name, "")
     if method and not isinstance(value, type) and hasattr(value, method):
+        needed = {"regularizer": ("strength", "in_last_training"), "projection": ("radius", "every")}[name]
+        if missing := [each for each in needed if not hasattr(value, each)]:
+            raise ValueError(
+                f"{name} must be one of the classes of aimp_tf.{name}s or a subclass; got a {type(value).__name__} "
+                f"without {' and '.join(missing)}."
+            )
         return
     write = _METHODS_BY_SETTINGS.get(str(value).lower().replace("-", "_").replace(" ", "_"))
     if name == "method" and write is not None:

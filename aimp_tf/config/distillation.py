@@ -40,7 +40,7 @@ class Distillation:
     weight: float = 0.5
     temperature: float = 2.0
     features: tuple[str, ...] = ()
-    loss: Callable[[Any, Any], Any] | None = None
+    loss: Callable[[Any, Any], Any] | str | None = None  # A text where it comes from JSON, and cannot be called.
 
     def __post_init__(self) -> None:
         for name, high in (("weight", 1.0), ("temperature", math.inf)):
@@ -53,7 +53,7 @@ class Distillation:
         if isinstance(self.features, str) or not all(isinstance(name, str) for name in self.features):
             raise TypeError(f"features of a Distillation must be a tuple of names of layers; got {self.features!r}.")
         object.__setattr__(self, "features", tuple(self.features))
-        if self.loss is not None and not callable(self.loss):
+        if self.loss is not None and not callable(self.loss) and not isinstance(self.loss, str):
             raise TypeError(
                 f"loss of a Distillation must be a function (teacher_outputs, outputs) -> loss; got {self.loss!r}."
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -114,11 +114,11 @@ def _begun(
 ) -> GlobalMagnitudePruning:
     """A run on a masked model, planned and checked against it and the data."""
     masked.units = with_clock(masked.units, config.latency, masked.original, masked.variables, timings)
-    if fitting.validation is not None:
-        _check_validation_data(masked.model, fitting, config)
     pruning = GlobalMagnitudePruning(settled(config, masked.total, masked.kept))
     pruning.measure = functools.partial(fitting.measure, masked.model)
     pruning.sample, pruning.teacher = fitting.sample(), teacher
+    if fitting.validation is not None:
+        _check_validation_data(masked.model, fitting, config, pruning.run.told)
     pruning.begin(masked)
     return pruning
 
@@ -163,7 +163,7 @@ def _display_of(
     return RunDisplay(verbose, plan, total, counted=config.counted, may_stop=may_stop, chief=chief)
 
 
-def _check_validation_data(model: Any, fitting: Fitting, config: PruningConfig) -> None:
+def _check_validation_data(model: Any, fitting: Fitting, config: PruningConfig, told: Sequence[str]) -> None:
     """Evaluates one batch, for `fit` would only do so after an epoch. What it traces, `fit` uses."""
     try:
         logs = model.evaluate(fitting.validation, steps=1, verbose=0, return_dict=True)
@@ -172,7 +172,7 @@ def _check_validation_data(model: Any, fitting: Fitting, config: PruningConfig) 
             f"The model {model.name!r} cannot be evaluated on validation_data, which gives "
             f"{spec_of(fitting.validation)}; it takes {_shapes(model, config)}. The error was: {error}"
         ) from error
-    check_monitors(fitting.callbacks, model, logs if isinstance(logs, Mapping) else {})
+    check_monitors(fitting.callbacks, model, logs if isinstance(logs, Mapping) else {}, told)
 
 
 def _shapes(model: Any, config: PruningConfig) -> str:

@@ -124,9 +124,13 @@ def settled(config: PruningConfig, weight_count: int, first: int | None = None) 
     # A round is no longer than the final training, where there are several.
     least = rounds * round_epochs + (round_epochs if config.method == "iterative" and rounds else 1)
     if total < least:
+        many = config.method == "iterative"
+        what = f"{rounds} rounds of {round_epochs}" if many else f"a round of {round_epochs}"
+        last_ = " that is as long" if many else ""
+        fewer = f", or raise rate={config.rate} for fewer rounds" if many else ""
         raise ValueError(
-            f"total_epochs={total} is too little for {rounds} rounds of {round_epochs} and a final training that is as "
-            f"long: it takes {least}. Write total_epochs={least} or more, or raise rate={config.rate} for fewer rounds."
+            f"total_epochs={total} is too little for {what} and a final training{last_}: it takes {least}. Write "
+            f"total_epochs={least} or more{fewer}."
         )
     lengths = {"epochs": epochs, "round_epochs": round_epochs if rounds else None, "total_epochs": None}
     config = config.replace(**lengths)

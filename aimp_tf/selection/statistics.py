@@ -130,8 +130,8 @@ class Statistics:
     def _sample(self) -> Sample:
         if self._given is None:
             raise ValueError(
-                "The criterion asks for training data, and the callback knows of none. Call aimp_tf.prune(model, x, y, "
-                "...), or set pruning.sample to a few batches, such as dataset.take(8)."
+                "The criterion, or regrow, asks for training data, and the callback knows of none. Call "
+                "aimp_tf.prune(model, x, y, ...), or set pruning.sample to a few batches, such as dataset.take(8)."
             )
         return self._given
 

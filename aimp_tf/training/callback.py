@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -154,9 +155,11 @@ class GlobalMagnitudePruning(EpochCallback):
             except ValueError as why:
                 self.run.stay_whole(why)
         ready = self.others.for_round(callbacks, lambda: self.round)
+        self._watching.close()
         if self.config.method == "gradual":
-            self._watching.close()
             self._watching = watch_from(ready, epoch_at_target(self.config))
+        elif self.rounds:
+            self._watching = watch_from(ready, math.ceil(self.config.fade_epochs) - 1)
         return [self, *ready]
 
     def begin(self, masked: MaskedModel, stretch: float = 1.0) -> None:

@@ -44,7 +44,7 @@ class LiveRounds:
         """`fit` will trace its step anew, of the whole model."""
         self._traced = None
 
-    def begin_round(self, masked: MaskedModel, state: RunState, number: int, steps: float) -> None:
+    def begin_round(self, masked: MaskedModel, state: RunState, number: int, steps: float, resumed: bool) -> None:
         """Lets the round train what its masks leave alive, where that is enough less than what was traced last.
 
         Which it is does not depend on how fast the machine is, so that a run that is repeated is the same.
@@ -54,13 +54,18 @@ class LiveRounds:
             state: That of the run.
             number: Of the round, from 1.
             steps: How many steps it takes.
+            resumed: Whether it goes on within the round, for which that was found before.
         """
         network = LiveNetwork(self._graph, masked)
         part = network.part()
         before = None if state.channels is None else network.part(state.channels)
         whole = 1.0 if before is None else before.share
+        if resumed:
+            if before is None:
+                return
+            part = before
         saved = _PASSES * _BATCH_SIZE * steps * (whole - part.share) * part.of_whole
-        if part.share > _WORTH_TRACING * whole or saved < self._worth:
+        if not resumed and (part.share > _WORTH_TRACING * whole or saved < self._worth):
             if before is None:
                 return
             part = before

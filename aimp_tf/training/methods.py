@@ -129,7 +129,9 @@ class Rounds(Method):
             self._fade(masked, min(step, _FADE_STEPS))
 
     def end_round(self, masked: MaskedModel) -> None:
-        self._fade(masked, _FADE_STEPS)  # It may have been stopped early.
+        if self._run.config.fade_epochs:
+            self._fade(masked, _FADE_STEPS)  # It may have been stopped early,
+            masked.set_masks(masked.masks())  # or have the weights of an epoch in which something had not gone yet.
 
     def _fade(self, masked: MaskedModel, step: int) -> None:
         """Brings what is to go to a part of what it was as the round began, and to zero with the last step."""

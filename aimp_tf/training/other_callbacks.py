@@ -146,6 +146,8 @@ def watch_from(callbacks: Sequence[Any], epoch: int) -> contextlib.ExitStack:
         What undoes that when it is closed.
     """
     undo = contextlib.ExitStack()
+    if epoch <= 0:
+        return undo
     for callback in callbacks:
         if hasattr(callback, "start_from_epoch"):
             first = max(callback.start_from_epoch, epoch)
@@ -164,7 +166,9 @@ def follows_batches(callbacks: Sequence[Any]) -> bool:
     return any(map(_is_rate_scheduler, callbacks))
 
 
-def check_monitors(callbacks: Sequence[Any], model: Any, logs: Mapping[str, Any] | None) -> None:
+def check_monitors(
+    callbacks: Sequence[Any], model: Any, logs: Mapping[str, Any] | None, others: Sequence[str] = ()
+) -> None:
     """Raises ValueError if a callback of Keras watches a metric that never comes.
 
     Keras warns after each epoch, and nothing happens. Callbacks and models of the user's may add to the logs, and are
@@ -174,6 +178,7 @@ def check_monitors(callbacks: Sequence[Any], model: Any, logs: Mapping[str, Any]
         callbacks: Those of a `fit`.
         model: What it trains.
         logs: The metrics of the model by their names, as far as they are known; None where there is no validation data.
+        others: Names of what the run adds to the logs of training.
     """
     own = all(is_keras_own(type(callback)) for callback in callbacks)
     if not own or not all(is_keras_own(getattr(type(model), name)) for name in ("fit", "train_step")):
@@ -187,10 +192,11 @@ def check_monitors(callbacks: Sequence[Any], model: Any, logs: Mapping[str, Any]
                 f"{type(callback).__name__} watches {metric}, and no validation data came. Write "
                 f"validation_split=0.1 or validation_data=(x_val, y_val), or monitor={metric.removeprefix('val_')!r}."
             )
-        if logs and metric not in (known := [*logs, *(f"val_{name}" for name in logs), "learning_rate", "lr"]):
+        known = [*(logs or ()), *(f"val_{name}" for name in logs or ()), *others]
+        if logs and metric not in (*known, "learning_rate", "lr"):
             raise ValueError(
-                f"{type(callback).__name__} watches {metric}, which is not among the metrics: "
-                f"{', '.join(known[:-2])}.{nearest(metric, known)}"
+                f"{type(callback).__name__} watches {metric}, which is not among the metrics: {', '.join(known)}."
+                f"{nearest(metric, known)}"
             )
 
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 from aimp_tf.compat.variables import local_view
 from aimp_tf.config.texts import is_number, nearest
 from aimp_tf.masking import MaskConstraint, MaskedModel
+from aimp_tf.training.kernels import arranged, input_axis, rearranged, trained_variables
 
 __all__ = ["L1", "L11", "L21", "Projection"]
 
@@ -169,7 +170,7 @@ class Projecting:
             assert isinstance(constraint, MaskConstraint)
             previous = constraint.previous
             self._installed.callback(setattr, constraint, "previous", previous)
-            constraint.previous = _Projected(projection, radius, previous)
+            constraint.previous = _Projected(projection, input_axis(masked, path), radius, previous)
 
     def begin_round(self, settled: bool, found: Sequence[float] | None) -> None:
         """What steps project on.
@@ -197,11 +198,13 @@ class Projecting:
         if projection is None:
             return None
         kernels = _kernels(masked)
-        rows = {path: _as_rows(tf.constant(local_view(variable))) for path, variable in kernels.items()}
+        values = {path: tf.constant(local_view(variable)) for path, variable in kernels.items()}
+        axes = {path: input_axis(masked, path) for path in kernels}
+        rows = {path: _as_rows(value, axes[path]) for path, value in values.items()}
         radii = _radii(projection, rows, share)
         for path, variable in kernels.items():
-            shape = variable.shape
-            variable.assign(_from_rows(projection.project(rows[path], tf.constant(radii[path])), shape))
+            projected = projection.project(rows[path], tf.constant(radii[path]))
+            variable.assign(_from_rows(projected, axes[path], values[path]))
             if path in self._radii:
                 self._radii[path].assign(radii[path])
         return list(map(float, radii.values()))
@@ -217,31 +220,36 @@ class _Projected:
 
     Args:
         projection: On what.
+        axis: Of the variable, that counts inputs.
         radius: Variable, a scalar.
         previous: The constraint that the variable had, or None.
     """
 
-    def __init__(self, projection: Projection, radius: Any, previous: Callable[[Any], Any] | None) -> None:
-        self._projection, self._radius, self._previous = projection, radius, previous
+    def __init__(
+        self, projection: Projection, axis: int | None, radius: Any, previous: Callable[[Any], Any] | None
+    ) -> None:
+        self._projection, self._axis, self._radius, self._previous = projection, axis, radius, previous
 
     def __call__(self, weight: Any) -> tf.Tensor:
         weight = tf.convert_to_tensor(weight)
-        weight = _from_rows(self._projection.project(_as_rows(weight), self._radius.read_value()), weight.shape)
+        projected = self._projection.project(_as_rows(weight, self._axis), self._radius.read_value())
+        weight = _from_rows(projected, self._axis, weight)
         return weight if self._previous is None else self._previous(weight)
 
 
 def _kernels(masked: MaskedModel) -> dict[str, Any]:
-    trained = set(map(id, masked.original.trainable_weights))
-    return {path: variable for path, variable in masked.prunable.items() if id(variable) in trained}
+    return {path: variable for path, variable in trained_variables(masked).items() if path in masked.prunable}
 
 
-def _as_rows(kernel: tf.Tensor) -> tf.Tensor:
-    """(outputs, inputs), of a kernel whose last axis counts outputs."""
+def _as_rows(kernel: tf.Tensor, axis: int | None) -> tf.Tensor:
+    """(outputs, inputs), of a kernel of which this axis counts inputs."""
+    kernel = arranged(tf.cast(kernel, tf.float32), axis)
     return tf.transpose(tf.reshape(kernel, [-1, kernel.shape[-1]]))
 
 
-def _from_rows(rows: tf.Tensor, shape: Any) -> tf.Tensor:
-    return tf.reshape(tf.transpose(rows), shape)
+def _from_rows(rows: tf.Tensor, axis: int | None, kernel: tf.Tensor) -> tf.Tensor:
+    """As `kernel` lies."""
+    return tf.cast(rearranged(tf.transpose(rows), axis, kernel.shape), kernel.dtype)
 
 
 def _radii(projection: Projection, rows: Mapping[str, tf.Tensor], share: float) -> dict[str, np.float32]:

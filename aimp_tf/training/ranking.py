@@ -38,10 +38,13 @@ class RunRanking:
         self._sample: ModelSample | None = None  # Kept, for it traces what it computes.
         self._cluster: Cluster | None = None
         self._least: Mapping[str, int] = {}
+        self._never: Mapping[str, np.ndarray] = {}  # What was pruned before the run, and stays so.
 
     def begin(self, masked: MaskedModel) -> None:
         """Settles the limits for a model. Raises ValueError where its sizes do not allow them."""
         self._cluster = masked.cluster
+        if self._config.regrow:
+            self._never = {path: ~mask for path, mask in masked.masks().items()}
         if self._config.method != "dense":
             self._least = masked.units.least(self._config, masked.sizes)
 
@@ -51,6 +54,8 @@ class RunRanking:
         masked.units.check_reachable(statistics.masks, keep, self._least)
         # To a time, models would be timed that are not those of any round.
         self.rank(masked, statistics, keep if self._config.latency is None else masked.kept)
+        if self._config.regrow:
+            _ = statistics.gradients
         if self._config.repair:
             check_repairable(masked, statistics)
 
@@ -80,7 +85,7 @@ class RunRanking:
         after, guarded = units.rank(self.criterion, statistics, keep - count, self._least, self._config.scope)
         if count:
             assert isinstance(units, Units)
-            removed = {path: ~mask for path, mask in statistics.masks.items()}
+            removed = self._removed(statistics)
             grown = keep_best(statistics.gradients, removed, count, dict.fromkeys(removed, 0), units=units)[0]
             after = {path: after[path] | grown[path] for path in after}
         return after, guarded
@@ -94,9 +99,13 @@ class RunRanking:
         share = self._config.regrow
         if not share:
             return 0
-        removed = masked.total - masked.units.spent(statistics.masks)
+        removed = masked.units.spent(self._removed(statistics))
         block = self._config.block_size
         return block * (min(int(share * keep), removed, keep - sum(self._least.values())) // block)
+
+    def _removed(self, statistics: Statistics) -> dict[str, np.ndarray]:
+        """What was removed in the run, as masks."""
+        return {path: ~mask & ~self._never[path] for path, mask in statistics.masks.items()}
 
     def generator(self, index: int) -> np.random.Generator:
         """Of a round of its own, so that what is drawn does not depend on what was drawn before."""

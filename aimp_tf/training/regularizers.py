@@ -16,6 +16,7 @@ import tensorflow as tf
 from aimp_tf.config.texts import is_number
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.channels import ChannelUnits
+from aimp_tf.training.kernels import arranged, input_axis, trained_variables
 
 __all__ = ["GroupLasso", "Hierarchical", "NormLoss", "Nuclear", "Regularizer", "ScaleL1", "TrainedWeights"]
 
@@ -24,20 +25,23 @@ class TrainedWeights:
     """The weights that a penalty looks at, as a step has them: those that are ranked and trained.
 
     Attributes:
-        kernels: Path -> tensor, of the prunable variables; the last axis counts outputs.
+        kernels: Path -> tensor (windows, inputs, outputs), float32, of the prunable variables: windows are the places
+            of a convolution's window, and one elsewhere.
         scales: Path -> tensor (channels,), of what normalisation multiplies channels by that can go; there are some
             with `granularity="channel"` alone.
     """
 
     def __init__(self, masked: MaskedModel) -> None:
         self._units = masked.units
-        trained = set(map(id, masked.original.trainable_weights))
         self._all = {
-            path: tf.convert_to_tensor(variable)
-            for path, variable in masked.variables.items()
-            if id(variable) in trained
+            path: tf.cast(tf.convert_to_tensor(variable), tf.float32)
+            for path, variable in trained_variables(masked).items()
         }
-        self.kernels: Mapping[str, tf.Tensor] = {p: tensor for p, tensor in self._all.items() if p in masked.prunable}
+        self.kernels: Mapping[str, tf.Tensor] = {
+            path: arranged(tensor, input_axis(masked, path))
+            for path, tensor in self._all.items()
+            if path in masked.prunable
+        }
         self.scales: Mapping[str, tf.Tensor] = {
             path: tensor
             for path, tensor in self._all.items()
@@ -54,7 +58,7 @@ class TrainedWeights:
         if block == 1:
             return [(tf.abs(kernel), 1.0) for kernel in self.kernels.values()]
         norms = []
-        for path, kernel in self.kernels.items():
+        for path, kernel in self._all.items():
             axis = units.axes[path]
             assert axis is not None
             shape = kernel.shape.as_list()
@@ -156,8 +160,7 @@ class Hierarchical(Regularizer):
         return tf.add_n([self._of(kernel) for kernel in weights.kernels.values()])
 
     def _of(self, kernel: tf.Tensor) -> tf.Tensor:
-        windows = list(range(len(kernel.shape) - 2))
-        pairs = tf.reduce_sum(tf.abs(kernel), axis=windows)  # (inputs, outputs)
+        pairs = tf.reduce_sum(tf.abs(kernel), axis=0)  # (inputs, outputs)
         return tf.reduce_sum(tf.reduce_sum(root(pairs), axis=-1) ** 2) / 2 + tf.reduce_sum(pairs) / 2
 
 
@@ -204,7 +207,7 @@ class NormLoss(Regularizer):
     def penalty(self, weights: TrainedWeights) -> tf.Tensor:
         total: Any = 0.0
         for kernel in weights.kernels.values():
-            norms = root(tf.reduce_sum(kernel**2, axis=list(range(len(kernel.shape) - 1))))
+            norms = root(tf.reduce_sum(kernel**2, axis=[0, 1]))
             total += tf.reduce_sum(tf.where(norms > 0, (1 - norms) ** 2, 0.0))
         return total
 

@@ -24,7 +24,15 @@ from aimp_tf.training.projections import Projecting, projection_of
 from aimp_tf.training.ranking import RunRanking
 from aimp_tf.training.repair import repairs
 from aimp_tf.training.rewinding import rewind
-from aimp_tf.training.rounds import Budget, RoundResult, duration_text, last_epoch_with, plain_logs, shrink_text
+from aimp_tf.training.rounds import (
+    ADDED_TO_LOSS,
+    Budget,
+    RoundResult,
+    duration_text,
+    last_epoch_with,
+    plain_logs,
+    shrink_text,
+)
 from aimp_tf.training.shrinking import Shrinking
 from aimp_tf.training.state import RunState
 from aimp_tf.training.terms import Terms
@@ -89,6 +97,11 @@ class Run:
         """The round that trains, or the next one."""
         return self.plan[len(self.rounds)]
 
+    @property
+    def told(self) -> list[str]:
+        """Names of what it adds to the logs of training."""
+        return [*self.terms.names, *(["mask_distance"] if self.config.stop_mask_distance is not None else [])]
+
     def stay_whole(self, why: ValueError) -> None:
         """Lets rounds train the whole model, where nobody has asked for anything else; raises `why` otherwise."""
         if self.config.compact_rounds:
@@ -102,9 +115,6 @@ class Run:
         if self.config.structure.channels:
             masked.optimizer.check_dead_rows()
         masked.units = with_clock(masked.units, self.config.latency, masked.original, masked.variables)
-        self.method.begin(masked)
-        self.terms.begin(masked)
-        self.projecting.begin(masked)
         looks = "regularizer" if self.config.regularizer is not None else ""
         looks = looks or ("distillation with features" if self.config.resolved_distillation.features else "")
         if self.compacts and looks:
@@ -121,12 +131,25 @@ class Run:
             self.ranking.check(masked, plan[-1].kept)
         if {"weights", "reinitialize"} & {round_.rewind for round_ in plan}:
             self.state.first = self.state.snapshot = masked.snapshot()
+        self.terms.check_heard(plan)
+        self._install(masked)
         masked.optimizers.note_rates()
         masked.rounds_left = len(plan)
         self.kept_first = masked.kept
         stay = any(round_.rewind == "learning_rate" for round_ in plan)
         self.state.shrinking = Shrinking(self.config.shrink if stay else 1.0, masked)
         self.plan = plan
+
+    def _install(self, masked: MaskedModel) -> None:
+        """Changes what `fit` is to trace. What an earlier run on the model has changed is undone."""
+        masked.while_masked.close()
+        try:
+            self.method.begin(masked)
+            self.terms.begin(masked)
+            self.projecting.begin(masked)
+        except BaseException:
+            masked.while_masked.close()
+            raise
 
     def resume(
         self,
@@ -183,7 +206,7 @@ class Run:
         trace_in_fit(masked.model)
         if self._live is not None:
             steps = self.round.epochs * (self.batches_of() or max(self.state.steps_per_epoch, default=0))
-            self._live.begin_round(masked, self.state, self.round.index + 1, steps)
+            self._live.begin_round(masked, self.state, self.round.index + 1, steps, resumed)
 
     def end_epoch(self, masked: MaskedModel, epoch: int, logs: Mapping[str, Any] | None) -> bool:
         """Takes the logs of an epoch, which `fit` counts from 0. Returns whether the round is to end with it."""
@@ -243,8 +266,6 @@ class Run:
         masked.rounds_left = self.round_count - len(self.rounds)
         if self.finished:
             masked.train_whole()
-            self.terms.remove()
-            self.projecting.remove()
 
     def prune(self, masked: MaskedModel, keep: int, *, fade: bool = False) -> None:
         """Keeps the best `keep` survivors; those that are left shrink, if they stay.
@@ -341,12 +362,13 @@ class Run:
             return logs[epoch]
         if measure is None:
             logger.warning(
-                "The weights at the end of round %d are those of none of its epochs, for a callback set others: its "
-                "result has no metrics. Evaluate the model.",
+                "The weights at the end of round %d are those of none of its epochs, for something set others, such as "
+                "a callback or a projection: its result has no metrics. Evaluate the model.",
                 self.round.index + 1,
             )
             return {}
-        return measure(logs[-1])
+        # What evaluating does not tell is of the training.
+        return {**{name: logs[-1][name] for name in ADDED_TO_LOSS if name in logs[-1]}, **measure(logs[-1])}
 
     def _time_left(self) -> str:
         """ ", about 12 min left", or nothing where no epoch tells yet how long one takes."""

@@ -14,6 +14,7 @@ import tensorflow as tf
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor
 from aimp_tf.masking import MaskedModel
+from aimp_tf.training.kernels import trained_variables
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +36,9 @@ class Shrinking:
     """
 
     def __init__(self, factor: float, masked: MaskedModel) -> None:
-        trained = set(map(id, masked.original.trainable_weights))
         self.factors = dict.fromkeys(masked.prunable, 1.0)
         self._factor = factor
-        self._trained = {path for path, variable in masked.prunable.items() if id(variable) in trained}
+        self._trained = {path for path in trained_variables(masked) if path in masked.prunable}
         self._normalized = _normalized(masked) if factor < 1 else {}
         self._sample: list[np.ndarray] = []
         self._moved = 0.0

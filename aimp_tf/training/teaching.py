@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.models import check_built, keras_generation, layers_of
+from aimp_tf.compat.models import check_built, keras_generation, keras_mask, layers_of
 from aimp_tf.compat.step import changed_batches
 from aimp_tf.config.distillation import Distillation
 from aimp_tf.config.texts import nearest
@@ -68,7 +68,12 @@ class Teacher:
 
     def outputs_of(self, x: Any, batch_size: int) -> tuple[tf.Tensor, ...]:
         """What the teacher gives for arrays of examples, one output after another, in the host's memory."""
-        given = self._structure = self._model.predict(_as_lists(x), batch_size=batch_size, verbose=0)
+        try:
+            given = self._structure = self._model.predict(_as_lists(x), batch_size=batch_size, verbose=0)
+        except Exception as error:
+            raise ValueError(
+                f"The teacher {self._model.name!r} cannot be called on the training data. The error was: {error}"
+            ) from error
         with tf.device("CPU:0"):
             return tuple(map(tf.convert_to_tensor, tf.nest.flatten(given)))
 
@@ -107,7 +112,8 @@ class Distilled:
 
     def __init__(self, teacher: Teacher, settings: Distillation, student: Any) -> None:
         self._teacher, self._settings = teacher, settings
-        self._loss = settings.loss or _loss_for(student, teacher.model, settings.temperature)
+        own = settings.loss if callable(settings.loss) else None
+        self._loss = own or _loss_for(student, teacher.model, settings.temperature)
         self._layers = [
             {name: _layer_of(model, name) for name in settings.features} for model in (student, teacher.model)
         ]
@@ -128,14 +134,24 @@ class Distilled:
         with listening(self._layers[1], self._note, outputs=True):
             distances = tf.cast(self._loss(self._teacher.outputs(x), y_pred), tf.float32)
         theirs = vars(self._seen).pop("features", {})
-        if len(distances.shape) > 1:  # Of positions.
-            distances = tf.reduce_mean(distances, axis=list(range(1, len(distances.shape))))
-        if len(distances.shape) == 1 and tf.is_tensor(sample_weight) and sample_weight.shape[1:].num_elements() == 1:
-            distances *= tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
-        distance = tf.reduce_mean(distances)
+        distance = _mean(distances, sample_weight, keras_mask(y_pred))
         if theirs:
             distance += tf.add_n([_between_features(theirs[name], ours[name]) for name in ours]) / len(ours)
         return self._settings.weight * (distance - of_targets()), distance
+
+
+def _mean(distances: tf.Tensor, sample_weight: Any, mask: Any) -> tf.Tensor:
+    """The mean over examples and positions, of those alone that a mask does not leave out, each by its weight."""
+    weights, rank = tf.ones_like(distances), len(distances.shape)
+    if mask is not None and len(mask.shape) == rank:
+        mask = tf.cast(mask, tf.float32)
+        weights *= mask * tf.cast(tf.size(mask), tf.float32) / tf.maximum(tf.reduce_sum(mask), 1.0)
+    if tf.is_tensor(sample_weight) and rank > 0:
+        given = tf.cast(sample_weight, tf.float32)
+        if len(given.shape) == rank + 1 and given.shape[-1] == 1:
+            given = given[..., 0]
+        weights *= tf.reshape(given, [*tf.unstack(tf.shape(given)), *[1] * (rank - len(given.shape))])
+    return tf.reduce_mean(distances * weights)
 
 
 def _loss_for(student: Any, teacher: Any, temperature: float) -> Loss:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from aimp_tf.compat.added_loss import Term, added_to_loss
+from aimp_tf.compat.models import compiled_loss
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import MaskedModel
+from aimp_tf.selection.planning import Round
 from aimp_tf.training.regularizers import Regularizer, TrainedWeights, regularizer_of
 from aimp_tf.training.teaching import Distilled, Teacher
 
@@ -32,6 +34,26 @@ class Terms:
         self._strength: Any = None
         self._added = contextlib.ExitStack()
         self._installed = False
+        self._compiled: Any = None
+
+    @property
+    def names(self) -> list[str]:
+        """What the terms are called in the logs."""
+        return [name for name, _ in self._makers()]
+
+    def check_heard(self, plan: Sequence[Round]) -> None:
+        """Raises ValueError for what goes on before the last training, where nothing comes before it."""
+        config, regularizer = self._config, self._regularizer
+        heard = {
+            "regularizer": regularizer is not None and not regularizer.in_last_training,
+            "projection": config.projection is not None,
+            "regrow": config.regrow > 0,
+        }
+        if config.has_rounds and len(plan) == 1 and (given := [name for name, is_given in heard.items() if is_given]):
+            raise ValueError(
+                f"{' and '.join(given)} would do nothing: start={config.start!r} and rate={config.rate} prune in one "
+                "step, and the last training alone comes after it. Lower rate, or leave out start."
+            )
 
     def begin(self, masked: MaskedModel) -> None:
         """Has the trainings from now on add the terms, unless they do.
@@ -39,8 +61,10 @@ class Terms:
         Raises:
             TypeError, ValueError: The model cannot learn from the teacher, or has nothing that the penalty is of.
         """
-        if self._installed:
+        if self._installed and self._compiled is compiled_loss(masked.model):
             return
+        self.remove()  # Where it was compiled anew, with the same optimizer.
+        self._compiled = compiled_loss(masked.model)
         if self.teacher is None and self._config.distillation is not None:
             raise ValueError(
                 "distillation says how a model learns from a teacher, and there is none. Give teacher=model."
@@ -94,4 +118,9 @@ class Terms:
 
 
 def _penalty(regularizer: Regularizer, masked: MaskedModel) -> tf.Tensor:
-    return regularizer.strength * tf.cast(regularizer.penalty(TrainedWeights(masked)), tf.float32)
+    penalty = tf.convert_to_tensor(regularizer.penalty(TrainedWeights(masked)))
+    if penalty.shape.rank != 0:
+        raise ValueError(
+            f"penalty of {type(regularizer).__name__} must return a scalar; got a tensor of shape {penalty.shape}."
+        )
+    return regularizer.strength * tf.cast(penalty, tf.float32)
