@@ -109,6 +109,7 @@ def test_it_learns_the_digits(make, digits, options):
     assert small.evaluate(x[1200:], y[1200:], verbose=0)[1] > 0.85
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(K, make, data, tmp_path):
     """In the middle of either training, with the channels closed that were."""
 

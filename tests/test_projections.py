@@ -215,7 +215,7 @@ def test_it_comes_before_a_constraint_of_ones_own(K, make, data):
     assert model.layers[0].kernel.constraint is constraint and model.layers[1].kernel.constraint is None
 
 
-@pytest.mark.parametrize("every", ["epoch", "step"])
+@pytest.mark.parametrize("every", ["epoch", pytest.param("step", marks=pytest.mark.slow)])
 def test_it_goes_on_where_it_stopped(K, make, data, tmp_path, every):
     class Stop(Exception):
         pass
@@ -237,6 +237,7 @@ def test_it_goes_on_where_it_stopped(K, make, data, tmp_path, every):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_channels_replicas_and_half_precision(K, make, data, strategy):
     for options in ({"granularity": "channel"}, {"mixed_precision": "mixed_bfloat16"}, {"rewind": "weights"}):
         result = aimp_tf.prune(make(), *data, projection="l1", **SETTINGS, **options)

@@ -219,6 +219,7 @@ def test_outputs_of_every_kind_of_kernel(K):
     np.testing.assert_array_equal(kernels["up/kernel"][..., 2], up[:, :, 2].reshape(9, 3))
 
 
+@pytest.mark.slow
 def test_half_precision(make_cnn, images):
     """Losses are scaled in float16, and penalties with them: the kernels that it takes are the same, roughly."""
     kernels = {}

