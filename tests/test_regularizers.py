@@ -245,7 +245,8 @@ def test_replicas_share_it(K, strategy, blobs):
         result = aimp_tf.prune(
             model, *blobs, regularizer=aimp_tf.regularizers.Nuclear(0.05), **SETTINGS | {"shuffle": False}
         )
-        weights[replicas] = (*model.get_weights(), result.rounds[0].metrics["penalty"])
+        weights[replicas], told = model.get_weights(), result.rounds[0].metrics["penalty"]
+        assert told == pytest.approx(0.366, rel=0.02)  # Of a step, each replica has the whole.
     for one, two in zip(weights[1], weights[2], strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)
 

@@ -302,7 +302,9 @@ def test_replicas(K, make, data, strategy):
         result = aimp_tf.prune(model, *data, teacher=teacher, **SETTINGS)
         ends.append((weights_of(model), result.rounds[0].metrics["distillation"]))
     np.testing.assert_allclose(ends[0][0], ends[1][0], atol=1e-5)
-    assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-3)
+    # Older Keras tells what one of the replicas has seen.
+    of_all = K.__name__ == "tf_keras" or tuple(map(int, K.__version__.split(".")[:2])) >= (3, 13)
+    assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-3 if of_all else 0.5)
 
 
 def test_half_precision(make, data):
