@@ -201,7 +201,7 @@ REFUSED = {
     "a file that ends in capitals": (lambda: prune(X, Y, export_to="m.KERAS"), "Write m.keras"),
     "tfmot's wrapper": (lambda: aimp_tf.prune_low_magnitude, "aimp_tf.prune(model, x, y, target_sparsity=0.9"),
     "tfmot's strip": (lambda: aimp_tf.strip_pruning, "aimp_tf.strip(model)"),
-    "another name": (lambda: aimp_tf.pruner, "It has Criterion, GlobalMagnitudePruning"),
+    "another name": (lambda: aimp_tf.pruner, "It has Criterion, Distillation, GlobalMagnitudePruning"),
     "save of a result": (lambda: prune(X, Y).save, "result.model.save"),
     "predict of a result": (lambda: prune(X, Y).predict, "result.model.predict"),
     "export of a result": (lambda: prune(X, Y).export, "aimp_tf.export(result, 'pruned.keras')"),
