@@ -25,7 +25,7 @@ class Utility(OfChannels, OfData):
 
     References:
         Shen, Li, Zhao, Zhang and Zhou, "Learning to prune in training via dynamic channel propagation", ICPR 2020,
-        whose utility this is; its masks, drawn anew for each batch, are another thing.
+        whose utility this is; `method="dynamic"` has the masks that go with it, anew for each batch.
 
     Example: `criterion="utility"`. If channels of a layer contribute 2 and 1 in a first batch, and 1 and 1 in a second,
     they score 0.6 * 1 + 1 = 1.6 and 0.6 * 0.5 + 1 = 1.3.
