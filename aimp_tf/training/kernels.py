@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -36,10 +37,7 @@ def arranged(kernel: tf.Tensor, axis: int | None) -> tf.Tensor:
         shape, axis = kernel.shape.as_list(), len(shape) - 2
     axis = len(shape) - 2 if axis is None else axis
     inputs = shape[axis] if axis >= 0 else 1
-    outputs = 1
-    for size in shape[axis + 1 :]:
-        outputs *= size
-    return tf.reshape(kernel, [-1, inputs, outputs])
+    return tf.reshape(kernel, [-1, inputs, math.prod(shape[axis + 1 :])])
 
 
 def rearranged(kernel: tf.Tensor, axis: int | None, shape: Any) -> tf.Tensor:

@@ -60,12 +60,8 @@ class LiveRounds:
         part = network.part()
         before = None if state.channels is None else network.part(state.channels)
         whole = 1.0 if before is None else before.share
-        if resumed:
-            if before is None:
-                return
-            part = before
         saved = _PASSES * _BATCH_SIZE * steps * (whole - part.share) * part.of_whole
-        if not resumed and (part.share > _WORTH_TRACING * whole or saved < self._worth):
+        if resumed or part.share > _WORTH_TRACING * whole or saved < self._worth:
             if before is None:
                 return
             part = before

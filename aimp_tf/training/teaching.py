@@ -52,27 +52,23 @@ class Teacher:
         here, there = _shapes(student), _shapes(model)
         if None not in (here, there) and here != there:
             raise ValueError(f"The teacher gives outputs of shape {there}, and the model that learns {here}.")
-        self._model = model
+        self.model = model
         self._given = threading.local()
         self._structure: Any = None
-
-    @property
-    def model(self) -> Any:
-        return self._model
 
     def outputs(self, x: Any) -> Any:
         """What the teacher gives in inference mode, within a step: from the batch, where it was known before."""
         given = vars(self._given).pop("outputs", None)  # Not kept, with all that was traced with it.
-        outputs = self._model(x, training=False) if given is None else tf.nest.pack_sequence_as(self._structure, given)
+        outputs = self.model(x, training=False) if given is None else tf.nest.pack_sequence_as(self._structure, given)
         return tf.nest.map_structure(tf.stop_gradient, outputs)
 
     def outputs_of(self, x: Any, batch_size: int) -> tuple[tf.Tensor, ...]:
         """What the teacher gives for arrays of examples, one output after another, in the host's memory."""
         try:
-            given = self._structure = self._model.predict(_as_lists(x), batch_size=batch_size, verbose=0)
+            given = self._structure = self.model.predict(_as_lists(x), batch_size=batch_size, verbose=0)
         except Exception as error:
             raise ValueError(
-                f"The teacher {self._model.name!r} cannot be called on the training data. The error was: {error}"
+                f"The teacher {self.model.name!r} cannot be called on the training data. The error was: {error}"
             ) from error
         with tf.device("CPU:0"):
             return tuple(map(tf.convert_to_tensor, tf.nest.flatten(given)))
