@@ -79,6 +79,24 @@ class Network:
         )
         return layer(x)
 
+    def separable(self, x):
+        layer = self.L.SeparableConv2D(
+            self.one_of(3, 4),
+            3,
+            padding=self.one_of("same", "valid") if x.shape[1] > 2 else "same",
+            depth_multiplier=self.one_of(1, 2),
+            use_bias=self.one_of(True, False),
+        )
+        return layer(x)
+
+    def grouped(self, x):
+        x = self.L.Conv2D(8, 1, activation=self.one_of(None, "relu"))(x)
+        groups = self.one_of(2, 4, 8)
+        layer = self.L.Conv2D(
+            groups * self.one_of(1, 3), 3, padding="same", groups=groups, use_bias=self.one_of(True, False)
+        )
+        return layer(x)
+
     def residual(self, x):
         branch = self.activated(self.normalized(self.conv(x, 4)))
         branch = self.normalized(self.conv(branch, x.shape[-1]))
@@ -99,7 +117,29 @@ class Network:
     def functions(self, x):
         ops = self.K.ops if self.K.__name__ == "keras" else tf.nn
         y = self.one_of(ops.relu, ops.relu6, ops.tanh, ops.softmax)(self.conv(x, x.shape[-1]))
-        return self.one_of(lambda: x + y, lambda: x * y, lambda: x - y, lambda: y + 1.0, lambda: x * 0.5 + y)()
+        spread = np.linspace(-1, 1, x.shape[-1]).astype(np.float32)
+        return self.one_of(
+            *(lambda: x + y, lambda: x * y, lambda: x - y, lambda: y + 1.0, lambda: x * 0.5 + y, lambda: -y),
+            *(lambda: x * spread, lambda: 6.0 - x**2, lambda: x[:, :, :, -2:], lambda: x[:, :, ::-1, ::-1]),
+        )()
+
+    def moved(self, x):
+        if self.K.__name__ == "keras":
+            ops = self.K.ops
+            concatenate, reshape, transpose = ops.concatenate, ops.reshape, ops.transpose
+            halves = ops.split(self.conv(x, 6), 2, axis=-1)
+        else:
+            concatenate, reshape, transpose = tf.concat, tf.reshape, tf.transpose
+            halves = tf.split(self.conv(x, 6), 2, axis=-1)
+        _, height, width, channels = x.shape
+        return self.one_of(
+            lambda: concatenate([x, self.conv(x, 3)], -1),
+            lambda: concatenate([self.normalized(halves[1]), halves[0]], -1),
+            lambda: reshape(reshape(x, (-1, height * width, channels)), (-1, width, height, channels)),
+            lambda: transpose(self.activated(transpose(x, (0, 3, 1, 2))), (0, 2, 3, 1)),
+            lambda: transpose(self.L.Dense(2)(transpose(x, (0, 1, 3, 2))), (0, 1, 3, 2)),
+            lambda: reshape(reshape(self.conv(x, 6), (-1, height, width, 2, 3)), (-1, height, width, 6)),
+        )()
 
     def nested(self, x):
         return self.K.Sequential(
@@ -125,11 +165,14 @@ class Network:
                 self.normalized,
                 self.activated,
                 self.depthwise,
+                self.separable,
+                self.grouped,
                 self.residual,
                 self.shared,
                 self.concatenated,
                 self.excited,
                 self.functions,
+                self.moved,
                 self.nested,
                 self.resized,
             )

@@ -62,6 +62,14 @@ def function_name(operation: Any) -> str:
     return ""
 
 
+def is_function(operation: Any) -> bool:
+    """Whether it is a function in a layer's place, be it one that a Lambda layer calls."""
+    if type(operation).__name__ == "Lambda":
+        return True
+    module = type(operation).__module__
+    return module.startswith("keras.src.ops.") or module == "tf_keras.src.layers.core.tf_op_layer"
+
+
 def sharing(layer: Any, name: str) -> Any:
     """A layer that has all that another holds, its variables above all, and is in no model yet."""
     twin = object.__new__(type(layer))  # Not copy.copy, which Keras makes from configs.

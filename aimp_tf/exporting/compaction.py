@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 from aimp_tf.compat.models import HasModel, model_of
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.graph.copies import Copies, compile_alike
+from aimp_tf.graph.functions import Tried
 from aimp_tf.graph.liveness import Liveness, value_of
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.graph.multiplications import channels_of
-from aimp_tf.graph.rules import Opaque, Sum
+from aimp_tf.graph.rules import Sum
 from aimp_tf.masking import check_plain
 
 __all__ = ["CompactionReport", "compact", "compact_and_report"]
@@ -177,9 +179,7 @@ class _Compaction:
     def left_alone(self) -> dict[str, str]:
         """Layer -> class of those that are not seen through."""
         return {
-            call.name: type(call.layer).__name__
-            for call in self._graph.calls
-            if isinstance(self._liveness.rules[call], Opaque)
+            call.name: type(call.layer).__name__ for call in self._graph.calls if self._liveness.rules[call].is_opaque
         }
 
     def not_counted(self) -> dict[str, str]:
@@ -198,10 +198,18 @@ class _Compaction:
             weights, changes = self._liveness.rules[call].rewritten(self._liveness.kept(call))
             return copies.of(call, weights, **changes)
 
-        smaller = self._graph.build(layer_for, self._sums())
+        smaller = self._graph.build(layer_for, {**self._sums(), **self._remade(copies)})
         copies.set_weights()
         self.shared = copies.shared
         return smaller
+
+    def _remade(self, copies: Copies) -> dict[Call, Any]:
+        """Of each function that is called otherwise where channels go, what takes its place."""
+        made = {}
+        for call, rule in self._liveness.rules.items():
+            if isinstance(rule, Tried) and (make := rule.remade(call, self._liveness.staying, self._graph.keras)):
+                made[call] = functools.partial(make, functools.partial(copies.of, call))
+        return made
 
     def _sums(self) -> dict[Call, Any]:
         """Of each Add that loses branches, what takes its place."""

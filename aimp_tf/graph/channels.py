@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """What is known of the entries along one axis of a tensor.
+
+    Attributes:
+        classes: Class of each entry, int (size,). Entries of one class are kept together or removed together.
+        constants: Value of each entry that is the same for all inputs and along all other axes, float64 (size,); NaN
+            for the others.
+    """
+
+    classes: np.ndarray
+    constants: np.ndarray
+
+    @classmethod
+    def varied(cls, classes: np.ndarray) -> Axis:
+        """Of these classes, and values that are not known."""
+        return cls(classes, np.full(len(classes), np.nan))
+
+
+_NONE = Axis(np.zeros(0, np.int64), np.zeros(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,32 +35,58 @@ class Flow:
     """What is known of a tensor.
 
     Attributes:
-        classes: Class of each channel, int (channels,). Channels of one class are kept together or removed together.
-        constants: Value of each channel that is the same for all inputs and positions, float64 (channels,); NaN for
-            the others.
+        rank: Number of its axes.
+        axes: Axis -> what is known of it, of those along which anything could go; never the first, of examples. The
+            last one is that of the channels.
     """
 
-    classes: np.ndarray
-    constants: np.ndarray
+    rank: int
+    axes: Mapping[int, Axis]
+
+    @classmethod
+    def of_channels(cls, rank: int, classes: np.ndarray, constants: np.ndarray | None = None) -> Flow:
+        """Of a tensor whose channels alone could go; values are not known unless they are given."""
+        axis = Axis.varied(classes) if constants is None else Axis(classes, constants)
+        return cls(rank, {rank - 1: axis} if len(classes) else {})
+
+    @property
+    def channels(self) -> Axis:
+        """What is known of its channels; of no entries where there are none."""
+        return self.axes.get(self.rank - 1, _NONE)
+
+    @property
+    def classes(self) -> np.ndarray:
+        """Of its channels."""
+        return self.channels.classes
+
+    @property
+    def constants(self) -> np.ndarray:
+        """Of its channels."""
+        return self.channels.constants
 
     @property
     def is_constant(self) -> bool:
         """Whether it does not depend on the inputs at all."""
         return not np.isnan(self.constants).any()
 
+    @property
+    def others(self) -> dict[int, Axis]:
+        """All but its channels."""
+        return {axis: along for axis, along in self.axes.items() if axis != self.rank - 1}
+
 
 class ChannelClasses:
     """Classes of channels, which are joined where a layer ties channels together (a union-find structure)."""
 
     def __init__(self) -> None:
-        self._parents = np.zeros(0, np.int64)
+        self._parents: list[int] = []
         self._pinned: list[tuple[np.ndarray, str]] = []
 
     def new(self, count: int) -> np.ndarray:
         """As many new classes of one channel each."""
         first = len(self._parents)
-        self._parents = np.concatenate([self._parents, np.arange(first, first + count)])
-        return self._parents[first:].copy()
+        self._parents.extend(range(first, first + count))
+        return np.arange(first, first + count)
 
     def join(self, some: np.ndarray, others: np.ndarray) -> None:
         """Makes one class of `some[i]` and `others[i]`, for each i."""
@@ -48,6 +97,11 @@ class ChannelClasses:
     def pin(self, classes: np.ndarray, why: str) -> None:
         """These must be kept, for a reason such as "output of the model"."""
         self._pinned.append((classes, why))
+
+    def pin_all(self, flow: Flow, why: str) -> None:
+        """All of a tensor must be kept, for a reason."""
+        for along in flow.axes.values():
+            self.pin(along.classes, why)
 
     def pinned(self) -> np.ndarray:
         """Whether a class must be kept, by `settled` class, bool."""
@@ -70,5 +124,5 @@ class ChannelClasses:
     def _root(self, one: int) -> int:
         while self._parents[one] != one:
             self._parents[one] = self._parents[self._parents[one]]
-            one = int(self._parents[one])
+            one = self._parents[one]
         return one

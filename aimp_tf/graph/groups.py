@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,12 +13,12 @@ import numpy as np
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.config.checks import check_choice, name_of_budget
 from aimp_tf.config.structure import Structure
-from aimp_tf.graph.channels import ChannelClasses, Flow
+from aimp_tf.graph.channels import Axis, ChannelClasses
 from aimp_tf.graph.liveness import follow_channels
 from aimp_tf.graph.model_graph import Call, ModelGraph
-from aimp_tf.graph.multiplications import multiply_adds
+from aimp_tf.graph.multiplications import products
 from aimp_tf.graph.prunable import Selection, matches, named_weights, prunable_variables, select_for
-from aimp_tf.graph.rules import Assumptions, Linear, Opaque, Rule
+from aimp_tf.graph.rules import Assumptions, Rule
 from aimp_tf.selection.channels import ChannelSet, ChannelUnits, Product
 
 _STATISTICS = ("moving_mean", "moving_variance")
@@ -125,8 +126,9 @@ class _Found:
         owners: dict[int, Call] = {}
 
         def pin(call: Call, names: Iterable[str | None], why: str) -> None:
-            for name in set(names) - {None}:
-                for class_ in self._flow(call, name).classes.tolist():
+            named = self._named(call)
+            for name in filter(None, set(names)):
+                for class_ in named[name].classes.tolist():
                     reasons.setdefault(class_, why)
 
         for call in self._calls:
@@ -141,7 +143,7 @@ class _Found:
                 trains = key in self._trained or self._is_statistic(call.layer, weight)
                 if not trains and not matches(self._paths[key], include):
                     pin(call, names, f"{call.name} is frozen (trainable=False)")
-                elif isinstance(rule, Linear) and key in self._prunable - self._selected:
+                elif rule.readings() and key in self._prunable - self._selected:
                     pin(call, ("outputs",), f"{call.name} is excluded")
         return reasons
 
@@ -149,8 +151,8 @@ class _Found:
         """All that can go, in the order in which the graph makes it."""
         makers: dict[int, list[str]] = collections.defaultdict(list)
         for call, rule in self._layers():
-            if isinstance(rule, Linear):
-                for class_ in dict.fromkeys(self._flow(call, "outputs").classes.tolist()):
+            if rule.readings():
+                for class_ in dict.fromkeys(self._named(call)["outputs"].classes.tolist()):
                     makers[class_].append(call.name)
         free = sorted(class_ for class_ in makers if class_ not in reasons)
         unit_of = np.full(max([*makers, *self._all_classes()], default=0) + 1, -1)
@@ -159,12 +161,13 @@ class _Found:
         reads: dict[str, int] = {}
         members: dict[int, list[tuple[str, int, int]]] = collections.defaultdict(list)
         for call, rule in self._layers():
+            named = self._named(call)
             for weight, names in zip(call.layer.weights, rule.axes(), strict=True):
                 path = self._paths.get(_key(weight))
                 if path is None or path in axes or self._is_statistic(call.layer, weight):
                     continue
-                axes[path] = tuple(None if name is None else unit_of[self._flow(call, name).classes] for name in names)
-                if isinstance(rule, Linear) and "inputs" in names:
+                axes[path] = tuple(None if name is None else unit_of[named[name].classes] for name in names)
+                if rule.readings() and "inputs" in names:
                     reads[path] = names.index("inputs")
                 for axis, units in enumerate(axes[path]):
                     if units is not None:
@@ -198,8 +201,9 @@ class _Found:
         pinned: dict[str, tuple[int, str]] = {}
         for call in self._calls:
             matrices = any(len(weight.shape) > 1 for weight in getattr(call.layer, "weights", ()))
-            if matrices and isinstance(self._rules[call], (Linear, Opaque)):
-                classes = self._flow(call, "outputs").classes.tolist()
+            rule = self._rules[call]
+            if matrices and (rule.readings() or rule.is_opaque):
+                classes = self._named(call)["outputs"].classes.tolist()
                 stays = [reasons[class_] for class_ in classes if class_ in reasons]
                 if stays:
                     pinned[call.name] = len(stays), stays[0]
@@ -210,21 +214,21 @@ class _Found:
         return [(call, self._rules[call]) for call in self._calls if self._rules[call].is_tied and call.layer.weights]
 
     def _products(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Product], int]:
-        products, others = [], 0
+        found, others = [], 0
         for call in self._graph.calls:
-            whole = multiply_adds(call) or 0
-            path = self._paths.get(_key(call.layer.weights[0]), "") if whole and call.layer.weights else ""
-            if self._rules[call].is_tied and path in shapes:
-                products.append(Product(path, whole // int(np.prod(shapes[path]))))
-            else:
-                others += whole
-        return products, others
+            for part in products(call) or ():
+                path = self._paths.get(_key(part.kernel), "")
+                if self._rules[call].is_tied and path in shapes:
+                    found.append(Product(path, part.total // math.prod(shapes[path])))
+                else:
+                    others += part.total
+        return found, others
 
-    def _flow(self, call: Call, name: str | None) -> Flow:
-        return self._flows[(call.inputs if name == "inputs" else call.outputs)[0]]
+    def _named(self, call: Call) -> Mapping[str, Axis]:
+        return self._rules[call].named(call, self._flows)
 
     def _all_classes(self) -> list[int]:
-        return [int(flow.classes.max()) for flow in self._flows.values() if len(flow.classes)]
+        return [int(along.classes.max()) for flow in self._flows.values() for along in flow.axes.values()]
 
     def _is_statistic(self, layer: Any, weight: Any) -> bool:
         statistics = (getattr(layer, name, None) for name in _STATISTICS)

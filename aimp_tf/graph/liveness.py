@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.variables import resource_of
-from aimp_tf.graph.channels import ChannelClasses, Flow
+from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor
-from aimp_tf.graph.multiplications import multiply_adds
+from aimp_tf.graph.multiplications import multiply_adds, products
 from aimp_tf.graph.rule_table import rule_for
-from aimp_tf.graph.rules import Assumptions, Kept, Linear, Rule, as_it_is
+from aimp_tf.graph.rules import Assumptions, Kept, Reading, Rule, as_it_is
 
 
 def value_of(variable: Any) -> np.ndarray:
@@ -60,34 +60,48 @@ class Liveness:
         self.rules, self.flows = follow_channels(graph, assumptions, classes, as_one=assumptions.training)
         self._needed = classes.pinned()
         self._reachable = self._reach() if masks is None else set(self.flows)
-        self._readers = [_Reader.of(calls[0], rule, calls, self.flows) for rule, calls in self._linear_layers()]
+        self._layers = self._layers_reached()
+        self._readers = [
+            _Reader.of(rule, reading, [rule.named(call, self.flows) for call in calls])
+            for rule, calls in self._layers
+            for reading in rule.readings()
+        ]
         self._merged: dict[int, int] = {}
         self._settle()
 
     def kept(self, call: Call, needed: np.ndarray | None = None) -> Kept:
         """What stays of the layer of a call. It is as little as can be, unless it is said which classes of channels."""
         needed = self._needed if needed is None else needed
-        inputs, outputs = (
-            np.flatnonzero(needed[self.flows[tensors[0]].classes]) for tensors in (call.inputs, call.outputs)
-        )
-        reader = next((reader for reader in self._readers if reader.layer is call.layer), None)
+        named = self.rules[call].named(call, self.flows)
+        indices = {name: np.flatnonzero(needed[along.classes]) for name, along in named.items()}
+        reader = next((reader for reader in self._readers if reader.layer is call.layer and reader.folds), None)
         if reader is None:
-            return Kept(inputs, outputs, np.full(call.inputs[0].channels, np.nan))
-        position = {class_: index for index, class_ in enumerate(reader.sources.tolist())}
+            return Kept(indices, np.full(call.inputs[0].channels, np.nan))
+        constants, sources = reader.constants[0], reader.sources[0].tolist()
+        position = {class_: index for index, class_ in enumerate(sources)}
         merged = [
             (channel, position[self._merged[class_]])
-            for channel, class_ in enumerate(reader.sources.tolist())
+            for channel, class_ in enumerate(sources)
             if reader.mergeable[channel] and class_ in self._merged and not needed[class_]
         ]
-        return Kept(inputs, outputs, reader.constants, merged)
+        return Kept(indices, constants, merged)
+
+    def staying(self, tensor: Tensor) -> dict[int, np.ndarray]:
+        """The indices that stay of a tensor, rising, for each axis from which any go."""
+        stays = {axis: self._needed[along.classes] for axis, along in self.flows[tensor].axes.items()}
+        return {axis: np.flatnonzero(each) for axis, each in stays.items() if not each.all()}
 
     def multiply_adds(self, call: Call, kept: Kept | None = None) -> int | None:
         """Multiplications with weights in a call, for one example, with what is kept of the layer, or all of it. None
         where they are not known, as `multiply_adds` says, which is then all that is known of any part."""
-        whole, rule = multiply_adds(call), self.rules[call]
-        if not whole or kept is None or not rule.is_tied:
-            return whole
-        return whole * math.prod(map(len, rule.indices(kept)[0])) // math.prod(call.layer.weights[0].shape)
+        rule = self.rules[call]
+        if kept is None or not rule.is_tied or (parts := products(call)) is None:
+            return multiply_adds(call)
+        shares = {
+            id(resource_of(weight)): math.prod(map(len, indices)) / math.prod(weight.shape)
+            for weight, indices in zip(call.layer.weights, rule.indices(kept), strict=True)
+        }
+        return sum(round(part.total * shares.get(id(resource_of(part.kernel)), 1.0)) for part in parts)
 
     def filled_up(self, multiple: int) -> np.ndarray:
         """Whether each class of channels stays, bool, if more stay than must. Which classes there are depends on the
@@ -98,7 +112,7 @@ class Liveness:
         """
         needed = self._needed.copy()
         for call in self._graph.calls:
-            if isinstance(self.rules[call], Linear):
+            if self.rules[call].readings():
                 classes = np.unique(self.flows[call.outputs[0]].classes)
                 gone = classes[~needed[classes]]
                 needed[gone[: -(len(classes) - len(gone)) % multiple]] = True
@@ -114,38 +128,46 @@ class Liveness:
             if tensor not in reached:
                 reached.add(tensor)
                 if tensor in origin:
-                    pending += self.rules[origin[tensor]].sources(origin[tensor], self.flows)
+                    rule = self.rules[origin[tensor]]
+                    pending += (*rule.within.values(), *rule.sources(origin[tensor], self.flows))
         return reached
 
-    def _linear_layers(self) -> list[tuple[Linear, list[Call]]]:
-        """The layers that read channels by weights, with those of their calls that anything depends on."""
+    def _layers_reached(self) -> list[tuple[Rule, list[Call]]]:
+        """The layers, with those of their calls that anything depends on."""
         calls_of: dict[int, list[Call]] = defaultdict(list)
         for call in self._graph.calls:
-            if isinstance(self.rules[call], Linear) and call.outputs[0] in self._reachable:
+            if not self._reachable.isdisjoint(call.outputs):
                 calls_of[id(call.layer)].append(call)
-        layers = []
-        for calls in calls_of.values():
-            rule = self.rules[calls[0]]
-            assert isinstance(rule, Linear)
-            layers.append((rule, calls))
-        return layers
+        return [(self.rules[calls[0]], calls) for calls in calls_of.values()]
 
     def _settle(self) -> None:
         """Marks classes as needed until nothing that stays depends on any that does not."""
         while True:
             self._spread()
-            if self._merge():
+            if self._merge() or self._complete():
                 continue
             # A tensor without channels cannot be, so one stays: best one that takes nothing to compute.
-            empty = (
-                flow
-                for tensor, flow in self.flows.items()
-                if tensor in self._reachable and tensor.channels and not self._needed[flow.classes].any()
-            )
-            flow = next(empty, None)
-            if flow is None:
+            along = next((along for along in self._all_axes() if not self._needed[along.classes].any()), None)
+            if along is None:
                 return
-            self._needed[flow.classes[np.argmin(np.isnan(flow.constants))]] = True
+            self._needed[along.classes[np.argmin(np.isnan(along.constants))]] = True
+
+    def _all_axes(self) -> Iterator[Axis]:
+        """Of the tensors that anything depends on, and of those within layers."""
+        for tensor, flow in self.flows.items():
+            if tensor in self._reachable:
+                yield from flow.axes.values()
+
+    def _complete(self) -> bool:
+        """Lets stay what layers cannot leave out beside what stays. Returns whether there was anything."""
+        before = np.count_nonzero(self._needed)
+        for rule, calls in self._layers:
+            for call in calls:
+                named = rule.named(call, self.flows)
+                stays = rule.completed({name: self._needed[along.classes] for name, along in named.items()})
+                for name, needed in stays.items():
+                    self._needed[named[name].classes[needed]] = True
+        return bool(np.count_nonzero(self._needed) > before)
 
     def _spread(self) -> None:
         """From the outputs of linear layers to the inputs that lead there."""
@@ -154,9 +176,9 @@ class Liveness:
             changed = False
             for reader in reversed(self._readers):
                 if reader.look(self._needed):
-                    wanted = reader.sources[reader.read & ~reader.foldable & ~reader.mergeable]
-                    changed = changed or not bool(self._needed[wanted].all())
-                    self._needed[wanted] = True
+                    for wanted in reader.wanted():
+                        changed = changed or not bool(self._needed[wanted].all())
+                        self._needed[wanted] = True
 
     def _merge(self) -> bool:
         """Lets one constant channel stand in for all others that the same bordered layers read.
@@ -168,19 +190,19 @@ class Liveness:
         several: set[int] = set()
         for index, reader in enumerate(self._readers):
             if reader.mergeable.any():
-                for channel, class_ in enumerate(reader.sources.tolist()):
+                for channel, class_ in enumerate(reader.sources[0].tolist()):
                     if index in places[class_]:
                         several.add(class_)
                     places[class_][index] = channel
         open_ = {
             class_
             for reader in self._readers
-            for class_ in reader.sources[reader.read & reader.mergeable].tolist()
+            for class_ in reader.sources[0][reader.read[0] & reader.mergeable].tolist()
             if not self._needed[class_] and class_ not in self._merged
         }
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for class_, readers in places.items():
-            values = [self._readers[index].constants[channel] for index, channel in readers.items()]
+            values = [self._readers[index].constants[0][channel] for index, channel in readers.items()]
             if class_ not in several and np.all(np.nan_to_num(values)):
                 groups[tuple(readers)].append(class_)
         for class_ in sorted(open_):
@@ -197,7 +219,7 @@ class Liveness:
         return bool(open_)
 
     def _size(self, class_: int, places: dict[int, dict[int, int]]) -> float:
-        return min(abs(self._readers[index].constants[channel]) for index, channel in places[class_].items())
+        return min(abs(self._readers[index].constants[0][channel]) for index, channel in places[class_].items())
 
 
 def follow_channels(
@@ -221,17 +243,32 @@ def follow_channels(
     rules = {call: rule_of[id(call.layer)] for call in graph.calls}
     flows = {tensor: as_it_is(tensor, classes, "input of the model") for tensor in tf.nest.flatten(graph.inputs)}
     for call in graph.calls:
-        outputs = rules[call].follow(call, flows, classes)
+        found = rules[call].follow(call, flows, classes)
         if assumptions.training:
-            outputs = [Flow(flow.classes, np.where(flow.constants == 0, 0.0, np.nan)) for flow in outputs]
-        if as_one and (trains_as_one := _trains_as_one(call.layer)):
-            sources = [flows[tensor] for tensor in call.inputs] if trains_as_one == "weights" else []
-            for flow in (*outputs, *sources):
-                classes.pin(flow.classes, f"{call.name} trains as a whole")
-        flows.update(zip(call.outputs, outputs, strict=True))
+            found = {tensor: _in_training(flow) for tensor, flow in found.items()}
+        whole = "weights" if not rules[call].in_place else _trains_as_one(call.layer)
+        if as_one and whole:
+            sources = [flows[tensor] for tensor in call.inputs] if whole == "weights" else []
+            for flow in (*found.values(), *sources):
+                classes.pin_all(flow, f"{call.name} trains as a whole")
+        flows.update(found)
     for tensor in tf.nest.flatten(graph.outputs):
-        classes.pin(flows[tensor].classes, "output of the model")
-    return rules, {tensor: Flow(classes.settled(flow.classes), flow.constants) for tensor, flow in flows.items()}
+        classes.pin_all(flows[tensor], "output of the model")
+    return rules, {tensor: _settled(flow, classes) for tensor, flow in flows.items()}
+
+
+def _in_training(flow: Flow) -> Flow:
+    """What is left of what is known where training may change all but zeros."""
+    return Flow(
+        flow.rank,
+        {axis: Axis(along.classes, np.where(along.constants == 0, 0.0, np.nan)) for axis, along in flow.axes.items()},
+    )
+
+
+def _settled(flow: Flow, classes: ChannelClasses) -> Flow:
+    return Flow(
+        flow.rank, {axis: Axis(classes.settled(along.classes), along.constants) for axis, along in flow.axes.items()}
+    )
 
 
 def _untrained(variable: Any, mask: np.ndarray | None) -> np.ndarray:
@@ -269,51 +306,69 @@ _REGULARIZERS_BY_WEIGHT = ("L1", "L2", "L1L2")
 
 @dataclasses.dataclass
 class _Reader:
-    """A linear layer, and which input channels it reads.
+    """What a layer reads by weights of its own.
 
     Attributes:
         layer: The layer.
-        connected: As in `Linear`.
-        sources: Classes of its input channels.
-        outputs: Classes of its output channels.
-        constants: Value of each input channel that has the same one in all calls; NaN for the others.
-        foldable: Whether a bias can hold what the channel does.
-        mergeable: Whether it is constant all the same.
+        reading: The weights.
+        sources: Classes of what it reads, as `Reading.sources` names it.
+        outputs: Classes of what it makes, likewise.
+        constants: Value of each channel of the sources that has the same one in all calls; NaN for the others.
+        foldable: Whether nothing is lost with a channel but what a bias can hold.
+        mergeable: Whether a channel of the first source is constant all the same, and another can stand in for it.
         read: Whether any output that stays is connected with it.
     """
 
     layer: object
-    connected: np.ndarray
-    sources: np.ndarray
-    outputs: np.ndarray
-    constants: np.ndarray
-    foldable: np.ndarray
+    reading: Reading
+    sources: list[np.ndarray]
+    outputs: list[np.ndarray]
+    constants: list[np.ndarray]
+    foldable: list[np.ndarray]
     mergeable: np.ndarray
-    read: np.ndarray
+    read: list[np.ndarray]
     _outputs_seen: int = 0
 
     @classmethod
-    def of(cls, call: Call, rule: Linear, calls: list[Call], flows: dict[Tensor, Flow]) -> _Reader:
-        first, *others = (flows[call.inputs[0]].constants for call in calls)
-        constants = np.where(np.all([other == first for other in others], axis=0), first, np.nan)
-        foldable = rule.foldable(constants)
+    def of(cls, rule: Rule, reading: Reading, calls: Sequence[Mapping[str, Axis]]) -> _Reader:
+        """Of a reading of a layer's, and what the weights count in each of its calls."""
+        constants = []
+        for name in reading.sources:
+            first, *others = (named[name].constants for named in calls)
+            constants.append(np.where(np.all([other == first for other in others], axis=0), first, np.nan))
+        foldable = [reading.foldable(values) for values in constants]
         return cls(
-            call.layer,
-            rule.connected,
-            flows[call.inputs[0]].classes,
-            flows[call.outputs[0]].classes,
+            rule.layer,
+            reading,
+            [calls[0][name].classes for name in reading.sources],
+            [calls[0][name].classes for name in reading.outputs],
             constants,
             foldable,
-            ~np.isnan(constants) & ~foldable,
-            np.zeros(len(constants), bool),
+            ~np.isnan(constants[0]) & ~foldable[0] & reading.merges,
+            [np.zeros(len(values), bool) for values in constants],
         )
+
+    @property
+    def folds(self) -> bool:
+        """Whether it reads what goes into the layer, and has a bias to hold constants."""
+        return self.reading.sources == ("inputs",)
+
+    def wanted(self) -> Iterator[np.ndarray]:
+        """The classes that must stay for what is read of them."""
+        for index, (classes, read, foldable) in enumerate(zip(self.sources, self.read, self.foldable, strict=True)):
+            yield classes[read & ~foldable & (~self.mergeable if index == 0 else True)]
 
     def look(self, needed: np.ndarray) -> bool:
         """Brings `read` up to date. Returns whether there was anything to do."""
-        outputs = needed[self.outputs]
-        count = int(np.count_nonzero(outputs))
+        outputs = [needed[classes] for classes in self.outputs]
+        count = sum(map(np.count_nonzero, outputs))
         if count == self._outputs_seen:
             return False
         self._outputs_seen = count
-        self.read = np.asarray(self.connected[:, outputs].any(axis=1))
+        connected = self.reading.connected
+        for axis, stays in enumerate(outputs, start=len(self.sources)):
+            connected = np.compress(stays, connected, axis=axis)
+        for source in range(len(self.sources)):
+            others = tuple(axis for axis in range(connected.ndim) if axis != source)
+            self.read[source] = np.asarray(connected.any(axis=others))
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,6 +11,19 @@ from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.graph.model_graph import Call, ModelGraph
 
 Shape = tuple[int | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What a call multiplies with one kernel.
+
+    Attributes:
+        kernel: The variable.
+        total: Multiplications with it for one example.
+    """
+
+    kernel: Any
+    total: int
 
 
 def multiply_adds(call: Call) -> int | None:
@@ -25,41 +39,51 @@ def multiply_adds(call: Call) -> int | None:
     Returns:
         Their number; None where a layer holds matrices of weights, but what it does with them is not known.
     """
+    parts = products(call)
+    return None if parts is None else sum(part.total for part in parts)
+
+
+def products(call: Call) -> list[Part] | None:
+    """As `multiply_adds`, kernel by kernel."""
     layer = call.layer
     kind = type(layer).__name__
     if is_keras_own(type(layer)):
         if kind in _ATTENTION:
             return _attention(call)
         if kind == "ReversibleEmbedding" and (call.kwargs.get("reverse") or True in call.args[1:]):
-            return math.prod(layer.embeddings.shape) * _product(call.inputs[0].shape[1:-1])
-    return _count(layer, call.inputs[0].shape if call.inputs else ())
+            return [_part(layer.embeddings, _product(call.inputs[0].shape[1:-1]))]
+    return _parts(layer, call.inputs[0].shape if call.inputs else ())
 
 
-def _count(layer: Any, shape: Shape) -> int | None:
-    """As `multiply_adds`, for an input of this shape."""
+def _parts(layer: Any, shape: Shape) -> list[Part] | None:
+    """As `products`, for an input of this shape."""
     kind = type(layer).__name__
     if is_keras_own(type(layer)):
         if kind in _VALUE_BY_VALUE:
-            return 0
+            return []
         if kind in _COUNTS:
             return _COUNTS[kind](layer, shape)
     if not any(len(weight.shape) > 1 for weight in getattr(layer, "weights", ())):
-        return 0
+        return []
     try:
         graph = ModelGraph.of(layer)
     except (TypeError, ValueError):  # No model, or a subclassed one.
         return None
-    return _total(map(multiply_adds, graph.calls))
+    return _all_of(map(products, graph.calls))
 
 
-def _total(counts: Iterable[int | None]) -> int | None:
-    """Their sum; None if any is not known."""
-    total = 0
-    for count in counts:
-        if count is None:
+def _all_of(lists: Iterable[list[Part] | None]) -> list[Part] | None:
+    """All parts; None if any are not known."""
+    found: list[Part] = []
+    for parts in lists:
+        if parts is None:
             return None
-        total += count
-    return total
+        found += parts
+    return found
+
+
+def _part(kernel: Any, times: int) -> Part:
+    return Part(kernel, math.prod(kernel.shape) * times)
 
 
 def _product(sizes: Iterable[int | None]) -> int:
@@ -80,85 +104,89 @@ def _channel_axis(layer: Any, shape: Shape) -> int:
     return 1 if getattr(layer, "data_format", None) == "channels_first" else len(shape) - 1
 
 
-def _weights(layer: Any) -> int:
-    """Number of the weights in the kernels of a layer."""
+def _kernels(layer: Any, times: int) -> list[Part]:
+    """The kernels of a layer, each entry of which is used so many times."""
     names = ("kernel", "recurrent_kernel", "depthwise_kernel", "pointwise_kernel")
     kernels = (getattr(layer, name, None) for name in names)
-    return sum(math.prod(kernel.shape) for kernel in kernels if kernel is not None)
+    return [_part(kernel, times) for kernel in kernels if kernel is not None]
 
 
-def _dense(layer: Any, shape: Shape) -> int:
-    return _weights(layer) * _product(shape[1:-1])
+def _dense(layer: Any, shape: Shape) -> list[Part]:
+    return _kernels(layer, _product(shape[1:-1]))
 
 
-def _einsum(layer: Any, shape: Shape) -> int:
+def _einsum(layer: Any, shape: Shape) -> list[Part]:
     source, kernel = layer.equation.split("->")[0].replace(" ", "").split(",")
     before, _, after = source.partition("...")
     axes = [*before, *"." * (len(shape) - len(before) - len(after)), *after]
-    return _weights(layer) * _product(
-        size for axis, size in list(zip(axes, shape, strict=True))[1:] if axis not in kernel
-    )
+    times = _product(size for axis, size in list(zip(axes, shape, strict=True))[1:] if axis not in kernel)
+    return _kernels(layer, times)
 
 
-def _convolution(layer: Any, shape: Shape) -> int:
+def _convolution(layer: Any, shape: Shape) -> list[Part]:
     """Each weight is used once for each position of the output."""
-    return _weights(layer) * _product(_spatial(layer, tuple(layer.compute_output_shape(shape))))
+    return _kernels(layer, _product(_spatial(layer, tuple(layer.compute_output_shape(shape)))))
 
 
-def _transposed(layer: Any, shape: Shape) -> int:
+def _transposed(layer: Any, shape: Shape) -> list[Part]:
     """Each weight is used once for each position of the input."""
-    return _weights(layer) * _product(_spatial(layer, shape))
+    return _kernels(layer, _product(_spatial(layer, shape)))
 
 
-def _locally_connected(layer: Any, shape: Shape) -> int:
+def _locally_connected(layer: Any, shape: Shape) -> list[Part]:
     """Each position of the output has weights of its own, which not all implementations store alone."""
     positions = _product(_spatial(layer, tuple(layer.compute_output_shape(shape))))
-    return positions * math.prod(layer.kernel_size) * channels_of(layer, shape) * layer.filters
+    return [Part(layer.kernel, positions * math.prod(layer.kernel_size) * channels_of(layer, shape) * layer.filters)]
 
 
-def _cell(layer: Any, shape: Shape) -> int:
-    return _weights(layer)
+def _cell(layer: Any, shape: Shape) -> list[Part]:
+    return _kernels(layer, 1)
 
 
-def _cells(layer: Any, shape: Shape) -> int | None:
-    return _total(_count(cell, shape) for cell in layer.cells)
+def _cells(layer: Any, shape: Shape) -> list[Part] | None:
+    return _all_of(_parts(cell, shape) for cell in layer.cells)
 
 
-def _recurrent(layer: Any, shape: Shape) -> int | None:
-    step = _count(layer.cell, (shape[0], *shape[2:]))
-    steps = shape[0 if getattr(layer, "time_major", False) else 1]
-    return None if step is None else step * (steps or 1)
+def _recurrent(layer: Any, shape: Shape) -> list[Part] | None:
+    step = _parts(layer.cell, (shape[0], *shape[2:]))
+    return _repeated(step, shape[0 if getattr(layer, "time_major", False) else 1])
 
 
-def _recurrent_convolution(layer: Any, shape: Shape) -> int:
+def _repeated(step: list[Part] | None, steps: int | None) -> list[Part] | None:
+    return None if step is None else [dataclasses.replace(part, total=part.total * (steps or 1)) for part in step]
+
+
+def _recurrent_convolution(layer: Any, shape: Shape) -> list[Part]:
     output = layer.compute_output_shape(shape)
     output = tuple(output[0] if layer.return_state else output)
     step = (output[0], *output[2:]) if layer.return_sequences else output
-    return _weights(layer.cell) * _product(_spatial(layer, step)) * (shape[1] or 1)
+    return _kernels(layer.cell, _product(_spatial(layer, step)) * (shape[1] or 1))
 
 
-def _both_directions(layer: Any, shape: Shape) -> int | None:
-    return _total(_count(part, shape) for part in (layer.forward_layer, layer.backward_layer))
+def _both_directions(layer: Any, shape: Shape) -> list[Part] | None:
+    return _all_of(_parts(part, shape) for part in (layer.forward_layer, layer.backward_layer))
 
 
-def _time_distributed(layer: Any, shape: Shape) -> int | None:
-    step = _count(layer.layer, (shape[0], *shape[2:]))
-    return None if step is None else step * (shape[1] or 1)
+def _time_distributed(layer: Any, shape: Shape) -> list[Part] | None:
+    return _repeated(_parts(layer.layer, (shape[0], *shape[2:])), shape[1])
 
 
-def _wrapped(layer: Any, shape: Shape) -> int | None:
-    return _count(layer.layer, shape)
+def _wrapped(layer: Any, shape: Shape) -> list[Part] | None:
+    return _parts(layer.layer, shape)
 
 
-def _attention(call: Call) -> int:
+def _attention(call: Call) -> list[Part]:
     given = {**dict(zip(("query", "value", "key"), call.args, strict=False)), **call.kwargs}
     query, value = given["query"], given["value"]
     key = value if given.get("key") is None else given["key"]
     sources = {"query": query, "key": key, "value": value, "gate": query, "output": query}
     dense = {name: getattr(call.layer, f"_{name}_dense", None) for name in sources}
-    return sum(
-        _weights(layer) * _product(sources[name].shape[1:-1]) for name, layer in dense.items() if layer is not None
-    )
+    return [
+        part
+        for name, layer in dense.items()
+        if layer is not None
+        for part in _kernels(layer, _product(sources[name].shape[1:-1]))
+    ]
 
 
 _ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
@@ -169,7 +197,7 @@ _VALUE_BY_VALUE = (
 ).split()
 """Layers of Keras with weights that may be matrices, but multiply none."""
 
-_COUNTS: dict[str, Callable[[Any, Shape], int | None]] = {
+_COUNTS: dict[str, Callable[[Any, Shape], list[Part] | None]] = {
     "Dense": _dense,
     "EinsumDense": _einsum,
     **{f"{kind}Conv{rank}D": _convolution for kind in ("", "Depthwise", "Separable") for rank in (1, 2, 3)},

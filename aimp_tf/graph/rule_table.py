@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.functional import function_name
+from aimp_tf.compat.functional import function_name, is_function
+from aimp_tf.graph.functions import Tried
+from aimp_tf.graph.linear import Depthwise, Grouped, Linear, Separable
 from aimp_tf.graph.model_graph import Call
 from aimp_tf.graph.rules import (
     Assumptions,
     Concatenation,
-    Depthwise,
     Elementwise,
     Function,
-    Linear,
     Opaque,
     PassThrough,
     Repeat,
@@ -35,20 +35,29 @@ def rule_for(calls: Sequence[Call], assumptions: Assumptions) -> Rule:
     layer = calls[0].layer
     kind = _kind(layer, assumptions.keras)
     factory = _FACTORIES.get(kind)
-    if factory is None or not all(_is_plain(call, several=kind in _MERGING) for call in calls):
-        return Opaque(layer)
-    rules = [rule for call in calls if (rule := factory(call, assumptions))]
-    shapes = {(call.inputs[0].channels, call.outputs[0].channels) for call in calls}
-    known = len(rules) == len(calls) and not (len(shapes) > 1 and rules[0].is_tied)
-    return rules[0] if known else Opaque(layer)
+    if factory is not None and all(_is_plain(call, several=kind in _MERGING) for call in calls):
+        rules = [rule for call in calls if (rule := factory(call, assumptions))]
+        shapes = {(call.inputs[0].channels, call.outputs[0].channels) for call in calls}
+        if len(rules) == len(calls) and not (len(shapes) > 1 and rules[0].is_tied):
+            return rules[0]
+    return Tried(layer) if all(_may_be_tried(call, assumptions) for call in calls) else Opaque(layer)
+
+
+def _may_be_tried(call: Call, assumptions: Assumptions) -> bool:
+    """Whether what a call does on numbers that are made up says all of it."""
+    layer = call.layer
+    if getattr(layer, "weights", ()) or call.kwargs.get("training") not in (None, False) or not call.inputs:
+        return False
+    # In training, layers may do something else; functions do not.
+    return not assumptions.training or is_function(layer)
 
 
 def _kind(layer: Any, keras: Any) -> str:
-    """The name in `_FACTORIES` for a layer, or for a function such as `tf.nn.relu` or `+` in its place."""
+    """The name in `_FACTORIES` for a layer, or for `+` in its place."""
     name = type(layer).__name__
     if type(layer) is getattr(keras.layers, name, None):
         return name
-    return _FUNCTIONS.get(function_name(layer), "")
+    return "Add" if function_name(layer) == "add" else ""
 
 
 def _is_plain(call: Call, several: bool) -> bool:
@@ -76,11 +85,21 @@ def _activation(layer: Any, assumptions: Assumptions) -> Function | None:
 
 
 def _weighted(call: Call, assumptions: Assumptions) -> Rule | None:
-    """Dense and all convolutions but those that are depthwise or in groups."""
-    layer = call.layer
-    if len(layer.weights) != 1 + layer.use_bias or getattr(layer, "groups", 1) != 1:
+    """Dense and all convolutions but those of DepthwiseConv* and SeparableConv*."""
+    layer, activation, bordered = call.layer, _activation(call.layer, assumptions), is_bordered(call.layer)
+    if len(layer.weights) != 1 + layer.use_bias:
         return None  # Adapters and quantized kernels come as further weights.
-    return Linear(layer, _values(layer, assumptions), _activation(layer, assumptions), bordered=is_bordered(layer))
+    values, groups = _values(layer, assumptions), getattr(layer, "groups", 1)
+    if groups == 1:
+        return Linear(layer, values, activation, bordered=bordered)
+    if groups == call.inputs[0].channels:
+        return activation and Depthwise(layer, values, activation, bordered=bordered)
+    return Grouped(layer, values, activation, bordered=bordered, training=assumptions.training)
+
+
+def _separable(call: Call, assumptions: Assumptions) -> Rule | None:
+    layer = call.layer
+    return Separable(layer, _values(layer, assumptions), _activation(layer, assumptions), bordered=is_bordered(layer))
 
 
 def _depthwise(call: Call, assumptions: Assumptions) -> Rule | None:
@@ -108,8 +127,12 @@ def _value_by_value(call: Call, assumptions: Assumptions) -> Rule | None:
 
 
 def _unchanged(call: Call, assumptions: Assumptions) -> Rule | None:
+    return PassThrough(call.layer)
+
+
+def _moved(call: Call, assumptions: Assumptions) -> Rule | None:
     known = getattr(call.layer, "interpolation", "nearest") in ("nearest", "bilinear")
-    return PassThrough(call.layer) if known else None
+    return PassThrough(call.layer, moves=True) if known else None
 
 
 def _dropout(call: Call, assumptions: Assumptions) -> Rule | None:
@@ -132,11 +155,11 @@ def _counts_channels(layer: Any) -> bool:
 
 
 def _zero_padding(call: Call, assumptions: Assumptions) -> Rule | None:
-    return PassThrough(call.layer, lambda values: np.where(values == 0, 0.0, np.nan))
+    return PassThrough(call.layer, lambda values: np.where(values == 0, 0.0, np.nan), moves=True)
 
 
 def _permute(call: Call, assumptions: Assumptions) -> Rule | None:
-    return PassThrough(call.layer) if call.layer.dims[-1] == len(call.layer.dims) else None
+    return PassThrough(call.layer, moves=True) if call.layer.dims[-1] == len(call.layer.dims) else None
 
 
 def _batch_normalization(call: Call, assumptions: Assumptions) -> Rule | None:
@@ -161,7 +184,8 @@ def _concatenation(call: Call, assumptions: Assumptions) -> Rule | None:
 
 def _elementwise(combine: Function | None) -> Factory:
     def make(call: Call, assumptions: Assumptions) -> Rule | None:
-        if len(call.inputs) < 2 or len({tensor.channels for tensor in (*call.inputs, *call.outputs)}) > 1:
+        sizes = {tensor.channels for tensor in (*call.inputs, *call.outputs)} - {1}
+        if len(call.inputs) < 2 or len(sizes) > 1:
             return None
         if combine is None and not assumptions.training:
             return Sum(call.layer, assumptions.masked)
@@ -191,12 +215,6 @@ _MERGING: dict[str, Factory] = {
     "Concatenate": _concatenation,
 }
 
-_FUNCTIONS = {
-    **{name.lower(): name for name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum")},
-    **{name: "ReLU" for name in "relu relu6 sigmoid tanh silu softplus elu selu".split()},
-}
-"""Function of `keras.ops` or TensorFlow -> a layer that is treated alike."""
-
 _DIMENSIONS = ("1D", "2D", "3D")
 
 _FACTORIES: dict[str, Factory] = {
@@ -204,18 +222,21 @@ _FACTORIES: dict[str, Factory] = {
     "Dense": _weighted,
     **{f"Conv{dims}{kind}": _weighted for dims in _DIMENSIONS for kind in ("", "Transpose")},
     **{f"DepthwiseConv{dims}": _depthwise for dims in ("1D", "2D")},
+    **{f"SeparableConv{dims}": _separable for dims in ("1D", "2D")},
     "BatchNormalization": _batch_normalization,
     "Activation": _activation_layer,
     **{name: _value_by_value for name in ("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Rescaling")},
     **{
-        f"{prefix}{kind}Pooling{dims}": _unchanged
+        f"{prefix}{kind}Pooling{dims}": _moved
         for prefix in ("", "Global")
         for kind in ("Max", "Average")
         for dims in _DIMENSIONS
     },
-    **{f"{name}{dims}": _unchanged for name in ("UpSampling", "Cropping", "SpatialDropout") for dims in _DIMENSIONS},
+    **{f"{name}{dims}": _moved for name in ("UpSampling", "Cropping") for dims in _DIMENSIONS},
+    **{f"SpatialDropout{dims}": _unchanged for dims in _DIMENSIONS},
     **{f"ZeroPadding{dims}": _zero_padding for dims in _DIMENSIONS},
-    **{name: _unchanged for name in ("GaussianDropout ActivityRegularization Identity RepeatVector".split())},
+    **dict.fromkeys(("GaussianDropout", "ActivityRegularization", "Identity"), _unchanged),
+    "RepeatVector": _moved,
     "Dropout": _dropout,
     **dict.fromkeys(("AlphaDropout", "GaussianNoise"), _noise),
     "Permute": _permute,

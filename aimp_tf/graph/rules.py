@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import abc
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
-from aimp_tf.graph.channels import ChannelClasses, Flow
+from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call, Tensor
 
 Flows = Mapping[Tensor, Flow]
@@ -38,49 +39,109 @@ class Kept:
     """Which channels of a layer stay, and what stands in for others.
 
     Attributes:
-        inputs: Indices of those of its first input, rising.
-        outputs: Indices of those of its output, rising.
-        constants: Value of each channel of the first input; NaN where it has no single one.
-        merged: (removed channel, kept channel) of the first input, both constant: the kept one does for both.
+        indices: Name of what the rule counts, such as "inputs" and "outputs" -> indices of those that stay, rising.
+        constants: Value of each channel of "inputs"; NaN where it has no single one.
+        merged: (removed channel, kept channel) of "inputs", both constant: the kept one does for both.
     """
 
-    inputs: np.ndarray
-    outputs: np.ndarray
+    indices: Mapping[str, np.ndarray]
     constants: np.ndarray
     merged: Sequence[tuple[int, int]] = ()
 
+    @property
+    def inputs(self) -> np.ndarray:
+        """Indices of the channels of the first input that stay, rising."""
+        return self.indices["inputs"]
+
+    @property
+    def outputs(self) -> np.ndarray:
+        """Indices of the channels of the first output that stay, rising."""
+        return self.indices["outputs"]
+
+
+def only_zeros(constants: np.ndarray) -> np.ndarray:
+    """Whether channels of these values add nothing to a sum, bool (channels,)."""
+    return constants == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Weights that lead from some channels of a layer to others.
+
+    Attributes:
+        connected: Whether any weight does, bool: an axis for each of `sources`, then one for each of `outputs`.
+        sources: Names of what is read.
+        outputs: Names of what is made of it.
+        foldable: Tells of constant channels, float (channels,), whether a bias can hold what they do, bool (channels,).
+        merges: Whether one constant channel can stand in for others that no bias can hold.
+    """
+
+    connected: np.ndarray
+    sources: tuple[str, ...] = ("inputs",)
+    outputs: tuple[str, ...] = ("outputs",)
+    foldable: Function = only_zeros
+    merges: bool = False
+
 
 class Rule(abc.ABC):
-    """What is known of one layer, in all its calls. `layer` is the layer."""
+    """What is known of one layer, in all its calls.
+
+    Attributes:
+        layer: The layer.
+        within: Name -> a tensor within the layer whose channels the weights count as well, as `follow` has found it.
+        in_place: Whether leaving out parts of the weights, and changing `attributes`, is all that it takes to let a
+            part of the layer be computed.
+    """
+
+    in_place = True
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
+        self.within: dict[str, Tensor] = {}
         self._first: Call | None = None
 
-    def follow(self, call: Call, flows: Flows, classes: ChannelClasses) -> list[Flow]:
-        """What comes out of a call, for what goes in."""
+    def follow(self, call: Call, flows: Flows, classes: ChannelClasses) -> dict[Tensor, Flow]:
+        """What is known of what comes out of a call, and of what is `within`, by what is known of what goes in."""
         outputs = self._flow(call, [flows[tensor] for tensor in call.inputs], classes)
+        found = dict(zip(call.outputs, outputs, strict=True))
         if self._first is None:
             self._first = call
-        elif self.is_tied:
-            classes.join(flows[call.inputs[0]].classes, flows[self._first.inputs[0]].classes)
-            classes.join(outputs[0].classes, flows[self._first.outputs[0]].classes)
-        return outputs
+            return {**found, **self._inside(classes)}
+        if self.is_tied:
+            both = collections.ChainMap(found, dict(flows))
+            before = self.named(self._first, both)
+            for name, along in self.named(call, both).items():
+                classes.join(along.classes, before[name].classes)
+        return found
+
+    def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
+        """What the weights count in a call, by name; the channels of the first input and output among them."""
+        inside = {name: flows[tensor].channels for name, tensor in self.within.items()}
+        return {"inputs": flows[call.inputs[0]].channels, "outputs": flows[call.outputs[0]].channels, **inside}
 
     def sources(self, call: Call, flows: Flows) -> Sequence[Tensor]:
         """The inputs of a call that are needed for its outputs."""
         return call.inputs
 
+    def readings(self) -> Sequence[Reading]:
+        """The weights that lead from some channels to others. Without any, all that goes in is needed."""
+        return ()
+
+    def completed(self, needed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """What must stay if at least this does: name -> bool (channels,), of those that change."""
+        return {}
+
     def axes(self) -> list[tuple[str | None, ...]]:
-        """Of each weight of the layer, what its axes count: "inputs", "outputs" or neither."""
+        """Of each weight of the layer, what its axes count, by name, or None."""
         return self._axes([len(weight.shape) for weight in getattr(self.layer, "weights", ())])
 
     def indices(self, kept: Kept) -> list[tuple[np.ndarray, ...]]:
         """Of each weight of the layer, the indices that stay along each axis. No weights, no indices."""
         weights = getattr(self.layer, "weights", ())
-        by_name = {"inputs": kept.inputs, "outputs": kept.outputs}
         return [
-            tuple(by_name[name] if name else np.arange(size) for name, size in zip(names, weight.shape, strict=True))
+            tuple(
+                kept.indices[name] if name else np.arange(size) for name, size in zip(names, weight.shape, strict=True)
+            )
             for weight, names in zip(weights, self.axes(), strict=True)
         ]
 
@@ -102,35 +163,53 @@ class Rule(abc.ABC):
         """Whether all its calls must keep the same channels."""
         return False
 
+    @property
+    def is_opaque(self) -> bool:
+        """Whether anything stays only because it is not known what the layer does."""
+        return False
+
     @abc.abstractmethod
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]: ...
 
+    def _inside(self, classes: ChannelClasses) -> dict[Tensor, Flow]:
+        """What is known of what is `within`, which it fills."""
+        return {}
+
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
-        """What each axis of each weight counts, "inputs", "outputs" or neither, by the ranks of the weights."""
+        """What each axis of each weight counts, by the ranks of the weights."""
         return [(None,) * rank for rank in ranks]
 
 
 class PassThrough(Rule):
     """Each output channel depends on the input channel in its place alone. Weights have the channels as last axis."""
 
-    def __init__(self, layer: Any, value: Function = np.asarray, deaf: np.ndarray | bool = False) -> None:
+    def __init__(
+        self, layer: Any, value: Function = np.asarray, deaf: np.ndarray | bool = False, *, moves: bool = False
+    ) -> None:
         """Says how values change.
 
         Args:
             layer: The layer.
             value: Gives the outputs of constant channels, for all channels at once.
             deaf: Whether the output of a channel does not depend on its input, bool (channels,).
+            moves: Whether values come out elsewhere along other axes, as where they are pooled.
         """
         super().__init__(layer)
         self._value = value
         self._deaf = deaf
+        self._moves = moves
 
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
         return [(*(None,) * (rank - 1), "inputs") for rank in ranks]
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         (source,) = inputs
-        return [Flow(source.classes, _where_known(self._value, np.where(self._deaf, 0.0, source.constants)))]
+        others = {} if self._moves else {axis: Axis.varied(each.classes) for axis, each in source.others.items()}
+        if self._moves:
+            pin_others(source, classes, call)
+        values = where_known(self._value, np.where(self._deaf, 0.0, source.constants))
+        rank = len(call.outputs[0].shape)
+        return [Flow(rank, {**others, rank - 1: Axis(source.classes, values)})]
 
     @property
     def is_tied(self) -> bool:
@@ -145,8 +224,10 @@ class Repeat(Rule):
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         (source,) = inputs
+        pin_others(source, classes, call)
         times = call.outputs[0].channels // call.inputs[0].channels
-        return [Flow(np.tile(source.classes, times), np.tile(source.constants, times))]
+        both = (np.tile(each, times) for each in (source.classes, source.constants))
+        return [Flow.of_channels(len(call.outputs[0].shape), *both)]
 
     @property
     def is_tied(self) -> bool:
@@ -157,15 +238,18 @@ class Concatenation(Rule):
     """Concatenate along the channels."""
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
+        for source in inputs:
+            pin_others(source, classes, call)
         parts = [(source.classes, source.constants) for source in inputs]
-        every_class, every_constant = map(np.concatenate, zip(*parts, strict=True))
-        return [Flow(every_class, every_constant)]
+        both = map(np.concatenate, zip(*parts, strict=True))
+        return [Flow.of_channels(len(call.outputs[0].shape), *both)]
 
 
 class Elementwise(Rule):
     """Maximum and its like, which tie the channels of their inputs together.
 
-    Where some inputs are padding, some of these layers heed the others alone, so that constants make no constant then.
+    Inputs of one channel are spread over all. Where some inputs are padding, some of these layers heed the others
+    alone, so that constants make no constant then.
     """
 
     def __init__(self, layer: Any, combine: Function, masked: Set[Tensor]) -> None:
@@ -176,11 +260,37 @@ class Elementwise(Rule):
         self._masked = masked
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
-        first, *others = inputs
-        for other in others:
-            classes.join(first.classes, other.classes)
-        constants = self._combine(np.stack([source.constants for source in inputs]))
-        return [Flow(first.classes, np.full_like(constants, np.nan) if self._is_masked(call) else constants)]
+        return [self._joined(call, dict(zip(call.inputs, inputs, strict=True)), call.inputs, classes)]
+
+    def _joined(self, call: Call, flows: Flows, tying: Sequence[Tensor], classes: ChannelClasses) -> Flow:
+        """What comes out, where these inputs tie their channels together."""
+        rank = len(call.outputs[0].shape)
+        axes = {axis: self._along(call, flows, tying, axis - rank, classes) for axis in range(1, rank)}
+        found = {axis: tied for axis, tied in axes.items() if tied is not None}
+        if rank - 1 in found and not self._is_masked(call):
+            tied, size = found[rank - 1].classes, (call.outputs[0].channels,)
+            given = np.stack([np.broadcast_to(flows[tensor].constants, size) for tensor in call.inputs])
+            found[rank - 1] = Axis(tied, self._combine(given))
+        return Flow(rank, found)
+
+    def _along(
+        self, call: Call, flows: Flows, tying: Sequence[Tensor], axis: int, classes: ChannelClasses
+    ) -> Axis | None:
+        """The classes along an axis, counted from the last; None where nothing can go along it."""
+        size = call.outputs[0].shape[axis]
+        known = {tensor: flows[tensor].axes.get(flows[tensor].rank + axis) for tensor in tying}
+        whole = [tensor for tensor in tying if -axis < len(tensor.shape) and tensor.shape[axis] == size]
+        for tensor, along in known.items():
+            if along is not None and tensor not in whole:
+                classes.pin(along.classes, f"{call.name} spreads it")
+        tied = [along for tensor in whole if (along := known[tensor]) is not None]
+        if len(tied) < len(whole):
+            for along in tied:
+                classes.pin(along.classes, f"{call.name} joins it with what cannot go")
+            return None
+        for along in tied[1:]:
+            classes.join(tied[0].classes, along.classes)
+        return Axis.varied(tied[0].classes) if tied else None
 
     def _is_masked(self, call: Call) -> bool:
         return not self._masked.isdisjoint((*call.inputs, *call.outputs))
@@ -201,136 +311,35 @@ class Sum(Elementwise):
         variable = [tensor for tensor in call.inputs if not flows[tensor].is_constant]
         return variable if any(tensor.shape == call.outputs[0].shape for tensor in variable) else call.inputs
 
+    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
+        flows = dict(zip(call.inputs, inputs, strict=True))
+        return [self._joined(call, flows, self.sources(call, flows), classes)]
+
     def offset(self, call: Call, flows: Flows) -> np.ndarray:
         """What the inputs that can go add to each channel, float64 (channels,)."""
         staying = self.sources(call, flows)
-        gone = [flows[tensor].constants for tensor in call.inputs if tensor not in staying]
-        return np.sum(gone, axis=0) if gone else np.zeros(call.outputs[0].channels)
-
-    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
-        flows = dict(zip(call.inputs, inputs, strict=True))
-        (staying,) = super()._flow(call, [flows[tensor] for tensor in self.sources(call, flows)], classes)
-        return [Flow(staying.classes, self._combine(np.stack([source.constants for source in inputs])))]
-
-
-class Linear(Rule):
-    """Dense layers and convolutions: every output channel is a weighted sum of input channels, and an activation.
-
-    Attributes:
-        connected: Whether any weight leads from an input channel to an output channel, bool (inputs, outputs).
-    """
-
-    def __init__(
-        self, layer: Any, weights: Sequence[np.ndarray], activation: Function | None, *, bordered: bool
-    ) -> None:
-        """Looks at the weights.
-
-        Args:
-            layer: The layer.
-            weights: Their values.
-            activation: Its activation, if that is one value by value.
-            bordered: Whether an input that is the same everywhere, but not zero, is seen otherwise at the borders.
-        """
-        super().__init__(layer)
-        self._activation = activation
-        self._bordered = bordered
-        self._transposed = "Transpose" in type(layer).__name__
-        kernel, *bias = weights
-        self._kernel = np.swapaxes(kernel, -1, -2) if self._transposed else kernel
-        self._bias = bias[0] if bias else None
-        self.connected = (self._kernel != 0).reshape(-1, *self._kernel.shape[-2:]).any(axis=0)
-
-    def foldable(self, constants: np.ndarray) -> np.ndarray:
-        """Whether input channels of these values do no more than a bias could, bool (inputs,)."""
-        return (constants == 0) | (~np.isnan(constants) & (not self._bordered))
-
-    def attributes(self, kept: Kept) -> dict[str, Any]:
-        return {"filters" if hasattr(self.layer, "filters") else "units": len(kept.outputs)}
-
-    def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
-        kernel = self._kernel[..., kept.inputs, :].astype(np.float64)
-        for removed, standing_in in kept.merged:
-            ratio = kept.constants[removed] / kept.constants[standing_in]
-            kernel[..., np.searchsorted(kept.inputs, standing_in), :] += ratio * self._kernel[..., removed, :]
-        kernel = kernel[..., kept.outputs]
-        gone = self.foldable(kept.constants)
-        gone[kept.inputs] = False
-        bias = self._biases(np.where(gone, kept.constants, 0.0), kept.outputs)
-        weights = [np.swapaxes(kernel, -1, -2) if self._transposed else kernel]
-        changes = self.attributes(kept)
-        if self._bias is not None or bias.any():
-            changes["use_bias"] = True
-            weights.append(bias)
-        return [weight.astype(self._kernel.dtype) for weight in weights], changes
-
-    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
-        (source,) = inputs
-        foldable = self.foldable(source.constants)
-        constants = self._biases(np.where(foldable, source.constants, 0.0), np.arange(self._kernel.shape[-1]))
-        constants[self.connected[~foldable].any(axis=0)] = np.nan
-        outputs = classes.new(len(constants))
-        if self._activation is None:
-            classes.pin(outputs, f"the activation of {call.name} is not known")
-            return [Flow(outputs, np.full(len(constants), np.nan))]
-        return [Flow(outputs, _where_known(self._activation, constants))]
-
-    @property
-    def is_tied(self) -> bool:
-        return True
-
-    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
-        channels = ("outputs", "inputs") if self._transposed else ("inputs", "outputs")
-        kernel, *bias = ranks
-        return [(*(None,) * (kernel - 2), *channels), *(("outputs",) for _ in bias)]
-
-    def _biases(self, constants: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        """The bias of these outputs with what input channels of these values add to it, float64."""
-        sums = np.zeros(len(outputs)) if self._bias is None else self._bias[outputs].astype(np.float64)
-        rows = np.flatnonzero(constants)
-        if rows.size:
-            kernel = self._kernel[..., rows, :][..., outputs].reshape(-1, len(rows), len(outputs))
-            sums += constants[rows] @ kernel.sum(axis=0, dtype=np.float64)
-        return sums
-
-
-class Depthwise(Rule):
-    """Depthwise convolutions: every output channel depends on one input channel."""
-
-    def __init__(self, layer: Any, weights: Sequence[np.ndarray], activation: Function, *, bordered: bool) -> None:
-        """As `Linear`."""
-        super().__init__(layer)
-        self._activation = activation
-        self._bordered = bordered
-        self._kernel, *bias = weights
-        self._bias = bias[0] if bias else None
-
-    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
-        (source,) = inputs
-        times = self._kernel.shape[-1]
-        values = np.repeat(source.constants, times)
-        kernel = self._kernel.reshape(-1, len(values)).astype(np.float64)
-        if self._bordered:
-            values[values != 0] = np.nan
-        values[~kernel.any(axis=0)] = 0.0
-        constants = values * kernel.sum(axis=0) + (0.0 if self._bias is None else self._bias)
-        return [Flow(np.repeat(source.classes, times), _where_known(self._activation, constants))]
-
-    @property
-    def is_tied(self) -> bool:
-        return True
-
-    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
-        kernel, *bias = ranks
-        return [(*(None,) * (kernel - 2), "inputs", None), *(("outputs",) for _ in bias)]
+        total = np.zeros(call.outputs[0].channels)
+        for tensor in call.inputs:
+            if tensor not in staying:
+                total = total + flows[tensor].constants
+        return total
 
 
 class Opaque(Rule):
     """A layer that mixes channels in a way that is not known here: all that goes in and comes out stays."""
 
+    def __init__(self, layer: Any, why: str = "mixes channels in a way that is not known") -> None:
+        super().__init__(layer)
+        self._why = why
+
+    @property
+    def is_opaque(self) -> bool:
+        return True
+
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
-        why = f"{call.name} ({type(self.layer).__name__}) mixes channels in a way that is not known"
+        why = f"{call.name} ({type(self.layer).__name__}) {self._why}"
         for source in inputs:
-            classes.pin(source.classes, why)
+            classes.pin_all(source, why)
         return [as_it_is(tensor, classes, why) for tensor in call.outputs]
 
 
@@ -338,10 +347,16 @@ def as_it_is(tensor: Tensor, classes: ChannelClasses, why: str) -> Flow:
     """The flow of a tensor all of whose channels stay, for a reason, and whose values are not known."""
     new = classes.new(tensor.channels)
     classes.pin(new, why)
-    return Flow(new, np.full(tensor.channels, np.nan))
+    return Flow.of_channels(len(tensor.shape), new)
 
 
-def _where_known(function: Function, constants: np.ndarray) -> np.ndarray:
+def pin_others(flow: Flow, classes: ChannelClasses, call: Call) -> None:
+    """Lets all stay of a tensor that goes into a call, but its channels."""
+    for along in flow.others.values():
+        classes.pin(along.classes, f"{call.name} looks at it along other axes")
+
+
+def where_known(function: Function, constants: np.ndarray) -> np.ndarray:
     """The values of a function where there are constants; NaN elsewhere, or where it is not finite."""
     known = ~np.isnan(constants)
     if not known.any():

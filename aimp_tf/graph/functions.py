@@ -1,0 +1,162 @@
+"""Functions in a layer's place, and layers without weights that no rule is known for: they are tried."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
+from aimp_tf.graph.model_graph import Call, Tensor, filled_in
+from aimp_tf.graph.movement import Movement
+from aimp_tf.graph.rules import Flows, Opaque, Rule, as_it_is
+from aimp_tf.graph.trials import Cut, Trial
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What a call does.
+
+    Attributes:
+        cuts: What can be left out of its inputs, and is then left out of its outputs.
+        movement: How it moves values, if it does no more than that, and cuts do not say it all.
+    """
+
+    cuts: Sequence[Cut] = ()
+    movement: Movement | None = None
+
+
+class Tried(Rule):
+    """A function, or a layer without weights, that is tried: with some entries left out of what goes in, does it give
+    the same but for some entries? Or does it only move values?"""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer)
+        self._found: dict[Call, _Found] = {}
+        self._seen_through = True
+
+    @property
+    def is_opaque(self) -> bool:
+        return not self._seen_through
+
+    @property
+    def in_place(self) -> bool:  # type: ignore[override]
+        """Whether the same call does with less of its inputs."""
+        return all(
+            (found.movement is None or found.movement.as_it_is) and not _cut_arrays(call, found.cuts)
+            for call, found in self._found.items()
+        )
+
+    def remade(self, call: Call, kept: Callable[[Tensor], Mapping[int, np.ndarray]], keras: Any) -> Any:
+        """What takes the place of a call from which entries are left out: a function of what gives a copy of the layer,
+        and of what gives the new tensors. None where the same call does.
+
+        Args:
+            call: The call.
+            kept: Gives the indices that stay of a tensor, for each axis from which any go.
+            keras: The generation of Keras.
+        """
+        found = self._found[call]
+        if found.movement is not None and not found.movement.as_it_is:
+            return found.movement.remade(call, kept, keras)
+        smaller = {}
+        for place, (axis, source, along) in _cut_arrays(call, found.cuts).items():
+            if along in (stays := kept(source)):
+                smaller[place] = (axis, stays[along])
+        return None if not smaller else lambda layer, get: _with_arrays(call, layer(), get, smaller)
+
+    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
+        flows = dict(zip(call.inputs, inputs, strict=True))
+        tracked = {
+            tensor: [axis for axis, along in flow.axes.items() if len(along.classes) > 1]
+            for tensor, flow in flows.items()
+        }
+        trial = Trial(call, tracked)
+        cuts, left = _cuts(trial, tracked) if trial.worked else ([], True)
+        movement = Movement.of(call, flows) if left else None
+        if movement is not None:
+            self._found[call] = _Found(movement=movement)
+            return movement.follow(call, flows, classes)
+        self._seen_through = self._seen_through and not left
+        self._found[call] = _Found(cuts)
+        if not cuts:
+            return Opaque(self.layer)._flow(call, inputs, classes)
+        return self._cut(call, flows, classes, trial)
+
+    def _cut(self, call: Call, flows: Flows, classes: ChannelClasses, trial: Trial) -> list[Flow]:
+        """What comes out, of which entries can be left out as the cuts say."""
+        why = f"{call.name} ({type(self.layer).__name__}) needs all of it"
+        tied: list[dict[int, np.ndarray]] = [{} for _ in call.outputs]
+        seen: dict[Tensor, set[int]] = collections.defaultdict(set)
+        for cut in self._found[call].cuts:
+            together = {(trial.tensors[place], axis) for place, axis in cut.inputs.items() if place in trial.tensors}
+            along = [flows[tensor].axes.get(axis) for tensor, axis in together]
+            there = [each.classes for each in along if each is not None]
+            for tensor, axis in together:
+                seen[tensor].add(axis)
+            for each in there[1:]:
+                classes.join(there[0], each)
+            if len(there) < len(along):
+                classes.pin(there[0], why)
+            for axes, axis in zip(tied, cut.outputs, strict=True):
+                axes[axis] = there[0]
+        for tensor, flow in flows.items():
+            for axis, entries in flow.axes.items():
+                if axis not in seen[tensor]:
+                    classes.pin(entries.classes, why)
+        known = {
+            place: {axis: entries.constants for axis, entries in flows[tensor].axes.items()}
+            for place, tensor in trial.tensors.items()
+        }
+        outputs = []
+        for index, (tensor, axes) in enumerate(zip(call.outputs, tied, strict=True)):
+            found = {axis: Axis(each, trial.constants(known, index, axis)) for axis, each in axes.items()}
+            if len(tensor.shape) - 1 not in found:
+                found |= as_it_is(tensor, classes, why).axes
+            outputs.append(Flow(len(tensor.shape), found))
+        return outputs
+
+
+def _cuts(trial: Trial, tracked: Mapping[Tensor, Sequence[int]]) -> tuple[list[Cut], bool]:
+    """The cuts through all axes along which anything could go, and whether there are others without one."""
+    cuts: list[Cut] = []
+    left = False
+    for place, tensor in trial.tensors.items():
+        for axis in tracked[tensor]:
+            if any(cut.inputs.get(place) == axis for cut in cuts):
+                continue
+            cut = trial.cut(place, axis)
+            if cut is None:
+                left = True
+            else:
+                cuts.append(cut)
+    return cuts, left
+
+
+def _cut_arrays(call: Call, cuts: Sequence[Cut]) -> dict[int, tuple[int, Tensor, int]]:
+    """Place of each array that loses entries -> its axis, and a tensor and its axis that lose the same."""
+    leaves = tf.nest.flatten((call.args, dict(call.kwargs)))
+    found = {}
+    for cut in cuts:
+        inputs = ((leaves[place], axis) for place, axis in cut.inputs.items())
+        source, along = next((leaf, axis) for leaf, axis in inputs if isinstance(leaf, Tensor))
+        for place, axis in cut.inputs.items():
+            if not isinstance(leaves[place], Tensor):
+                found[place] = axis, source, along
+    return found
+
+
+def _with_arrays(
+    call: Call, layer: Any, get: Callable[[Tensor], Any], smaller: Mapping[int, tuple[int, np.ndarray]]
+) -> Any:
+    """A call with entries left out of the arrays that it is given."""
+    structure = filled_in(call, get)
+    leaves = tf.nest.flatten(structure)
+    for place, (axis, stays) in smaller.items():
+        leaves[place] = np.take(np.asarray(leaves[place]), stays, axis)
+    args, kwargs = tf.nest.pack_sequence_as(structure, leaves)
+    return layer(*args, **kwargs)

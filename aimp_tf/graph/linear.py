@@ -1,0 +1,266 @@
+"""Layers that multiply by kernels: every output channel is a weighted sum of input channels, of all or of some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
+from aimp_tf.graph.model_graph import Call
+from aimp_tf.graph.rules import Flows, Function, Kept, Reading, Rule, pin_others, where_known
+
+
+class Linear(Rule):
+    """Dense layers and convolutions: every output channel is a weighted sum of input channels, and an activation."""
+
+    def __init__(
+        self, layer: Any, weights: Sequence[np.ndarray], activation: Function | None, *, bordered: bool
+    ) -> None:
+        """Looks at the weights.
+
+        Args:
+            layer: The layer.
+            weights: Their values.
+            activation: Its activation, if that is one value by value.
+            bordered: Whether an input that is the same everywhere, but not zero, is seen otherwise at the borders.
+        """
+        super().__init__(layer)
+        self._activation = activation
+        self._bordered = bordered
+        self._transposed = "Transpose" in type(layer).__name__
+        kernel, *bias = weights
+        self._kernel = np.swapaxes(kernel, -1, -2) if self._transposed else kernel
+        self._bias = bias[0] if bias else None
+        self._connected = (self._kernel != 0).reshape(-1, *self._kernel.shape[-2:]).any(axis=0)
+
+    def foldable(self, constants: np.ndarray) -> np.ndarray:
+        """Whether input channels of these values do no more than a bias could, bool (inputs,)."""
+        return (constants == 0) | (~np.isnan(constants) & (not self._bordered))
+
+    def readings(self) -> Sequence[Reading]:
+        return (Reading(self._connected, foldable=self.foldable, merges=True),)
+
+    def attributes(self, kept: Kept) -> dict[str, Any]:
+        return {"filters" if hasattr(self.layer, "filters") else "units": len(kept.outputs)}
+
+    def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
+        kernel = self._kernel[..., kept.inputs, :].astype(np.float64)
+        for removed, standing_in in kept.merged:
+            ratio = kept.constants[removed] / kept.constants[standing_in]
+            kernel[..., np.searchsorted(kept.inputs, standing_in), :] += ratio * self._kernel[..., removed, :]
+        kernel = kernel[..., kept.outputs]
+        weights = [np.swapaxes(kernel, -1, -2) if self._transposed else kernel]
+        return self._with_bias(weights, kept)
+
+    def _with_bias(self, weights: list[np.ndarray], kept: Kept) -> tuple[list[np.ndarray], dict[str, Any]]:
+        """Kernels with the bias that holds what constants add that go, and the fields that change."""
+        gone = self.foldable(kept.constants)
+        gone[kept.inputs] = False
+        bias = self._biases(np.where(gone, kept.constants, 0.0), kept.outputs)
+        changes = self.attributes(kept)
+        if self._bias is not None or bias.any():
+            changes["use_bias"] = True
+            weights = [*weights, bias]
+        return [weight.astype(self._kernel.dtype) for weight in weights], changes
+
+    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
+        (source,) = inputs
+        foldable = self.foldable(source.constants)
+        constants = self._biases(np.where(foldable, source.constants, 0.0), np.arange(self._outputs))
+        constants[self._connected[~foldable].any(axis=0)] = np.nan
+        return [self._made(call, source, constants, classes)]
+
+    def _made(self, call: Call, source: Flow, constants: np.ndarray, classes: ChannelClasses) -> Flow:
+        """What comes out, if it would have these constants but for the activation."""
+        others = {axis: Axis.varied(along.classes) for axis, along in source.others.items()}
+        if hasattr(self.layer, "kernel_size"):
+            pin_others(source, classes, call)
+            others = {}
+        outputs = classes.new(len(constants))
+        if self._activation is None:
+            classes.pin(outputs, f"the activation of {call.name} is not known")
+            constants = np.full(len(constants), np.nan)
+        else:
+            constants = where_known(self._activation, constants)
+        rank = len(call.outputs[0].shape)
+        return Flow(rank, {**others, rank - 1: Axis(outputs, constants)})
+
+    @property
+    def _outputs(self) -> int:
+        return self._connected.shape[-1]
+
+    @property
+    def is_tied(self) -> bool:
+        return True
+
+    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
+        channels = ("outputs", "inputs") if self._transposed else ("inputs", "outputs")
+        kernel, *bias = ranks
+        return [(*(None,) * (kernel - 2), *channels), *(("outputs",) for _ in bias)]
+
+    def _biases(self, constants: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """The bias of these outputs with what input channels of these values add to it, float64."""
+        sums = np.zeros(len(outputs)) if self._bias is None else self._bias[outputs].astype(np.float64)
+        rows = np.flatnonzero(constants)
+        if rows.size:
+            kernel = self._kernel[..., rows, :][..., outputs].reshape(-1, len(rows), len(outputs))
+            sums += constants[rows] @ kernel.sum(axis=0, dtype=np.float64)
+        return sums
+
+
+class Separable(Linear):
+    """A depthwise convolution, and a pointwise one over what it gives: a convolution of kernels of low rank."""
+
+    def __init__(
+        self, layer: Any, weights: Sequence[np.ndarray], activation: Function | None, *, bordered: bool
+    ) -> None:
+        depthwise, pointwise, *bias = weights
+        *_, channels, times = depthwise.shape
+        rows = pointwise.reshape(channels, times, -1)
+        super().__init__(layer, [np.einsum("...cm,cmo->...co", depthwise, rows), *bias], activation, bordered=bordered)
+        nonzero = (depthwise != 0).reshape(-1, channels, times).any(axis=0)
+        self._connected = (nonzero[:, :, np.newaxis] & (rows != 0)).any(axis=1)
+        self._times = times
+
+    def readings(self) -> Sequence[Reading]:
+        return (Reading(self._connected, foldable=self.foldable),)
+
+    def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
+        named = super().named(call, flows)
+        inputs = named["inputs"]
+        return {
+            **named,
+            "products": Axis(*(np.repeat(each, self._times) for each in (inputs.classes, inputs.constants))),
+        }
+
+    def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
+        kernels = [weight[np.ix_(*at)] for weight, at in zip(self.layer.get_weights(), self.indices(kept), strict=True)]
+        return self._with_bias(kernels[:2], kept)
+
+    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
+        depthwise, pointwise, *bias = ranks
+        spatial = (None,) * (depthwise - 2)
+        return [(*spatial, "inputs", None), (*spatial, "products", "outputs"), *(("outputs",) for _ in bias)]
+
+
+class Grouped(Linear):
+    """Convolutions in groups: every output channel is a weighted sum of the input channels of its group.
+
+    Groups that are dead go as a whole; of the others, equal numbers of channels stay. A model that trains loses either
+    whole groups or the same places of all, whichever there are more of.
+    """
+
+    def __init__(
+        self, layer: Any, weights: Sequence[np.ndarray], activation: Function | None, *, bordered: bool, training: bool
+    ) -> None:
+        """As `Linear`, and whether the model goes on training."""
+        super().__init__(layer, weights, activation, bordered=bordered)
+        self._groups = layer.groups
+        self._places, self._made_by_each = self._kernel.shape[-2], self._kernel.shape[-1] // layer.groups
+        self._training = training
+        self._by_group = layer.groups >= self._places
+        within = self._connected
+        self._connected = np.zeros((self._groups * self._places, within.shape[-1]), bool)
+        for group in range(self._groups):
+            made = slice(group * self._made_by_each, (group + 1) * self._made_by_each)
+            self._connected[group * self._places : (group + 1) * self._places, made] = within[:, made]
+
+    def readings(self) -> Sequence[Reading]:
+        return (Reading(self._connected, foldable=self.foldable),)
+
+    def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
+        named = super().named(call, flows)
+        first = slice(0, self._places)
+        return {**named, "places": Axis(named["inputs"].classes[first], named["inputs"].constants[first])}
+
+    def completed(self, needed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        by_group = {name: needed[name].reshape(self._groups, -1) for name in ("inputs", "outputs")}
+        alive = np.concatenate([by_group["inputs"], by_group["outputs"]], axis=1).any(axis=1)
+        return {name: _evened(each, alive).reshape(-1) for name, each in by_group.items()}
+
+    def attributes(self, kept: Kept) -> dict[str, Any]:
+        alive = np.unique(kept.outputs // self._made_by_each)
+        return {**super().attributes(kept), "groups": len(alive)}
+
+    def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
+        groups = kept.outputs // self._made_by_each
+        columns = [
+            self._kernel[..., kept.inputs[kept.inputs // self._places == group] % self._places, output]
+            for output, group in zip(kept.outputs.tolist(), groups.tolist(), strict=True)
+        ]
+        return self._with_bias([np.stack(columns, axis=-1)], kept)
+
+    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
+        (made,) = super()._flow(call, inputs, classes)
+        if self._training:
+            for channels in (inputs[0].classes, made.classes):
+                by_group = channels.reshape(self._groups, -1)
+                for same in by_group if self._by_group else by_group.T:
+                    classes.join(same[:-1], same[1:])
+            if self._by_group:
+                groups = (each.classes.reshape(self._groups, -1)[:, 0] for each in (inputs[0], made))
+                classes.join(*groups)
+        return [made]
+
+    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
+        kernel, *bias = ranks
+        places = None if self._by_group else "places"
+        return [(*(None,) * (kernel - 2), places, "outputs"), *(("outputs",) for _ in bias)]
+
+    def _biases(self, constants: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        sums = np.zeros(len(outputs)) if self._bias is None else self._bias[outputs].astype(np.float64)
+        if constants.any():
+            by_group = constants.reshape(self._groups, self._places)[outputs // self._made_by_each]
+            kernel = self._kernel[..., outputs].reshape(-1, self._places, len(outputs)).sum(axis=0, dtype=np.float64)
+            sums += np.einsum("op,po->o", by_group, kernel)
+        return sums
+
+
+class Depthwise(Rule):
+    """Depthwise convolutions: every output channel depends on one input channel."""
+
+    def __init__(self, layer: Any, weights: Sequence[np.ndarray], activation: Function, *, bordered: bool) -> None:
+        """As `Linear`. A convolution with as many groups as channels is one as well."""
+        super().__init__(layer)
+        self._activation = activation
+        self._bordered = bordered
+        self._kernel, *bias = weights
+        self._bias = bias[0] if bias else None
+        self._in_groups = getattr(layer, "depth_multiplier", None) is None
+
+    def attributes(self, kept: Kept) -> dict[str, Any]:
+        return {"filters": len(kept.outputs), "groups": len(kept.inputs)} if self._in_groups else {}
+
+    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
+        (source,) = inputs
+        pin_others(source, classes, call)
+        times = call.outputs[0].channels // call.inputs[0].channels
+        values = np.repeat(source.constants, times)
+        kernel = self._kernel.reshape(-1, len(values)).astype(np.float64)
+        if self._bordered:
+            values[values != 0] = np.nan
+        values[~kernel.any(axis=0)] = 0.0
+        constants = values * kernel.sum(axis=0) + (0.0 if self._bias is None else self._bias)
+        rank = len(call.outputs[0].shape)
+        return [Flow.of_channels(rank, np.repeat(source.classes, times), where_known(self._activation, constants))]
+
+    @property
+    def is_tied(self) -> bool:
+        return True
+
+    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
+        kernel, *bias = ranks
+        channels = (None, "outputs") if self._in_groups else ("inputs", None)
+        return [(*(None,) * (kernel - 2), *channels), *(("outputs",) for _ in bias)]
+
+
+def _evened(needed: np.ndarray, alive: Any) -> np.ndarray:
+    """As many of each group that is alive, bool (groups, channels): those that are needed, and the first of others."""
+    count = max(1, int(needed.sum(axis=1).max(initial=0)))
+    order = np.argsort(~needed, axis=1, kind="stable")
+    filled = needed.copy()
+    np.put_along_axis(filled, order[:, :count], True, axis=1)
+    filled[~alive] = False
+    return filled

@@ -1,0 +1,215 @@
+"""Functions, and layers without weights, tried on numbers that are made up."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.graph.model_graph import Call, Tensor
+
+_EXAMPLES, _MANY_EXAMPLES = 2, 16
+_OPEN = 3
+"""What an axis of open size has."""
+
+_SMALL = 4
+"""So long are axes along which nothing could go, where that does."""
+
+_MOST_VALUES = 2**25
+_MOST_WAYS = 64
+
+Values = Mapping[int, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Axes from which entries can be left out together, and nothing else changes.
+
+    Attributes:
+        inputs: Place of what goes in -> its axis.
+        outputs: The axis of each output.
+    """
+
+    inputs: Mapping[int, int]
+    outputs: tuple[int, ...]
+
+
+class Trial:
+    """A call that can be repeated with other numbers.
+
+    Attributes:
+        tensors: Place among all that the call is given -> `Tensor`.
+        arrays: Place -> array that is the same in every call.
+        worked: Whether it can be repeated at all.
+    """
+
+    def __init__(self, call: Call, tracked: Mapping[Tensor, Sequence[int]], *, whole: bool = False) -> None:
+        """Calls it once.
+
+        Args:
+            call: The call.
+            tracked: Tensor -> its axes along which anything could go.
+            whole: Whether all axes are to have their own sizes.
+        """
+        self._call, self._structure = call, (call.args, dict(call.kwargs))
+        self._leaves = tf.nest.flatten(self._structure)
+        self.tensors = {place: leaf for place, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)}
+        self.arrays = {place: leaf for place, leaf in enumerate(self._leaves) if _is_array(leaf)}
+        self._generator = np.random.default_rng(0)
+        self._shapes: dict[int, tuple[int, ...]] = {}
+        self._base: list[tuple[Values, list[np.ndarray]]] = []
+        for small in (False,) if whole else (True, False):
+            self._shapes = {
+                place: (_EXAMPLES, *_sizes(tensor.shape, tracked.get(tensor, ()) if small else range(99)))
+                for place, tensor in self.tensors.items()
+            }
+            if self._try_out():
+                break
+        self.worked = bool(self._base)
+
+    @property
+    def shapes(self) -> Mapping[int, tuple[int, ...]]:
+        """Place of each tensor -> the shape that it is tried with."""
+        return self._shapes
+
+    def run(self, values: Values) -> list[np.ndarray] | None:
+        """What comes out for these numbers; None if that is an error."""
+        leaves = [
+            tf.cast(values[place], getattr(leaf, "dtype", None) or values[place].dtype) if place in values else leaf
+            for place, leaf in enumerate(self._leaves)
+        ]
+        args, kwargs = tf.nest.pack_sequence_as(self._structure, leaves)
+        try:
+            outputs = tf.nest.flatten(self._call.layer(*args, **kwargs))
+            return [np.asarray(tf.cast(output, tf.float32)) for output in outputs]
+        except Exception:  # Whatever a function raises that was not made for this.
+            return None
+
+    def sample(self, examples: int = _EXAMPLES, spread: float = 2.0) -> dict[int, np.ndarray]:
+        """Numbers for all tensors, float32 but for integers and truths."""
+        return {place: self._numbers(place, (examples, *shape[1:]), spread) for place, shape in self._shapes.items()}
+
+    def cut(self, place: int, axis: int) -> Cut | None:
+        """What else loses entries where a tensor loses them along an axis; None if there is no such way."""
+        size = self._shapes[place][axis]
+        for inputs in itertools.islice(self._ways(place, axis, size), _MOST_WAYS):
+            found = [self._outputs_of(inputs, size, *base) for base in self._base]
+            if found[0] is not None and found[0] == found[1]:
+                return Cut(inputs, found[0])
+        return None
+
+    def constants(self, known: Mapping[int, Mapping[int, np.ndarray]], output: int, axis: int) -> np.ndarray:
+        """The value of each entry along an axis of an output that is the same whatever is not known; NaN elsewhere.
+
+        Args:
+            known: Place of a tensor -> axis -> value of each entry along it, NaN where it is not known.
+            output: Index of the output.
+            axis: Its axis.
+        """
+        size = self._base[0][1][output].shape[axis]
+        if all(np.isnan(each).all() for axes in known.values() for each in axes.values()):
+            return np.full(size, np.nan)
+        values = self.sample(_MANY_EXAMPLES, spread=0.0)
+        for place, axes in known.items():
+            for along, constants in axes.items():
+                lying = constants.reshape([-1 if other == along else 1 for other in range(values[place].ndim)])
+                values[place] = np.where(np.isnan(lying), values[place], lying)
+        outputs = self.run(values)
+        if outputs is None or outputs[output].shape[axis] != size:
+            return np.full(size, np.nan)
+        by_entry = np.moveaxis(outputs[output], axis, 0).reshape(size, -1).astype(np.float64)
+        same = np.isfinite(by_entry).all(axis=1) & (by_entry == by_entry[:, :1]).all(axis=1)
+        return np.where(same, by_entry[:, 0], np.nan)
+
+    def _try_out(self) -> bool:
+        if sum(np.prod(shape) for shape in self._shapes.values()) > _MOST_VALUES:
+            return False
+        self._base = []
+        for spread in (2.0, 30.0):
+            values = self.sample(spread=spread)
+            outputs = self.run(values)
+            if outputs is None or not self._are_as_declared(outputs):
+                self._base = []
+                return False
+            self._base.append((values, outputs))
+        return True
+
+    def _are_as_declared(self, outputs: Sequence[np.ndarray]) -> bool:
+        """Whether these have the shapes that the call says, but for what is small."""
+        if len(outputs) != len(self._call.outputs):
+            return False
+        for found, declared in zip(outputs, self._call.outputs, strict=True):
+            if found.ndim != len(declared.shape) or found.ndim == 0 or found.shape[0] != _EXAMPLES:
+                return False
+            for size, real in zip(found.shape[1:], declared.shape[1:], strict=True):
+                if real not in (None, size) and not (size == _SMALL < real):
+                    return False
+        return True
+
+    def _numbers(self, place: int, shape: tuple[int, ...], spread: float) -> np.ndarray:
+        dtype = tf.as_dtype(self.tensors[place].dtype)
+        if not dtype.is_floating:
+            return self._generator.integers(0, 2, shape).astype(dtype.as_numpy_dtype)
+        numbers = self._generator.normal(0, 1, shape)
+        scale = spread or 10 ** self._generator.uniform(-3, 4, shape)  # Of all sizes, lest all be cut off alike.
+        return (numbers * scale).astype(np.float32)
+
+    def _ways(self, place: int, axis: int, size: int) -> Iterator[dict[int, int]]:
+        """Which other inputs may lose entries along which axis, the likeliest first: the one in the same place."""
+        shapes = {**self._shapes, **{other: tuple(np.shape(array)) for other, array in self.arrays.items()}}
+        from_last = axis - len(shapes[place])
+        choices = []
+        for other, shape in shapes.items():
+            if other == place:
+                choices.append([axis])
+                continue
+            first = 1 if other in self._shapes else 0
+            fitting = [each for each in range(first, len(shape)) if shape[each] == size]
+            fitting.sort(key=lambda each, shape=shape: each - len(shape) != from_last)  # type: ignore[misc]
+            aligned = bool(fitting) and fitting[0] - len(shape) == from_last
+            choices.append([*fitting, -1] if aligned else [-1, *fitting])
+        for chosen in itertools.product(*choices):
+            yield {other: each for other, each in zip(shapes, chosen, strict=True) if each >= 0}
+
+    def _outputs_of(
+        self, inputs: Mapping[int, int], size: int, values: Values, outputs: Sequence[np.ndarray]
+    ) -> tuple[int, ...] | None:
+        """The axis of each output that loses what these inputs lose; None if that is not all that changes."""
+        kept = np.sort(self._generator.choice(size, max(1, size // 2), replace=False))
+        given = {**self.arrays, **values}
+        fewer = self.run({**values, **{place: np.take(given[place], kept, axis) for place, axis in inputs.items()}})
+        if fewer is None:
+            return None
+        found = []
+        for before, after in zip(outputs, fewer, strict=True):
+            fitting = (axis for axis in range(1, before.ndim) if before.shape[axis] == size)
+            axis = next((axis for axis in fitting if alike(np.take(before, kept, axis), after)), None)
+            if axis is None:
+                return None
+            found.append(axis)
+        return tuple(found)
+
+
+def alike(some: np.ndarray, others: np.ndarray) -> bool:
+    """Whether these are the same but for rounding."""
+    if some.shape != others.shape:
+        return False
+    finite = np.abs(some[np.isfinite(some)])
+    return np.allclose(some, others, rtol=1e-4, atol=1e-5 * min(1.0, finite.max(initial=0)), equal_nan=True)
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether it is an array of one axis or more, and no variable."""
+    return isinstance(leaf, (np.ndarray, tf.Tensor)) and len(leaf.shape) > 0
+
+
+def _sizes(shape: Sequence[int | None], whole: Sequence[int]) -> list[int]:
+    """Sizes to try, but for that of the first axis: those of `whole` as they are, and others smaller."""
+    return [
+        _OPEN if size is None else size if axis in whole else min(size, _SMALL)
+        for axis, size in list(enumerate(shape))[1:]
+    ]
