@@ -12,7 +12,7 @@ from typing import Any
 from aimp_tf.config.checks import COUNTED, NOT_USED_BY, check, name_of_budget
 from aimp_tf.config.distillation import Distillation, as_distillation
 from aimp_tf.config.latency import Latency, as_budget
-from aimp_tf.config.structure import Structure
+from aimp_tf.config.structure import Granularity, Structure
 from aimp_tf.config.texts import nearest
 from aimp_tf.config.versions import VERSION, upgraded_to
 
@@ -179,7 +179,7 @@ class PruningConfig:
     regularizer: object = dataclasses.field(default=None, kw_only=True)
     projection: object = dataclasses.field(default=None, kw_only=True)
     distillation: object = dataclasses.field(default=None, kw_only=True)
-    granularity: str = dataclasses.field(default="unstructured", kw_only=True)
+    granularity: Granularity = dataclasses.field(default="unstructured", kw_only=True)
     budget: object = dataclasses.field(default="weights", kw_only=True)
     channel_multiple: int = dataclasses.field(default=1, kw_only=True)
     max_layer_sparsity: float | None = dataclasses.field(default=None, kw_only=True)
@@ -295,7 +295,7 @@ class PruningConfig:
             raise TypeError(f"A PruningConfig must be a JSON object; got {type(fields).__name__}.")
         fields = upgrade(fields)
         del fields["version"]
-        for name in ("include", "exclude"):
+        for name in ("include", "exclude", "granularity"):
             if isinstance(fields.get(name), list):
                 fields[name] = tuple(fields[name])
         return cls.from_fields(fields)

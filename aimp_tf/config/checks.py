@@ -293,6 +293,20 @@ def _given(config: Any, names: Iterable[str]) -> list[str]:
     return [f"{name}={value!r}" for name, value in values.items() if value != getattr(type(config), name)]
 
 
+def _check_heads(config: Any) -> None:
+    """Refuses what knows channels alone, where heads are ranked."""
+    if "head" not in config.structure.kinds:
+        return
+    if isinstance(config.criterion, str) and config.criterion not in OF_HEADS:
+        raise ValueError(
+            f"criterion={config.criterion!r} does not know heads, which {config.structure} ranks. Write "
+            f"{' or '.join(f'criterion={name!r}' for name in OF_HEADS)}."
+        )
+    if config.repair or config.method == "dynamic":
+        what = "repair" if config.repair else "method='dynamic'"
+        raise ValueError(f"{what} does not know heads, which {config.structure} ranks. Leave out one of the two.")
+
+
 def _check_granularity(config: Any) -> None:
     """Refuses what the granularity does not use."""
     channels = config.structure.channels
@@ -317,6 +331,7 @@ def _check_granularity(config: Any) -> None:
         raise ValueError(
             "repair makes up for what goes at once, and with fade_epochs it fades. Leave out one of the two."
         )
+    _check_heads(config)
     if config.method == "dynamic" and not channels:
         raise ValueError(f"method='dynamic' is of channels; got {config.structure}. Write granularity='channel'.")
     if isinstance(config.budget, Latency) and config.method in ("soft", "dynamic"):
@@ -377,6 +392,9 @@ _FRACTIONS = (
     ("max_layer_sparsity", 0, 1, "()"),
     ("min_layer_share", 0, 1, "[)"),
 )
+OF_HEADS = ("magnitude", "taylor", "fisher")
+"""Criteria that score attention heads as well."""
+
 _OPTIONAL = (
     "criterion_batches",
     "epochs",

@@ -5,6 +5,12 @@ import re
 
 from aimp_tf.config.texts import nearest
 
+Granularity = str | tuple[str, ...]
+"""As `PruningConfig.granularity` has it."""
+
+KINDS = ("channel", "head")
+"""What whole structures there are. Several can be ranked together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
@@ -14,17 +20,24 @@ class Structure:
         m: Inputs that it looks at together. A variable must have a multiple of them.
         block: Of these, how many are kept or removed as one: 1 or m.
         n: How many of each m stay; 0 leaves that to the ranking.
-        channels: Whether whole channels are kept or removed, with everything that is tied to them.
+        kinds: Which whole structures are kept or removed, with everything that is tied to them: some of `KINDS`, or
+            none.
     """
 
     m: int = 1
     block: int = 1
     n: int = 0
-    channels: bool = dataclasses.field(default=False, repr=False)
+    kinds: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+
+    @property
+    def channels(self) -> bool:
+        """Whether whole structures are kept or removed."""
+        return bool(self.kinds)
 
     @classmethod
     def of(cls, granularity: object) -> "Structure":
-        """The structure of "unstructured", "1x4" or the like, and "2:4" or the like. Raises ValueError for another.
+        """The structure of "unstructured", "1x4" or the like, "2:4" or the like, "channel", "head", or several of these
+        two. Raises ValueError for another.
 
         Example:
             >>> Structure.of("2:4")
@@ -32,20 +45,24 @@ class Structure:
         """
         if granularity == "unstructured":
             return cls()
-        if granularity == "channel":
-            return cls(channels=True)
+        kinds = granularity if isinstance(granularity, (tuple, list)) and granularity else (granularity,)
+        if all(kind in KINDS for kind in kinds):
+            return cls(kinds=tuple(kind for kind in KINDS if kind in kinds))
         blocks, of_each = (re.fullmatch(pattern, str(granularity)) for pattern in (r"1x(\d+)", r"(\d+):(\d+)"))
         if blocks and int(blocks[1]) > 1:
             return cls(m=int(blocks[1]), block=int(blocks[1]))
         if of_each and 0 < int(of_each[1]) < int(of_each[2]):
             return cls(m=int(of_each[2]), n=int(of_each[1]))
         raise ValueError(
-            "granularity must be 'unstructured', 'channel', blocks such as '1x4', or so many of each few such as "
-            f"'2:4'; got {granularity!r}.{nearest(granularity, ('unstructured', 'channel', '1x4', '2:4'))}"
+            "granularity must be 'unstructured', 'channel', 'head', ('channel', 'head'), blocks such as '1x4', or so many "
+            f"of each few such as '2:4'; got {granularity!r}."
+            f"{nearest(granularity, ('unstructured', *KINDS, '1x4', '2:4'))}"
         )
 
     def __str__(self) -> str:
-        single = "channel" if self.channels else "unstructured"
+        if len(self.kinds) > 1:
+            return f"granularity={self.kinds!r}"
+        single = self.kinds[0] if self.kinds else "unstructured"
         text = single if self.m == 1 else f"{self.n}:{self.m}" if self.n else f"1x{self.m}"
         return f"granularity={text!r}"
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.config.checks import check_choice, name_of_budget
-from aimp_tf.config.structure import Structure
+from aimp_tf.config.structure import Granularity, Structure
 from aimp_tf.graph.channels import Axis, ChannelClasses
 from aimp_tf.graph.liveness import follow_channels
 from aimp_tf.graph.model_graph import Call, ModelGraph
@@ -41,7 +41,7 @@ class ChannelGroups:
 
 
 def select_units(
-    granularity: str,
+    granularity: Granularity,
     model: Any,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -52,9 +52,12 @@ def select_units(
     """As `select_for`, and raises as that; of whole channels, all that is tied to them, as `channel_groups` has it."""
     check_choice("budget", budget)
     selection = select_for(granularity, model, include, exclude)
-    if not Structure.of(granularity).channels:
+    kinds = Structure.of(granularity).kinds
+    if not kinds:
         return selection
-    groups = channel_groups(model, include, exclude, budget=name_of_budget(budget), multiple=channel_multiple)
+    groups = channel_groups(
+        model, include, exclude, kinds=kinds, budget=name_of_budget(budget), multiple=channel_multiple
+    )
     return dataclasses.replace(selection, variables=groups.variables, units=groups.units)
 
 
@@ -63,6 +66,7 @@ def channel_groups(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     *,
+    kinds: Sequence[str] = ("channel",),
     budget: str = "weights",
     multiple: int = 1,
 ) -> ChannelGroups:
@@ -77,6 +81,7 @@ def channel_groups(
         model: A functional or Sequential model of either generation of Keras.
         include: fnmatch patterns on paths of kernels, as in `PruningConfig`.
         exclude: The same.
+        kinds: Which units to find: of `KINDS`.
         budget: As in `ChannelUnits`.
         multiple: `PruningConfig.channel_multiple`.
 
@@ -85,13 +90,13 @@ def channel_groups(
         ValueError: It is not built, is a subclassed one, has no channel that can go, or a pattern matches nothing.
     """
     graph = ModelGraph.of(model)
-    found = _Found(graph, select_for("unstructured", model, include, exclude).variables)
+    found = _Found(graph, select_for("unstructured", model, include, exclude).variables, kinds)
     reasons = found.reasons(include)
     units = found.units(reasons)
     if not units.sets:
         raise ValueError(
-            f"No channel of the model {model.name!r} can go: {pinned_text(found.pinned(reasons))}. granularity="
-            "'unstructured' prunes single weights."
+            f"No {' or '.join(kinds)} of the model {model.name!r} can go: {pinned_text(found.pinned(reasons))}. "
+            "granularity='unstructured' prunes single weights."
         )
     units = dataclasses.replace(units, budget=budget, multiple=multiple)
     return ChannelGroups(units, {path: found.variables[path] for path in units.shapes}, found.pinned(reasons))
@@ -106,8 +111,8 @@ def pinned_text(pinned: Mapping[str, tuple[int, str]], most: int = 8) -> str:
 class _Found:
     """What is found in a graph."""
 
-    def __init__(self, graph: ModelGraph, selected: Mapping[str, Any]) -> None:
-        self._graph = graph
+    def __init__(self, graph: ModelGraph, selected: Mapping[str, Any], kinds: Sequence[str]) -> None:
+        self._graph, self._kinds = graph, kinds
         self._classes = ChannelClasses()
         # Whatever the weights are, so that the same model has the same groups at any time.
         assumptions = Assumptions(graph.keras, _unknown, training=True, masked=graph.masked)
@@ -143,16 +148,17 @@ class _Found:
                 trains = key in self._trained or self._is_statistic(call.layer, weight)
                 if not trains and not matches(self._paths[key], include):
                     pin(call, names, f"{call.name} is frozen (trainable=False)")
-                elif rule.readings() and key in self._prunable - self._selected:
-                    pin(call, ("outputs",), f"{call.name} is excluded")
+                elif key in self._prunable - self._selected:
+                    pin(call, set(rule.makes()) & set(names) or rule.makes(), f"{call.name} is excluded")
         return reasons
 
     def units(self, reasons: Mapping[int, str]) -> ChannelUnits:
         """All that can go, in the order in which the graph makes it."""
         makers: dict[int, list[str]] = collections.defaultdict(list)
         for call, rule in self._layers():
-            if rule.readings():
-                for class_ in dict.fromkeys(self._named(call)["outputs"].classes.tolist()):
+            named = self._named(call)
+            for name, kind in rule.makes().items():
+                for class_ in dict.fromkeys(named[name].classes.tolist()) if kind in self._kinds else ():
                     makers[class_].append(call.name)
         free = sorted(class_ for class_ in makers if class_ not in reasons)
         unit_of = np.full(max([*makers, *self._all_classes()], default=0) + 1, -1)

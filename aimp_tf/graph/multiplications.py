@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from aimp_tf.compat.attention import given_to, projections
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.graph.model_graph import Call, ModelGraph
 
@@ -176,16 +177,11 @@ def _wrapped(layer: Any, shape: Shape) -> list[Part] | None:
 
 
 def _attention(call: Call) -> list[Part]:
-    given = {**dict(zip(("query", "value", "key"), call.args, strict=False)), **call.kwargs}
-    query, value = given["query"], given["value"]
-    key = value if given.get("key") is None else given["key"]
-    sources = {"query": query, "key": key, "value": value, "gate": query, "output": query}
-    dense = {name: getattr(call.layer, f"_{name}_dense", None) for name in sources}
+    given = given_to(call.args, dict(call.kwargs))
     return [
         part
-        for name, layer in dense.items()
-        if layer is not None
-        for part in _kernels(layer, _product(sources[name].shape[1:-1]))
+        for name, dense in projections(call.layer).items()
+        for part in _kernels(dense, _product(given[name].shape[1:-1]))
     ]
 
 

@@ -9,15 +9,22 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.attention import projections
 from aimp_tf.compat.functional import function_name, is_function
+from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.graph.attention import Attention
+from aimp_tf.graph.einsum import Einsum
 from aimp_tf.graph.functions import Tried
 from aimp_tf.graph.linear import Depthwise, Grouped, Linear, Separable
 from aimp_tf.graph.model_graph import Call
+from aimp_tf.graph.recurrent import GATES, Recurrent
 from aimp_tf.graph.rules import (
     Assumptions,
     Concatenation,
     Elementwise,
     Function,
+    LayerScale,
+    Lookup,
     Opaque,
     PassThrough,
     Repeat,
@@ -35,12 +42,14 @@ def rule_for(calls: Sequence[Call], assumptions: Assumptions) -> Rule:
     layer = calls[0].layer
     kind = _kind(layer, assumptions.keras)
     factory = _FACTORIES.get(kind)
-    if factory is not None and all(_is_plain(call, several=kind in _MERGING) for call in calls):
+    if factory is not None and all(_is_plain(call, kind) for call in calls):
         rules = [rule for call in calls if (rule := factory(call, assumptions))]
         shapes = {(call.inputs[0].channels, call.outputs[0].channels) for call in calls}
         if len(rules) == len(calls) and not (len(shapes) > 1 and rules[0].is_tied):
             return rules[0]
-    return Tried(layer) if all(_may_be_tried(call, assumptions) for call in calls) else Opaque(layer)
+    if all(_may_be_tried(call, assumptions) for call in calls):
+        return Tried(layer)
+    return Opaque(layer, _REASONS.get(kind, "mixes channels in a way that is not known"))
 
 
 def _may_be_tried(call: Call, assumptions: Assumptions) -> bool:
@@ -48,24 +57,29 @@ def _may_be_tried(call: Call, assumptions: Assumptions) -> bool:
     layer = call.layer
     if getattr(layer, "weights", ()) or call.kwargs.get("training") not in (None, False) or not call.inputs:
         return False
-    # In training, layers may do something else; functions do not.
-    return not assumptions.training or is_function(layer)
+    # In training, layers may do something else.
+    return not assumptions.training or is_function(layer) or (is_keras_own(type(layer)) and not _is_random(layer))
+
+
+def _is_random(layer: Any) -> bool:
+    return any(part in name for name in vars(layer) for part in ("seed", "random"))
 
 
 def _kind(layer: Any, keras: Any) -> str:
     """The name in `_FACTORIES` for a layer, or for `+` in its place."""
     name = type(layer).__name__
-    if type(layer) is getattr(keras.layers, name, None):
+    if isinstance(layer, keras.layers.Layer) and is_keras_own(type(layer)):
         return name
     return "Add" if function_name(layer) == "add" else ""
 
 
-def _is_plain(call: Call, several: bool) -> bool:
+def _is_plain(call: Call, kind: str) -> bool:
     """Whether a call is an inference with tensors that have channels as their last axis."""
+    tensors = call.outputs if kind in (*_ATTENTION, "Embedding") else (*call.inputs, *call.outputs)
     return (
         call.kwargs.get("training") in (None, False)
-        and (several or len(call.inputs) == 1)
-        and all(tensor.channels for tensor in (*call.inputs, *call.outputs))
+        and (kind in _MERGING or kind in _ATTENTION or len(call.inputs) == 1)
+        and all(tensor.channels for tensor in tensors)
         and getattr(call.layer, "data_format", None) in (None, "channels_last")
     )
 
@@ -100,6 +114,54 @@ def _weighted(call: Call, assumptions: Assumptions) -> Rule | None:
 def _separable(call: Call, assumptions: Assumptions) -> Rule | None:
     layer = call.layer
     return Separable(layer, _values(layer, assumptions), _activation(layer, assumptions), bordered=is_bordered(layer))
+
+
+def _einsum(call: Call, assumptions: Assumptions) -> Rule | None:
+    layer = call.layer
+    if len(layer.weights) != 1 + (layer.bias is not None):
+        return None
+    return Einsum(layer, assumptions, _activation(layer, assumptions), len(call.inputs[0].shape))
+
+
+def _recurrent(call: Call, assumptions: Assumptions) -> Rule | None:
+    layer = call.layer
+    fitting = (
+        len(layer.weights) == 2 + layer.use_bias and not layer.stateful and not getattr(layer, "time_major", False)
+    )
+    return Recurrent(layer, assumptions) if fitting else None
+
+
+def _attention(call: Call, assumptions: Assumptions) -> Rule | None:
+    parts = projections(call.layer)
+    plain = len(call.outputs) == 1 and "output" in parts and len(parts["output"].kernel.shape) == 3
+    weights = sum(len(part.weights) for part in parts.values())
+    return Attention(call.layer, assumptions) if plain and weights == len(call.layer.weights) else None
+
+
+def _lookup(call: Call, assumptions: Assumptions) -> Rule | None:
+    layer = call.layer
+    return Lookup(layer, assumptions.value(layer.embeddings)) if len(layer.weights) == 1 else None
+
+
+def _parametric_relu(call: Call, assumptions: Assumptions) -> Rule | None:
+    alpha = assumptions.value(call.layer.alpha)
+    if alpha.shape[-1] != call.inputs[0].channels:
+        return None
+    slopes = alpha.reshape(-1, alpha.shape[-1])
+    slope = np.where((slopes == slopes[:1]).all(axis=0), slopes[0], np.nan)
+    return PassThrough(call.layer, lambda values: np.where(values >= 0, values, slope * values), moves=True)
+
+
+def _layer_scale(call: Call, assumptions: Assumptions) -> Rule | None:
+    gamma = assumptions.value(call.layer.gamma)
+    return LayerScale(call.layer, lambda values: values * gamma, deaf=gamma == 0)
+
+
+def _normalization(call: Call, assumptions: Assumptions) -> Rule | None:
+    layer = call.layer
+    if tf.nest.flatten(layer.axis) not in ([-1], [len(call.inputs[0].shape) - 1]) or not layer.weights:
+        return None
+    return PassThrough(layer, lambda values: np.full_like(values, np.nan))
 
 
 def _depthwise(call: Call, assumptions: Assumptions) -> Rule | None:
@@ -215,6 +277,14 @@ _MERGING: dict[str, Factory] = {
     "Concatenate": _concatenation,
 }
 
+_ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
+
+_REASONS = {
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), "normalises over all channels"),
+    "GroupNormalization": "normalises over groups of channels",
+}
+"""Class of a Keras layer -> why what goes through it stays."""
+
 _DIMENSIONS = ("1D", "2D", "3D")
 
 _FACTORIES: dict[str, Factory] = {
@@ -223,6 +293,13 @@ _FACTORIES: dict[str, Factory] = {
     **{f"Conv{dims}{kind}": _weighted for dims in _DIMENSIONS for kind in ("", "Transpose")},
     **{f"DepthwiseConv{dims}": _depthwise for dims in ("1D", "2D")},
     **{f"SeparableConv{dims}": _separable for dims in ("1D", "2D")},
+    "EinsumDense": _einsum,
+    **dict.fromkeys(GATES, _recurrent),
+    **dict.fromkeys(_ATTENTION, _attention),
+    "Embedding": _lookup,
+    "PReLU": _parametric_relu,
+    "LayerScale": _layer_scale,
+    "Normalization": _normalization,
     "BatchNormalization": _batch_normalization,
     "Activation": _activation_layer,
     **{name: _value_by_value for name in ("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Rescaling")},
@@ -235,7 +312,7 @@ _FACTORIES: dict[str, Factory] = {
     **{f"{name}{dims}": _moved for name in ("UpSampling", "Cropping") for dims in _DIMENSIONS},
     **{f"SpatialDropout{dims}": _unchanged for dims in _DIMENSIONS},
     **{f"ZeroPadding{dims}": _zero_padding for dims in _DIMENSIONS},
-    **dict.fromkeys(("GaussianDropout", "ActivityRegularization", "Identity"), _unchanged),
+    **dict.fromkeys(("GaussianDropout", "ActivityRegularization", "Identity", "StochasticDepth"), _unchanged),
     "RepeatVector": _moved,
     "Dropout": _dropout,
     **dict.fromkeys(("AlphaDropout", "GaussianNoise"), _noise),

@@ -109,9 +109,11 @@ class Rule(abc.ABC):
             return {**found, **self._inside(classes)}
         if self.is_tied:
             both = collections.ChainMap(found, dict(flows))
-            before = self.named(self._first, both)
-            for name, along in self.named(call, both).items():
-                classes.join(along.classes, before[name].classes)
+            before, now = self.named(self._first, both), self.named(call, both)
+            for name in before.keys() & now.keys():
+                classes.join(now[name].classes, before[name].classes)
+            for name in before.keys() ^ now.keys():
+                classes.pin({**before, **now}[name].classes, f"calls of {call.name} differ")
         return found
 
     def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
@@ -126,6 +128,10 @@ class Rule(abc.ABC):
     def readings(self) -> Sequence[Reading]:
         """The weights that lead from some channels to others. Without any, all that goes in is needed."""
         return ()
+
+    def makes(self) -> Mapping[str, str]:
+        """What the weights make, by name -> what kind of unit it is: "channel" or "head"."""
+        return {"outputs": "channel"} if self.readings() else {}
 
     def completed(self, needed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """What must stay if at least this does: name -> bool (channels,), of those that change."""
@@ -200,7 +206,7 @@ class PassThrough(Rule):
         self._moves = moves
 
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
-        return [(*(None,) * (rank - 1), "inputs") for rank in ranks]
+        return [(*(None,) * (rank - 1), "inputs") if rank else () for rank in ranks]
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         (source,) = inputs
@@ -214,6 +220,13 @@ class PassThrough(Rule):
     @property
     def is_tied(self) -> bool:
         return bool(getattr(self.layer, "weights", ()))
+
+
+class LayerScale(PassThrough):
+    """A factor for each channel, of whose number the config of the layer tells."""
+
+    def attributes(self, kept: Kept) -> dict[str, Any]:
+        return {"projection_dim": len(kept.inputs)}
 
 
 class Repeat(Rule):
@@ -323,6 +336,31 @@ class Sum(Elementwise):
             if tensor not in staying:
                 total = total + flows[tensor].constants
         return total
+
+
+class Lookup(Rule):
+    """Embedding: each channel is a column of a table."""
+
+    def __init__(self, layer: Any, table: np.ndarray) -> None:
+        super().__init__(layer)
+        self._table = table
+
+    def attributes(self, kept: Kept) -> dict[str, Any]:
+        return {"output_dim": len(kept.outputs)}
+
+    @property
+    def is_tied(self) -> bool:
+        return True
+
+    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
+        (output,) = call.outputs
+        for source in inputs:
+            classes.pin_all(source, f"{call.name} looks it up")
+        constants = np.where((self._table == self._table[:1]).all(axis=0), self._table[0], np.nan)
+        return [Flow.of_channels(len(output.shape), classes.new(output.channels), constants)]
+
+    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
+        return [(None, "outputs")]
 
 
 class Opaque(Rule):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.compat.variables import resource_of
+from aimp_tf.config.structure import Structure
 from aimp_tf.graph.liveness import Liveness
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.masking import MaskedModel
@@ -59,7 +60,7 @@ class LiveNetwork:
         self._graph = graph
         self._liveness = Liveness(graph, by_resource)
         # Whole channels go many at a time, and what is left of them is what is going to be used.
-        self._multiple = 1 if masked.granularity == "channel" else _MULTIPLE
+        self._multiple = 1 if Structure.of(masked.granularity).channels else _MULTIPLE
 
     def part(self, needed: np.ndarray | None = None, multiple: int | None = None) -> LivePart:
         """What stays.

@@ -11,7 +11,7 @@ import numpy as np
 
 from aimp_tf.compat.models import keras_generation
 from aimp_tf.config import PruningConfig
-from aimp_tf.config.structure import Structure
+from aimp_tf.config.structure import Granularity, Structure
 from aimp_tf.graph.groups import channel_groups
 from aimp_tf.masking import check_plain
 from aimp_tf.training.rounds import aligned
@@ -78,7 +78,7 @@ class Groups:
 def groups(
     model: Any,
     *,
-    granularity: str = "channel",
+    granularity: Granularity = "channel",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     min_layer_survivors: int = 0,
@@ -108,7 +108,7 @@ def groups(
     if not Structure.of(granularity).channels:
         raise ValueError(f"groups are those of granularity='channel'; got {granularity!r}.")
     check_plain(model)
-    found = channel_groups(model, include, exclude)
+    found = channel_groups(model, include, exclude, kinds=Structure.of(granularity).kinds)
     config = PruningConfig(0.5, epochs=1, granularity=granularity, min_layer_survivors=min_layer_survivors)
     config.validate()
     by_weights = found.units

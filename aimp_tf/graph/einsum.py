@@ -1,0 +1,120 @@
+"""EinsumDense: a kernel of several axes, of which some are summed over and others are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
+from aimp_tf.graph.model_graph import Call
+from aimp_tf.graph.rules import Assumptions, Flows, Function, Kept, Reading, Rule
+
+
+class Einsum(Rule):
+    """EinsumDense, whose letters name what it counts: what it reads, what it makes, and what is in both."""
+
+    def __init__(self, layer: Any, assumptions: Assumptions, activation: Function | None, rank: int) -> None:
+        """As `Linear`, of an input of this rank."""
+        super().__init__(layer)
+        self._activation = activation
+        self._source, self._letters, self._output = letters_of(layer.equation, rank)
+        self._kernel = assumptions.value(layer.kernel)
+        self._bias = None if layer.bias is None else assumptions.value(layer.bias)
+        self._bias_letters = [letter for letter in self._output if letter in (layer.bias_axes or "")]
+        self._made = [letter for letter in self._letters if letter not in self._source]
+        self._summed: list[str] = []
+        self._passed: list[str] = []
+
+    def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
+        source, output = flows[call.inputs[0]], flows[call.outputs[0]]
+        found = super().named(call, flows)
+        for letters, flow in ((self._source, source), (self._output, output)):
+            found |= {self._name(letters[axis]): along for axis, along in flow.axes.items()}
+        return found
+
+    def makes(self) -> Mapping[str, str]:
+        return {self._name(letter): "channel" for letter in self._made}
+
+    def readings(self) -> Sequence[Reading]:
+        counted = [*self._summed, *self._made]
+        order = [self._letters.index(letter) for letter in counted]
+        others = [axis for axis in range(self._kernel.ndim) if axis not in order]
+        summed = tuple(range(len(order), self._kernel.ndim))
+        connected = np.asarray(np.transpose(self._kernel != 0, (*order, *others)).any(axis=summed))
+        sources, outputs = ([self._name(letter) for letter in letters] for letters in (self._summed, self._made))
+        return (Reading(connected, tuple(sources), tuple(outputs)),) if sources else ()
+
+    def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
+        weights, _ = super().rewritten(kept)
+        shape = self.layer.partial_output_shape
+        sizes = tuple(
+            len(kept.indices[name]) if size and (name := self._name(letter)) in kept.indices else size
+            for letter, size in zip(self._output[-len(shape) :], shape, strict=True)
+        )
+        return weights, {} if sizes == tuple(shape) else {"output_shape": sizes}
+
+    @property
+    def is_tied(self) -> bool:
+        return True
+
+    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
+        counted = {*self._summed, *self._made, *self._passed}
+        axes = [tuple(self._name(letter) if letter in counted else None for letter in self._letters)]
+        for rank in ranks[1:]:
+            names = [self._name(letter) if letter in counted else None for letter in self._bias_letters]
+            axes.append((*names, *(None,) * (rank - len(names))))
+        return axes
+
+    def _name(self, letter: str) -> str:
+        """What to call what a letter counts."""
+        return {self._source[-1]: "inputs", self._output[-1]: "outputs"}.get(letter, letter)
+
+    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
+        (source,) = inputs
+        by_letter = {self._source[axis]: along for axis, along in source.axes.items()}
+        self._summed = [letter for letter in self._letters if letter in by_letter and letter not in self._output]
+        self._passed = [letter for letter in by_letter if letter in self._output]
+        for letter, along in by_letter.items():
+            if letter not in self._output and letter not in self._letters:
+                classes.pin(along.classes, f"{call.name} sums over it")
+        axes = {}
+        for axis, letter in enumerate(self._output):
+            if letter in self._made:
+                size = self._kernel.shape[self._letters.index(letter)]
+                axes[axis] = Axis(classes.new(size), self._constants(letter, by_letter))
+                if self._activation is None:
+                    classes.pin(axes[axis].classes, f"the activation of {call.name} is not known")
+            elif letter in by_letter:
+                axes[axis] = Axis.varied(by_letter[letter].classes)
+        return [Flow(len(self._output), axes)]
+
+    def _constants(self, letter: str, by_letter: dict[str, Axis]) -> np.ndarray:
+        """The value of each entry that it makes along an axis of which nothing depends on the input; NaN elsewhere."""
+        along = self._letters.index(letter)
+        connected = np.moveaxis(self._kernel, along, 0) != 0
+        for other in self._summed:
+            axis = [each for each in self._letters if each != letter].index(other) + 1
+            connected = np.compress(by_letter[other].constants != 0, connected, axis=axis)
+        depends = connected.reshape(len(connected), -1).any(axis=1)
+        values = np.zeros(len(depends))
+        if self._bias is not None:
+            if letter not in self._bias_letters:
+                return np.full(len(depends), np.nan)
+            by_entry = np.moveaxis(self._bias, self._bias_letters.index(letter), 0).reshape(len(depends), -1)
+            values = np.where((by_entry == by_entry[:, :1]).all(axis=1), by_entry[:, 0], np.nan)
+        known = ~depends & ~np.isnan(values) & (self._activation is not None)
+        if not known.any() or self._activation is None:
+            return np.full(len(depends), np.nan)
+        return np.where(known, self._activation(np.where(known, values, 0.0)), np.nan)
+
+
+def letters_of(equation: str, rank: int) -> tuple[str, str, str]:
+    """The letters of the input, the kernel and the output, of an input of this rank: axes that "..." stands for are
+    capitals that it does not have."""
+    operands, output = equation.replace(" ", "").split("->")
+    source, kernel = operands.split(",")
+    missing = rank - len(source.replace("...", ""))
+    spare = "".join(letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in equation)[:missing]
+    return source.replace("...", spare), kernel, output.replace("...", spare)

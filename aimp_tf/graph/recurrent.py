@@ -1,0 +1,60 @@
+"""Recurrent layers: a unit goes with its part of every gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
+from aimp_tf.graph.model_graph import Call
+from aimp_tf.graph.rules import Assumptions, Flows, Kept, Reading, Rule, pin_others
+
+GATES = {"SimpleRNN": (1, 0), "GRU": (3, 2), "LSTM": (4, 2)}
+"""Class of a layer -> how many gates it has, and which of them alone brings anything into the state."""
+
+
+class Recurrent(Rule):
+    """SimpleRNN, GRU and LSTM. A unit of which nothing brings anything into the state is zero."""
+
+    in_place = False
+
+    def __init__(self, layer: Any, assumptions: Assumptions) -> None:
+        super().__init__(layer)
+        self._gates, self._candidate = GATES[type(layer).__name__]
+        kernel, recurrent, *bias = (assumptions.value(weight) for weight in layer.weights)
+        self._kernel, self._recurrent = (each.reshape(len(each), self._gates, -1) for each in (kernel, recurrent))
+        self._bias = bias[0].reshape(-1, self._gates, self._recurrent.shape[-1]) if bias else None
+        self._zero_at_zero = float(layer.activation(np.zeros(1, np.float32))[0]) == 0
+
+    def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
+        named = super().named(call, flows)
+        outputs = named["outputs"]
+        return {**named, "gates": Axis(*(np.tile(each, self._gates) for each in (outputs.classes, outputs.constants)))}
+
+    def readings(self) -> Sequence[Reading]:
+        kernel, recurrent = ((each != 0).any(axis=1) for each in (self._kernel, self._recurrent))
+        return Reading(kernel), Reading(recurrent, ("outputs",), ("outputs",))
+
+    def attributes(self, kept: Kept) -> dict[str, Any]:
+        return {"units": len(kept.outputs)}
+
+    @property
+    def is_tied(self) -> bool:
+        return True
+
+    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
+        (source,) = inputs
+        pin_others(source, classes, call)
+        brought = (self._kernel[source.constants != 0, self._candidate] != 0).any(axis=0)
+        brought |= (self._recurrent[:, self._candidate] != 0).any(axis=0)
+        if self._bias is not None:
+            brought |= (self._bias[:, self._candidate] != 0).any(axis=0)
+        units = classes.new(len(brought))
+        constants = np.where(brought | (not self._zero_at_zero), np.nan, 0.0)
+        return [Flow.of_channels(len(tensor.shape), units, constants) for tensor in call.outputs]
+
+    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
+        _, _, *bias = ranks
+        return [("inputs", "gates"), ("outputs", "gates"), *((*(None,) * (rank - 1), "gates") for rank in bias)]
