@@ -54,8 +54,8 @@ class Structure:
         if of_each and 0 < int(of_each[1]) < int(of_each[2]):
             return cls(m=int(of_each[2]), n=int(of_each[1]))
         raise ValueError(
-            "granularity must be 'unstructured', 'channel', 'head', ('channel', 'head'), blocks such as '1x4', or so many "
-            f"of each few such as '2:4'; got {granularity!r}."
+            "granularity must be 'unstructured', 'channel', 'head', ('channel', 'head'), blocks such as '1x4', or so "
+            f"many of each few such as '2:4'; got {granularity!r}."
             f"{nearest(granularity, ('unstructured', *KINDS, '1x4', '2:4'))}"
         )
 

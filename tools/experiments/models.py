@@ -14,7 +14,9 @@ def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> 
             papers use them), "wide_mlp" (two hidden layers of 2048 units), "small_cnn" (two convolutions with batch
             normalisation), "tiny_mobilenet" (four depthwise separable blocks as in Howard et al., 2017, table 1, with
             ReLU6), "row_attention" (an encoder block of Vaswani et al., 2017, section 3.1, over an image as the
-            sequence of its rows), "row_lstm" (an LSTM of 128 units, Hochreiter and Schmidhuber, 1997, over the same
+            sequence of its rows), "tiny_bert" (two encoder blocks, normalised before each part, over an image as a text
+            of its pixels, of which there are 17 kinds), "small_vit" (the same over patches of 4 x 4 pixels, as
+            Dosovitskiy et al., 2021), "row_lstm" (an LSTM of 128 units, Hochreiter and Schmidhuber, 1997, over the same
             sequence), or "resnet_8" or "resnet_20" (the CIFAR family of He et al., 2016, section 4.2, with
             n = 1 and 3; where the shape changes, the shortcut is a 1 x 1 convolution with batch normalisation) or
             "wide_resnet_20", which has four times the channels.
@@ -100,6 +102,33 @@ def _row_attention(layers: Any, x: Any) -> Any:
     return layers.Flatten()(layers.LayerNormalization()(layers.Add()([x, transformed])))
 
 
+def _tiny_bert(layers: Any, x: Any) -> Any:
+    pixels = _chain(x, layers.Flatten(), layers.Rescaling(16.0, 0.5))  # Embedding rounds down.
+    return _encoded(layers, layers.Embedding(17, 64, name="tokens")(pixels))
+
+
+def _small_vit(layers: Any, x: Any) -> Any:
+    patches = layers.Conv2D(64, 4, 4, name="patches")(x)
+    return _encoded(layers, layers.Reshape((-1, 64))(patches))
+
+
+def _encoded(layers: Any, x: Any) -> Any:
+    """The mean of what two blocks of Vaswani et al., 2017, section 3.1, give for tokens of 64 channels."""
+    x = layers.EinsumDense("btc,cd->btd", x.shape[1:], bias_axes="td", name="positions")(x)
+    for block in (1, 2):
+        y = layers.LayerNormalization(name=f"block_{block}_norm")(x)
+        y = layers.MultiHeadAttention(num_heads=4, key_dim=16, name=f"block_{block}_attention")(y, y)
+        x = layers.Add()([x, y])
+        y = _chain(
+            x,
+            layers.LayerNormalization(name=f"block_{block}_second_norm"),
+            layers.Dense(128, activation="gelu", name=f"block_{block}_hidden"),
+            layers.Dense(64, name=f"block_{block}_projection"),
+        )
+        x = layers.Add()([x, y])
+    return layers.GlobalAveragePooling1D()(layers.LayerNormalization(name="norm")(x))
+
+
 def _row_lstm(layers: Any, x: Any) -> Any:
     return layers.LSTM(128, name="lstm")(layers.Reshape(x.shape[1:3])(x))
 
@@ -143,6 +172,8 @@ _FEATURES: dict[str, Callable[[Any, Any], Any]] = {
     "small_cnn": _small_cnn,
     "tiny_mobilenet": _tiny_mobilenet,
     "row_attention": _row_attention,
+    "tiny_bert": _tiny_bert,
+    "small_vit": _small_vit,
     "row_lstm": _row_lstm,
     "resnet_8": _resnet(blocks=1),
     "resnet_20": _resnet(blocks=3),
