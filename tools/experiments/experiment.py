@@ -22,6 +22,8 @@ CHOICES = {
         "tiny_mobilenet",
         "row_attention",
         "row_lstm",
+        "tiny_bert",
+        "small_vit",
         "resnet_8",
         "resnet_20",
         "wide_resnet_20",
@@ -42,7 +44,7 @@ class Experiment:
     Attributes:
         dataset: "digits" or "fashion_mnist".
         architecture: "lenet_300_100", "lenet_5", "wide_mlp", "small_cnn", "tiny_mobilenet", "row_attention",
-            "row_lstm", "resnet_8", "resnet_20" or "wide_resnet_20".
+            "row_lstm", "tiny_bert", "small_vit", "resnet_8", "resnet_20" or "wide_resnet_20".
         pruning: The pruning run; the dense training takes its `epochs`. Its `seed` is that of the experiment.
         learning_rate: First learning rate, above 0.
         schedule: How the rate falls over `pruning.epochs`: "steps" is tenfold after half and again after three quarters
