@@ -38,8 +38,6 @@ def get_config(network: str = "small_vit") -> Study:
             "aimp": Arm(),
             "taylor": Arm(pruning={"criterion": "taylor"}),
             "gradual": Arm(pruning={"method": "gradual"}, epochs_of="aimp"),
-            "units_alone": Arm(pruning={"granularity": "channel", "target_sparsity": 0.25}),
-            "heads_alone": Arm(pruning={"granularity": "head", "target_sparsity": 0.25}),
         },
         sparsities=(0.5,),
         seeds=(0, 1, 2),
