@@ -12,12 +12,13 @@ from aimp_tf.config.latency import Latency
 from aimp_tf.config.texts import nearest
 
 if TYPE_CHECKING:
-    from aimp_tf import criteria
+    from aimp_tf import criteria, rules
     from aimp_tf.exporting import export
     from aimp_tf.exporting.compaction import compact
     from aimp_tf.exporting.sparse import sparse_inference
     from aimp_tf.factorization import factorize, merge_factors
     from aimp_tf.fine_tuning import fine_tune
+    from aimp_tf.graph.rule_table import register_rule
     from aimp_tf.masking import sparsity, strip, wrap
     from aimp_tf.post_training import one_shot
     from aimp_tf.preview import RunPlan, plan
@@ -52,7 +53,9 @@ __all__ = [
     "plan",
     "projections",
     "prune",
+    "register_rule",
     "regularizers",
+    "rules",
     "sparse_inference",
     "sparsity",
     "strip",
@@ -76,6 +79,7 @@ _HOMES = {
     "one_shot": "post_training",
     "plan": "preview",
     "prune": "pruning",
+    "register_rule": "graph.rule_table",
     "sparse_inference": "exporting.sparse",
     "sparsity": "masking",
     "strip": "masking",
@@ -87,6 +91,7 @@ _MODULES = {
     "criteria": "criteria",
     "projections": "training.projections",
     "regularizers": "training.regularizers",
+    "rules": "rules",
 }
 """Public names that are modules -> where they are."""
 

@@ -193,15 +193,110 @@ class Network:
                 if len(variable.shape) < 2:
                     continue
                 value = generator.normal(0, 1, variable.shape)
-                how = self.one_of("random", "inputs", "outputs", "nearly", "all")
+                how = self.one_of("random", "inputs", "outputs", "axis", "nearly", "all")
                 if how == "random":
                     value *= generator.random(value.shape) < 0.3
                 elif how == "inputs":
                     value *= (generator.random(value.shape[-2]) < 0.4)[:, np.newaxis]
                 elif how == "outputs":
                     value *= generator.random(value.shape[-1]) < 0.4
+                elif how == "axis":
+                    axis = generator.integers(value.ndim)
+                    alive = (generator.random(value.shape[axis]) < 0.5).reshape(
+                        [-1 if other == axis else 1 for other in range(value.ndim)]
+                    )
+                    value *= alive
                 elif how == "nearly":
                     value *= generator.permutation(value.size).reshape(value.shape) == 0
                 else:
                     value *= 0
                 variable.assign(value)
+
+
+class SequenceNetwork(Network):
+    """Draws a network over sequences: attention, recurrent layers, EinsumDense, and layers that are made of others."""
+
+    def dense(self, x):
+        return self.L.Dense(self.one_of(4, 6), activation=self.one_of(None, "relu", "gelu"))(x)
+
+    def normalized(self, x):
+        return self.one_of(self.L.BatchNormalization, self.L.LayerNormalization)()(x)
+
+    def attention(self, x):
+        layer = self.L.MultiHeadAttention(
+            self.one_of(2, 3), self.one_of(2, 4), value_dim=self.one_of(None, 3), use_bias=self.one_of(True, False)
+        )
+        return layer(x, self.one_of(x, self.dense(x)))
+
+    def grouped_attention(self, x):
+        if self.K.__name__ == "tf_keras":
+            return self.attention(x)
+        return self.L.GroupQueryAttention(2, 4, 2)(x, x)
+
+    def recurrent(self, x):
+        kind = self.one_of(self.L.LSTM, self.L.GRU, self.L.SimpleRNN)
+        return kind(self.one_of(3, 5), return_sequences=True, use_bias=self.one_of(True, False))(x)
+
+    def einsum(self, x):
+        wide = self.L.EinsumDense("abc,cde->abde", (x.shape[1], 2, 3), bias_axes=self.one_of(None, "e", "de", "be"))
+        narrow = self.L.EinsumDense("abde,def->abf", (x.shape[1], 4), bias_axes=self.one_of(None, "f"))
+        return narrow(self.activated(wide(x)))
+
+    def residual(self, x):
+        return self.L.Add()([x, self.L.Dense(x.shape[-1])(self.dense(x))])
+
+    def parametric(self, x):
+        return self.L.PReLU(shared_axes=self.one_of(None, [1]), alpha_initializer="ones")(self.dense(x))
+
+    def composite(self, x):
+        return feed_forward(self.K)(self.one_of(3, 5), x.shape[-1])(x)
+
+    def functions(self, x):
+        ops = self.K.ops if self.K.__name__ == "keras" else tf
+        _, length, channels = x.shape
+        return self.one_of(
+            lambda: x * ops.sigmoid(x),
+            lambda: x[:, ::2],
+            lambda: ops.reshape(ops.reshape(self.L.Dense(6)(x), (-1, length, 2, 3)), (-1, length, 6)),
+            lambda: ops.transpose(self.L.Dense(3)(ops.transpose(x, (0, 2, 1))), (0, 2, 1)),
+            lambda: ops.matmul(ops.matmul(x, ops.transpose(x, (0, 2, 1))), x),
+            lambda: ops.einsum("btc,bsc->bts", x, x),
+        )()
+
+    def model(self):
+        sequence = x = self.K.Input((4, 3))
+        x = self.dense(x)
+        for _ in range(self.draw(st.integers(1, 4))):
+            blocks = (self.dense, self.normalized, self.attention, self.grouped_attention, self.recurrent, self.einsum)
+            more = (self.residual, self.parametric, self.composite, self.functions, self.activated, self.separated)
+            x = self.one_of(*blocks, *more)(x)
+        x = self.one_of(self.L.GlobalMaxPooling1D, self.L.GlobalAveragePooling1D, self.L.Flatten)()(x)
+        return self.K.Model(sequence, self.L.Dense(2)(x))
+
+    def separated(self, x):
+        layer = self.L.SeparableConv1D(self.one_of(3, 4), 2, padding="same", depth_multiplier=self.one_of(1, 2))
+        return layer(x)
+
+
+def feed_forward(keras):
+    """A layer of one's own that is made of others."""
+
+    @keras.saving.register_keras_serializable("random_networks")
+    class FeedForward(keras.layers.Layer):
+        def __init__(self, units, channels, **settings):
+            super().__init__(**settings)
+            self.units, self.channels = units, channels
+            self.up, self.down = keras.layers.Dense(units, activation="relu"), keras.layers.Dense(channels)
+
+        def build(self, shape):
+            self.up.build(shape)
+            self.down.build((*shape[:-1], self.units))
+            super().build(shape)
+
+        def call(self, x):
+            return x + 0.5 * self.down(self.up(x))
+
+        def get_config(self):
+            return {**super().get_config(), "units": self.units, "channels": self.channels}
+
+    return FeedForward

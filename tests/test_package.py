@@ -143,7 +143,7 @@ LAYERS = [
     ["training"],
     ["runs"],
     ["reports"],
-    ["pruning", "fine_tuning", "post_training", "preview", "criteria", "factorization"],
+    ["pruning", "fine_tuning", "post_training", "preview", "criteria", "factorization", "rules"],
 ]
 LEVELS = {district: level for level, districts in enumerate(LAYERS) for district in districts}
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from aimp_tf.config.distillation import Distillation
+from aimp_tf.config.granularity import OF_CHANNELS, check_granularity
 from aimp_tf.config.latency import Latency
-from aimp_tf.config.texts import as_fraction, as_whole, is_number, nearest
+from aimp_tf.config.texts import as_fraction, as_whole, given_of, is_number, nearest
 
 COUNTED = {"weights": "weight", "channels": "channel", "flops": "multiply-add", "latency": "microsecond"}
 """`name_of_budget` -> one of what it counts."""
@@ -54,13 +55,12 @@ _OF_ROUNDS = (
     "projection",
 )
 OF_EVERY_TRAINING = ("regularizer", "distillation")
-_OF_CHANNELS = ("budget", "channel_multiple")
 _OF_RANKING = (
     "scope",
     "criterion",
     "criterion_batches",
     "granularity",
-    *_OF_CHANNELS,
+    *OF_CHANNELS,
     "max_layer_sparsity",
     "min_layer_survivors",
     "min_layer_share",
@@ -119,7 +119,7 @@ def check(config: Any) -> None:
             f"{config.distillation.loss!r}, which is all that a file keeps of one."
         )
     _check_method(config)
-    _check_granularity(config)
+    check_granularity(config)
     _check_rewinding(config)
     _check_epochs(config)
     if config.criterion_batches is not None and config.criterion_batches < 1:
@@ -287,65 +287,9 @@ def _check_rewinding(config: Any) -> None:
         )
 
 
-def _given(config: Any, names: Iterable[str]) -> list[str]:
-    """Those of some fields that do not have their defaults, as "rate=0.5"."""
-    values = {name: getattr(config, name) for name in names}
-    return [f"{name}={value!r}" for name, value in values.items() if value != getattr(type(config), name)]
-
-
-def _check_heads(config: Any) -> None:
-    """Refuses what knows channels alone, where heads are ranked."""
-    if "head" not in config.structure.kinds:
-        return
-    if isinstance(config.criterion, str) and config.criterion not in OF_HEADS:
-        raise ValueError(
-            f"criterion={config.criterion!r} does not know heads, which {config.structure} ranks. Write "
-            f"{' or '.join(f'criterion={name!r}' for name in OF_HEADS)}."
-        )
-    if config.repair or config.method == "dynamic":
-        what = "repair" if config.repair else "method='dynamic'"
-        raise ValueError(f"{what} does not know heads, which {config.structure} ranks. Leave out one of the two.")
-
-
-def _check_granularity(config: Any) -> None:
-    """Refuses what the granularity does not use."""
-    channels = config.structure.channels
-    given = _given(config, ("min_layer_share",) if channels else _OF_CHANNELS)
-    if given:
-        instead = "min_layer_survivors counts channels" if channels else "granularity='channel' has"
-        raise ValueError(f"{config.structure} has no use for {', '.join(given)}; {instead}.")
-    if isinstance(config.budget, Latency) and (config.method == "gradual" or config.stop_mask_distance is not None):
-        what = "method='gradual'" if config.method == "gradual" else "stop_mask_distance"
-        raise ValueError(
-            f"{what} ranks many times within a training, and each time a Latency would have to time models. Leave it "
-            "out, or write budget='flops'."
-        )
-    if config.regrow and (channels or config.structure.n):
-        raise ValueError(
-            f"regrow is for single weights and blocks, and {config.structure} is of others: channels that are removed "
-            "have no gradients, and n:m leaves no choice. Leave out one of the two."
-        )
-    if config.regrow and config.compact_rounds:
-        raise ValueError("regrow brings weights back, also of channels that compact_rounds leaves out. Leave out one.")
-    if config.fade_epochs and config.repair:
-        raise ValueError(
-            "repair makes up for what goes at once, and with fade_epochs it fades. Leave out one of the two."
-        )
-    _check_heads(config)
-    if config.method == "dynamic" and not channels:
-        raise ValueError(f"method='dynamic' is of channels; got {config.structure}. Write granularity='channel'.")
-    if isinstance(config.budget, Latency) and config.method in ("soft", "dynamic"):
-        raise ValueError(
-            f"method={config.method!r} ranks many times within a training, and each time a Latency would have to time "
-            "models. Write budget='flops'."
-        )
-    if config.channel_multiple < 1:
-        raise ValueError(f"channel_multiple must be at least 1; got {config.channel_multiple}.")
-
-
 def _check_method(config: Any) -> None:
     """Refuses what the method does not use."""
-    given = _given(config, NOT_USED_BY[config.method])
+    given = given_of(config, NOT_USED_BY[config.method])
     if given:
         timed = isinstance(config.budget, Latency)
         does = "and give target_sparsity" if timed else f"config.replace(method={config.method!r}) does that"
@@ -392,9 +336,6 @@ _FRACTIONS = (
     ("max_layer_sparsity", 0, 1, "()"),
     ("min_layer_share", 0, 1, "[)"),
 )
-OF_HEADS = ("magnitude", "taylor", "fisher")
-"""Criteria that score attention heads as well."""
-
 _OPTIONAL = (
     "criterion_batches",
     "epochs",

@@ -16,6 +16,12 @@ def nearest(name: object, names: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def given_of(config: Any, names: Iterable[str]) -> list[str]:
+    """Those of some fields that do not have their defaults, as "rate=0.5"."""
+    values = {name: getattr(config, name) for name in names}
+    return [f"{name}={value!r}" for name, value in values.items() if value != getattr(type(config), name)]
+
+
 def list_differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """What two nested dicts do not have in common, as "pruning.rate: 0.2 there, 0.3 here"."""
     flat_there, flat_here = _flat(there), _flat(here)

@@ -15,9 +15,9 @@ from aimp_tf.compat.variables import resource_of
 from aimp_tf.graph.copies import Copies, compile_alike
 from aimp_tf.graph.functions import Tried
 from aimp_tf.graph.liveness import Liveness, value_of
+from aimp_tf.graph.merging import Sum
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.graph.multiplications import channels_of
-from aimp_tf.graph.rules import Sum
 from aimp_tf.masking import check_plain
 
 __all__ = ["CompactionReport", "compact", "compact_and_report"]

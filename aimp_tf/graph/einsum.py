@@ -22,7 +22,10 @@ class Einsum(Rule):
         self._source, self._letters, self._output = letters_of(layer.equation, rank)
         self._kernel = assumptions.value(layer.kernel)
         self._bias = None if layer.bias is None else assumptions.value(layer.bias)
-        self._bias_letters = [letter for letter in self._output if letter in (layer.bias_axes or "")]
+        in_bias = layer.bias_axes or ""
+        first = min((self._output.index(letter) for letter in in_bias), default=0)
+        # Of axes in between, it has a single entry.
+        self._bias_letters = [letter if letter in in_bias else "" for letter in self._output[first:]]
         self._made = [letter for letter in self._letters if letter not in self._source]
         self._summed: list[str] = []
         self._passed: list[str] = []
@@ -35,7 +38,8 @@ class Einsum(Rule):
         return found
 
     def makes(self) -> Mapping[str, str]:
-        return {self._name(letter): "channel" for letter in self._made}
+        """Of two axes that it makes, the one before the last counts heads."""
+        return {self._name(letter): "channel" if letter == self._output[-1] else "head" for letter in self._made}
 
     def readings(self) -> Sequence[Reading]:
         counted = [*self._summed, *self._made]
@@ -62,9 +66,8 @@ class Einsum(Rule):
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
         counted = {*self._summed, *self._made, *self._passed}
         axes = [tuple(self._name(letter) if letter in counted else None for letter in self._letters)]
-        for rank in ranks[1:]:
-            names = [self._name(letter) if letter in counted else None for letter in self._bias_letters]
-            axes.append((*names, *(None,) * (rank - len(names))))
+        if len(ranks) > 1:
+            axes.append(tuple(self._name(letter) if letter in counted else None for letter in self._bias_letters))
         return axes
 
     def _name(self, letter: str) -> str:

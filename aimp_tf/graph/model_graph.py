@@ -15,6 +15,7 @@ import tensorflow as tf
 from aimp_tf.compat.functional import calls_of, functional_within, has_mask, input_names, is_symbolic, structures_of
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import check_built, keras_generation, layers_of
+from aimp_tf.graph.opening import opened, opened_model
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class ModelGraph:
         keras: The module of its generation of Keras.
         inputs: Its inputs as they are nested in it, a `Tensor` in each one's place.
         outputs: Its outputs likewise.
-        calls: Its calls, those of nested models in place of theirs.
+        calls: Its calls, those of nested models, and of layers made of others, in place of theirs.
+        functional: The functional model that it is, or amounts to.
     """
 
     model: Any
@@ -77,22 +79,26 @@ class ModelGraph:
     inputs: Any
     outputs: Any
     calls: tuple[Call, ...]
+    functional: Any
 
     @classmethod
     def of(cls, model: Any) -> ModelGraph:
-        """The graph of a built functional or Sequential model.
+        """The graph of a built model.
 
         Raises:
             TypeError: `model` is not a Keras model.
-            ValueError: It is not built, or is a subclassed one, whose graph cannot be seen.
+            ValueError: It is not built, or is a subclassed one, whose call cannot be traced.
         """
         keras = importlib.import_module(keras_generation(model))
         check_built(model)
         functional = functional_within(model, keras)
         if functional is None:
+            functional = opened_model(model, keras)
+        if functional is None:
             raise ValueError(
                 f"The model {model.name!r} is of the class {type(model).__name__}, whose own call cannot be seen "
-                "through. Pass a functional or Sequential model, such as one that holds its layers."
+                "through: it has weights of its own, or does what Keras tensors of open size do not allow. Put these in "
+                "layers, or pass a functional or Sequential model."
             )
         tensors: dict[int, Tensor] = {}
         inputs, outputs = structures_of(functional)
@@ -105,7 +111,7 @@ class ModelGraph:
             Call(step.layer, names[id(step.layer)], step.args, step.kwargs, step.inputs, step.outputs, step.training)
             for step in steps
         )
-        return cls(model, keras, new_inputs, new_outputs, calls)
+        return cls(model, keras, new_inputs, new_outputs, calls, functional)
 
     @functools.cached_property
     def masked(self) -> frozenset[Tensor]:
@@ -150,10 +156,8 @@ class ModelGraph:
         layers: dict[int, Any] = {}
         rewritten = rewritten or {}
         origin = {output: call for call in self.calls for output in call.outputs}
-        functional = functional_within(self.model, self.keras)
-        assert functional is not None  # Or there would be no graph.
-        names = input_names(functional)
-        for tensor, name, original in zip(tf.nest.flatten(self.inputs), names, functional.inputs, strict=True):
+        names = input_names(self.functional)
+        for tensor, name, original in zip(tf.nest.flatten(self.inputs), names, self.functional.inputs, strict=True):
             made[tensor] = self.keras.Input(tensor.shape[1:], tensor.shape[0], dtype=tensor.dtype, name=name)
             if self.keras.__name__ == "keras":
                 # It may differ from that of the layer, and is the one that the signature of a SavedModel has.
@@ -249,28 +253,16 @@ def _walk(
     """The calls of a model whose inputs are among `tensors`, to which their outputs are added."""
     for layer, called_with, named, outputs in calls_of(functional):
         args, kwargs = _replaced((called_with, named), tensors)
-        nested = _opened(layer, keras, args, kwargs)
-        if nested is None:
+        within = opened(layer, keras, args, kwargs, Tensor)
+        if within is None:
             given = tuple(_register(output, tensors) for output in outputs)
             yield _Step(layer, folders, args, kwargs, given, training)
             continue
-        within = dict(zip(map(id, nested.inputs), tf.nest.flatten(args), strict=True))
+        nested, given_to_it = within
+        known = dict(zip(map(id, nested.inputs), given_to_it, strict=True))
         inner = kwargs.get("training")
-        yield from _walk(nested, keras, within, (*folders, layer.name), training if inner is None else inner)
-        tensors |= {id(outside): within[id(inside)] for outside, inside in zip(outputs, nested.outputs, strict=True)}
-
-
-def _opened(layer: Any, keras: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any | None:
-    """The functional model within the call of a nested one; None for another layer, or where the call says more."""
-    if not isinstance(layer, keras.Model) or any(value for value in kwargs.values()) or len(args) != 1:
-        return None
-    nested = functional_within(layer, keras)
-    if nested is None:
-        return None
-    inputs, _ = structures_of(nested)
-    flat = tf.nest.flatten(args[0])
-    alike = isinstance(args[0], dict) == isinstance(inputs, dict) and len(flat) == len(nested.inputs)
-    return nested if alike and all(isinstance(value, Tensor) for value in flat) else None
+        yield from _walk(nested, keras, known, (*folders, layer.name), training if inner is None else inner)
+        tensors |= {id(outside): known[id(inside)] for outside, inside in zip(outputs, nested.outputs, strict=True)}
 
 
 def _named(steps: Sequence[_Step], taken: Iterable[str], outputs: Mapping[Tensor, str]) -> dict[int, str]:

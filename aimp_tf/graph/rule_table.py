@@ -16,32 +16,52 @@ from aimp_tf.graph.attention import Attention
 from aimp_tf.graph.einsum import Einsum
 from aimp_tf.graph.functions import Tried
 from aimp_tf.graph.linear import Depthwise, Grouped, Linear, Separable
+from aimp_tf.graph.merging import Concatenation, Elementwise, Repeat, Sum, added
 from aimp_tf.graph.model_graph import Call
 from aimp_tf.graph.recurrent import GATES, Recurrent
-from aimp_tf.graph.rules import (
-    Assumptions,
-    Concatenation,
-    Elementwise,
-    Function,
-    LayerScale,
-    Lookup,
-    Opaque,
-    PassThrough,
-    Repeat,
-    Rule,
-    Sum,
-    added,
-)
+from aimp_tf.graph.rules import Assumptions, Function, LayerScale, Lookup, Opaque, PassThrough, Rule
+from aimp_tf.graph.trials import value_by_value
 
 Factory = Callable[[Call, Assumptions], Rule | None]
 """Makes the rule of a layer for one of its calls, or None for a use of it that is not known here."""
 
 
+_REGISTERED: dict[type, Factory] = {}
+
+
+def register_rule(layer_class: type, rule: Factory) -> None:
+    """Says what a layer of your own does with its channels, so that `compact` and whole channels see through it.
+
+    Args:
+        layer_class: The class of the layer; subclasses of it are not meant. It should be made again from its config,
+            in which what `Rule.attributes` names may change.
+        rule: Is given a call of the layer, an `aimp_tf.rules.Call`, and `aimp_tf.rules.Assumptions`, whose `value`
+            gives that of a variable, NaN where training may change it. It returns an `aimp_tf.rules.Rule`, such as a
+            `PassThrough`, or None for a use of the layer that is not known. It is not asked unless all that goes in and
+            comes out has its channels last.
+
+    Raises:
+        TypeError: `layer_class` is not a class, or `rule` cannot be called.
+
+    Example:
+        ```python
+        aimp_tf.register_rule(
+            Scale, lambda call, assumptions: aimp_tf.rules.PassThrough(call.layer, lambda values: 2.0 * values)
+        )
+        ```
+    """
+    if not isinstance(layer_class, type):
+        raise TypeError(f"register_rule takes the class of a layer; got {layer_class!r:.80}. Write type(layer).")
+    if not callable(rule):
+        raise TypeError(f"register_rule takes a function (call, assumptions) -> rule; got {rule!r:.80}.")
+    _REGISTERED[layer_class] = rule
+
+
 def rule_for(calls: Sequence[Call], assumptions: Assumptions) -> Rule:
-    """The rule of the layer that has these calls. Only Keras' own layers are known, not subclasses of them."""
+    """The rule of the layer that has these calls. Known are Keras' own, not subclasses of them, and registered ones."""
     layer = calls[0].layer
     kind = _kind(layer, assumptions.keras)
-    factory = _FACTORIES.get(kind)
+    factory = _REGISTERED.get(type(layer)) or _FACTORIES.get(kind)
     if factory is not None and all(_is_plain(call, kind) for call in calls):
         rules = [rule for call in calls if (rule := factory(call, assumptions))]
         shapes = {(call.inputs[0].channels, call.outputs[0].channels) for call in calls}
@@ -89,13 +109,10 @@ def _values(layer: Any, assumptions: Assumptions) -> list[np.ndarray]:
 
 
 def _activation(layer: Any, assumptions: Assumptions) -> Function | None:
-    """The activation of a layer on arrays, if it is known to work value by value."""
-    function, keras = layer.activation, assumptions.keras
-    if function is None or function is keras.activations.linear:
+    """The activation of a layer on arrays, if it works value by value."""
+    if layer.activation is None or layer.activation is assumptions.keras.activations.linear:
         return np.asarray
-    if not any(function is getattr(module, name, None) for module in (keras.activations, tf.nn) for name in _KNOWN):
-        return None
-    return lambda values: np.asarray(function(tf.constant(values, tf.float32)))
+    return value_by_value(layer.activation)
 
 
 def _weighted(call: Call, assumptions: Assumptions) -> Rule | None:
@@ -259,13 +276,6 @@ def _elementwise(combine: Function | None) -> Factory:
 def _product(values: np.ndarray) -> np.ndarray:
     return np.where((values == 0).any(axis=0), 0.0, np.prod(values, axis=0))
 
-
-_KNOWN = (
-    "celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu linear log_sigmoid "
-    "mish relu relu6 selu sigmoid silu soft_shrink softplus softsign sparse_plus squareplus swish tanh tanh_shrink "
-    "threshold"
-).split()
-"""Activations that work value by value."""
 
 _MERGING: dict[str, Factory] = {
     "Add": _elementwise(None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -192,6 +192,32 @@ class Trial:
                 return None
             found.append(axis)
         return tuple(found)
+
+
+def value_by_value(function: Callable[[Any], Any]) -> Callable[[np.ndarray], np.ndarray] | None:
+    """A function of tensors as one of arrays, if it gives for each value what that value alone tells; else None.
+
+    It is tried on values of both signs and all sizes, with some of them changed, and in another order.
+    """
+
+    def on_arrays(values: np.ndarray) -> np.ndarray:
+        return np.asarray(function(tf.constant(values, tf.float32)))
+
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(8, 12)) * 10 ** generator.uniform(-3, 2, (8, 12))
+    changes = generator.random(values.shape) < 0.5
+    others = np.where(changes, generator.normal(0, 3, values.shape), values)
+    order = generator.permutation(values.size)
+    try:
+        found, changed = on_arrays(values), on_arrays(others)
+        moved = on_arrays(values.reshape(-1)[order].reshape(values.shape))
+    except Exception:  # Whatever a function of the user's raises.
+        return None
+    if not found.shape == changed.shape == values.shape:
+        return None
+    # Vectors are computed otherwise than what is left over at their ends.
+    same = alike(found[~changes], changed[~changes]) and alike(found.reshape(-1)[order], moved.reshape(-1))
+    return on_arrays if same else None
 
 
 def alike(some: np.ndarray, others: np.ndarray) -> bool:

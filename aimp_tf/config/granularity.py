@@ -1,0 +1,62 @@
+"""Which settings go with which granularity."""
+
+from typing import Any
+
+from aimp_tf.config.latency import Latency
+from aimp_tf.config.texts import given_of
+
+OF_CHANNELS = ("budget", "channel_multiple")
+"""Fields that only whole structures use."""
+
+OF_HEADS = ("magnitude", "taylor", "fisher")
+"""Criteria that score attention heads as well."""
+
+
+def check_granularity(config: Any) -> None:
+    """Refuses what the granularity does not use."""
+    channels = config.structure.channels
+    given = given_of(config, ("min_layer_share",) if channels else OF_CHANNELS)
+    if given:
+        instead = "min_layer_survivors counts channels" if channels else "granularity='channel' has"
+        raise ValueError(f"{config.structure} has no use for {', '.join(given)}; {instead}.")
+    if isinstance(config.budget, Latency) and (config.method == "gradual" or config.stop_mask_distance is not None):
+        what = "method='gradual'" if config.method == "gradual" else "stop_mask_distance"
+        raise ValueError(
+            f"{what} ranks many times within a training, and each time a Latency would have to time models. Leave it "
+            "out, or write budget='flops'."
+        )
+    if config.regrow and (channels or config.structure.n):
+        raise ValueError(
+            f"regrow is for single weights and blocks, and {config.structure} is of others: channels that are removed "
+            "have no gradients, and n:m leaves no choice. Leave out one of the two."
+        )
+    if config.regrow and config.compact_rounds:
+        raise ValueError("regrow brings weights back, also of channels that compact_rounds leaves out. Leave out one.")
+    if config.fade_epochs and config.repair:
+        raise ValueError(
+            "repair makes up for what goes at once, and with fade_epochs it fades. Leave out one of the two."
+        )
+    _check_heads(config)
+    if config.method == "dynamic" and not channels:
+        raise ValueError(f"method='dynamic' is of channels; got {config.structure}. Write granularity='channel'.")
+    if isinstance(config.budget, Latency) and config.method in ("soft", "dynamic"):
+        raise ValueError(
+            f"method={config.method!r} ranks many times within a training, and each time a Latency would have to time "
+            "models. Write budget='flops'."
+        )
+    if config.channel_multiple < 1:
+        raise ValueError(f"channel_multiple must be at least 1; got {config.channel_multiple}.")
+
+
+def _check_heads(config: Any) -> None:
+    """Refuses what knows channels alone, where heads are ranked."""
+    if "head" not in config.structure.kinds:
+        return
+    if isinstance(config.criterion, str) and config.criterion not in OF_HEADS:
+        raise ValueError(
+            f"criterion={config.criterion!r} does not know heads, which {config.structure} ranks. Write "
+            f"{' or '.join(f'criterion={name!r}' for name in OF_HEADS)}."
+        )
+    if config.repair or config.method == "dynamic":
+        what = "repair" if config.repair else "method='dynamic'"
+        raise ValueError(f"{what} does not know heads, which {config.structure} ranks. Leave out one of the two.")

@@ -1,0 +1,114 @@
+"""Layers and models that are made of others, as the functional models that they amount to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.compat.functional import declared_inputs, functional_within, structures_of
+from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import children
+from aimp_tf.compat.tracing import holds_weights_itself, traced
+
+_log = logging.getLogger(__name__)
+
+_EXAMPLES, _OPEN = 2, 3
+"""Sizes to try with: of the axis of examples, and of others that are open."""
+
+
+def opened(
+    layer: Any, keras: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], flowing: Any
+) -> tuple[Any, Sequence[Any]] | None:
+    """The functional model that a call of a layer amounts to, and what goes into it; None where there is none.
+
+    Args:
+        layer: A nested model, or a layer that is not Keras' own and made of others.
+        keras: The generation of Keras.
+        args: What it is called with.
+        kwargs: The same for named arguments.
+        flowing: The type of what stands in a tensor's place there, with a shape and a dtype.
+    """
+    leaves = [leaf for leaf in tf.nest.flatten((args, dict(kwargs))) if isinstance(leaf, flowing)]
+    if isinstance(layer, keras.Model) and (nested := functional_within(layer, keras)) is not None:
+        fits = not any(value for value in tf.nest.flatten(dict(kwargs))) and len(args) == 1
+        if not fits or not _is_alike(args[0], structures_of(nested)[0], len(leaves)):
+            return None
+        given, declared = ([tuple(each.shape) for each in some] for some in (leaves, nested.inputs))
+        return (nested if given == declared else _of_shapes_given(nested, args[0], leaves, keras)), leaves
+    if not isinstance(layer, keras.layers.Layer) or is_keras_own(type(layer)) or not layer.built:
+        return None
+    if not leaves or not children(layer) or holds_weights_itself(layer):
+        return None
+    made = {id(leaf): keras.Input(leaf.shape[1:], leaf.shape[0], dtype=leaf.dtype) for leaf in leaves}
+    inside_args, inside_kwargs = tf.nest.map_structure(
+        lambda leaf: made[id(leaf)] if isinstance(leaf, flowing) else leaf, (args, dict(kwargs))
+    )
+    unique = list({id(leaf): leaf for leaf in leaves}.values())
+    functional = traced(layer, inside_args, inside_kwargs, list(made.values()), keras)
+    if functional is None or not _computes_the_same(functional, layer, args, kwargs, unique, flowing):
+        _log.debug("The layer %s is left as it is: its call cannot be traced.", layer.name)
+        return None
+    return functional, unique
+
+
+def opened_model(model: Any, keras: Any) -> Any | None:
+    """The functional model that a subclassed model amounts to; None where its call cannot be traced."""
+    if holds_weights_itself(model):
+        return None
+    try:
+        declared = declared_inputs(model)
+    except ValueError:
+        return None
+    inputs = tf.nest.map_structure(lambda spec: keras.Input(tuple(spec.shape)[1:], dtype=_name(spec.dtype)), declared)
+    flat = tf.nest.flatten(inputs)
+    functional = traced(model, (inputs,), {}, inputs, keras)
+    if functional is None:
+        return None
+    return functional if _computes_the_same(functional, model, (inputs,), {}, flat, type(flat[0])) else None
+
+
+def _of_shapes_given(nested: Any, given: Any, leaves: Sequence[Any], keras: Any) -> Any:
+    """A nested model that knows the sizes that it is called with, which layers within it may ask for."""
+    inputs = [keras.Input(leaf.shape[1:], leaf.shape[0], dtype=leaf.dtype) for leaf in leaves]
+    return traced(nested, (tf.nest.pack_sequence_as(given, inputs),), {}, inputs, keras) or nested
+
+
+def _is_alike(given: Any, declared: Any, count: int) -> bool:
+    flat = tf.nest.flatten(declared)
+    return isinstance(given, dict) == isinstance(declared, dict) and len(flat) == len(tf.nest.flatten(given)) == count
+
+
+def _name(dtype: Any) -> str:
+    return str(getattr(dtype, "name", dtype))
+
+
+def _computes_the_same(
+    functional: Any, layer: Any, args: Any, kwargs: Mapping[str, Any], leaves: Sequence[Any], flowing: Any
+) -> bool:
+    """Whether both give the same for numbers that are made up."""
+    generator = np.random.default_rng(0)
+    values = {}
+    for leaf in leaves:
+        shape = (_EXAMPLES, *(_OPEN if size is None else size for size in tuple(leaf.shape)[1:]))
+        dtype = tf.as_dtype(leaf.dtype)
+        numbers = generator.normal(size=shape) if dtype.is_floating else generator.integers(0, 2, shape)
+        values[id(leaf)] = tf.cast(numbers, dtype)
+    given, named = tf.nest.map_structure(
+        lambda leaf: values[id(leaf)] if isinstance(leaf, flowing) else leaf, (args, dict(kwargs))
+    )
+    try:
+        expected = tf.nest.flatten(layer(*given, **named))
+        flat = [values[id(leaf)] for leaf in leaves]
+        found = tf.nest.flatten(functional(tf.nest.pack_sequence_as(functional.input, flat)))
+    except Exception as error:  # Whatever code of the user's raises.
+        _log.debug("%s could not be tried: %s", layer.name, error)
+        return False
+    pairs = [[np.asarray(tf.cast(each, tf.float32)) for each in pair] for pair in zip(expected, found, strict=False)]
+    return len(expected) == len(found) and all(
+        here.shape == there.shape and np.allclose(here, there, rtol=1e-3, atol=1e-4, equal_nan=True)
+        for here, there in pairs
+    )
