@@ -70,6 +70,11 @@ def is_function(operation: Any) -> bool:
     return module.startswith("keras.src.ops.") or module == "tf_keras.src.layers.core.tf_op_layer"
 
 
+def declares_shape(layer: Any) -> bool:
+    """Whether a Lambda layer was told what shape it gives."""
+    return getattr(layer, "_output_shape", None) is not None
+
+
 def sharing(layer: Any, name: str) -> Any:
     """A layer that has all that another holds, its variables above all, and is in no model yet."""
     twin = object.__new__(type(layer))  # Not copy.copy, which Keras makes from configs.

@@ -68,7 +68,7 @@ class Copies:
         if type(layer) is self._keras.layers.Lambda:  # Keras does not make its function from a config unasked.
             return lambda_like(layer, call.name)
         try:
-            copy = _remade(call, changes)
+            copy = _remade(call, changes, resized=_is_resized(layer, weights))
         except Exception as error:  # Whatever a constructor of the user's raises.
             if _is_change(layer, weights, changes):
                 raise ValueError(
@@ -76,7 +76,8 @@ class Copies:
                     "from its config. A layer of your own must give all arguments of its constructor in get_config. "
                     f"The error was: {error}"
                 ) from error
-            self.shared[call.name] = type(layer).__name__
+            if layer.weights:
+                self.shared[call.name] = type(layer).__name__
             return sharing(layer, call.name)
         copy.supports_masking = layer.supports_masking
         self._pending.append((copy, layer.get_weights() if weights is None else weights))
@@ -106,7 +107,7 @@ def compile_alike(model: Any, other: Any) -> None:
         return
 
 
-def _remade(call: Call, changes: Mapping[str, Any]) -> Any:
+def _remade(call: Call, changes: Mapping[str, Any], resized: bool) -> Any:
     """A layer made from the config of a call's, without its weights. Raises what a constructor does, and ValueError."""
     layer = call.layer
     config = {**layer.get_config(), "name": call.name}
@@ -123,7 +124,7 @@ def _remade(call: Call, changes: Mapping[str, Any]) -> Any:
         if is_keras_own(type(layer)):
             raise
         copy = type(layer).from_config({**config, **changes})  # That may expect just what get_config gave.
-    if not is_keras_own(type(layer)) and not changes:
+    if not is_keras_own(type(layer)) and not changes and not resized:
         _check_alike(copy, call)
     return copy
 
@@ -145,6 +146,12 @@ def _check_alike(copy: Any, call: Call) -> None:
     shapes, expected = ([weight.shape for weight in layer.get_weights()] for layer in (copy, call.layer))
     if shapes != expected:
         raise ValueError(f"What its config gives has weights of the shapes {shapes} instead of {expected}.")
+
+
+def _is_resized(layer: Any, weights: list[Any] | None) -> bool:
+    """Whether these weights have other shapes than those of the layer."""
+    shapes = [tuple(weight.shape) for weight in layer.weights]
+    return weights is not None and [np.shape(weight) for weight in weights] != shapes
 
 
 def _is_change(layer: Any, weights: list[Any] | None, changes: Mapping[str, Any]) -> bool:

@@ -97,8 +97,8 @@ class ModelGraph:
         if functional is None:
             raise ValueError(
                 f"The model {model.name!r} is of the class {type(model).__name__}, whose own call cannot be seen "
-                "through: it has weights of its own, or does what Keras tensors of open size do not allow. Put these in "
-                "layers, or pass a functional or Sequential model."
+                "through: it has weights of its own, or does what Keras tensors of open size do not allow. Put these "
+                "in layers, or pass a functional or Sequential model."
             )
         tensors: dict[int, Tensor] = {}
         inputs, outputs = structures_of(functional)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.attention import projections
-from aimp_tf.compat.functional import function_name, is_function
+from aimp_tf.compat.functional import declares_shape, function_name, is_function
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.graph.attention import Attention
 from aimp_tf.graph.einsum import Einsum
@@ -75,7 +75,12 @@ def rule_for(calls: Sequence[Call], assumptions: Assumptions) -> Rule:
 def _may_be_tried(call: Call, assumptions: Assumptions) -> bool:
     """Whether what a call does on numbers that are made up says all of it."""
     layer = call.layer
-    if getattr(layer, "weights", ()) or call.kwargs.get("training") not in (None, False) or not call.inputs:
+    if (
+        declares_shape(layer)
+        or getattr(layer, "weights", ())
+        or call.kwargs.get("training") not in (None, False)
+        or not call.inputs
+    ):
         return False
     # In training, layers may do something else.
     return not assumptions.training or is_function(layer) or (is_keras_own(type(layer)) and not _is_random(layer))

@@ -12,7 +12,9 @@ import tensorflow as tf
 
 from aimp_tf.graph.model_graph import Call, Tensor
 
-_EXAMPLES, _MANY_EXAMPLES = 2, 16
+_EXAMPLES, _MANY_EXAMPLES = 16, 64
+"""So many that some are of each size, for what a function does may depend on that."""
+
 _OPEN = 3
 """What an axis of open size has."""
 
@@ -89,9 +91,11 @@ class Trial:
         except Exception:  # Whatever a function raises that was not made for this.
             return None
 
-    def sample(self, examples: int = _EXAMPLES, spread: float = 2.0) -> dict[int, np.ndarray]:
-        """Numbers for all tensors, float32 but for integers and truths."""
-        return {place: self._numbers(place, (examples, *shape[1:]), spread) for place, shape in self._shapes.items()}
+    def sample(self, examples: int = _EXAMPLES, sizes: tuple[float, float] = (-2.0, 2.5)) -> dict[int, np.ndarray]:
+        """Numbers for all tensors, float32 but for integers and truths; those of an example are of one size, the powers
+        of ten between these two."""
+        scales = 10 ** self._generator.uniform(*sizes, examples)
+        return {place: self._numbers(place, (examples, *shape[1:]), scales) for place, shape in self._shapes.items()}
 
     def cut(self, place: int, axis: int) -> Cut | None:
         """What else loses entries where a tensor loses them along an axis; None if there is no such way."""
@@ -113,7 +117,7 @@ class Trial:
         size = self._base[0][1][output].shape[axis]
         if all(np.isnan(each).all() for axes in known.values() for each in axes.values()):
             return np.full(size, np.nan)
-        values = self.sample(_MANY_EXAMPLES, spread=0.0)
+        values = self.sample(_MANY_EXAMPLES, (-3.0, 4.0))
         for place, axes in known.items():
             for along, constants in axes.items():
                 lying = constants.reshape([-1 if other == along else 1 for other in range(values[place].ndim)])
@@ -129,8 +133,8 @@ class Trial:
         if sum(np.prod(shape) for shape in self._shapes.values()) > _MOST_VALUES:
             return False
         self._base = []
-        for spread in (2.0, 30.0):
-            values = self.sample(spread=spread)
+        for _ in range(2):
+            values = self.sample()
             outputs = self.run(values)
             if outputs is None or not self._are_as_declared(outputs):
                 self._base = []
@@ -150,13 +154,12 @@ class Trial:
                     return False
         return True
 
-    def _numbers(self, place: int, shape: tuple[int, ...], spread: float) -> np.ndarray:
+    def _numbers(self, place: int, shape: tuple[int, ...], scales: np.ndarray) -> np.ndarray:
         dtype = tf.as_dtype(self.tensors[place].dtype)
         if not dtype.is_floating:
             return self._generator.integers(0, 2, shape).astype(dtype.as_numpy_dtype)
-        numbers = self._generator.normal(0, 1, shape)
-        scale = spread or 10 ** self._generator.uniform(-3, 4, shape)  # Of all sizes, lest all be cut off alike.
-        return (numbers * scale).astype(np.float32)
+        numbers = self._generator.normal(0, 1, shape) * scales.reshape(-1, *(1,) * (len(shape) - 1))
+        return numbers.astype(np.float32)
 
     def _ways(self, place: int, axis: int, size: int) -> Iterator[dict[int, int]]:
         """Which other inputs may lose entries along which axis, the likeliest first: the one in the same place."""

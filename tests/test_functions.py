@@ -1,0 +1,393 @@
+"""What functions and other layers do with channels: mechanics only, on made-up networks, weights and inputs."""
+
+import importlib
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_networks import GENERATIONS, SequenceNetwork, check_same, feed_forward
+
+import aimp_tf
+
+EXAMPLES = int(os.environ.get("AIMP_TF_EXAMPLES", 20))
+
+
+def fill(model, generator):
+    """New weights, none of them zero, and variances above zero."""
+    for weight in model.weights:
+        if "float" in str(weight.dtype):
+            new = generator.uniform(0.5, 2, weight.shape) if "variance" in weight.name else None
+            weight.assign(generator.normal(0, 0.5, weight.shape) if new is None else new)
+    for layer in model.layers:
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()
+
+
+def clear(variable, entries, axis):
+    """Makes all zero that lies at some entries of an axis."""
+    value = np.moveaxis(np.array(variable.numpy()), axis, 0)
+    value[entries] = 0
+    variable.assign(np.moveaxis(value, 0, axis))
+
+
+def compacted(model, *shape):
+    small, report = check_same(model, np.random.default_rng(1).normal(size=(3, *shape)).astype(np.float32))
+    return small, report
+
+
+def of_ops(keras):
+    """The functions of a generation by names that both have, arguments in the order of `keras.ops`."""
+    if keras.__name__ == "keras":
+        return keras.ops
+    names = {"square": tf.square, "gelu": tf.nn.gelu, "exp": tf.exp, "clip": tf.clip_by_value, "where": tf.where}
+    names |= {"sigmoid": tf.sigmoid, "mean": tf.reduce_mean, "transpose": tf.transpose, "reshape": tf.reshape}
+    names |= {"stack": tf.stack, "pad": tf.pad, "concatenate": tf.concat, "softmax": tf.nn.softmax}
+    names |= {"split": tf.split, "expand_dims": tf.expand_dims}
+    return type("Functions", (), {name: staticmethod(function) for name, function in names.items()})
+
+
+VALUE_BY_VALUE = {
+    "x + 3": lambda ops, x: x + 3.0,
+    "-x": lambda ops, x: -x,
+    "x**2": lambda ops, x: x**2,
+    "1 / (2 + x**2)": lambda ops, x: 1.0 / (2.0 + x**2),
+    "square": lambda ops, x: ops.square(x),
+    "gelu": lambda ops, x: ops.gelu(x),
+    "exp": lambda ops, x: ops.exp(0.1 * x),
+    "clip": lambda ops, x: ops.clip(x, -1.0, 1.0),
+    "where": lambda ops, x: ops.where(x > 0, x, 0.1 * x),
+    "swish": lambda ops, x: x * ops.sigmoid(x),
+    "by a vector": lambda ops, x: x * np.linspace(1, 2, x.shape[-1]).astype(np.float32),
+    "by the mean": lambda ops, x: x * ops.mean(x, (1, 2), True),
+    "padded": lambda ops, x: ops.pad(x, ((0, 0), (0, 0), (0, 0), (0, 0))),
+    "a window": lambda ops, x: x[:, 1:, ::-1],
+    "to the front and back": lambda ops, x: ops.transpose(ops.transpose(x, (0, 3, 1, 2)) + 1.0, (0, 2, 3, 1)),
+    "as tokens": lambda ops, x: ops.reshape(x, (-1, 1, 36, x.shape[-1])),
+    "flat": lambda ops, x: ops.reshape(x, (-1, 1, 1, 36 * x.shape[-1])),
+}
+
+
+@pytest.mark.parametrize("name", VALUE_BY_VALUE)
+@pytest.mark.parametrize("dead", ["zero", "constant"])
+def test_functions_are_seen_through(name, dead, K):
+    image = K.Input((6, 6, 2))
+    first = K.layers.Conv2D(8, 1, name="first")
+    values = VALUE_BY_VALUE[name](of_ops(K), first(image))
+    model = K.Model(image, K.layers.Dense(2)(K.layers.Flatten()(values)))
+    fill(model, np.random.default_rng(0))
+    clear(first.kernel, range(5), -1)
+    if dead == "zero":
+        clear(first.bias, range(5), -1)
+    _, report = compacted(model, 6, 6, 2)
+    assert report.channels["first"] == (8, 3) and not report.left_alone
+
+
+@pytest.mark.parametrize(
+    ("function", "left"),
+    [
+        (lambda ops, x: x[..., :4], 2),  # Of the first four, those that are not dead.
+        (lambda ops, x: ops.concatenate([x, 2.0 * x], -1), 5),
+        (lambda ops, x: ops.reshape(x, (-1, 2, 4)), 8),  # What is read of each half differs.
+        (lambda ops, x: ops.expand_dims(x, 1), 5),
+    ],
+    ids=["taken", "joined", "halved", "wider"],
+)
+def test_values_that_move(function, left, K):
+    vector = K.Input((3,))
+    first = K.layers.Dense(8, name="first")
+    model = K.Model(vector, K.layers.Dense(2)(function(of_ops(K), first(vector))))
+    fill(model, np.random.default_rng(0))
+    clear(first.kernel, [0, 3, 5], -1)
+    clear(first.bias, [0, 3, 5], -1)
+    _, report = compacted(model, 3)
+    assert report.channels["first"] == (8, left) and not report.left_alone
+
+
+def test_whole_heads_go_through_reshape(K):
+    """Twelve channels as three heads of four, of which one is dead."""
+    ops, sequence = of_ops(K), K.Input((5, 3))
+    first = K.layers.Dense(12, name="first")
+    heads = ops.transpose(ops.reshape(first(sequence), (-1, 5, 3, 4)), (0, 2, 1, 3))
+    flat = ops.reshape(ops.transpose(K.layers.ReLU()(heads), (0, 2, 1, 3)), (-1, 5, 12))
+    model = K.Model(sequence, K.layers.Dense(2, name="last")(flat))
+    fill(model, np.random.default_rng(0))
+    clear(model.get_layer("last").kernel, range(4, 8), 0)
+    small, report = compacted(model, 5, 3)
+    assert report.channels["first"] == (12, 8)
+    again = [layer for layer in small.layers if type(layer).__name__ == "Reshape"]
+    assert again and aimp_tf.compact(small).count_params() == small.count_params()
+
+
+@pytest.mark.parametrize("name", ["softmax", "mean of channels", "cumulated"])
+def test_what_mixes_channels_is_named(name, K):
+    ops, vector = of_ops(K), K.Input((4, 3))
+    functions = {
+        "softmax": lambda x: ops.softmax(x),
+        "mean of channels": lambda x: x - ops.mean(x, -1, True),
+        "cumulated": lambda x: K.layers.Lambda(lambda y: tf.cumsum(y, axis=-1))(x),
+    }
+    first = K.layers.Dense(8, name="first")
+    model = K.Model(vector, K.layers.Dense(2)(functions[name](first(vector))))
+    fill(model, np.random.default_rng(0))
+    clear(first.kernel, [0, 3], -1)
+    _, report = compacted(model, 4, 3)
+    assert report.channels["first"] == (8, 8) and len(report.left_alone) == 1
+
+
+def test_functions_are_tried_with_what_would_tell_them_apart(K):
+    """It cuts off far from where most values lie, and looks at its neighbours there alone."""
+    vector = K.Input((8,))
+    first = K.layers.Dense(8, name="first")
+
+    def nearly(x):
+        return tf.where(tf.reduce_sum(tf.abs(x), axis=-1, keepdims=True) > 40.0, 0.0 * x, x)
+
+    model = K.Model(vector, K.layers.Dense(2)(K.layers.Lambda(nearly)(first(vector))))
+    fill(model, np.random.default_rng(0))
+    clear(first.kernel, [0, 3], -1)
+    _, report = compacted(model, 8)
+    assert report.channels["first"] == (8, 8)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "elu", "a function of one's own", "of its neighbours"])
+def test_activations_are_tried_as_well(activation, K):
+    own = {
+        "a function of one's own": lambda x: x * tf.sigmoid(1.7 * x),
+        "of its neighbours": lambda x: x - tf.reduce_mean(x, axis=-1, keepdims=True),
+    }
+    vector = K.Input((3,))
+    first = K.layers.Dense(8, activation=own.get(activation, activation), name="first")
+    model = K.Model(vector, K.layers.Dense(2)(first(vector)))
+    fill(model, np.random.default_rng(0))
+    clear(first.kernel, [0, 3], -1)
+    _, report = compacted(model, 3)
+    assert report.channels["first"] == (8, 6 if activation in ("elu", "a function of one's own") else 8)
+
+
+@pytest.mark.parametrize("groups", [2, 4, 8])
+def test_groups_that_are_dead_go_and_others_keep_as_many_each(groups, K):
+    image = K.Input((5, 5, 3))
+    first, grouped = K.layers.Conv2D(8, 1, name="first"), K.layers.Conv2D(16, 3, groups=groups, name="grouped")
+    model = K.Model(image, K.layers.Conv2D(2, 1, name="last")(grouped(first(image))))
+    fill(model, np.random.default_rng(0))
+    each = 16 // groups
+    clear(model.get_layer("last").kernel, [*range(each), each + 1], 2)  # The first group, and one of the second.
+    small, report = compacted(model, 5, 5, 3)
+    assert report.channels["first"] == (8, 8 - 8 // groups)
+    left = {2: 7, 4: 12, 8: 14}  # Of two groups, one is left, and need not have as many as another.
+    assert report.channels["grouped"] == (16, left[groups]) and small.get_layer("grouped").groups == groups - 1
+
+
+def test_a_separable_convolution_is_both_its_parts(K):
+    image = K.Input((5, 5, 3))
+    first = K.layers.Conv2D(8, 1, name="first")
+    middle = K.layers.SeparableConv2D(6, 3, depth_multiplier=2, name="middle")
+    model = K.Model(image, K.layers.Conv2D(2, 1, name="last")(middle(first(image))))
+    fill(model, np.random.default_rng(0))
+    depthwise, pointwise, _ = middle.weights
+    clear(depthwise, [1], 2)
+    clear(pointwise, [4, 5], 2)  # What the third channel becomes.
+    clear(model.get_layer("last").kernel, [0, 1, 2], 2)
+    small, report = compacted(model, 5, 5, 3)
+    assert report.channels["first"] == (8, 6) and report.channels["middle"] == (6, 3)
+    assert [tuple(weight.shape) for weight in small.get_layer("middle").weights] == [(3, 3, 6, 2), (1, 1, 12, 3), (3,)]
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_attention_loses_heads_and_dimensions(crossed, K):
+    """And is divided by the root of as many dimensions as before, which equal outputs show."""
+    sequence = K.Input((7, 12))
+    values, others = (K.layers.Dense(size, name=name)(sequence) for name, size in (("values", 16), ("others", 10)))
+    layer = K.layers.MultiHeadAttention(4, 8, value_dim=6, name="attention")
+    attended = layer(values, others if crossed else values)
+    model = K.Model(sequence, K.layers.Dense(3, name="last")(attended))
+    fill(model, np.random.default_rng(0))
+    by_path = {weight.path if hasattr(weight, "path") else weight.name: weight for weight in layer.weights}
+    (output,), (key, bias) = (
+        [weight for path, weight in by_path.items() if f"/{part}/" in path and wanted(len(weight.shape))]
+        for part, wanted in (("attention_output", lambda rank: rank == 3), ("key", lambda rank: rank > 1))
+    )
+    clear(output, [0, 2], 0)
+    clear(output, [1], 1)
+    clear(key, [3, 4], 2)
+    clear(bias, [3, 4], 1)
+    clear(model.get_layer("last").kernel, [0, 5], 0)
+    small, _ = compacted(model, 7, 12)
+    shapes = [tuple(weight.shape) for weight in small.get_layer("attention").weights]
+    size = 10 if crossed else 16
+    queries, keys, values = (16, 2, 6), (size, 2, 6), (size, 2, 5)
+    assert sorted(shapes) == sorted([queries, (2, 6), keys, (2, 6), values, (2, 5), (2, 5, 14), (14,)])
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_heads_that_share_keys_go_together(K):
+    sequence = K.Input((5, 8))
+    layer = K.layers.GroupQueryAttention(4, 6, 2, name="attention")
+    model = K.Model(sequence, K.layers.Dense(3)(layer(sequence, sequence)))
+    fill(model, np.random.default_rng(0))
+    (output,) = (weight for weight in layer.weights if tuple(weight.shape) == (6, 4, 8))
+    clear(output, [0, 1, 2, 4], 0)  # All queries of the first head, and one of the second.
+    small, _ = compacted(model, 5, 8)
+    assert [tuple(weight.shape) for weight in small.get_layer("attention").weights if len(weight.shape) == 3] == [
+        *((8, 3, 4), (8, 1, 4), (8, 1, 4)),
+        (3, 4, 8),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
+def test_recurrent_units_go_with_all_their_gates(kind, K):
+    sequence = K.Input((6, 5))
+    layer = getattr(K.layers, kind)(8, return_sequences=True, name="recurrent")
+    model = K.Model(sequence, K.layers.Dense(3, name="last")(layer(K.layers.Dense(7, name="first")(sequence))))
+    fill(model, np.random.default_rng(0))
+    kernel, recurrent, bias = layer.weights
+    clear(model.get_layer("last").kernel, [0, 1, 2], 0)
+    clear(recurrent, [0, 1], 0)  # The third one is read by others still.
+    clear(kernel, [4], 0)
+    candidate = {"LSTM": 2, "GRU": 2, "SimpleRNN": 0}[kind] * 8 + 5
+    for weight in (kernel, recurrent, bias):  # Nothing comes into the sixth, which is zero then.
+        clear(weight, [candidate], -1)
+    small, report = compacted(model, 6, 5)
+    assert report.channels["recurrent"] == (8, 5) and report.channels["first"] == (7, 6)
+
+
+@pytest.mark.parametrize("bias_axes", [None, "e", "de", "be"])
+def test_einsum_loses_entries_along_each_axis(bias_axes, K):
+    sequence = K.Input((4, 5))
+    wide = K.layers.EinsumDense("abc,cde->abde", (4, 3, 6), bias_axes=bias_axes, name="wide")
+    narrow = K.layers.EinsumDense("abde,def->abf", (4, 4), name="narrow")
+    model = K.Model(sequence, narrow(wide(K.layers.Dense(7, name="first")(sequence))))
+    fill(model, np.random.default_rng(0))
+    clear(wide.kernel, [0, 1], 0)
+    clear(narrow.kernel, [1], 0)
+    clear(narrow.kernel, [2, 3], 1)
+    small, report = compacted(model, 4, 5)
+    assert report.channels["first"] == (7, 5)
+    assert tuple(small.get_layer("wide").kernel.shape) == (5, 2, 4)
+    assert tuple(small.get_layer("narrow").kernel.shape) == (2, 4, 4)
+
+
+def test_tables_and_slopes_lose_channels(K):
+    layers = K.layers
+    tokens = K.Input((6,))
+    table = layers.Embedding(20, 8, name="table")
+    values = layers.PReLU(name="steep")(layers.PReLU(shared_axes=[1])(table(tokens)))
+    model = K.Model(tokens, layers.Dense(3, name="last")(layers.Normalization()(values)))
+    fill(model, np.random.default_rng(0))
+    clear(model.get_layer("last").kernel, [1, 2], 0)
+    columns = table.embeddings.numpy().copy()
+    columns[:, 4] = 1.5  # The same for all.
+    table.embeddings.assign(columns)
+    small, _ = check_same(model, np.random.default_rng(0).integers(0, 20, (3, 6)))
+    assert [tuple(small.get_layer(name).weights[0].shape) for name in ("table", "steep")] == [(20, 6), (6, 6)]
+
+
+def test_layers_that_are_made_of_others_are_opened(K):
+    sequence = K.Input((5, 8))
+    layer = feed_forward(K)(12, 8, name="block")
+    model = K.Model(sequence, K.layers.Dense(2)(layer(sequence)))
+    fill(model, np.random.default_rng(0))
+    clear(layer.down.kernel, range(5), 0)
+    before = [len(part._inbound_nodes) for part in (layer.up, layer.down)]
+    small, report = compacted(model, 5, 8)
+    assert report.channels[layer.up.name] == (12, 7) and not report.left_alone and not report.shared
+    assert [len(part._inbound_nodes) for part in (layer.up, layer.down)] == before
+    assert "block" not in [layer.name for layer in small.layers]
+
+
+def test_layers_that_cannot_be_traced_are_left_alone(K):
+    @K.saving.register_keras_serializable("tests")
+    class Branching(K.layers.Layer):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.dense = K.layers.Dense(4)
+
+        def build(self, shape):
+            self.dense.build(shape)
+            super().build(shape)
+
+        def call(self, x):
+            if isinstance(x, tf.Tensor) and not hasattr(x, "_keras_history"):
+                return self.dense(x)
+            return self.dense(2.0 * x)  # Something else than what it computes.
+
+    sequence = K.Input((3,))
+    first, layer = K.layers.Dense(6, name="first"), Branching(name="own")
+    model = K.Model(sequence, K.layers.Dense(2)(layer(first(sequence))))
+    fill(model, np.random.default_rng(0))
+    clear(first.kernel, range(3), -1)
+    _, report = compacted(model, 3)
+    assert report.left_alone == {"own": "Branching"} and report.channels["first"] == (6, 6)
+
+
+def test_subclassed_models_are_opened(K):
+    class Own(K.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = K.layers.Dense(6, activation="relu", name="first"), K.layers.Dense(2, name="last")
+
+        def call(self, x):
+            return self.last(self.first(x) + 1.0)
+
+    model = Own()
+    model(np.zeros((1, 3), np.float32))
+    fill(model, np.random.default_rng(0))
+    clear(model.last.kernel, [0, 4], 0)
+    _, report = compacted(model, 3)
+    assert report.channels == {"first": (6, 4), "last": (2, 2)}
+
+
+def test_rules_for_layers_of_ones_own(K):
+    @K.saving.register_keras_serializable("tests")
+    class Scale(K.layers.Layer):
+        def build(self, shape):
+            self.factors = self.add_weight(name="factors", shape=shape[-1:], initializer="ones")
+            super().build(shape)
+
+        def call(self, x):
+            return x * self.factors
+
+    vector = K.Input((3,))
+    first = K.layers.Dense(6, name="first")
+    model = K.Model(vector, K.layers.Dense(2)(Scale(name="scale")(first(vector))))
+    fill(model, np.random.default_rng(0))
+    clear(first.kernel, [0, 4], -1)
+    _, report = compacted(model, 3)
+    assert report.left_alone == {"scale": "Scale"} and report.channels["first"] == (6, 6)
+
+    def rule(call, assumptions):
+        factors = assumptions.value(call.layer.factors)
+        return aimp_tf.rules.PassThrough(call.layer, lambda values: values * factors)
+
+    aimp_tf.register_rule(Scale, rule)
+    small, report = compacted(model, 3)
+    assert not report.left_alone and report.channels["first"] == (6, 4)
+    assert tuple(small.get_layer("scale").factors.shape) == (4,)
+    assert [group.channels for group in aimp_tf.groups(model).groups] == [6]
+
+
+@pytest.mark.parametrize(
+    ("layer_class", "rule", "message"),
+    [
+        (tf.keras.layers.Dense(2), print, "takes the class of a layer; got .*Write type"),
+        (tf.keras.layers.Dense, "linear", "takes a function .* got 'linear'"),
+    ],
+)
+def test_what_is_no_rule_is_refused(layer_class, rule, message):
+    with pytest.raises(TypeError, match=message):
+        aimp_tf.register_rule(layer_class, rule)
+
+
+@pytest.mark.slow
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@given(data=st.data(), generation=st.sampled_from(GENERATIONS))
+def test_any_network_over_sequences_computes_the_same(data, generation):
+    keras = importlib.import_module(generation)
+    network = SequenceNetwork(data.draw, keras)
+    model = network.model()
+    network.kill(model)
+    check_same(model, np.random.default_rng(0).normal(size=(3, 4, 3)).astype(np.float32))
+    keras.backend.clear_session()
