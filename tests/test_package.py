@@ -105,7 +105,7 @@ def test_public_names():
         _ = aimp_tf.prun
     # A module of the same name would take the place of what it holds as soon as it is imported.
     modules = {path.stem for path in PACKAGE.iterdir()}
-    assert modules & set(aimp_tf.__all__) == {"criteria"}
+    assert modules & set(aimp_tf.__all__) == {"criteria", "rules"}
     assert aimp_tf.regularizers.GroupLasso and aimp_tf.projections.L1 and aimp_tf.criteria.Taylor
 
 

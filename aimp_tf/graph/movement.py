@@ -218,16 +218,15 @@ def _sources(trial: Trial) -> list[np.ndarray] | None:
     places = _places(trial)
     total = sum(int(np.prod(shape[1:])) for shape in trial.shapes.values())
     numbers = {
-        place: np.stack(
-            [np.arange(int(np.prod(shape[1:]))) + places[place] + 1 + each * total for each in range(shape[0])]
-        )
-        .reshape(shape)
-        .astype(np.float32)
+        place: np.stack([np.arange(int(np.prod(shape[1:]))) + places[place] + 1 + each * total for each in range(2)])
         for place, shape in trial.shapes.items()
+    }
+    numbered = {
+        place: numbers[place].reshape(2, *shape[1:]).astype(np.float32) for place, shape in trial.shapes.items()
     }
     if len(trial.arrays) or 2 * total >= 2**24:  # So far float32 counts.
         return None
-    counted, values = trial.run(numbers), trial.sample()
+    counted, values = trial.run(numbered), trial.sample(2)
     moved = trial.run(values)
     if counted is None or moved is None:
         return None

@@ -75,12 +75,8 @@ def rule_for(calls: Sequence[Call], assumptions: Assumptions) -> Rule:
 def _may_be_tried(call: Call, assumptions: Assumptions) -> bool:
     """Whether what a call does on numbers that are made up says all of it."""
     layer = call.layer
-    if (
-        declares_shape(layer)
-        or getattr(layer, "weights", ())
-        or call.kwargs.get("training") not in (None, False)
-        or not call.inputs
-    ):
+    weights = getattr(layer, "weights", ())
+    if weights or declares_shape(layer) or not call.inputs or call.kwargs.get("training") not in (None, False):
         return False
     # In training, layers may do something else.
     return not assumptions.training or is_function(layer) or (is_keras_own(type(layer)) and not _is_random(layer))
