@@ -16,6 +16,8 @@ from benchmarks import (
     channel_peers,
     channels,
     compact_rounds,
+    coverage,
+    coverage_package,
     criteria,
     end_to_end,
     gpu,
@@ -29,6 +31,9 @@ from benchmarks import (
     step,
 )
 from benchmarks import latency as benchmark_of_latency
+from benchmarks.coverage_kernels import Kernel, draw, kernels_of
+from benchmarks.coverage_networks import Network, inputs_of, networks
+from benchmarks.coverage_oracle import truths
 from benchmarks.networks import compiled_model
 from benchmarks.side_by_side import compare, spread_text, time_in_turn, timing
 from experiments import environment_of_tools
@@ -395,3 +400,88 @@ def test_the_benchmark_of_criteria():
     for sides in figures["one_shot"].values():
         assert len(sides["without"]) == len(sides["with repair"]) == 1 and 0 < sides["without"][0] <= 1
     assert len(figures["table"].splitlines()) == 4 + 3 + 2
+
+
+def chain(K, shape, layers):
+    """A functional model of layers one after the other."""
+    inputs = outputs = K.Input(shape)
+    for layer in layers:
+        outputs = layer(outputs)
+    return K.Model(inputs, outputs)
+
+
+def test_what_can_go_is_found_by_numbers(K):
+    """Of a network of which it is known."""
+    image = K.Input((6, 6, 2))
+    hidden = K.layers.Conv2D(5, 3, activation="tanh", bias_initializer="ones", name="hidden")(image)
+    alone = K.layers.DepthwiseConv2D(3, padding="same", name="alone")(hidden)
+    branch = K.layers.Conv2D(3, 1, use_bias=False, name="branch")(alone)
+    both = K.layers.Add()([branch, K.layers.Conv2D(3, 3, name="other")(image)])
+    model = K.Model(image, K.layers.Dense(2, name="end")(K.layers.GlobalAveragePooling2D()(both)))
+
+    def without(name, inputs, outputs):
+        kernel = Kernel.of(model.get_layer(name))
+        value = kernel.value()
+        value[:, inputs], value[..., outputs] = 0, 0
+        kernel.assign(value)
+
+    without("hidden", [], [1, 2])  # Constant,
+    without("branch", [2, 3], [0])  # and one of these dead, as is another. What is zero is added to what is not.
+    known = truths(model, [inputs_of(model, 8, np.random.default_rng(seed)) for seed in range(2)])
+    assert {label for label, truth in known.items() if truth.can_go.any()} == {"hidden", "alone", "branch"}
+    for name, dead, constant, held in (
+        ("hidden", [2, 3], [1, 2], [1]),  # It differs at the borders, once it is convolved alone.
+        ("alone", [2, 3], [], []),
+        ("branch", [], [0], [0]),
+        ("end", [], [], []),
+    ):
+        truth = known[name]
+        found = [np.flatnonzero(channels).tolist() for channels in (truth.dead, truth.constant, truth.held)]
+        assert found == [dead, constant, held], name
+
+
+@pytest.mark.parametrize(("mode", "inputs", "outputs"), [("dead", [0, 1, 2], []), ("constant", [], [0, 1, 2])])
+def test_zeros_of_the_benchmark_of_coverage(K, mode, inputs, outputs):
+    """A pattern in each kernel but that of the end; in groups in each of them, of which every eighth is zero."""
+    grouped = K.layers.Conv2D(64, 1, groups=8, name="grouped")
+    layers = [K.layers.Conv2D(64, 1, name="first"), grouped, K.layers.Flatten(), K.layers.Dense(8, name="end")]
+    model = chain(K, (1, 1, 16), layers)
+    draw(model, inputs_of(model, 4, np.random.default_rng(0)), mode)
+    values = {label: kernel.value()[0] for label, kernel in kernels_of(model)}
+    for group in range(8):
+        part = values["grouped"][:, 8 * group : 8 * (group + 1)]
+        assert np.flatnonzero(~part.any(axis=1)).tolist() == (list(range(8)) if group == 7 else inputs)
+        assert np.flatnonzero(~part.any(axis=0)).tolist() == (list(range(8)) if group == 7 else outputs)
+    assert np.flatnonzero(~values["first"].any(axis=0)).tolist() == [8 * at + i for at in range(8) for i in outputs]
+    assert values["end"].any(axis=0).all()
+
+
+def test_the_benchmark_of_coverage(K, monkeypatch):
+    def build():
+        layers = [K.layers.Conv2D(16, 3, use_bias=False), K.layers.BatchNormalization(), K.layers.ReLU()]
+        layers += [K.layers.Conv2D(8, 3, activation="swish"), K.layers.GlobalAveragePooling2D(), K.layers.Dense(10)]
+        return chain(K, (8, 8, 3), layers)
+
+    network = Network(f"{K.__name__}/made_up", build)
+    figures = coverage.run(1, [network])
+    measured = figures[network.name]
+    for mode in ("dead", "constant"):
+        assert measured[mode]["can_go"] == measured[mode]["taken"] == 6 + 3 and measured[mode]["difference"] < 1e-6
+    assert measured["multiply_adds"]["package"] == measured["multiply_adds"]["graph"] == 36 * 432 + 16 * 1152 + 80
+    assert figures["table"].splitlines()[-1].split()[:5] == [network.name, "9", "0", "100.0%", "100.0%"]
+    monkeypatch.setattr(coverage_package, "compact_and_report", lambda model: 1 / 0)
+    assert "dead, refused: ZeroDivisionError" in coverage.run(1, [network])["table"]
+    broken = Network(f"{K.__name__}/broken", lambda: None)
+    assert "failed: AttributeError" in coverage.run(1, [broken])["table"]
+
+
+def test_networks_of_the_benchmark_of_coverage():
+    found, _ = networks(["*/ResNet50*", "keras/VGG16"])
+    assert {network.name: network.is_first for network in found} == {
+        **{f"{generation}/ResNet50": True for generation in ("keras", "tf_keras")},
+        **{f"{generation}/ResNet50V2": True for generation in ("keras", "tf_keras")},
+        "keras/VGG16": True,
+    }
+    assert not next(network for network in networks(["keras/ResNet101"])[0]).is_first
+    with pytest.raises(ValueError, match="No network matches keras/Nothing"):
+        coverage.run(1, "keras/Nothing")

@@ -32,6 +32,9 @@ Commands:
     criteria       what a pass over the data for a criterion costs beside training on it, and what is left of a trained
                    ResNet-20 that loses half of its multiply-adds at once by each, with and without repair; a
                    repetition is a seed, and takes some ten minutes
+    coverage       how much of what can go, as gradients show, `compact` takes out of the networks of
+                   `keras.applications` in both generations and, where it is installed (the extra benchmark), tiny ones
+                   of KerasHub; --networks chooses some, --compact=all compacts all; some two hours on two cores
     gpu            masked steps beside dense ones, runs in mixed precision beside float32, and with the data in the
                    memory of the GPU beside the host's, on ResNet-20 and ResNet-50; without a GPU it says so and
                    measures nothing
@@ -65,6 +68,7 @@ _COMMANDS = (
     "channel_peers",
     "latency",
     "criteria",
+    "coverage",
     "gpu",
 )
 
@@ -79,13 +83,33 @@ _DATA_DIR = flags.DEFINE_string(
     "Where tensorflow-datasets keeps its data. For `end_to_end`, `compact_rounds`, `peers`, `channels`, "
     "`channel_peers` and `criteria`; default: ~/tensorflow_datasets.",
 )
+_NETWORKS = flags.DEFINE_string(
+    "networks",
+    None,
+    "Which networks, as patterns with commas between them, such as keras/MobileNet*,tf_keras/RegNet*. For `coverage`; "
+    "default: all.",
+)
+_COMPACT = flags.DEFINE_enum(
+    "compact",
+    None,
+    ["all"],
+    "Whether all networks are compacted, and their outputs compared. For `coverage`; default: the first of each family "
+    "is, and the graphs of the others are read.",
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to.")
 
 
 def main(command: str) -> None:
     command_line.quieten()
     with command_line.refusing():
-        options = options_of(command, model=_MODEL.value, inputs=_INPUTS.value, data_dir=_DATA_DIR.value)
+        options = options_of(
+            command,
+            model=_MODEL.value,
+            inputs=_INPUTS.value,
+            data_dir=_DATA_DIR.value,
+            networks=_NETWORKS.value,
+            compact=_COMPACT.value,
+        )
         if _OUTPUT.value is not None:
             check_writable(pathlib.Path(_OUTPUT.value).parent, "the folder of --output")
     figures = importlib.import_module(f"benchmarks.{command}").run(_REPETITIONS.value, **options)

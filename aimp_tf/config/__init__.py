@@ -12,7 +12,7 @@ from typing import Any
 from aimp_tf.config.checks import COUNTED, NOT_USED_BY, check, name_of_budget
 from aimp_tf.config.distillation import Distillation, as_distillation
 from aimp_tf.config.latency import Latency, as_budget
-from aimp_tf.config.structure import Granularity, Structure
+from aimp_tf.config.structure import Structure
 from aimp_tf.config.texts import nearest
 from aimp_tf.config.versions import VERSION, upgraded_to
 
@@ -114,9 +114,10 @@ class PruningConfig:
             and the others are ranked together. Its target_sparsity is 0.5. Blocks of any size m, "1xm", and any "n:m",
             whose target_sparsity is 1 - n / m, work alike. A variable whose inputs are no multiple of m is left dense,
             as if it were excluded, and named in a warning and in the result. "channel" is whole channels of a
-            functional or Sequential model: a filter or unit with its bias and normalisation and all that reads it, so
+            model whose `call` can be traced: a filter or unit with its bias and normalisation and all that reads it, so
             that `compact` makes a smaller model of the same outputs. They are ranked by the L2 norm of all that is tied
-            to them, over the mean of those of the same layers. `aimp_tf.groups` shows them.
+            to them, over the mean of those of the same layers. `aimp_tf.groups` shows them. "head" is attention heads,
+            and ("channel", "head") both in one ranking; what is said of channels holds of heads.
         budget: What `target_sparsity` and `rate` count with `granularity="channel"`: "weights" is the prunable ones,
             "channels" those that can go, "flops" the multiply-adds for one example. Of weights and multiply-adds, as
             many are left as the largest number of channels along the ranking has without going beyond the target. An
@@ -179,7 +180,7 @@ class PruningConfig:
     regularizer: object = dataclasses.field(default=None, kw_only=True)
     projection: object = dataclasses.field(default=None, kw_only=True)
     distillation: object = dataclasses.field(default=None, kw_only=True)
-    granularity: Granularity = dataclasses.field(default="unstructured", kw_only=True)
+    granularity: object = dataclasses.field(default="unstructured", kw_only=True)
     budget: object = dataclasses.field(default="weights", kw_only=True)
     channel_multiple: int = dataclasses.field(default=1, kw_only=True)
     max_layer_sparsity: float | None = dataclasses.field(default=None, kw_only=True)

@@ -58,5 +58,5 @@ def _check_heads(config: Any) -> None:
             f"{' or '.join(f'criterion={name!r}' for name in OF_HEADS)}."
         )
     if config.repair or config.method == "dynamic":
-        what = "repair" if config.repair else "method='dynamic'"
-        raise ValueError(f"{what} does not know heads, which {config.structure} ranks. Leave out one of the two.")
+        what, write = ("repair", "repair=False") if config.repair else ("method='dynamic'", "another method")
+        raise ValueError(f"{what} does not know heads, which {config.structure} ranks. Write {write}.")

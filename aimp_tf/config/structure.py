@@ -5,9 +5,6 @@ import re
 
 from aimp_tf.config.texts import nearest
 
-Granularity = str | tuple[str, ...]
-"""As `PruningConfig.granularity` has it."""
-
 KINDS = ("channel", "head")
 """What whole structures there are. Several can be ranked together."""
 

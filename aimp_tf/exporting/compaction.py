@@ -75,18 +75,19 @@ def compact(model: Any | HasModel) -> Any:
     all; before a depthwise convolution with padding, each stays. Branches of an Add that are constant altogether go as
     well. The inputs of the model stay as they are.
 
-    It sees through Dense, Conv*, DepthwiseConv*, BatchNormalization, activations that work value by value, pooling,
-    Flatten, Reshape, Dropout, Concatenate, Add and the other merging layers, and nested models, all channels-last, and
-    through `x + y`, `tf.nn.relu(x)` and the like. What goes into any other layer, or comes out of it, stays as it is.
-    So do Adds that masks of padding reach, as of `Embedding(mask_zero=True)`: they might mask otherwise.
+    It sees through all layers with kernels, recurrent layers, attention, whose heads and dimensions go as well, and
+    most others of Keras, all channels-last; through functions, Lambda and layers without weights, which are tried on
+    numbers that are made up; and through nested models and layers that are made of others, which are opened. What goes
+    into any other layer, such as LayerNormalization, or comes out of it, stays as it is, unless `register_rule` says
+    what it does. So do Adds that masks of padding reach, as of `Embedding(mask_zero=True)`: they might mask otherwise.
 
     The new model is for inference. A layer that cannot be made from its config, such as one of your own whose
     `get_config` lacks an argument, is used with the weights of `model` itself, if it need not change: train either
     model further, or assign to its weights, and such layers change in both. They are logged at level INFO.
 
     Args:
-        model: A built functional or Sequential model of either generation of Keras, without masks, or a
-            `PruningResult`. It is not changed.
+        model: A built model of either generation of Keras, without masks, or a `PruningResult`. It is not changed. The
+            `call` of a subclassed one must be one that Keras tensors can be passed through.
 
     Returns:
         A functional model for inference with the inputs and outputs of `model`. Nested models are opened: it has their
@@ -95,8 +96,8 @@ def compact(model: Any | HasModel) -> Any:
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: It carries masks, is not built, is a subclassed one, or holds a layer that has to change, but cannot
-            be made from its config.
+        ValueError: It carries masks, is not built, its `call` cannot be traced, or it holds a layer that has to change,
+            but cannot be made from its config.
 
     Example:
         small = aimp_tf.compact(result)

@@ -12,7 +12,7 @@ import numpy as np
 
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.config.checks import check_choice, name_of_budget
-from aimp_tf.config.structure import Granularity, Structure
+from aimp_tf.config.structure import Structure
 from aimp_tf.graph.channels import Axis, ChannelClasses
 from aimp_tf.graph.liveness import follow_channels
 from aimp_tf.graph.model_graph import Call, ModelGraph
@@ -41,7 +41,7 @@ class ChannelGroups:
 
 
 def select_units(
-    granularity: Granularity,
+    granularity: object,
     model: Any,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -78,7 +78,7 @@ def channel_groups(
     that read a channel go with it, also in layers that are excluded.
 
     Args:
-        model: A functional or Sequential model of either generation of Keras.
+        model: A model of either generation of Keras.
         include: fnmatch patterns on paths of kernels, as in `PruningConfig`.
         exclude: The same.
         kinds: Which units to find: of `KINDS`.
@@ -87,7 +87,8 @@ def channel_groups(
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: It is not built, is a subclassed one, has no channel that can go, or a pattern matches nothing.
+        ValueError: It is not built, its `call` cannot be traced, it has nothing that can go, or a pattern matches
+            nothing.
     """
     graph = ModelGraph.of(model)
     found = _Found(graph, select_for("unstructured", model, include, exclude).variables, kinds)

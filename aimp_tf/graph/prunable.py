@@ -11,7 +11,7 @@ from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import children, layers_of
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.config.checks import check_patterns
-from aimp_tf.config.structure import Granularity, Structure
+from aimp_tf.config.structure import Structure
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.units import Units
 
@@ -69,7 +69,7 @@ def prunable_variables(root: Any) -> dict[str, Any]:
 
 
 def select_for(
-    granularity: Granularity,
+    granularity: object,
     root: Any,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),

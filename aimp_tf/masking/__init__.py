@@ -16,7 +16,6 @@ from aimp_tf.compat.model_optimizers import held_optimizers
 from aimp_tf.compat.models import check_built, check_model, keras_generation, layers_of
 from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.config import PruningConfig
-from aimp_tf.config.structure import Granularity
 from aimp_tf.graph.groups import select_units
 from aimp_tf.graph.prunable import reasons_text, select_for
 from aimp_tf.masking.constraints import ConstrainedModel, MaskConstraint
@@ -49,7 +48,7 @@ def mask_model(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     mixed_precision: str | None = None,
-    granularity: Granularity = "unstructured",
+    granularity: object = "unstructured",
     budget: object = "weights",
     channel_multiple: int = 1,
     masks: Masks = None,
@@ -189,7 +188,7 @@ def strip(model: Any, *, unfinished: bool = False) -> Any:
 
 
 def sparsity(
-    model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), granularity: Granularity = "unstructured"
+    model: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), granularity: object = "unstructured"
 ) -> float:
     """Fraction of the prunable weights of a built Keras model that are exactly zero, in [0, 1].
 
@@ -218,7 +217,7 @@ def select_prunable(
     model: Any,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    granularity: Granularity = "unstructured",
+    granularity: object = "unstructured",
     *,
     frozen: bool = False,
 ) -> dict[str, np.ndarray]:

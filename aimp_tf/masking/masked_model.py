@@ -20,7 +20,6 @@ from aimp_tf.compat.smaller import Indices, SmallerVariables
 from aimp_tf.compat.step import begin_steps_with, forget_traced
 from aimp_tf.compat.swap import Swap
 from aimp_tf.compat.variables import Values, local_value, local_view, resource_of
-from aimp_tf.config.structure import Granularity
 from aimp_tf.files import checksum_of_arrays
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.units import Units
@@ -65,7 +64,7 @@ class MaskedModel(abc.ABC):
         self._masks: dict[str, Any] = {}
         self.cluster = Cluster(model.distribute_strategy)
         self.mixed_precision: str | None = None
-        self.granularity: Granularity = "unstructured"
+        self.granularity: object = "unstructured"
         self.include: tuple[str, ...] = ()
         self.exclude: tuple[str, ...] = ()
         self.budget: object = "weights"

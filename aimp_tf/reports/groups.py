@@ -11,7 +11,7 @@ import numpy as np
 
 from aimp_tf.compat.models import keras_generation
 from aimp_tf.config import PruningConfig
-from aimp_tf.config.structure import Granularity, Structure
+from aimp_tf.config.structure import Structure
 from aimp_tf.graph.groups import channel_groups
 from aimp_tf.masking import check_plain
 from aimp_tf.training.rounds import aligned
@@ -78,7 +78,7 @@ class Groups:
 def groups(
     model: Any,
     *,
-    granularity: Granularity = "channel",
+    granularity: object = "channel",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     min_layer_survivors: int = 0,
@@ -88,16 +88,16 @@ def groups(
     Nothing is changed, and the model need not be compiled.
 
     Args:
-        model: A built functional or Sequential model of either generation of Keras.
-        granularity: "channel".
+        model: A built model of either generation of Keras, whose `call` can be traced.
+        granularity: "channel", "head", or both in a tuple.
         include: As in `PruningConfig`.
         exclude: As in `PruningConfig`.
         min_layer_survivors: As in `PruningConfig`: how many channels of each group stay at least; 0 is a tenth.
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: It is masked, not built, or a subclassed one; no channel of it can go; a pattern matches nothing; or
-            the granularity is another.
+        ValueError: It is masked or not built, or its `call` cannot be traced; nothing of it can go; a pattern matches
+            nothing; or the granularity is another.
 
     Example:
         ```python

@@ -10,6 +10,7 @@ _OPTIONS = {
     "channels": ("data_dir",),
     "channel_peers": ("data_dir",),
     "criteria": ("data_dir",),
+    "coverage": ("networks", "compact"),
 }
 
 

@@ -1,0 +1,110 @@
+"""Attention heads as units, alone and with channels: on digits where it says so, or else mechanics only."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+import aimp_tf
+from aimp_tf import PruningConfig
+from experiments import models
+
+
+def transformer(K):
+    model = models.build("tiny_bert", K, (8, 8, 1), 10)
+    model.compile(
+        K.optimizers.Adam(2e-3), K.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
+    return model
+
+
+def heads_of(model):
+    """Heads and feed-forward units of each block."""
+    sizes = {}
+    for layer in model.layers:
+        if type(layer).__name__ == "MultiHeadAttention":
+            sizes[layer.name] = layer.get_config()["num_heads"]
+        elif layer.name.endswith("hidden"):
+            sizes[layer.name] = layer.units
+    return sizes
+
+
+def test_groups_of_heads(K):
+    model = transformer(K)
+    heads = aimp_tf.groups(model, granularity="head")
+    assert [(group.layers, group.channels) for group in heads.groups] == [
+        (("block_1_attention",), 4),
+        (("block_2_attention",), 4),
+    ]
+    # A head is 16 dimensions of queries, keys and values, and the rows that read these; in 64 positions.
+    assert [(group.weights, group.multiply_adds) for group in heads.groups] == [(4 * 64 * 16, 64 * 4 * 64 * 16)] * 2
+    assert "normalises over all channels" in heads.pinned["block_1_attention"][1]
+    both = aimp_tf.groups(model, granularity=("channel", "head"))
+    assert {group.layers: group.channels for group in both.groups} == {
+        ("block_1_attention",): 4,
+        ("block_2_attention",): 4,
+        ("block_1_hidden",): 128,
+        ("block_2_hidden",): 128,
+    }
+    flat = K.Sequential([K.Input((4,)), K.layers.Dense(3), K.layers.Dense(2)])
+    with pytest.raises(ValueError, match="No head of the model .* can go"):
+        aimp_tf.groups(flat, granularity="head")
+
+
+def test_an_excluded_projection_keeps_its_heads(K):
+    found = aimp_tf.groups(transformer(K), granularity="head", exclude=["block_1_attention/*"])
+    assert [group.layers for group in found.groups] == [("block_2_attention",)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("granularity", ["head", ("channel", "head")])
+def test_digits_with_fewer_heads(granularity, digits, K, tmp_path):
+    """Real data: the target, what is zero, and the smaller model, which computes the same."""
+    images, labels = digits
+    images = images.reshape(-1, 8, 8, 1)
+    K.utils.set_random_seed(0)
+    target = 0.5 if isinstance(granularity, tuple) else 0.3
+    settings = {"target_sparsity": target, "rate": 0.4, "epochs": 8, "round_epochs": 2, "seed": 0, "verbose": 0}
+    result = aimp_tf.prune(
+        transformer(K),
+        (images[:1200], labels[:1200]),
+        validation_data=(images[1200:], labels[1200:]),
+        granularity=granularity,
+        budget="flops",
+        workdir=tmp_path,
+        **settings,
+    )
+    small = result.compact()
+    sizes = heads_of(small)
+    assert sum(sizes[f"block_{block}_attention"] for block in (1, 2)) < 8
+    assert (sizes["block_1_hidden"] < 128 or sizes["block_2_hidden"] < 128) == isinstance(granularity, tuple)
+    outputs = [np.asarray(model(images[:20])) for model in (result.model, small)]
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=1e-4 * np.abs(outputs[0]).max())
+    report = importlib.import_module("aimp_tf.exporting.compaction").compact_and_report(result.model)[1]
+    assert report.multiply_adds[1] <= (1 - target) * report.multiply_adds[0] * 1.001
+    assert result.rounds[-1].metrics["accuracy"] > 0.5
+    assert PruningConfig.from_json((tmp_path / "config.json").read_text()).granularity == granularity
+
+
+def test_settings_of_heads():
+    config = PruningConfig(0.5, epochs=3, granularity=("channel", "head"), budget="flops")
+    config.validate()
+    assert PruningConfig.from_json(config.to_json()) == config
+    assert config.structure.kinds == ("channel", "head") and str(config.structure) == "granularity=('channel', 'head')"
+    for changes, message in (
+        ({"criterion": "votes"}, "criterion='votes' does not know heads"),
+        ({"repair": True}, "repair does not know heads"),
+        ({"granularity": ("head", "block")}, r"granularity must be .*'head'.* got \('head', 'block'\)"),
+        ({"granularity": ()}, r"granularity must be .* got \(\)"),
+        ({"granularity": "heads"}, "Did you mean 'head'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config.replace(**changes).validate()
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor", "fisher"])
+def test_criteria_of_heads(criterion, K):
+    images, labels = np.random.default_rng(0).random((64, 8, 8, 1), np.float32), np.arange(64) % 10
+    settings = {"granularity": "head", "budget": "channels", "target_sparsity": 0.5, "min_layer_survivors": 1}
+    result = aimp_tf.one_shot(transformer(K), images, labels, criterion=criterion, repair=False, **settings)
+    assert sum(count for name, count in heads_of(result.compact()).items() if "attention" in name) == 4

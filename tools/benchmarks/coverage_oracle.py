@@ -1,0 +1,163 @@
+"""Which channels of a network can go, as numbers show it: what the outputs depend on, and what never moves.
+
+Nothing here knows the package's own graphs, for it is these that are measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.coverage_kernels import Kernel, around_calls, kernels_of, labelled_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What is known of the channels that a layer gives; bool (channels,) each, and all False for outputs of the model.
+
+    Attributes:
+        layer: The layer.
+        dead: Whether no output of the model depends on it.
+        constant: Whether it is the same for all inputs and places.
+        held: Whether it is constant, but of a value by which it is tied to what is not: added to a channel that moves,
+            normalised together with others, or convolved alone over padding, which makes it differ at the borders.
+    """
+
+    layer: Any
+    dead: np.ndarray
+    constant: np.ndarray
+    held: np.ndarray
+
+    @property
+    def can_go(self) -> np.ndarray:
+        """Dead or constant."""
+        return self.dead | self.constant
+
+
+def truths(model: Any, batches: Sequence[Any], seed: int = 0) -> dict[str, Truth]:
+    """What can go of each layer with a kernel.
+
+    Args:
+        model: A model of either generation. Its outputs must depend on its inputs in no saturated way, and each channel
+            that is not constant must move within the batches.
+        batches: Inputs, as it takes them.
+        seed: Of the random projections of its outputs.
+    """
+    seen = _Seen(kernels_of(model), seed)
+    for number, batch in enumerate(batches):
+        seen.look(model, batch, ties=number == 0)
+    return seen.truths()
+
+
+class _Seen:
+    """What was seen of each channel so far."""
+
+    def __init__(self, kernels: Sequence[tuple[str, Kernel]], seed: int) -> None:
+        self._kernels = {id(kernel.layer): (label, kernel) for label, kernel in kernels}
+        self._generator = np.random.default_rng(seed)
+        self._moves: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}  # Lowest, highest, largest of all channels.
+        self._matters: dict[int, np.ndarray] = {}
+        self._held: dict[int, np.ndarray] = {}
+        self._ends: set[int] = set()
+
+    def look(self, model: Any, batch: Any, *, ties: bool) -> None:
+        """Takes in what a batch shows; `ties` says whether to look for what is tied, which takes more memory."""
+        taps: list[tuple[int, Any]] = []
+        tied: list[Any] = []
+        with tf.GradientTape(persistent=ties, watch_accessed_variables=False) as tape:
+            with around_calls(self._layers(model, ties), self._recorder(tape, taps, tied if ties else None)):
+                outputs = [value for value in tf.nest.flatten(model(batch, training=False)) if value.dtype.is_floating]
+            moving = tf.add_n([self._projected(output) for output in outputs])
+            held = tf.add_n([self._projected(part) for part in tied]) if tied else None
+        self._ends |= {layer for layer, tap in taps if any(tap is output for output in outputs)}
+        for layer, tap in taps:
+            self._moved(layer, self._kernels[layer][1].by_channel(tap))
+        self._add(self._matters, taps, tape, moving)
+        if held is not None:
+            self._add(self._held, taps, tape, held)
+
+    def truths(self) -> dict[str, Truth]:
+        found = {}
+        for layer, (lowest, highest, largest) in self._moves.items():
+            label, kernel = self._kernels[layer]
+            open_ = np.full(len(lowest), layer not in self._ends)
+            constant = open_ & (highest - lowest <= 1e-6 * largest)
+            held = constant & self._held.get(layer, np.zeros(len(lowest), bool))
+            found[label] = Truth(kernel.layer, open_ & ~self._matters[layer], constant, held & self._matters[layer])
+        return found
+
+    def _layers(self, model: Any, ties: bool) -> list[Any]:
+        layers = [layer for _, layer in labelled_layers(model)]
+        if not ties:
+            return [layer for layer in layers if id(layer) in self._kernels]
+        # In Keras 3 functions such as keras.ops.add stand in a model as operations.
+        known = {id(layer) for layer in layers}
+        operations = [part for part in getattr(model, "operations", ()) if id(part) not in known]
+        return [layer for layer in layers if not list(layer._flatten_layers(include_self=False))] + operations
+
+    def _recorder(self, tape: Any, taps: list[tuple[int, Any]], tied: list[Any] | None) -> Callable[..., Any]:
+        def record(layer: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            output = call(*args, **kwargs)
+            kernel = self._kernels.get(id(layer), (None, None))[1]
+            if kernel is not None:
+                tape.watch(output)
+                taps.append((id(layer), output))
+            if tied is not None and (kernel is None or not kernel.inputs):
+                tied.extend(_tied(layer, tf.nest.flatten((args, kwargs)), output, depthwise=kernel is not None))
+            return output
+
+        return record
+
+    def _projected(self, values: Any) -> Any:
+        """A random sum of them."""
+        return tf.reduce_sum(values * tf.constant(self._generator.normal(size=values.shape), values.dtype))
+
+    def _moved(self, layer: int, values: np.ndarray) -> None:
+        lowest, highest, largest = values.min(axis=0), values.max(axis=0), float(np.abs(values).max())
+        if layer in self._moves:
+            before = self._moves[layer]
+            lowest, highest = np.minimum(lowest, before[0]), np.maximum(highest, before[1])
+            largest = max(largest, before[2])
+        self._moves[layer] = (lowest, highest, largest)
+
+    def _add(self, found: dict[int, np.ndarray], taps: list[tuple[int, Any]], tape: Any, target: Any) -> None:
+        """Notes of which channels a target depends on."""
+        slopes = tape.gradient(target, [tap for _, tap in taps], unconnected_gradients="zero")
+        for (layer, _), slope in zip(taps, slopes, strict=True):
+            some = (self._kernels[layer][1].by_channel(slope) != 0).any(axis=0)
+            found[layer] = found.get(layer, False) | some
+
+
+def _tied(layer: Any, operands: Sequence[Any], output: Any, *, depthwise: bool) -> list[Any]:
+    """Of what a layer takes, the channels that do not move where those of its output do, and of what depthwise ones
+    give, those that differ by place alone."""
+    found: list[Any] = []
+    if not _has_channels(output):
+        return found
+    moving = _moving(output.numpy())
+    if depthwise:
+        by_input = np.asarray(output) - np.asarray(output)[:1]
+        found.append(_part(output, moving & ~_moving(by_input, np.abs(output).max())))
+    if "ZeroPadding" not in type(layer).__name__:  # What reads it tells whether the borders matter.
+        for operand in operands:
+            if _has_channels(operand) and operand.shape[-1] == output.shape[-1]:
+                found.append(_part(operand, moving & ~_moving(operand.numpy())))
+    return [part for part in found if part is not None]
+
+
+def _has_channels(value: Any) -> bool:
+    return isinstance(value, tf.Tensor) and value.dtype.is_floating and len(value.shape) > 1
+
+
+def _part(values: Any, channels: np.ndarray) -> Any | None:
+    return tf.boolean_mask(values, channels, axis=len(values.shape) - 1) if channels.any() else None
+
+
+def _moving(values: np.ndarray, largest: float | None = None) -> np.ndarray:
+    """Which channels are not the same everywhere, beside the largest of all values."""
+    by_channel = values.reshape(-1, values.shape[-1])
+    return np.ptp(by_channel, axis=0) > 1e-6 * (np.abs(by_channel).max() if largest is None else largest)

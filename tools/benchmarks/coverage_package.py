@@ -1,0 +1,152 @@
+"""What the package makes of a network: which channels it takes out, and what stands in its way."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from aimp_tf.exporting.compaction import compact_and_report
+from aimp_tf.graph.liveness import Liveness
+from aimp_tf.graph.model_graph import ModelGraph
+from aimp_tf.graph.multiplications import multiply_adds
+from benchmarks.coverage_oracle import Truth
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What came of a network.
+
+    Attributes:
+        taken: Label of a layer -> how many of its channels go.
+        left_alone: Class of the layers that are not seen through -> their number.
+        not_counted: Class of the layers whose multiplications are not known -> their number.
+        multiply_adds: Those with weights, for one example.
+        read: Seconds to read the graph.
+        compact: Seconds to compact; None where the graph was only read.
+        difference: Between the outputs before and after in float64, beside the largest.
+        rounding: Between the outputs in float32 and in float64, likewise.
+        refused: Why it could not be read or compacted.
+    """
+
+    taken: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    left_alone: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    not_counted: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    multiply_adds: int | None = None
+    read: float | None = None
+    compact: float | None = None
+    difference: float | None = None
+    rounding: float | None = None
+    refused: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    """What one look at the graph tells.
+
+    Attributes:
+        removed: Id of a layer -> how many of its channels go.
+        left_alone: Classes of layers that are not seen through.
+        not_counted: Classes of layers whose multiplications are not known.
+        multiply_adds: The others.
+    """
+
+    removed: Mapping[int, int]
+    left_alone: Sequence[str]
+    not_counted: Sequence[str]
+    multiply_adds: int
+
+
+def read(model: Any, known: Mapping[str, Truth], repetitions: int) -> Outcome:
+    """Has the package read the graph of a model so often, which says what one pass of a compaction takes out."""
+    outcome, seconds = Outcome(), []
+    try:
+        for _ in range(repetitions):
+            begun_at = time.perf_counter()
+            reading = _reading(model)
+            seconds.append(time.perf_counter() - begun_at)
+    except Exception as error:  # Whatever comes of layers of others.
+        outcome.refused = f"{type(error).__name__}: {error}"
+        return outcome
+    outcome.read = statistics.median(seconds)
+    outcome.left_alone = collections.Counter(reading.left_alone)
+    outcome.not_counted = collections.Counter(reading.not_counted)
+    outcome.multiply_adds = reading.multiply_adds
+    outcome.taken = {label: reading.removed.get(id(truth.layer), 0) for label, truth in known.items()}
+    return outcome
+
+
+def _reading(model: Any) -> _Reading:
+    """The one place that knows the package's own parts."""
+    graph = ModelGraph.of(model)
+    liveness = Liveness(graph)
+    removed = {
+        id(call.layer): call.outputs[0].channels - len(liveness.kept(call).outputs)
+        for call in graph.calls
+        if len(call.inputs) == 1 and call.outputs[0].channels and not liveness.rules[call].is_opaque
+    }
+    counts = {call: multiply_adds(call) for call in graph.calls}
+    left_alone = {call.name: call.layer for call in graph.calls if liveness.rules[call].is_opaque}
+    not_counted = {call.name: call.layer for call, count in counts.items() if count is None}
+    return _Reading(
+        removed,
+        [type(layer).__name__ for layer in left_alone.values()],
+        [type(layer).__name__ for layer in not_counted.values()],
+        sum(count or 0 for count in counts.values()),
+    )
+
+
+def compact(
+    model: Any, double: Callable[[], Any], data: Sequence[Any], known: Mapping[str, Truth], outcome: Outcome
+) -> None:
+    """Has the package compact a model, and adds to an outcome what came of it.
+
+    Args:
+        model: The model.
+        double: Makes the same in float64, with any weights. There outputs are compared, for in float32 rounding alone
+            may move those of a deep network far.
+        data: Batches to compare them on.
+        known: What can go.
+        outcome: That of reading its graph.
+    """
+    try:
+        begun_at = time.perf_counter()
+        _, report = compact_and_report(model)
+        outcome.compact = time.perf_counter() - begun_at
+        by_name = {call.name: id(call.layer) for call in ModelGraph.of(model).calls}
+        removed = {by_name[name]: before - after for name, (before, after) in report.channels.items()}
+        outcome.taken = {label: removed.get(id(truth.layer), 0) for label, truth in known.items()}
+        exact = double()
+        exact.set_weights(model.get_weights())
+        outcome.difference = _difference(exact, compact_and_report(exact)[0], data)
+        outcome.rounding = _difference(exact, model, data)
+    except Exception as error:  # As above.
+        outcome.refused = f"{type(error).__name__}: {error}"
+
+
+def _difference(model: Any, other: Any, data: Sequence[Any]) -> float:
+    """The largest between the outputs of both, beside the largest output.
+
+    Raises:
+        RuntimeError: The outputs do not depend on the inputs.
+    """
+    worst = 0.0
+    for batch in data:
+        before, after = (_outputs(part, batch) for part in (model, other))
+        for here, there in zip(before, after, strict=True):
+            largest = np.abs(here).max()
+            if np.std(here, axis=0).max() < 1e-3 * largest:
+                raise RuntimeError(f"The outputs of {model.name} hardly depend on its inputs.")
+            worst = max(worst, float(np.abs(here - there).max() / largest))
+    return worst
+
+
+def _outputs(model: Any, batch: Any) -> list[np.ndarray]:
+    taken = tf.nest.map_structure(lambda part, tensor: tf.cast(part, tensor.dtype), batch, model.input)
+    return [np.asarray(output, np.float64) for output in tf.nest.flatten(model(taken, training=False))]
