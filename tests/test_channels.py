@@ -113,7 +113,7 @@ def test_what_cannot_go_is_named_with_the_reason(K):
     groups = aimp_tf.groups(model, exclude=["left_out/*"])
     assert groups.pinned == {
         "left_out": (6, "left_out is excluded"),
-        "before": (4, "norm (LayerNormalization) mixes channels in a way that is not known"),
+        "before": (4, "norm (LayerNormalization) normalises over all channels"),
         "still": (7, "still is frozen (trainable=False)"),
         "last": (2, "output of the model"),
     }

@@ -531,8 +531,12 @@ def test_a_subclassed_model_is_refused(K, blobs):
             super().__init__()
             self.last = K.layers.Dense(3)
 
+        def build(self, shape):
+            self.factor = self.add_weight(name="factor", shape=(), initializer="ones")
+            self.built = True
+
         def call(self, inputs):
-            return self.last(inputs)
+            return self.factor * self.last(inputs)
 
     model = Own()
     model.compile("sgd", "mse")

@@ -323,6 +323,29 @@ def test_layers_that_cannot_be_traced_are_left_alone(K):
     assert report.left_alone == {"own": "Branching"} and report.channels["first"] == (6, 6)
 
 
+def test_layers_that_use_weights_beside_their_layers_are_left_alone(K):
+    """What is computed from them as the call is traced would stay as it is then."""
+
+    @K.saving.register_keras_serializable("tests")
+    class Normed(K.layers.Layer):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.dense = K.layers.Dense(4)
+
+        def build(self, shape):
+            self.dense.build(shape)
+            super().build(shape)
+
+        def call(self, x):
+            return self.dense(x) * tf.reduce_sum(tf.convert_to_tensor(self.dense.kernel))
+
+    sequence = K.Input((3,))
+    model = K.Model(sequence, K.layers.Dense(2)(Normed(name="own")(K.layers.Dense(6, name="first")(sequence))))
+    fill(model, np.random.default_rng(0))
+    _, report = compacted(model, 3)
+    assert report.left_alone == {"own": "Normed"}
+
+
 def test_subclassed_models_are_opened(K):
     class Own(K.Model):
         def __init__(self):

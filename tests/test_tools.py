@@ -111,7 +111,7 @@ def test_a_tool_with_commands_wants_one_first(arguments, came, tmp_path):
         arguments,
         tmp_path / "run",
         "must be a command, one of checkpoints, inference, layers, ranking, step, rounds, end_to_end, memory, "
-        "compact_rounds, peers, channels, channel_peers, latency, criteria, gpu; ",
+        "compact_rounds, peers, channels, channel_peers, latency, criteria, coverage, gpu; ",
     )
     assert came in done.stderr
 

@@ -33,7 +33,11 @@ def traced(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: li
             functional = keras.Model(inputs, layer.call(*args, **kwargs))
         except Exception:  # Whatever code raises that was not made to be traced.
             return None
-    given = [value for _, args, kwargs, _ in calls_of(functional) for value in tf.nest.flatten((args, kwargs))]
+    calls = list(calls_of(functional))
+    used = {id(weight) for part, *_ in calls for weight in getattr(part, "weights", ())}
+    if any(id(weight) not in used for weight in layer.weights):
+        return None
+    given = [value for _, args, kwargs, _ in calls for value in tf.nest.flatten((args, kwargs))]
     return None if any(hasattr(value, "assign") for value in given) else functional
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.functional import lambda_like, sharing
+from aimp_tf.compat.functional import is_function, lambda_like, sharing
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import layers_of
 from aimp_tf.graph.model_graph import Call, ModelGraph, filled_in
@@ -76,7 +76,7 @@ class Copies:
                     "from its config. A layer of your own must give all arguments of its constructor in get_config. "
                     f"The error was: {error}"
                 ) from error
-            if layer.weights:
+            if not is_function(layer):
                 self.shared[call.name] = type(layer).__name__
             return sharing(layer, call.name)
         copy.supports_masking = layer.supports_masking

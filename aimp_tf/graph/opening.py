@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from aimp_tf.compat.functional import declared_inputs, functional_within, struct
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import children
 from aimp_tf.compat.tracing import holds_weights_itself, traced
+from aimp_tf.compat.variables import bare
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +90,10 @@ def _name(dtype: Any) -> str:
 def _computes_the_same(
     functional: Any, layer: Any, args: Any, kwargs: Mapping[str, Any], leaves: Sequence[Any], flowing: Any
 ) -> bool:
-    """Whether both give the same for numbers that are made up."""
+    """Whether both give the same for numbers that are made up, and would with other weights: so do their gradients.
+
+    What was computed from weights while the call was traced has none.
+    """
     generator = np.random.default_rng(0)
     values = {}
     for leaf in leaves:
@@ -100,15 +104,26 @@ def _computes_the_same(
     given, named = tf.nest.map_structure(
         lambda leaf: values[id(leaf)] if isinstance(leaf, flowing) else leaf, (args, dict(kwargs))
     )
+    flat = tf.nest.pack_sequence_as(functional.input, [values[id(leaf)] for leaf in leaves])
+    weights = [bare(weight) for weight in layer.weights if tf.as_dtype(weight.dtype).is_floating]
     try:
-        expected = tf.nest.flatten(layer(*given, **named))
-        flat = [values[id(leaf)] for leaf in leaves]
-        found = tf.nest.flatten(functional(tf.nest.pack_sequence_as(functional.input, flat)))
+        expected, found = (
+            _with_gradients(call, weights) for call in (lambda: layer(*given, **named), lambda: functional(flat))
+        )
     except Exception as error:  # Whatever code of the user's raises.
         _log.debug("%s could not be tried: %s", layer.name, error)
         return False
-    pairs = [[np.asarray(tf.cast(each, tf.float32)) for each in pair] for pair in zip(expected, found, strict=False)]
     return len(expected) == len(found) and all(
-        here.shape == there.shape and np.allclose(here, there, rtol=1e-3, atol=1e-4, equal_nan=True)
-        for here, there in pairs
+        here.shape == there.shape and np.allclose(here, there, rtol=1e-3, atol=1e-4 * np.abs(here).max(initial=1))
+        for here, there in zip(expected, found, strict=True)
     )
+
+
+def _with_gradients(call: Callable[[], Any], weights: Sequence[Any]) -> list[np.ndarray]:
+    """What a call gives, and the gradients of the sum of its squares by these weights."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(weights)
+        outputs = [tf.cast(output, tf.float32) for output in tf.nest.flatten(call())]
+        total = tf.add_n([tf.reduce_sum(output**2) for output in outputs])
+    gradients = tape.gradient(total, weights, unconnected_gradients="zero")
+    return [np.asarray(tf.cast(tf.convert_to_tensor(each), tf.float32)) for each in (*outputs, *gradients)]

@@ -88,10 +88,9 @@ def _is_random(layer: Any) -> bool:
 
 def _kind(layer: Any, keras: Any) -> str:
     """The name in `_FACTORIES` for a layer, or for `+` in its place."""
-    name = type(layer).__name__
-    if isinstance(layer, keras.layers.Layer) and is_keras_own(type(layer)):
-        return name
-    return "Add" if function_name(layer) == "add" else ""
+    if function_name(layer) == "add":
+        return "Add"
+    return type(layer).__name__ if isinstance(layer, keras.layers.Layer) and is_keras_own(type(layer)) else ""
 
 
 def _is_plain(call: Call, kind: str) -> bool:
