@@ -104,7 +104,39 @@ def test_settings_of_heads():
 
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor", "fisher"])
 def test_criteria_of_heads(criterion, K):
+    """The least of each are those whose rows are small; they come first, lest ties by position choose them."""
     images, labels = np.random.default_rng(0).random((64, 8, 8, 1), np.float32), np.arange(64) % 10
+    model = transformer(K)
+    for weight in model.weights:
+        if tuple(weight.shape) == (4, 16, 64):
+            value = np.array(weight.numpy())
+            value[:2] /= 100
+            weight.assign(value)
     settings = {"granularity": "head", "budget": "channels", "target_sparsity": 0.5, "min_layer_survivors": 1}
-    result = aimp_tf.one_shot(transformer(K), images, labels, criterion=criterion, repair=False, **settings)
+    result = aimp_tf.one_shot(model, images, labels, criterion=criterion, repair=False, **settings)
     assert sum(count for name, count in heads_of(result.compact()).items() if "attention" in name) == 4
+    outputs = [mask for path, mask in result.masks.items() if path.endswith("attention_output/kernel")]
+    kept = np.concatenate([mask.any(axis=(1, 2)) for mask in outputs])
+    assert kept.tolist() == 2 * [False, False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "SeparableConv1D"])
+def test_criteria_that_go_by_what_layers_read(kind, K):
+    """They know Dense layers and plain convolutions; those that go by weights know all."""
+    layers = K.layers
+    settings = {"LSTM": {"units": 6, "return_sequences": True}, "SeparableConv1D": {"filters": 6, "kernel_size": 1}}
+    sequence = K.Input((5, 3))
+    middle = getattr(layers, kind)(name="middle", **settings[kind])(layers.Dense(8, name="first")(sequence))
+    model = K.Model(sequence, layers.Dense(2)(layers.GlobalAveragePooling1D()(layers.Dense(7, name="free")(middle))))
+    model.compile("sgd", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = np.random.default_rng(0).random((32, 5, 3), np.float32), np.arange(32) % 2
+    arguments = {"granularity": "channel", "target_sparsity": 0.5, "epochs": 1, "verbose": 0}
+    for choice in ({"criterion": name} for name in ("votes", "gradient", "reconstruction", "utility")):
+        with pytest.raises(ValueError, match="plain convolutions read and make, and middle read or make"):
+            aimp_tf.prune(model, x, y, **choice, **arguments)
+    with pytest.raises(ValueError, match="and middle read or make channels otherwise"):
+        aimp_tf.prune(model, x, y, method="dynamic", **arguments)
+    result = aimp_tf.prune(model, x, y, criterion="taylor", budget="channels", **arguments)
+    small = result.compact()
+    np.testing.assert_allclose(np.asarray(small(x)), np.asarray(result.model(x)), rtol=0, atol=1e-5)
+    assert sum(small.get_layer(name).output.shape[-1] for name in ("first", "middle", "free")) in (10, 11)

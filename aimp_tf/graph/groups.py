@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -174,7 +174,7 @@ class _Found:
                 if path is None or path in axes or self._is_statistic(call.layer, weight):
                     continue
                 axes[path] = tuple(None if name is None else unit_of[named[name].classes] for name in names)
-                if rule.readings() and "inputs" in names:
+                if rule.readings() and set(names[-2:]) == {"inputs", "outputs"}:
                     reads[path] = names.index("inputs")
                 for axis, units in enumerate(axes[path]):
                     if units is not None:
@@ -194,9 +194,19 @@ class _Found:
             counted=frozenset(counted),
             scored=frozenset(filter(self._is_scored, tied)),
             reads={path: axis for path, axis in reads.items() if path in axes},
+            others=tuple(self._others(unit_of, reads)),
             products=products,
             other_products=others,
         )
+
+    def _others(self, unit_of: np.ndarray, reads: Mapping[str, int]) -> Iterator[str]:
+        """Names of the layers that make or read units otherwise than by a kernel of `reads`."""
+        for call, rule in self._layers():
+            if rule.readings() and not any(self._paths.get(_key(weight)) in reads for weight in call.layer.weights):
+                counted = self._named(call)
+                sources = {name for reading in rule.readings() for name in (*reading.sources, *reading.outputs)}
+                if any((unit_of[counted[name].classes] >= 0).any() for name in sources):
+                    yield call.name
 
     def _is_scored(self, path: str) -> bool:
         """Whether a variable says how much a channel is worth: what is excluded, biases and beta do not."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from aimp_tf.selection.criterion import OfChannels, OfData, relative
 from aimp_tf.selection.grams import MOST_ROWS, Elimination, elimination_costs, removal_costs_of_weights, without
-from aimp_tf.selection.statistics import Arrays, Channels, Statistics
+from aimp_tf.selection.statistics import Arrays, Channels, Statistics, check_read
 
 _RIDGE = 1e-2
 """What is added to the diagonal of covariances of pooled channels, as a fraction of the mean of it."""
@@ -243,6 +243,7 @@ class Reconstruction(OfData):
 
     def channel_scores(self, channels: Channels) -> np.ndarray:
         units, scores = channels.units, np.zeros(channels.units.count)
+        check_read(units.others)
         for each in channels.sets:
             readers = [
                 self._elimination(path, read, each.units, channels.statistics)

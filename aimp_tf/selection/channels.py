@@ -14,7 +14,7 @@ from aimp_tf.config.checks import COUNTED
 from aimp_tf.selection.criterion import Criterion, channel_scores_of
 from aimp_tf.selection.scope import shares_of
 from aimp_tf.selection.search import largest, nearly_largest
-from aimp_tf.selection.statistics import Arrays, Channels, Statistics
+from aimp_tf.selection.statistics import Arrays, Channels, Statistics, check_read
 
 HARDLY_PRUNED = 0.01
 """A variable with fewer zeros than this fraction was hardly pruned."""
@@ -69,6 +69,7 @@ class ChannelUnits:
         multiple: So many channels of each set stay as are a multiple of this.
         clock: Gives the microseconds that a call takes where some of the units stay, bool (units,), for the budget
             "latency"; None until there is one.
+        others: Names of layers that make or read channels otherwise than by `reads`.
     """
 
     axes: Mapping[str, tuple[np.ndarray | None, ...]]
@@ -82,6 +83,7 @@ class ChannelUnits:
     budget: str = "weights"
     multiple: int = 1
     clock: Callable[[ChannelUnits, np.ndarray], int] | None = None
+    others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "granularity='channel'"
@@ -176,8 +178,8 @@ class ChannelUnits:
         return self.amount(np.ones(self.count, bool))
 
     def least(self, config: PruningConfig, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
-        """How many units of each set stay at least, by its name: `min_layer_survivors`, of which 0 is a tenth of the
-        set, and no fewer than `max_layer_sparsity` allows."""
+        """How many units of each set stay at least, by its name: `min_layer_survivors`, of which 0 is a tenth, and no
+        fewer than `max_layer_sparsity` allows."""
         counts = {}
         for each in self.sets:
             size = len(each.units)
@@ -220,7 +222,7 @@ class ChannelUnits:
     def made_by(self, path: str) -> np.ndarray:
         """The unit of each channel that a kernel makes, int (outputs,); -1 where it cannot go."""
         units = self.axes[path][self._axis_of_outputs(path)]
-        assert units is not None
+        assert units is not None  # Or it would not be in `reads`.
         return units
 
     def _axis_of_outputs(self, path: str) -> int:
@@ -228,9 +230,9 @@ class ChannelUnits:
 
     def pool_made(self, scores: Arrays, masks: Arrays) -> np.ndarray:
         """The sum over the weights of the kernels that make a unit, those that survive, float64 (units,)."""
-        return self._pool(
-            scores, masks, [(path, self._axis_of_outputs(path), self.made_by(path)) for path in self.reads]
-        )
+        check_read(self.others)
+        made = [(path, self._axis_of_outputs(path), self.made_by(path)) for path in self.reads]
+        return self._pool(scores, masks, made)
 
     def pool(self, scores: Arrays, masks: Arrays, signed: bool) -> np.ndarray:
         """The score of each unit, float64 (units,): the sum of those of its members that survive, or their L2 norm

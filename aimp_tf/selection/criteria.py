@@ -105,7 +105,9 @@ class Taylor(OfData):
 
     Of a weight, |w * dL/dw|, the mean over batches. Of a channel, |sum over positions of a * dl/da| on an example,
     where a is what all that read the channel get and l the loss, the mean over examples: for kernels that read it, that
-    is the sum of W * dl/dW over their rows. With one batch of one example, both are the change itself.
+    is the sum of W * dl/dW over their rows. With one batch of one example, both are the change itself. In a model where
+    other layers than Dense and plain convolutions read or make channels, such as attention, a channel or head has the
+    sum of its weights' scores.
 
     References:
         Molchanov, Tyree, Karras, Aila and Kautz, "Pruning convolutional neural networks for resource efficient
@@ -122,6 +124,8 @@ class Taylor(OfData):
         return {path: np.abs(weight) * gradients[path] for path, weight in statistics.weights.items()}
 
     def channel_scores(self, channels: Channels) -> np.ndarray:
+        if channels.units.others:
+            return channels.pool(self.scores(channels.statistics), signed=True)
         return np.abs(np.concatenate(channels.contributions)).mean(axis=0)
 
 
@@ -131,7 +135,8 @@ class Fisher(OfData):
     F is the empirical one: the mean square of the gradients of single examples at their own targets. Of a channel, d
     is all of the rows that read it, and d' F d the mean over examples of (sum over positions of a * dl/da)**2, which
     leaves out nothing between them. Of a weight, w**2 * F_ww / 2, where F_ww is estimated from the squares of the
-    gradients of batches, times the examples in one.
+    gradients of batches, times the examples in one. Of channels and heads of models as `Taylor` names them, the sum of
+    their weights' scores.
 
     References:
         Yu, Han, Wang, Huang, Huang and Cui, "HFP: Hardware-aware filter pruning for deep convolutional neural networks
@@ -149,6 +154,8 @@ class Fisher(OfData):
         return {path: weight**2 * squares[path] / 2 for path, weight in statistics.weights.items()}
 
     def channel_scores(self, channels: Channels) -> np.ndarray:
+        if channels.units.others:
+            return channels.pool(self.scores(channels.statistics), signed=True)
         return (np.concatenate(channels.contributions) ** 2).mean(axis=0) / 2
 
 

@@ -166,6 +166,9 @@ class Units(Protocol):
     def count(self) -> int: ...
 
     @property
+    def others(self) -> tuple[str, ...]: ...
+
+    @property
     def axes(self) -> Mapping[str, tuple[np.ndarray | None, ...]]: ...
 
     @property
@@ -217,6 +220,7 @@ class Channels:
 
     def _tabulated(self, batches: Batches, *, mean: bool) -> list[np.ndarray]:
         """Per unit, what the statistics have per channel of a kernel's input."""
+        check_read(self.units.others)
         count, places = self.units.count, self.units.read_by()
         places = {path: units for path, units in places.items() if path in batches}
         times = np.zeros(count)
@@ -230,3 +234,13 @@ class Channels:
                 np.add.at(table, units[units >= 0], batches[path][number].T[units >= 0])
             tables.append((table / np.maximum(times, 1)[:, np.newaxis] if mean else table).T)
         return tables
+
+
+def check_read(others: Sequence[str]) -> None:
+    """Raises ValueError where there are `ChannelUnits.others`, for what knows Dense layers and convolutions alone."""
+    if others:
+        raise ValueError(
+            "This criterion or method goes by what Dense layers and plain convolutions read and make, and "
+            f"{', '.join(others[:4])} read or make channels otherwise. Take one that goes by weights and their "
+            "gradients, such as 'magnitude' or 'taylor', or name in exclude what makes these channels."
+        )

@@ -12,6 +12,7 @@ from aimp_tf.compat.step import forget_traced
 from aimp_tf.graph.windows import has_channels_last
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.channels import ChannelUnits
+from aimp_tf.selection.statistics import check_read
 from aimp_tf.training.statistics import listening, reading_layers
 
 
@@ -35,6 +36,7 @@ class Gates:
                 "method='dynamic' takes a model made without a strategy or under OneDeviceStrategy; this one was made "
                 f"under {type(masked.model.distribute_strategy).__name__}."
             )
+        check_read(masked.units.others)
         self._units, self._read = masked.units, masked.units.read_by()
         layers = {path: layer for path, layer in reading_layers(masked).items() if has_channels_last(layer)}
         if others := [path for path, units in self._read.items() if path not in layers and (units >= 0).any()]:
