@@ -50,7 +50,7 @@ def factorize(model: Any | HasModel, *, include: Sequence[str] = (), exclude: Se
     the patterns do not leave out, and stays whole, is logged at level INFO with the reason.
 
     Args:
-        model: A built functional or Sequential model of either generation of Keras, without masks, compiled or not, or
+        model: A built model of either generation of Keras, whose `call` can be traced, without masks, compiled or not, or
             a `PruningResult`. It is not changed.
         include: fnmatch patterns on the paths of kernels, such as "block/*/kernel"; () is all of them.
         exclude: The same, of kernels that stay whole.
@@ -65,7 +65,7 @@ def factorize(model: Any | HasModel, *, include: Sequence[str] = (), exclude: Se
 
     Raises:
         TypeError: `model` is not a Keras model, or patterns are no texts in a tuple or the like.
-        ValueError: The model carries masks, is not built, is a subclassed one or has a `train_step` of its own; a
+        ValueError: The model carries masks, is not built, cannot be traced or has a `train_step` of its own; a
             pattern matches no kernel, or one of `include` none that can be factorised; or none at all can be.
 
     Example:
@@ -118,7 +118,7 @@ def merge_factors(model: Any | HasModel) -> Any:
 
     Raises:
         TypeError: `model` is not a Keras model.
-        ValueError: It carries masks, is not built, or is a subclassed one.
+        ValueError: It carries masks, is not built, or its `call` cannot be traced.
 
     Example:
         ```python

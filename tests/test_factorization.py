@@ -314,9 +314,10 @@ def test_errors(K):
         def __init__(self):
             super().__init__()
             self.only = layers.Dense(3)
+            self.scale = self.add_weight(name="scale", shape=(), initializer="ones")
 
         def call(self, inputs):
-            return self.only(inputs)
+            return self.scale * self.only(inputs)
 
     subclassed = Subclassed()
     subclassed(np.ones((1, 4), np.float32))

@@ -102,6 +102,7 @@ def test_settings_of_heads():
             config.replace(**changes).validate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor", "fisher"])
 def test_criteria_of_heads(criterion, K):
     """The least of each are those whose rows are small; they come first, lest ties by position choose them."""
@@ -120,6 +121,7 @@ def test_criteria_of_heads(criterion, K):
     assert kept.tolist() == 2 * [False, False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["LSTM", "SeparableConv1D"])
 def test_criteria_that_go_by_what_layers_read(kind, K):
     """They know Dense layers and plain convolutions; those that go by weights know all."""

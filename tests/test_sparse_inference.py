@@ -202,9 +202,10 @@ def test_models_that_cannot_be_rebuilt_are_refused(K, make_mlp):
         def __init__(self):
             super().__init__()
             self.dense = K.layers.Dense(2)
+            self.scale = self.add_weight(name="scale", shape=(), initializer="ones")
 
         def call(self, inputs):
-            return self.dense(inputs)
+            return self.scale * self.dense(inputs)
 
     subclassed = Subclassed()
     subclassed(np.ones((1, 2)))

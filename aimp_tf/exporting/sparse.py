@@ -92,7 +92,7 @@ def sparse_inference(model: Any | HasModel, batch_size: int = 1) -> Any:
     to be read, so Keras refuses to write one.
 
     Args:
-        model: A built functional or Sequential model of either generation without masks, or a `PruningResult`. It is
+        model: A built model of either generation without masks, whose `call` can be traced, or a `PruningResult`. It is
             not changed.
         batch_size: Examples a call, to choose for. The new model takes batches of any size, and is right for all.
 

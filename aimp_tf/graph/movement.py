@@ -17,6 +17,8 @@ from aimp_tf.graph.trials import Trial, alike
 _NOTHING = -1
 """Where an output has zeros of its own."""
 
+_EXAMPLES, _ATTEMPTS = 2, 50
+
 
 @dataclasses.dataclass(frozen=True)
 class _Way:
@@ -149,11 +151,17 @@ class Movement:
         return Flow(len(tensor.shape), axes)
 
     def _does_with_less(self, call: Call, flows: Flows, outputs: Sequence[Flow], classes: ChannelClasses) -> bool:
-        """Whether the same call gives the same with some entries left out."""
+        """Whether the same call gives the same with some entries left out, which is tried with some of each axis."""
         generator = np.random.default_rng(0)
-        values = self._trial.sample()
+        values = self._trial.sample(_EXAMPLES)
         whole = self._trial.run(values)
-        for _ in range(2):
+        missing = {
+            (place, axis)
+            for place, tensor in self._trial.tensors.items()
+            for axis, along in flows[tensor].axes.items()
+            if len(set(classes.settled(along.classes))) > 1
+        }
+        for _ in range(_ATTEMPTS):
             stays: dict[int, bool] = {}
 
             def of(value: np.ndarray, flow: Flow, stays: dict[int, bool] = stays) -> np.ndarray:
@@ -171,7 +179,10 @@ class Movement:
                 return False
             if not all(map(alike, found, [of(*each) for each in zip(whole, outputs, strict=True)])):
                 return False
-        return True
+            missing = {each for each in missing if np.shape(fewer[each[0]])[each[1]] == values[each[0]].shape[each[1]]}
+            if not missing:
+                return True
+        return False
 
     def _can_be_remade(self, call: Call, index: int) -> bool:
         shape = call.outputs[index].shape
@@ -218,15 +229,17 @@ def _sources(trial: Trial) -> list[np.ndarray] | None:
     places = _places(trial)
     total = sum(int(np.prod(shape[1:])) for shape in trial.shapes.values())
     numbers = {
-        place: np.stack([np.arange(int(np.prod(shape[1:]))) + places[place] + 1 + each * total for each in range(2)])
+        place: np.stack(
+            [np.arange(int(np.prod(shape[1:]))) + places[place] + 1 + each * total for each in range(_EXAMPLES)]
+        )
         for place, shape in trial.shapes.items()
     }
     numbered = {
-        place: numbers[place].reshape(2, *shape[1:]).astype(np.float32) for place, shape in trial.shapes.items()
+        place: numbers[place].reshape(_EXAMPLES, *shape[1:]).astype(np.float32) for place, shape in trial.shapes.items()
     }
     if len(trial.arrays) or 2 * total >= 2**24:  # So far float32 counts.
         return None
-    counted, values = trial.run(numbered), trial.sample(2)
+    counted, values = trial.run(numbered), trial.sample(_EXAMPLES)
     moved = trial.run(values)
     if counted is None or moved is None:
         return None
