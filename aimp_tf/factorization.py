@@ -50,8 +50,8 @@ def factorize(model: Any | HasModel, *, include: Sequence[str] = (), exclude: Se
     the patterns do not leave out, and stays whole, is logged at level INFO with the reason.
 
     Args:
-        model: A built model of either generation of Keras, whose `call` can be traced, without masks, compiled or not, or
-            a `PruningResult`. It is not changed.
+        model: A built model of either generation of Keras, without masks, whose `call` can be traced, compiled or not,
+            or a `PruningResult`. It is not changed.
         include: fnmatch patterns on the paths of kernels, such as "block/*/kernel"; () is all of them.
         exclude: The same, of kernels that stay whole.
 
