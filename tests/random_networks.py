@@ -1,5 +1,7 @@
 """Networks that hypothesis draws, made up like their weights, and what compaction must not change of them."""
 
+import os
+
 import numpy as np
 import tensorflow as tf
 from hypothesis import strategies as st
@@ -7,6 +9,9 @@ from hypothesis import strategies as st
 from aimp_tf.exporting.compaction import compact_and_report
 
 GENERATIONS = ("keras", "tf_keras")
+
+EXAMPLES = int(os.environ.get("AIMP_TF_EXAMPLES", 30))
+"""Networks that a test draws; 2000 in the long form."""
 
 
 def outputs_of(model, inputs):
@@ -54,7 +59,7 @@ class Network:
         return self.L.Conv2D(
             filters or self.one_of(2, 3, 4),
             self.one_of(1, 3),
-            padding=self.one_of("same", "valid") if filters is None and x.shape[1] > 2 else "same",
+            padding=self.one_of("same", "valid") if filters is None and min(x.shape[1:3]) > 2 else "same",
             use_bias=self.one_of(True, False),
             activation=self.one_of(None, "relu", "sigmoid"),
         )(x)
@@ -83,7 +88,7 @@ class Network:
         layer = self.L.SeparableConv2D(
             self.one_of(3, 4),
             3,
-            padding=self.one_of("same", "valid") if x.shape[1] > 2 else "same",
+            padding=self.one_of("same", "valid") if min(x.shape[1:3]) > 2 else "same",
             depth_multiplier=self.one_of(1, 2),
             use_bias=self.one_of(True, False),
         )

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_networks import GENERATIONS, Network, check_same, randomize
+from random_networks import EXAMPLES, GENERATIONS, Network, check_same, randomize
 
 import aimp_tf
 from aimp_tf.exporting.compaction import compact_and_report
@@ -43,7 +43,7 @@ def test_known_networks(architecture, K):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(data=st.data(), generation=st.sampled_from(GENERATIONS))
 def test_any_network_computes_the_same(data, generation):
     keras = importlib.import_module(generation)

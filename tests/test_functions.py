@@ -1,18 +1,15 @@
 """What functions and other layers do with channels: mechanics only, on made-up networks, weights and inputs."""
 
 import importlib
-import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_networks import GENERATIONS, SequenceNetwork, check_same, feed_forward
+from random_networks import EXAMPLES, GENERATIONS, SequenceNetwork, check_same, feed_forward
 
 import aimp_tf
-
-EXAMPLES = int(os.environ.get("AIMP_TF_EXAMPLES", 20))
 
 
 def fill(model, generator):
