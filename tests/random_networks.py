@@ -1,5 +1,6 @@
 """Networks that hypothesis draws, made up like their weights, and what compaction must not change of them."""
 
+import importlib
 import os
 
 import numpy as np
@@ -216,6 +217,15 @@ class Network:
                 else:
                     value *= 0
                 variable.assign(value)
+
+
+def drawn(data, generation, kind=Network):
+    """A network of a generation of Keras with something dead in it, and that generation."""
+    keras = importlib.import_module(generation)
+    network = kind(data.draw, keras)
+    model = network.model()
+    network.kill(model)
+    return model, keras
 
 
 class SequenceNetwork(Network):

@@ -1,6 +1,5 @@
 """Rounds that train without dead channels: mechanics only, on made-up data, unless a test says otherwise."""
 
-import importlib
 import re
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from test_compaction import GENERATIONS, Network
+from random_networks import GENERATIONS, drawn
 
 import aimp_tf
 from aimp_tf import GlobalMagnitudePruning, PruningConfig
@@ -73,10 +72,7 @@ def check_same(masked, inputs, targets, multiple=1):
 )
 @given(data=st.data(), generation=st.sampled_from(GENERATIONS))
 def test_any_network_trains_the_same(data, generation):
-    keras = importlib.import_module(generation)
-    network = Network(data.draw, keras)
-    model = network.model()
-    network.kill(model)
+    model, keras = drawn(data, generation)
     for layer in model._flatten_layers():
         if type(layer).__name__ == "Dropout":
             layer.rate = 0.0  # What it draws depends on the number of channels.

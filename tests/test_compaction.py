@@ -1,6 +1,5 @@
 """The property-based tests are of mechanics: made-up networks, weights and inputs."""
 
-import importlib
 import logging
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_networks import EXAMPLES, GENERATIONS, Network, check_same, randomize
+from random_networks import EXAMPLES, GENERATIONS, Network, check_same, drawn, randomize
 
 import aimp_tf
 from aimp_tf.exporting.compaction import compact_and_report
@@ -46,10 +45,7 @@ def test_known_networks(architecture, K):
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(data=st.data(), generation=st.sampled_from(GENERATIONS))
 def test_any_network_computes_the_same(data, generation):
-    keras = importlib.import_module(generation)
-    network = Network(data.draw, keras)
-    model = network.model()
-    network.kill(model)
+    model, _ = drawn(data, generation)
     check_same(model, np.random.default_rng(0).normal(size=(3, 5, 5, 2)).astype(np.float32))
 
 
@@ -413,9 +409,7 @@ def tokens_of_ones_own(keras):
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(data=st.data(), generation=st.sampled_from(GENERATIONS))
 def test_padding_stays_what_it_was(data, generation):
-    network = PaddedNetwork(data.draw, importlib.import_module(generation))
-    model = network.model()
-    network.kill(model)
+    model, _ = drawn(data, generation, PaddedNetwork)
     tokens = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 6, 0], [7, 0, 0, 8, 9]])
     features = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
     features[0, 3:] = features[1, 1:4] = 0

@@ -1,13 +1,11 @@
 """What functions and other layers do with channels: mechanics only, on made-up networks, weights and inputs."""
 
-import importlib
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_networks import EXAMPLES, GENERATIONS, SequenceNetwork, check_same, feed_forward
+from random_networks import EXAMPLES, GENERATIONS, SequenceNetwork, check_same, drawn, feed_forward
 
 import aimp_tf
 
@@ -295,9 +293,11 @@ def test_layers_that_are_made_of_others_are_opened(K):
     assert "block" not in [layer.name for layer in small.layers]
 
 
-def test_layers_that_cannot_be_traced_are_left_alone(K):
+def around_dense(K, call):
+    """A layer of one's own that holds a Dense layer, and computes `call` of it and of what goes in."""
+
     @K.saving.register_keras_serializable("tests")
-    class Branching(K.layers.Layer):
+    class Around(K.layers.Layer):
         def __init__(self, **settings):
             super().__init__(**settings)
             self.dense = K.layers.Dense(4)
@@ -307,40 +307,29 @@ def test_layers_that_cannot_be_traced_are_left_alone(K):
             super().build(shape)
 
         def call(self, x):
-            if isinstance(x, tf.Tensor) and not hasattr(x, "_keras_history"):
-                return self.dense(x)
-            return self.dense(2.0 * x)  # Something else than what it computes.
+            return call(self.dense, x)
 
-    sequence = K.Input((3,))
-    first, layer = K.layers.Dense(6, name="first"), Branching(name="own")
-    model = K.Model(sequence, K.layers.Dense(2)(layer(first(sequence))))
+    return Around(name="own")
+
+
+def branching(dense, x):
+    """Something else as it is traced than as it computes."""
+    return dense(x) if isinstance(x, tf.Tensor) and not hasattr(x, "_keras_history") else dense(2.0 * x)
+
+
+def by_its_weights(dense, x):
+    """What is computed from weights as the call is traced would stay as it is then."""
+    return dense(x) * tf.reduce_sum(tf.convert_to_tensor(dense.kernel))
+
+
+@pytest.mark.parametrize("call", [branching, by_its_weights])
+def test_layers_that_a_trace_does_not_tell_all_of_are_left_alone(call, K):
+    sequence, first = K.Input((3,)), K.layers.Dense(6, name="first")
+    model = K.Model(sequence, K.layers.Dense(2)(around_dense(K, call)(first(sequence))))
     fill(model, np.random.default_rng(0))
     clear(first.kernel, range(3), -1)
     _, report = compacted(model, 3)
-    assert report.left_alone == {"own": "Branching"} and report.channels["first"] == (6, 6)
-
-
-def test_layers_that_use_weights_beside_their_layers_are_left_alone(K):
-    """What is computed from them as the call is traced would stay as it is then."""
-
-    @K.saving.register_keras_serializable("tests")
-    class Normed(K.layers.Layer):
-        def __init__(self, **settings):
-            super().__init__(**settings)
-            self.dense = K.layers.Dense(4)
-
-        def build(self, shape):
-            self.dense.build(shape)
-            super().build(shape)
-
-        def call(self, x):
-            return self.dense(x) * tf.reduce_sum(tf.convert_to_tensor(self.dense.kernel))
-
-    sequence = K.Input((3,))
-    model = K.Model(sequence, K.layers.Dense(2)(Normed(name="own")(K.layers.Dense(6, name="first")(sequence))))
-    fill(model, np.random.default_rng(0))
-    _, report = compacted(model, 3)
-    assert report.left_alone == {"own": "Normed"}
+    assert report.left_alone == {"own": "Around"} and report.channels["first"] == (6, 6)
 
 
 def test_subclassed_models_are_opened(K):
@@ -405,9 +394,6 @@ def test_what_is_no_rule_is_refused(layer_class, rule, message):
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(data=st.data(), generation=st.sampled_from(GENERATIONS))
 def test_any_network_over_sequences_computes_the_same(data, generation):
-    keras = importlib.import_module(generation)
-    network = SequenceNetwork(data.draw, keras)
-    model = network.model()
-    network.kill(model)
+    model, keras = drawn(data, generation, SequenceNetwork)
     check_same(model, np.random.default_rng(0).normal(size=(3, 4, 3)).astype(np.float32))
     keras.backend.clear_session()

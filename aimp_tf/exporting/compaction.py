@@ -13,7 +13,6 @@ import numpy as np
 from aimp_tf.compat.models import HasModel, model_of
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.graph.copies import Copies, compile_alike
-from aimp_tf.graph.functions import Tried
 from aimp_tf.graph.liveness import Liveness, value_of
 from aimp_tf.graph.merging import Sum
 from aimp_tf.graph.model_graph import Call, ModelGraph
@@ -205,10 +204,10 @@ class _Compaction:
         return smaller
 
     def _remade(self, copies: Copies) -> dict[Call, Any]:
-        """Of each function that is called otherwise where channels go, what takes its place."""
+        """Of each call that is made otherwise where channels go, what takes its place."""
         made = {}
         for call, rule in self._liveness.rules.items():
-            if isinstance(rule, Tried) and (make := rule.remade(call, self._liveness.staying, self._graph.keras)):
+            if make := rule.remade(call, self._liveness.staying, self._graph.keras):
                 made[call] = functools.partial(make, functools.partial(copies.of, call))
         return made
 

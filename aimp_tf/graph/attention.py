@@ -48,8 +48,7 @@ class Attention(Rule):
         given = given_to(call.args, dict(call.kwargs))
         read = {f"read by {name}": flows[given[name]].channels for name in _MADE if name in self._dense}
         named = super().named(call, flows)
-        heads = (np.repeat(each, self._times) for each in (named["heads"].classes, named["heads"].constants))
-        return {**named, **read, "queries": Axis(*heads)}
+        return {**named, **read, "queries": named["heads"].arranged(lambda each: np.repeat(each, self._times))}
 
     def makes(self) -> Mapping[str, str]:
         return {"outputs": "channel", "heads": "head"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -25,6 +25,10 @@ class Axis:
     def varied(cls, classes: np.ndarray) -> Axis:
         """Of these classes, and values that are not known."""
         return cls(classes, np.full(len(classes), np.nan))
+
+    def arranged(self, arrange: Callable[[np.ndarray], np.ndarray]) -> Axis:
+        """With its entries arranged anew, such as repeated, by a function of an array of them."""
+        return Axis(arrange(self.classes), arrange(self.constants))
 
 
 _NONE = Axis(np.zeros(0, np.int64), np.zeros(0))

@@ -52,14 +52,6 @@ class Tried(Rule):
         )
 
     def remade(self, call: Call, kept: Callable[[Tensor], Mapping[int, np.ndarray]], keras: Any) -> Any:
-        """What takes the place of a call from which entries are left out: a function of what gives a copy of the layer,
-        and of what gives the new tensors. None where the same call does.
-
-        Args:
-            call: The call.
-            kept: Gives the indices that stay of a tensor, for each axis from which any go.
-            keras: The generation of Keras.
-        """
         found = self._found[call]
         if found.movement is not None and not found.movement.as_it_is:
             return found.movement.remade(call, kept, keras)

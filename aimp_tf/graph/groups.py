@@ -168,13 +168,13 @@ class _Found:
         reads: dict[str, int] = {}
         members: dict[int, list[tuple[str, int, int]]] = collections.defaultdict(list)
         for call, rule in self._layers():
-            named = self._named(call)
+            named, multiplies = self._named(call), bool(rule.readings())
             for weight, names in zip(call.layer.weights, rule.axes(), strict=True):
                 path = self._paths.get(_key(weight))
                 if path is None or path in axes or self._is_statistic(call.layer, weight):
                     continue
                 axes[path] = tuple(None if name is None else unit_of[named[name].classes] for name in names)
-                if rule.readings() and set(names[-2:]) == {"inputs", "outputs"}:
+                if multiplies and set(names[-2:]) == {"inputs", "outputs"}:
                     reads[path] = names.index("inputs")
                 for axis, units in enumerate(axes[path]):
                     if units is not None:
@@ -202,11 +202,12 @@ class _Found:
     def _others(self, unit_of: np.ndarray, reads: Mapping[str, int]) -> Iterator[str]:
         """Names of the layers that make or read units otherwise than by a kernel of `reads`."""
         for call, rule in self._layers():
-            if rule.readings() and not any(self._paths.get(_key(weight)) in reads for weight in call.layer.weights):
-                counted = self._named(call)
-                sources = {name for reading in rule.readings() for name in (*reading.sources, *reading.outputs)}
-                if any((unit_of[counted[name].classes] >= 0).any() for name in sources):
-                    yield call.name
+            if any(self._paths.get(_key(weight)) in reads for weight in call.layer.weights):
+                continue
+            counted = self._named(call)
+            names = {name for reading in rule.readings() for name in (*reading.sources, *reading.outputs)}
+            if any((unit_of[counted[name].classes] >= 0).any() for name in names):
+                yield call.name
 
     def _is_scored(self, path: str) -> bool:
         """Whether a variable says how much a channel is worth: what is excluded, biases and beta do not."""

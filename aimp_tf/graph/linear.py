@@ -129,11 +129,7 @@ class Separable(Linear):
 
     def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
         named = super().named(call, flows)
-        inputs = named["inputs"]
-        return {
-            **named,
-            "products": Axis(*(np.repeat(each, self._times) for each in (inputs.classes, inputs.constants))),
-        }
+        return {**named, "products": named["inputs"].arranged(lambda each: np.repeat(each, self._times))}
 
     def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
         kernels = [weight[np.ix_(*at)] for weight, at in zip(self.layer.get_weights(), self.indices(kept), strict=True)]
@@ -172,8 +168,7 @@ class Grouped(Linear):
 
     def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
         named = super().named(call, flows)
-        first = slice(0, self._places)
-        return {**named, "places": Axis(named["inputs"].classes[first], named["inputs"].constants[first])}
+        return {**named, "places": named["inputs"].arranged(lambda each: each[: self._places])}
 
     def completed(self, needed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         by_group = {name: needed[name].reshape(self._groups, -1) for name in ("inputs", "outputs")}

@@ -22,8 +22,8 @@ class Repeat(Rule):
         (source,) = inputs
         pin_others(source, classes, call)
         times = call.outputs[0].channels // call.inputs[0].channels
-        both = (np.tile(each, times) for each in (source.classes, source.constants))
-        return [Flow.of_channels(len(call.outputs[0].shape), *both)]
+        rank = len(call.outputs[0].shape)
+        return [Flow(rank, {rank - 1: source.channels.arranged(lambda each: np.tile(each, times))})]
 
     @property
     def is_tied(self) -> bool:

@@ -11,13 +11,13 @@ import tensorflow as tf
 
 from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call, Tensor
-from aimp_tf.graph.rules import Flows
+from aimp_tf.graph.rules import Flows, as_it_is
 from aimp_tf.graph.trials import Trial, alike
 
 _NOTHING = -1
 """Where an output has zeros of its own."""
 
-_EXAMPLES, _ATTEMPTS = 2, 50
+_ATTEMPTS = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Movement:
 
     @classmethod
     def of(cls, call: Call, flows: Flows) -> Movement | None:
-        """The movement of a call; None if it does more than that, or cannot do with less of its inputs."""
-        trial = Trial(call, {}, whole=True)
+        """The movement of a call; None if it does more than that."""
+        trial = Trial(call, None)
         if not trial.worked or (sources := _sources(trial)) is None:
             return None
         return cls(trial, sources, flows)
@@ -81,7 +81,7 @@ class Movement:
         return outputs
 
     def remade(self, call: Call, kept: Callable[[Tensor], Mapping[int, np.ndarray]], keras: Any) -> Any:
-        """As `Tried.remade`."""
+        """As `Rule.remade`."""
         (place, tensor), *_ = self._trial.tensors.items()
 
         def make(layer: Callable[[], Any], get: Callable[[Tensor], Any]) -> list[Any]:
@@ -144,16 +144,14 @@ class Movement:
             axes[axis] = Axis(tied, values)
         tensor = call.outputs[index]
         last = len(tensor.shape) - 1
-        if last not in axes and tensor.channels:
-            new = classes.new(tensor.channels)
-            classes.pin(new, why)
-            axes[last] = Axis.varied(new)
+        if last not in axes:
+            axes |= as_it_is(tensor, classes, why).axes
         return Flow(len(tensor.shape), axes)
 
     def _does_with_less(self, call: Call, flows: Flows, outputs: Sequence[Flow], classes: ChannelClasses) -> bool:
         """Whether the same call gives the same with some entries left out, which is tried with some of each axis."""
         generator = np.random.default_rng(0)
-        values = self._trial.sample(_EXAMPLES)
+        values = self._trial.sample()
         whole = self._trial.run(values)
         missing = {
             (place, axis)
@@ -228,18 +226,13 @@ def _sources(trial: Trial) -> list[np.ndarray] | None:
     """Of each output, where its values come from, as `Movement` has it; None if it does more than move them."""
     places = _places(trial)
     total = sum(int(np.prod(shape[1:])) for shape in trial.shapes.values())
-    numbers = {
-        place: np.stack(
-            [np.arange(int(np.prod(shape[1:]))) + places[place] + 1 + each * total for each in range(_EXAMPLES)]
-        )
-        for place, shape in trial.shapes.items()
-    }
-    numbered = {
-        place: numbers[place].reshape(_EXAMPLES, *shape[1:]).astype(np.float32) for place, shape in trial.shapes.items()
-    }
-    if len(trial.arrays) or 2 * total >= 2**24:  # So far float32 counts.
+    if trial.arrays or 2 * total >= 2**24:  # So far float32 counts.
         return None
-    counted, values = trial.run(numbered), trial.sample(_EXAMPLES)
+    numbers = {}
+    for place, shape in trial.shapes.items():
+        of_one = places[place] + 1 + np.arange(int(np.prod(shape[1:])))
+        numbers[place] = np.stack([of_one, of_one + total]).reshape(shape).astype(np.float32)
+    counted, values = trial.run(numbers), trial.sample()
     moved = trial.run(values)
     if counted is None or moved is None:
         return None

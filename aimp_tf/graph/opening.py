@@ -45,12 +45,10 @@ def opened(
     if not leaves or not children(layer) or holds_weights_itself(layer):
         return None
     made = {id(leaf): keras.Input(leaf.shape[1:], leaf.shape[0], dtype=leaf.dtype) for leaf in leaves}
-    inside_args, inside_kwargs = tf.nest.map_structure(
-        lambda leaf: made[id(leaf)] if isinstance(leaf, flowing) else leaf, (args, dict(kwargs))
-    )
+    inside_args, inside_kwargs = _filled((args, dict(kwargs)), made)
     unique = list({id(leaf): leaf for leaf in leaves}.values())
     functional = traced(layer, inside_args, inside_kwargs, list(made.values()), keras)
-    if functional is None or not _computes_the_same(functional, layer, args, kwargs, unique, flowing):
+    if functional is None or not _computes_the_same(functional, layer, args, kwargs, unique):
         _log.debug("The layer %s is left as it is: its call cannot be traced.", layer.name)
         return None
     return functional, unique
@@ -65,11 +63,10 @@ def opened_model(model: Any, keras: Any) -> Any | None:
     except ValueError:
         return None
     inputs = tf.nest.map_structure(lambda spec: keras.Input(tuple(spec.shape)[1:], dtype=_name(spec.dtype)), declared)
-    flat = tf.nest.flatten(inputs)
     functional = traced(model, (inputs,), {}, inputs, keras)
-    if functional is None:
+    if functional is None or not _computes_the_same(functional, model, (inputs,), {}, tf.nest.flatten(inputs)):
         return None
-    return functional if _computes_the_same(functional, model, (inputs,), {}, flat, type(flat[0])) else None
+    return functional
 
 
 def _of_shapes_given(nested: Any, given: Any, leaves: Sequence[Any], keras: Any) -> Any:
@@ -83,12 +80,17 @@ def _is_alike(given: Any, declared: Any, count: int) -> bool:
     return isinstance(given, dict) == isinstance(declared, dict) and len(flat) == len(tf.nest.flatten(given)) == count
 
 
+def _filled(structure: Any, values: Mapping[int, Any]) -> Any:
+    """A structure with values, by the ids of what is there, in place of some of its leaves."""
+    return tf.nest.map_structure(lambda leaf: values.get(id(leaf), leaf), structure)
+
+
 def _name(dtype: Any) -> str:
     return str(getattr(dtype, "name", dtype))
 
 
 def _computes_the_same(
-    functional: Any, layer: Any, args: Any, kwargs: Mapping[str, Any], leaves: Sequence[Any], flowing: Any
+    functional: Any, layer: Any, args: Any, kwargs: Mapping[str, Any], leaves: Sequence[Any]
 ) -> bool:
     """Whether both give the same for numbers that are made up, and would with other weights: so do their gradients.
 
@@ -101,9 +103,7 @@ def _computes_the_same(
         dtype = tf.as_dtype(leaf.dtype)
         numbers = generator.normal(size=shape) if dtype.is_floating else generator.integers(0, 2, shape)
         values[id(leaf)] = tf.cast(numbers, dtype)
-    given, named = tf.nest.map_structure(
-        lambda leaf: values[id(leaf)] if isinstance(leaf, flowing) else leaf, (args, dict(kwargs))
-    )
+    given, named = _filled((args, dict(kwargs)), values)
     flat = tf.nest.pack_sequence_as(functional.input, [values[id(leaf)] for leaf in leaves])
     weights = [bare(weight) for weight in layer.weights if tf.as_dtype(weight.dtype).is_floating]
     try:

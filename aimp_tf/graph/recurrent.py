@@ -30,8 +30,7 @@ class Recurrent(Rule):
 
     def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
         named = super().named(call, flows)
-        outputs = named["outputs"]
-        return {**named, "gates": Axis(*(np.tile(each, self._gates) for each in (outputs.classes, outputs.constants)))}
+        return {**named, "gates": named["outputs"].arranged(lambda each: np.tile(each, self._gates))}
 
     def readings(self) -> Sequence[Reading]:
         kernel, recurrent = ((each != 0).any(axis=1) for each in (self._kernel, self._recurrent))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
@@ -108,7 +107,7 @@ class Rule(abc.ABC):
             self._first = call
             return {**found, **self._inside(classes)}
         if self.is_tied:
-            both = collections.ChainMap(found, dict(flows))
+            both = {**flows, **found}
             before, now = self.named(self._first, both), self.named(call, both)
             for name in before.keys() & now.keys():
                 classes.join(now[name].classes, before[name].classes)
@@ -150,6 +149,17 @@ class Rule(abc.ABC):
             )
             for weight, names in zip(weights, self.axes(), strict=True)
         ]
+
+    def remade(self, call: Call, kept: Callable[[Tensor], Mapping[int, np.ndarray]], keras: Any) -> Any:
+        """What takes the place of a call from which entries are left out: a function of what gives a copy of the layer,
+        and of what gives the new tensors. None where the same call does.
+
+        Args:
+            call: The call.
+            kept: Gives the indices that stay of a tensor, for each axis from which any go.
+            keras: The generation of Keras.
+        """
+        return None
 
     def attributes(self, kept: Kept) -> dict[str, Any]:
         """What changes of the layer's attributes, which are fields of its config as well."""

@@ -49,24 +49,25 @@ class Trial:
         worked: Whether it can be repeated at all.
     """
 
-    def __init__(self, call: Call, tracked: Mapping[Tensor, Sequence[int]], *, whole: bool = False) -> None:
-        """Calls it once.
+    def __init__(self, call: Call, tracked: Mapping[Tensor, Sequence[int]] | None) -> None:
+        """Calls it.
 
         Args:
             call: The call.
-            tracked: Tensor -> its axes along which anything could go.
-            whole: Whether all axes are to have their own sizes.
+            tracked: Tensor -> its axes along which anything could go. None lets all axes have their own sizes, and
+                tries with two examples at a time.
         """
         self._call, self._structure = call, (call.args, dict(call.kwargs))
         self._leaves = tf.nest.flatten(self._structure)
         self.tensors = {place: leaf for place, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)}
         self.arrays = {place: leaf for place, leaf in enumerate(self._leaves) if _is_array(leaf)}
         self._generator = np.random.default_rng(0)
+        self._examples = 2 if tracked is None else _EXAMPLES
         self._shapes: dict[int, tuple[int, ...]] = {}
         self._base: list[tuple[Values, list[np.ndarray]]] = []
-        for small in (False,) if whole else (True, False):
+        for whole in (None,) if tracked is None else (tracked, None):
             self._shapes = {
-                place: (_EXAMPLES, *_sizes(tensor.shape, tracked.get(tensor, ()) if small else range(99)))
+                place: (self._examples, *_sizes(tensor.shape, None if whole is None else whole.get(tensor, ())))
                 for place, tensor in self.tensors.items()
             }
             if self._try_out():
@@ -81,8 +82,7 @@ class Trial:
     def run(self, values: Values) -> list[np.ndarray] | None:
         """What comes out for these numbers; None if that is an error."""
         leaves = [
-            tf.cast(values[place], getattr(leaf, "dtype", None) or values[place].dtype) if place in values else leaf
-            for place, leaf in enumerate(self._leaves)
+            tf.cast(values[place], leaf.dtype) if place in values else leaf for place, leaf in enumerate(self._leaves)
         ]
         args, kwargs = tf.nest.pack_sequence_as(self._structure, leaves)
         try:
@@ -91,9 +91,10 @@ class Trial:
         except Exception:  # Whatever a function raises that was not made for this.
             return None
 
-    def sample(self, examples: int = _EXAMPLES, sizes: tuple[float, float] = (-2.0, 2.5)) -> dict[int, np.ndarray]:
+    def sample(self, examples: int | None = None, sizes: tuple[float, float] = (-2.0, 2.5)) -> dict[int, np.ndarray]:
         """Numbers for all tensors, float32 but for integers and truths; those of an example are of one size, the powers
-        of ten between these two."""
+        of ten between these two. By default, as many examples as it is tried with."""
+        examples = examples or self._examples
         scales = 10 ** self._generator.uniform(*sizes, examples)
         return {place: self._numbers(place, (examples, *shape[1:]), scales) for place, shape in self._shapes.items()}
 
@@ -147,7 +148,7 @@ class Trial:
         if len(outputs) != len(self._call.outputs):
             return False
         for found, declared in zip(outputs, self._call.outputs, strict=True):
-            if found.ndim != len(declared.shape) or found.ndim == 0 or found.shape[0] != _EXAMPLES:
+            if found.ndim != len(declared.shape) or found.ndim == 0 or found.shape[0] != self._examples:
                 return False
             for size, real in zip(found.shape[1:], declared.shape[1:], strict=True):
                 if real not in (None, size) and not (size == _SMALL < real):
@@ -236,9 +237,10 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, (np.ndarray, tf.Tensor)) and len(leaf.shape) > 0
 
 
-def _sizes(shape: Sequence[int | None], whole: Sequence[int]) -> list[int]:
-    """Sizes to try, but for that of the first axis: those of `whole` as they are, and others smaller."""
+def _sizes(shape: Sequence[int | None], whole: Sequence[int] | None) -> list[int]:
+    """Sizes to try, but for that of the first axis: those of `whole`, or all if it is None, as they are, and others
+    smaller."""
     return [
-        _OPEN if size is None else size if axis in whole else min(size, _SMALL)
+        _OPEN if size is None else size if whole is None or axis in whole else min(size, _SMALL)
         for axis, size in list(enumerate(shape))[1:]
     ]
