@@ -132,17 +132,18 @@ def test_what_mixes_channels_is_named(name, K):
     assert report.channels["first"] == (8, 8) and len(report.left_alone) == 1
 
 
-def test_functions_are_tried_with_what_would_tell_them_apart(K):
+@pytest.mark.parametrize("dead", ["constant", "unread"])
+def test_functions_are_tried_with_what_would_tell_them_apart(dead, K):
     """It cuts off far from where most values lie, and looks at its neighbours there alone."""
     vector = K.Input((8,))
-    first = K.layers.Dense(8, name="first")
+    first, last = K.layers.Dense(8, name="first"), K.layers.Dense(2)
 
     def nearly(x):
         return tf.where(tf.reduce_sum(tf.abs(x), axis=-1, keepdims=True) > 40.0, 0.0 * x, x)
 
-    model = K.Model(vector, K.layers.Dense(2)(K.layers.Lambda(nearly)(first(vector))))
+    model = K.Model(vector, last(K.layers.Lambda(nearly)(first(vector))))
     fill(model, np.random.default_rng(0))
-    clear(first.kernel, [0, 3], -1)
+    clear(*((first.kernel, [0, 3], -1) if dead == "constant" else (last.kernel, [0, 3], 0)))
     _, report = compacted(model, 8)
     assert report.channels["first"] == (8, 8)
 
