@@ -47,6 +47,17 @@ def randomize(model, generator):
             layer.bias.assign(generator.normal(0, 0.3, layer.bias.shape))
 
 
+def fill(model, generator):
+    """New weights, none of them zero, and variances above zero."""
+    for weight in model.weights:
+        if "float" in str(weight.dtype):
+            new = generator.uniform(0.5, 2, weight.shape) if "variance" in weight.name else None
+            weight.assign(generator.normal(0, 0.5, weight.shape) if new is None else new)
+    for layer in model.layers:
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()
+
+
 class Network:
     """Draws a network, its weights and what is dead in it."""
 

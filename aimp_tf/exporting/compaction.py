@@ -70,9 +70,10 @@ def compact(model: Any | HasModel) -> Any:
 
     Removed are units and channels that nothing depends on, for all their outgoing weights are zero, and those that are
     constant, for all their incoming weights are zero: what they add, through activations and normalisation, goes into
-    the biases of the layers that read them. Where zero padding makes that impossible, one constant channel stays for
-    all; before a depthwise convolution with padding, each stays. Branches of an Add that are constant altogether go as
-    well. The inputs of the model stay as they are.
+    the biases of the layers that read them. Where zero padding makes that impossible, for a constant looks otherwise at
+    the borders, the few stay of which all others are sums: one before a convolution, at most as many as a depthwise
+    or separable kernel has places, if the sizes of the inputs are known. Branches of an Add that are constant
+    altogether go as well. The inputs of the model stay as they are.
 
     It sees through all layers with kernels, recurrent layers, attention, whose heads and dimensions go as well, and
     most others of Keras, all channels-last; through functions, Lambda and layers without weights, which are tried on

@@ -134,7 +134,7 @@ class Attention(Rule):
             for flow in inputs:
                 classes.pin_all(flow, why)
         constants = np.where((kernel != 0).any(axis=(0, 1)), np.nan, bias[0] if bias else 0.0)
-        return [Flow.of_channels(len(call.outputs[0].shape), made, constants)]
+        return [Flow.of_channels(len(call.outputs[0].shape), Axis(made, constants))]
 
     def _inside(self, classes: ChannelClasses) -> dict[Tensor, Flow]:
         values = self._nonzero("value")
@@ -145,6 +145,6 @@ class Attention(Rule):
             sizes["values"] = np.where(values.any(axis=0), np.nan, 0.0)
         self.within = {name: Tensor((None, len(known)), "float32") for name, known in sizes.items()}
         return {
-            tensor: Flow.of_channels(2, classes.new(len(sizes[name])), sizes[name])
+            tensor: Flow.of_channels(2, Axis(classes.new(len(sizes[name])), sizes[name]))
             for name, tensor in self.within.items()
         }

@@ -16,19 +16,26 @@ class Axis:
         classes: Class of each entry, int (size,). Entries of one class are kept together or removed together.
         constants: Value of each entry that is the same for all inputs and along all other axes, float64 (size,); NaN
             for the others.
+        fixed: Whether each entry is the same for all inputs, though it may differ along other axes, bool (size,):
+            those that are constant, and more.
     """
 
     classes: np.ndarray
     constants: np.ndarray
+    fixed: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
+
+    def __post_init__(self) -> None:
+        known = ~np.isnan(self.constants)
+        object.__setattr__(self, "fixed", (self.fixed | known) if len(self.fixed) else known)
 
     @classmethod
-    def varied(cls, classes: np.ndarray) -> Axis:
+    def varied(cls, classes: np.ndarray, fixed: np.ndarray | None = None) -> Axis:
         """Of these classes, and values that are not known."""
-        return cls(classes, np.full(len(classes), np.nan))
+        return cls(classes, np.full(len(classes), np.nan), np.zeros(len(classes), bool) if fixed is None else fixed)
 
     def arranged(self, arrange: Callable[[np.ndarray], np.ndarray]) -> Axis:
         """With its entries arranged anew, such as repeated, by a function of an array of them."""
-        return Axis(arrange(self.classes), arrange(self.constants))
+        return Axis(arrange(self.classes), arrange(self.constants), arrange(self.fixed))
 
 
 _NONE = Axis(np.zeros(0, np.int64), np.zeros(0))
@@ -48,10 +55,9 @@ class Flow:
     axes: Mapping[int, Axis]
 
     @classmethod
-    def of_channels(cls, rank: int, classes: np.ndarray, constants: np.ndarray | None = None) -> Flow:
-        """Of a tensor whose channels alone could go; values are not known unless they are given."""
-        axis = Axis.varied(classes) if constants is None else Axis(classes, constants)
-        return cls(rank, {rank - 1: axis} if len(classes) else {})
+    def of_channels(cls, rank: int, channels: Axis) -> Flow:
+        """Of a tensor whose channels alone could go."""
+        return cls(rank, {rank - 1: channels} if len(channels.classes) else {})
 
     @property
     def channels(self) -> Axis:
@@ -72,6 +78,11 @@ class Flow:
     def is_constant(self) -> bool:
         """Whether it does not depend on the inputs at all."""
         return not np.isnan(self.constants).any()
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether all of it is known to be the same for all inputs."""
+        return len(self.classes) > 0 and bool(self.channels.fixed.all())
 
     @property
     def others(self) -> dict[int, Axis]:

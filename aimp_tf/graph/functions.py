@@ -106,11 +106,24 @@ class Tried(Rule):
         }
         outputs = []
         for index, (tensor, axes) in enumerate(zip(call.outputs, tied, strict=True)):
-            found = {axis: Axis(each, trial.constants(known, index, axis)) for axis, each in axes.items()}
+            found = {
+                axis: Axis(each, trial.constants(known, index, axis), self._fixed(call, flows, trial, index, axis))
+                for axis, each in axes.items()
+            }
             if len(tensor.shape) - 1 not in found:
                 found |= as_it_is(tensor, classes, why).axes
             outputs.append(Flow(len(tensor.shape), found))
         return outputs
+
+    def _fixed(self, call: Call, flows: Flows, trial: Trial, output: int, axis: int) -> np.ndarray:
+        """Whether each entry along an axis of an output is the same for all inputs, bool (size,), as those that it is
+        cut with are, and all of what is not cut with it."""
+        cut = next(cut for cut in self._found[call].cuts if cut.outputs[output] == axis)
+        parts = []
+        for place, tensor in trial.tensors.items():
+            along = flows[tensor].axes.get(cut.inputs[place]) if place in cut.inputs else None
+            parts.append(flows[tensor].is_fixed if along is None else along.fixed)
+        return np.all(np.broadcast_arrays(*parts), axis=0)
 
 
 def _cuts(trial: Trial, tracked: Mapping[Tensor, Sequence[int]]) -> tuple[list[Cut], bool]:

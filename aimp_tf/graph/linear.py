@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call
-from aimp_tf.graph.rules import Flows, Function, Kept, Reading, Rule, pin_others, where_known
+from aimp_tf.graph.rules import Flows, Function, Kept, Merge, Reading, Rule, pin_others, where_known
 
 
 class Linear(Rule):
@@ -40,17 +42,13 @@ class Linear(Rule):
         return (constants == 0) | (~np.isnan(constants) & (not self._bordered))
 
     def readings(self) -> Sequence[Reading]:
-        return (Reading(self._connected, foldable=self.foldable, merges=True),)
+        return (Reading(self._connected, foldable=self.foldable, pattern=np.asarray, offset=not self._bordered),)
 
     def attributes(self, kept: Kept) -> dict[str, Any]:
         return {"filters" if hasattr(self.layer, "filters") else "units": len(kept.outputs)}
 
     def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
-        kernel = self._kernel[..., kept.inputs, :].astype(np.float64)
-        for removed, standing_in in kept.merged:
-            ratio = kept.constants[removed] / kept.constants[standing_in]
-            kernel[..., np.searchsorted(kept.inputs, standing_in), :] += ratio * self._kernel[..., removed, :]
-        kernel = kernel[..., kept.outputs]
+        kernel = _merged(self._kernel, kept.merged)[..., kept.inputs, :][..., kept.outputs]
         weights = [np.swapaxes(kernel, -1, -2) if self._transposed else kernel]
         return self._with_bias(weights, kept)
 
@@ -81,11 +79,12 @@ class Linear(Rule):
         outputs = classes.new(len(constants))
         if self._activation is None:
             classes.pin(outputs, f"the activation of {call.name} is not known")
-            constants = np.full(len(constants), np.nan)
+            made = Axis.varied(outputs)
         else:
-            constants = where_known(self._activation, constants)
+            varied = self._connected[~source.channels.fixed].any(axis=0)
+            made = Axis(outputs, where_known(self._activation, constants), ~varied)
         rank = len(call.outputs[0].shape)
-        return Flow(rank, {**others, rank - 1: Axis(outputs, constants)})
+        return Flow(rank, {**others, rank - 1: made})
 
     @property
     def _outputs(self) -> int:
@@ -125,15 +124,32 @@ class Separable(Linear):
         self._times = times
 
     def readings(self) -> Sequence[Reading]:
-        return (Reading(self._connected, foldable=self.foldable),)
+        pattern = self._products if self._times == 1 else None
+        return (Reading(self._connected, foldable=self.foldable, pattern=pattern),)
 
     def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
         named = super().named(call, flows)
         return {**named, "products": named["inputs"].arranged(lambda each: np.repeat(each, self._times))}
 
     def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
-        kernels = [weight[np.ix_(*at)] for weight, at in zip(self.layer.get_weights(), self.indices(kept), strict=True)]
-        return self._with_bias(kernels[:2], kept)
+        depthwise, pointwise, *_ = self.layer.get_weights()
+        weights = [depthwise, _merged(pointwise, kept.merged)]
+        return self._with_bias([weight[np.ix_(*at)] for weight, at in zip(weights, self.indices(kept))], kept)
+
+    def _products(self, values: np.ndarray) -> np.ndarray:
+        """What the pointwise kernel reads of one example; all NaN if it is not known by its positions."""
+        kernel, *_ = self.layer.get_weights()
+        if values.ndim < kernel.ndim - 1:
+            return np.full((1, values.shape[-1]), np.nan)
+        strides, rates = (
+            (*each, *each)[:2] if len(each) == 1 else each for each in (self.layer.strides, self.layer.dilation_rate)
+        )
+        if kernel.ndim == 3:
+            values, kernel = values[np.newaxis], kernel[np.newaxis]
+        known = np.nan_to_num(values)[np.newaxis]
+        padding = self.layer.padding.upper()
+        products = tf.nn.depthwise_conv2d(known, kernel.astype(known.dtype), (1, *strides, 1), padding, dilations=rates)
+        return np.where(np.isnan(values).any(axis=(0, 1)), np.nan, products)
 
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
         depthwise, pointwise, *bias = ranks
@@ -164,7 +180,9 @@ class Grouped(Linear):
             self._connected[group * self._places : (group + 1) * self._places, made] = within[:, made]
 
     def readings(self) -> Sequence[Reading]:
-        return (Reading(self._connected, foldable=self.foldable),)
+        groups = np.arange(len(self._connected)) // self._places
+        (reading,) = super().readings()
+        return (dataclasses.replace(reading, blocks=groups),)
 
     def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
         named = super().named(call, flows)
@@ -180,12 +198,13 @@ class Grouped(Linear):
         return {**super().attributes(kept), "groups": len(alive)}
 
     def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
-        groups = kept.outputs // self._made_by_each
-        columns = [
-            self._kernel[..., kept.inputs[kept.inputs // self._places == group] % self._places, output]
-            for output, group in zip(kept.outputs.tolist(), groups.tolist(), strict=True)
-        ]
-        return self._with_bias([np.stack(columns, axis=-1)], kept)
+        columns = []
+        for output in kept.outputs.tolist():
+            group = output // self._made_by_each
+            within = [merge.within(group * self._places, self._places) for merge in kept.merged]
+            column = _merged(self._kernel[..., output : output + 1], [merge for merge in within if merge])
+            columns.append(column[..., kept.inputs[kept.inputs // self._places == group] % self._places, :])
+        return self._with_bias([np.concatenate(columns, axis=-1)], kept)
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         (made,) = super()._flow(call, inputs, classes)
@@ -238,8 +257,9 @@ class Depthwise(Rule):
             values[values != 0] = np.nan
         values[~kernel.any(axis=0)] = 0.0
         constants = values * kernel.sum(axis=0) + (0.0 if self._bias is None else self._bias)
-        rank = len(call.outputs[0].shape)
-        return [Flow.of_channels(rank, np.repeat(source.classes, times), where_known(self._activation, constants))]
+        fixed = np.repeat(source.channels.fixed, times) | ~kernel.any(axis=0)
+        made = Axis(np.repeat(source.classes, times), where_known(self._activation, constants), fixed)
+        return [Flow.of_channels(len(call.outputs[0].shape), made)]
 
     @property
     def is_tied(self) -> bool:
@@ -249,6 +269,16 @@ class Depthwise(Rule):
         kernel, *bias = ranks
         channels = (None, "outputs") if self._in_groups else ("inputs", None)
         return [(*(None,) * (kernel - 2), *channels), *(("outputs",) for _ in bias)]
+
+
+def _merged(kernel: np.ndarray, merges: Sequence[Merge]) -> np.ndarray:
+    """A kernel whose last axes are inputs and outputs, with what is removed added to what stands in for it, float64."""
+    found = kernel.astype(np.float64)
+    for merge in merges:
+        found[..., merge.standing_in, :] += np.einsum(
+            "sr,...ro->...so", merge.ratios, kernel[..., merge.removed, :].astype(np.float64)
+        )
+    return found
 
 
 def _evened(needed: np.ndarray, alive: Any) -> np.ndarray:

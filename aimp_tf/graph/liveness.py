@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from aimp_tf.compat.variables import resource_of
 from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor
 from aimp_tf.graph.multiplications import multiply_adds, products
+from aimp_tf.graph.readers import Reader
 from aimp_tf.graph.rule_table import rule_for
-from aimp_tf.graph.rules import Assumptions, Kept, Reading, Rule, as_it_is
+from aimp_tf.graph.rules import Assumptions, Kept, Rule, as_it_is
 
 
 def value_of(variable: Any) -> np.ndarray:
@@ -25,7 +26,8 @@ def value_of(variable: Any) -> np.ndarray:
 
 
 class Liveness:
-    """The channels of a model that must stay. Channels that are constant are needed only where no bias can hold them.
+    """The channels of a model that must stay. Of those that do not depend on its inputs, such as constant ones, some
+    are needed only where no bias can hold them, and stand in for the others.
 
     In a model that goes on training, all that its masks keep may become anything, so that only zeros that no weight can
     change are constant, and no bias is to hold anything else.
@@ -61,12 +63,17 @@ class Liveness:
         self._needed = classes.pinned()
         self._reachable = self._reach() if masks is None else set(self.flows)
         self._layers = self._layers_reached()
+        examples = _Examples(graph, self.flows, computed=masks is None and value is value_of)
         self._readers = [
-            _Reader.of(rule, reading, [rule.named(call, self.flows) for call in calls])
+            Reader(
+                rule,
+                reading,
+                [rule.named(call, self.flows) for call in calls],
+                functools.partial(map, examples.of, [call.inputs[0] for call in calls]),
+            )
             for rule, calls in self._layers
             for reading in rule.readings()
         ]
-        self._merged: dict[int, int] = {}
         self._settle()
 
     def kept(self, call: Call, needed: np.ndarray | None = None) -> Kept:
@@ -77,14 +84,7 @@ class Liveness:
         reader = next((reader for reader in self._readers if reader.layer is call.layer and reader.folds), None)
         if reader is None:
             return Kept(indices, np.full(call.inputs[0].channels, np.nan))
-        constants, sources = reader.constants[0], reader.sources[0].tolist()
-        position = {class_: index for index, class_ in enumerate(sources)}
-        merged = [
-            (channel, position[self._merged[class_]])
-            for channel, class_ in enumerate(sources)
-            if reader.mergeable[channel] and class_ in self._merged and not needed[class_]
-        ]
-        return Kept(indices, constants, merged)
+        return Kept(indices, *reader.merged(needed[reader.sources[0]]))
 
     def staying(self, tensor: Tensor) -> dict[int, np.ndarray]:
         """The indices that stay of a tensor, rising, for each axis from which any go."""
@@ -181,45 +181,39 @@ class Liveness:
                         self._needed[wanted] = True
 
     def _merge(self) -> bool:
-        """Lets one constant channel stand in for all others that the same bordered layers read.
+        """Lets stay what can stand in for all others that do not depend on the model's inputs, where no bias can hold
+        them. Returns whether there was anything."""
+        before = np.count_nonzero(self._needed)
+        for reader in self._readers:
+            self._needed[reader.standing_in(self._needed)] = True
+        return bool(np.count_nonzero(self._needed) > before)
 
-        Returns:
-            Whether there was anything to decide.
-        """
-        places: dict[int, dict[int, int]] = defaultdict(dict)  # Class -> reader -> channel.
-        several: set[int] = set()
-        for index, reader in enumerate(self._readers):
-            if reader.mergeable.any():
-                for channel, class_ in enumerate(reader.sources[0].tolist()):
-                    if index in places[class_]:
-                        several.add(class_)
-                    places[class_][index] = channel
-        open_ = {
-            class_
-            for reader in self._readers
-            for class_ in reader.sources[0][reader.read[0] & reader.mergeable].tolist()
-            if not self._needed[class_] and class_ not in self._merged
+
+class _Examples:
+    """What goes into layers, where it does not depend on the model's inputs."""
+
+    def __init__(self, graph: ModelGraph, flows: Mapping[Tensor, Flow], *, computed: bool) -> None:
+        """`computed` says whether the model as it is tells what is not known of its flows."""
+        self._graph, self._flows = graph, flows
+        self._computed = computed and all(None not in tensor.shape[1:] for tensor in tf.nest.flatten(graph.inputs))
+
+    def of(self, tensor: Tensor) -> np.ndarray:
+        """As `Reader` takes them."""
+        constants = self._flows[tensor].constants
+        if not self._computed:
+            return constants
+        return np.where(np.isnan(constants), self._values[tensor][0], constants)
+
+    @functools.cached_property
+    def _values(self) -> Mapping[Tensor, np.ndarray]:
+        generator = np.random.default_rng(0)
+        inputs = [
+            tf.cast(generator.uniform(0, 1, (1, *tensor.shape[1:])), tensor.dtype)
+            for tensor in tf.nest.flatten(self._graph.inputs)
+        ]
+        return {
+            tensor: np.asarray(tf.cast(value, tf.float64)) for tensor, value in self._graph.computed(inputs).items()
         }
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for class_, readers in places.items():
-            values = [self._readers[index].constants[0][channel] for index, channel in readers.items()]
-            if class_ not in several and np.all(np.nan_to_num(values)):
-                groups[tuple(readers)].append(class_)
-        for class_ in sorted(open_):
-            group = groups[tuple(places[class_])] if class_ not in several else []
-            if class_ in group:
-                # Preferred are channels that stay anyway, then large ones.
-                self._merged[class_] = max(
-                    (member for member in group if self._needed[member] or member in open_),
-                    key=lambda member: (self._needed[member], self._size(member, places), -member),
-                )
-                self._needed[self._merged[class_]] = True
-            else:
-                self._needed[class_] = True
-        return bool(open_)
-
-    def _size(self, class_: int, places: dict[int, dict[int, int]]) -> float:
-        return min(abs(self._readers[index].constants[0][channel]) for index, channel in places[class_].items())
 
 
 def follow_channels(
@@ -267,7 +261,8 @@ def _in_training(flow: Flow) -> Flow:
 
 def _settled(flow: Flow, classes: ChannelClasses) -> Flow:
     return Flow(
-        flow.rank, {axis: Axis(classes.settled(along.classes), along.constants) for axis, along in flow.axes.items()}
+        flow.rank,
+        {axis: Axis(classes.settled(along.classes), along.constants, along.fixed) for axis, along in flow.axes.items()},
     )
 
 
@@ -302,73 +297,3 @@ def _trains_as_one(layer: Any) -> str | None:
 
 _REGULARIZERS_BY_WEIGHT = ("L1", "L2", "L1L2")
 """Those that look at each weight by itself."""
-
-
-@dataclasses.dataclass
-class _Reader:
-    """What a layer reads by weights of its own.
-
-    Attributes:
-        layer: The layer.
-        reading: The weights.
-        sources: Classes of what it reads, as `Reading.sources` names it.
-        outputs: Classes of what it makes, likewise.
-        constants: Value of each channel of the sources that has the same one in all calls; NaN for the others.
-        foldable: Whether nothing is lost with a channel but what a bias can hold.
-        mergeable: Whether a channel of the first source is constant all the same, and another can stand in for it.
-        read: Whether any output that stays is connected with it.
-    """
-
-    layer: object
-    reading: Reading
-    sources: list[np.ndarray]
-    outputs: list[np.ndarray]
-    constants: list[np.ndarray]
-    foldable: list[np.ndarray]
-    mergeable: np.ndarray
-    read: list[np.ndarray]
-    _outputs_seen: int = 0
-
-    @classmethod
-    def of(cls, rule: Rule, reading: Reading, calls: Sequence[Mapping[str, Axis]]) -> _Reader:
-        """Of a reading of a layer's, and what the weights count in each of its calls."""
-        constants = []
-        for name in reading.sources:
-            first, *others = (named[name].constants for named in calls)
-            constants.append(np.where(np.all([other == first for other in others], axis=0), first, np.nan))
-        foldable = [reading.foldable(values) for values in constants]
-        return cls(
-            rule.layer,
-            reading,
-            [calls[0][name].classes for name in reading.sources],
-            [calls[0][name].classes for name in reading.outputs],
-            constants,
-            foldable,
-            ~np.isnan(constants[0]) & ~foldable[0] & reading.merges,
-            [np.zeros(len(values), bool) for values in constants],
-        )
-
-    @property
-    def folds(self) -> bool:
-        """Whether it reads what goes into the layer, and has a bias to hold constants."""
-        return self.reading.sources == ("inputs",)
-
-    def wanted(self) -> Iterator[np.ndarray]:
-        """The classes that must stay for what is read of them."""
-        for index, (classes, read, foldable) in enumerate(zip(self.sources, self.read, self.foldable, strict=True)):
-            yield classes[read & ~foldable & (~self.mergeable if index == 0 else True)]
-
-    def look(self, needed: np.ndarray) -> bool:
-        """Brings `read` up to date. Returns whether there was anything to do."""
-        outputs = [needed[classes] for classes in self.outputs]
-        count = sum(map(np.count_nonzero, outputs))
-        if count == self._outputs_seen:
-            return False
-        self._outputs_seen = count
-        connected = self.reading.connected
-        for axis, stays in enumerate(outputs, start=len(self.sources)):
-            connected = np.compress(stays, connected, axis=axis)
-        for source in range(len(self.sources)):
-            others = tuple(axis for axis in range(connected.ndim) if axis != source)
-            self.read[source] = np.asarray(connected.any(axis=others))
-        return True

@@ -36,9 +36,9 @@ class Concatenation(Rule):
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         for source in inputs:
             pin_others(source, classes, call)
-        parts = [(source.classes, source.constants) for source in inputs]
-        both = map(np.concatenate, zip(*parts, strict=True))
-        return [Flow.of_channels(len(call.outputs[0].shape), *both)]
+        parts = [(source.classes, source.constants, source.channels.fixed) for source in inputs]
+        joined = Axis(*map(np.concatenate, zip(*parts, strict=True)))
+        return [Flow.of_channels(len(call.outputs[0].shape), joined)]
 
 
 class Elementwise(Rule):
@@ -66,7 +66,8 @@ class Elementwise(Rule):
         if rank - 1 in found and not self._is_masked(call):
             tied, size = found[rank - 1].classes, (call.outputs[0].channels,)
             given = np.stack([np.broadcast_to(flows[tensor].constants, size) for tensor in call.inputs])
-            found[rank - 1] = Axis(tied, self._combine(given))
+            fixed = np.all([np.broadcast_to(flows[tensor].channels.fixed, size) for tensor in call.inputs], axis=0)
+            found[rank - 1] = Axis(tied, self._combine(given), fixed)
         return Flow(rank, found)
 
     def _along(

@@ -125,12 +125,7 @@ class ModelGraph:
         found: set[Tensor] = set()
 
         def run(*inputs: Any) -> None:
-            values = dict(zip(tf.nest.flatten(self.inputs), inputs, strict=True))
-            for call in self.calls:
-                args, kwargs = filled_in(call, values.__getitem__)
-                outputs = tf.nest.flatten(call.layer(*args, **kwargs))
-                values.update(zip(call.outputs, outputs, strict=True))
-                found.update(tensor for tensor, value in zip(call.outputs, outputs, strict=True) if has_mask(value))
+            found.update(tensor for tensor, value in self.computed(inputs).items() if has_mask(value))
 
         try:
             specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tf.nest.flatten(self.inputs)]
@@ -139,6 +134,14 @@ class ModelGraph:
             _log.debug("Masks of %s could not be traced: %s", self.model.name, error)
             return frozenset(tensor for call in self.calls for tensor in (*call.inputs, *call.outputs))
         return frozenset(found)
+
+    def computed(self, inputs: Sequence[Any]) -> dict[Tensor, Any]:
+        """What flows between the layers for some inputs, which are as they are nested in the model, but flat."""
+        values = dict(zip(tf.nest.flatten(self.inputs), inputs, strict=True))
+        for call in self.calls:
+            args, kwargs = filled_in(call, values.__getitem__)
+            values.update(zip(call.outputs, tf.nest.flatten(call.layer(*args, **kwargs)), strict=True))
+        return values
 
     def build(
         self,

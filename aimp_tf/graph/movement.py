@@ -123,6 +123,7 @@ class Movement:
             by_entry = np.moveaxis(sources, axis - 1, 0).reshape(size, -1)
             tied: np.ndarray = np.full(size, -1)
             constants: list[set[float]] = [set() for _ in range(size)]
+            fixed = np.ones(size, bool)
             covered = by_entry == _NOTHING
             for way in ways:
                 tensor = self._trial.tensors[way.place]
@@ -135,13 +136,14 @@ class Movement:
                     else:
                         classes.join(tied[entry : entry + 1], along.classes[source : source + 1])
                     constants[entry].add(float(along.constants[source]))
+                    fixed[entry] &= along.fixed[source]
             for entry in np.flatnonzero((by_entry == _NOTHING).any(axis=1)):
                 constants[entry].add(0.0)
             if not covered.all() or (tied < 0).any():
                 classes.pin(tied[tied >= 0], why)
                 continue
             values = np.array([each.pop() if len(each) == 1 else np.nan for each in constants])
-            axes[axis] = Axis(tied, values)
+            axes[axis] = Axis(tied, values, fixed)
         tensor = call.outputs[index]
         last = len(tensor.shape) - 1
         if last not in axes:

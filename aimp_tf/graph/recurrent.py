@@ -50,9 +50,9 @@ class Recurrent(Rule):
         brought |= (self._recurrent[:, self._candidate] != 0).any(axis=0)
         if self._bias is not None:
             brought |= (self._bias[:, self._candidate] != 0).any(axis=0)
-        units = classes.new(len(brought))
         constants = np.where(brought | (not self._zero_at_zero), np.nan, 0.0)
-        return [Flow.of_channels(len(tensor.shape), units, constants) for tensor in call.outputs]
+        units = Axis(classes.new(len(brought)), constants)
+        return [Flow.of_channels(len(tensor.shape), units) for tensor in call.outputs]
 
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
         _, _, *bias = ranks

@@ -34,18 +34,39 @@ class Assumptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class Merge:
+    """Channels that do not depend on the model's inputs, and are sums of others that stay.
+
+    Attributes:
+        removed: Indices of the channels that go.
+        standing_in: Indices of those that stay.
+        ratios: How much of each that stays is in each that goes, float (standing_in, removed).
+    """
+
+    removed: np.ndarray
+    standing_in: np.ndarray
+    ratios: np.ndarray
+
+    def within(self, first: int, count: int) -> Merge | None:
+        """The same, counted from one of the channels, if they are among so many from there on."""
+        if not (first <= self.removed[0] < first + count):
+            return None
+        return Merge(self.removed - first, self.standing_in - first, self.ratios)
+
+
+@dataclasses.dataclass(frozen=True)
 class Kept:
     """Which channels of a layer stay, and what stands in for others.
 
     Attributes:
         indices: Name of what the rule counts, such as "inputs" and "outputs" -> indices of those that stay, rising.
-        constants: Value of each channel of "inputs"; NaN where it has no single one.
-        merged: (removed channel, kept channel) of "inputs", both constant: the kept one does for both.
+        constants: Value of each channel of "inputs" that a bias may hold; NaN where it has no single one.
+        merged: What kept channels of "inputs" do for removed ones.
     """
 
     indices: Mapping[str, np.ndarray]
     constants: np.ndarray
-    merged: Sequence[tuple[int, int]] = ()
+    merged: Sequence[Merge] = ()
 
     @property
     def inputs(self) -> np.ndarray:
@@ -72,14 +93,19 @@ class Reading:
         sources: Names of what is read.
         outputs: Names of what is made of it.
         foldable: Tells of constant channels, float (channels,), whether a bias can hold what they do, bool (channels,).
-        merges: Whether one constant channel can stand in for others that no bias can hold.
+        pattern: Gives what the weights multiply, float (values..., channels), of an input (positions..., channels), NaN
+            for what is not known, if a channel that is a sum of others there can be left to them; otherwise None.
+        offset: Whether a bias can hold what is the same everywhere in the pattern.
+        blocks: Number of each channel, int (channels,): those of the same one can be left to one another. None for all.
     """
 
     connected: np.ndarray
     sources: tuple[str, ...] = ("inputs",)
     outputs: tuple[str, ...] = ("outputs",)
     foldable: Function = only_zeros
-    merges: bool = False
+    pattern: Function | None = None
+    offset: bool = False
+    blocks: np.ndarray | None = None
 
 
 class Rule(abc.ABC):
@@ -225,7 +251,7 @@ class PassThrough(Rule):
             pin_others(source, classes, call)
         values = where_known(self._value, np.where(self._deaf, 0.0, source.constants))
         rank = len(call.outputs[0].shape)
-        return [Flow(rank, {**others, rank - 1: Axis(source.classes, values)})]
+        return [Flow(rank, {**others, rank - 1: Axis(source.classes, values, source.channels.fixed | self._deaf)})]
 
     @property
     def is_tied(self) -> bool:
@@ -258,7 +284,7 @@ class Lookup(Rule):
         for source in inputs:
             classes.pin_all(source, f"{call.name} looks it up")
         constants = np.where((self._table == self._table[:1]).all(axis=0), self._table[0], np.nan)
-        return [Flow.of_channels(len(output.shape), classes.new(output.channels), constants)]
+        return [Flow.of_channels(len(output.shape), Axis(classes.new(output.channels), constants))]
 
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
         return [(None, "outputs")]
@@ -286,7 +312,7 @@ def as_it_is(tensor: Tensor, classes: ChannelClasses, why: str) -> Flow:
     """The flow of a tensor all of whose channels stay, for a reason, and whose values are not known."""
     new = classes.new(tensor.channels)
     classes.pin(new, why)
-    return Flow.of_channels(len(tensor.shape), new)
+    return Flow.of_channels(len(tensor.shape), Axis.varied(new))
 
 
 def pin_others(flow: Flow, classes: ChannelClasses, call: Call) -> None:

@@ -37,8 +37,9 @@ def run(
 
     Three of eight channels are "dead", as far as the weights that read them go, or "constant", as far as those that
     make them do. What can go is found by numbers alone, from gradients and from what does not move. A constant channel
-    cannot always go: "held" are those added to or multiplied with what moves, normalised with it, or convolved alone
-    over padding. What the package takes is measured beside all, and beside those that are "free" of that.
+    cannot always go: "held" are those added to or multiplied with what moves or normalised with it, and the few that
+    have to stand in for all others where padding makes constants differ by place. What the package takes is measured
+    beside all, and beside those that are "free" of that.
 
     Args:
         repetitions: How often the graph of each network is read.
@@ -159,14 +160,8 @@ def _notes(measured: Mapping[str, Any]) -> list[str]:
         if refused := measured[mode]["refused"]:
             lines.append(f"    {mode}, refused: {_in_short(refused)}")
             continue
-        short = measured[mode]["short"]
-        # Of constants that are read over padding one may have to stay.
-        ones = [label for label, (took, count) in short.items() if count - took == 1]
-        several = {label: counts for label, counts in short.items() if label not in ones}
-        if ones:
-            lines.append(f"    {mode}, taken all but one of what is free in {len(ones)} layers, such as {ones[0]}")
-        for title, found in (("taken less than is free", several), ("taken more", measured[mode]["beyond"])):
-            if layers := list(found.items()):
+        for title, key in (("taken less than is free", "short"), ("taken more than can go", "beyond")):
+            if layers := list(measured[mode][key].items()):
                 named = ", ".join(f"{label} {took} of {count}" for label, (took, count) in layers[:_NAMED])
                 more = f", and {len(layers) - _NAMED} more layers" if len(layers) > _NAMED else ""
                 lines.append(f"    {mode}, {title}: {named}{more}")

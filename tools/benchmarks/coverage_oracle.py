@@ -23,8 +23,9 @@ class Truth:
         layer: The layer.
         dead: Whether no output of the model depends on it.
         constant: Whether it is the same for all inputs and places.
-        held: Whether it is constant, but of a value by which it is tied to what is not: added to a channel that moves,
-            normalised together with others, or convolved alone over padding, which makes it differ at the borders.
+        held: Whether it is constant, but tied to what is not, such as added to a channel that moves or normalised
+            together with others; or one of those of which all other constant ones that a kernel reads are sums. Where
+            padding makes constants differ by place, one does not do for all.
     """
 
     layer: Any
@@ -72,7 +73,8 @@ class _Seen:
             with around_calls(self._layers(model, ties), self._recorder(tape, taps, tied if ties else None)):
                 outputs = [value for value in tf.nest.flatten(model(batch, training=False)) if value.dtype.is_floating]
             moving = tf.add_n([self._projected(output) for output in outputs])
-            held = tf.add_n([self._projected(part) for part in tied]) if tied else None
+            parts = [self._projected(part) for part in tied if part is not None]
+            held = tf.add_n(parts) if parts else None
         self._ends |= {layer for layer, tap in taps if any(tap is output for output in outputs)}
         for layer, tap in taps:
             self._moved(layer, self._kernels[layer][1].by_channel(tap))
@@ -106,8 +108,12 @@ class _Seen:
             if kernel is not None:
                 tape.watch(output)
                 taps.append((id(layer), output))
-            if tied is not None and (kernel is None or not kernel.inputs):
-                tied.extend(_tied(layer, tf.nest.flatten((args, kwargs)), output, depthwise=kernel is not None))
+            if tied is not None:
+                operands = [each for each in tf.nest.flatten((args, kwargs)) if _has_channels(each)]
+                if kernel is not None and kernel.inputs:
+                    tied.extend(_standing_in(kernel, operand) for operand in operands[:1])
+                elif _has_channels(output):
+                    tied.extend(_tied(operand, output) for operand in operands)
             return output
 
         return record
@@ -132,21 +138,42 @@ class _Seen:
             found[layer] = found.get(layer, False) | some
 
 
-def _tied(layer: Any, operands: Sequence[Any], output: Any, *, depthwise: bool) -> list[Any]:
-    """Of what a layer takes, the channels that do not move where those of its output do, and of what depthwise ones
-    give, those that differ by place alone."""
-    found: list[Any] = []
-    if not _has_channels(output):
-        return found
-    moving = _moving(output.numpy())
-    if depthwise:
-        by_input = np.asarray(output) - np.asarray(output)[:1]
-        found.append(_part(output, moving & ~_moving(by_input, np.abs(output).max())))
-    if "ZeroPadding" not in type(layer).__name__:  # What reads it tells whether the borders matter.
-        for operand in operands:
-            if _has_channels(operand) and operand.shape[-1] == output.shape[-1]:
-                found.append(_part(operand, moving & ~_moving(operand.numpy())))
-    return [part for part in found if part is not None]
+def _tied(operand: Any, output: Any) -> Any | None:
+    """The channels of what a layer takes that do not depend on the inputs of the model where those of its output do."""
+    if operand.shape[-1] != output.shape[-1]:
+        return None
+    return _part(operand, ~_fixed(output.numpy()) & _fixed(operand.numpy()))
+
+
+def _standing_in(kernel: Kernel, operand: Any) -> Any | None:
+    """The first of those channels that do not depend on the inputs of the model of which all others are sums, as a
+    kernel and a bias see them."""
+    values = operand.numpy().astype(np.float64)
+    patterns = _seen_by(kernel, values[:1])
+    patterns = patterns.reshape(-1, patterns.shape[-1])
+    chosen = np.zeros(patterns.shape[-1], bool)
+    fixed = _fixed(values) & (np.abs(patterns).max(axis=0) > 0)
+    layer = kernel.layer
+    padded = getattr(layer, "padding", "valid") != "valid" and np.prod(layer.kernel_size) > 1
+    for channels in np.array_split(np.arange(len(fixed)), kernel.groups):
+        known = np.zeros((len(patterns), 0)) if padded else np.ones((len(patterns), 1)) / np.sqrt(len(patterns))
+        for channel in channels[fixed[channels]]:
+            left = patterns[:, channel] - known @ (known.T @ patterns[:, channel])
+            left -= known @ (known.T @ left)
+            if np.linalg.norm(left) > 1e-5 * np.linalg.norm(patterns[:, channel]):
+                known = np.concatenate([known, left[:, np.newaxis] / np.linalg.norm(left)], axis=1)
+                chosen[channel] = True
+    return _part(operand, chosen)
+
+
+def _seen_by(kernel: Kernel, values: np.ndarray) -> np.ndarray:
+    """What a kernel multiplies, (examples, positions..., channels): of separable ones what the depthwise part gives."""
+    layer = kernel.layer
+    depthwise = getattr(layer, "depthwise_kernel", None)
+    if depthwise is None or depthwise.shape[-1] > 1:
+        return values
+    strides = (1, *layer.strides, 1)
+    return np.asarray(tf.nn.depthwise_conv2d(values, np.float64(depthwise.numpy()), strides, layer.padding.upper()))
 
 
 def _has_channels(value: Any) -> bool:
@@ -157,7 +184,7 @@ def _part(values: Any, channels: np.ndarray) -> Any | None:
     return tf.boolean_mask(values, channels, axis=len(values.shape) - 1) if channels.any() else None
 
 
-def _moving(values: np.ndarray, largest: float | None = None) -> np.ndarray:
-    """Which channels are not the same everywhere, beside the largest of all values."""
-    by_channel = values.reshape(-1, values.shape[-1])
-    return np.ptp(by_channel, axis=0) > 1e-6 * (np.abs(by_channel).max() if largest is None else largest)
+def _fixed(values: np.ndarray) -> np.ndarray:
+    """Which channels are the same for all examples, beside the largest of all values."""
+    change = np.abs(values - values[:1]).reshape(-1, values.shape[-1]).max(axis=0)
+    return np.asarray(change <= 1e-6 * np.abs(values).max())
