@@ -1,4 +1,4 @@
-"""Whole channels of ResNet-20 on a twelfth of Fashion-MNIST, at a half and a quarter of the multiply-adds, three seeds.
+"""Whole channels, and residual blocks, of ResNet-20 on a twelfth of Fashion-MNIST, at a half and a quarter of the multiply-adds, three seeds.
 
     python tools/study.py --config=configs/study_channels.py --data_dir=runs/data --workdir=runs/study_channels
 
@@ -28,6 +28,7 @@ def get_config() -> Study:
             "aimp": Arm(),
             "gradual": Arm(pruning={"method": "gradual"}, epochs_of="aimp"),
             "uniform": Arm(pruning={"scope": "layer"}),
+            "blocks": Arm(pruning={"granularity": "block"}),
             "random": Arm(pruning={"criterion": "random"}),
             "one_shot": Arm(pruning={"rate": 0.999, "round_epochs": 10}),
         },

@@ -8,8 +8,8 @@ from aimp_tf.config.texts import given_of
 OF_CHANNELS = ("budget", "channel_multiple")
 """Fields that only whole structures use."""
 
-OF_HEADS = ("magnitude", "taylor", "fisher")
-"""Criteria that score attention heads as well."""
+OF_ALL = ("magnitude", "taylor", "fisher")
+"""Criteria that score heads and blocks as well."""
 
 
 def check_granularity(config: Any) -> None:
@@ -36,7 +36,7 @@ def check_granularity(config: Any) -> None:
         raise ValueError(
             "repair makes up for what goes at once, and with fade_epochs it fades. Leave out one of the two."
         )
-    _check_heads(config)
+    _check_kinds(config)
     if config.method == "dynamic" and not channels:
         raise ValueError(f"method='dynamic' is of channels; got {config.structure}. Write granularity='channel'.")
     if isinstance(config.budget, Latency) and config.method in ("soft", "dynamic"):
@@ -48,15 +48,19 @@ def check_granularity(config: Any) -> None:
         raise ValueError(f"channel_multiple must be at least 1; got {config.channel_multiple}.")
 
 
-def _check_heads(config: Any) -> None:
-    """Refuses what knows channels alone, where heads are ranked."""
-    if "head" not in config.structure.kinds:
+def _check_kinds(config: Any) -> None:
+    """Refuses what knows channels alone, where heads or blocks are ranked."""
+    kinds = [kind for kind in config.structure.kinds if kind != "channel"]
+    if not kinds:
         return
-    if isinstance(config.criterion, str) and config.criterion not in OF_HEADS:
+    others = f"{kinds[0]}s, which {config.structure} ranks"
+    if isinstance(config.criterion, str) and config.criterion not in OF_ALL:
         raise ValueError(
-            f"criterion={config.criterion!r} does not know heads, which {config.structure} ranks. Write "
-            f"{' or '.join(f'criterion={name!r}' for name in OF_HEADS)}."
+            f"criterion={config.criterion!r} does not know {others}. Write "
+            f"{' or '.join(f'criterion={name!r}' for name in OF_ALL)}."
         )
     if config.repair or config.method == "dynamic":
         what, write = ("repair", "repair=False") if config.repair else ("method='dynamic'", "another method")
-        raise ValueError(f"{what} does not know heads, which {config.structure} ranks. Write {write}.")
+        raise ValueError(f"{what} does not know {others}. Write {write}.")
+    if "block" in kinds and config.channel_multiple > 1:
+        raise ValueError(f"channel_multiple does not know {others}. Leave it out.")

@@ -5,8 +5,8 @@ import re
 
 from aimp_tf.config.texts import nearest
 
-KINDS = ("channel", "head")
-"""What whole structures there are. Several can be ranked together."""
+KINDS = ("channel", "head", "block")
+"""What whole structures there are. The first two can be ranked together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Structure:
 
     @classmethod
     def of(cls, granularity: object) -> "Structure":
-        """The structure of "unstructured", "1x4" or the like, "2:4" or the like, "channel", "head", or several of these
-        two. Raises ValueError for another.
+        """The structure of "unstructured", "1x4" or the like, "2:4" or the like, "channel", "head", both of these, or
+        "block". Raises ValueError for another.
 
         Example:
             >>> Structure.of("2:4")
@@ -43,7 +43,7 @@ class Structure:
         if granularity == "unstructured":
             return cls()
         kinds = granularity if isinstance(granularity, (tuple, list)) and granularity else (granularity,)
-        if all(kind in KINDS for kind in kinds):
+        if all(kind in KINDS for kind in kinds) and ("block" not in kinds or len(set(kinds)) == 1):
             return cls(kinds=tuple(kind for kind in KINDS if kind in kinds))
         blocks, of_each = (re.fullmatch(pattern, str(granularity)) for pattern in (r"1x(\d+)", r"(\d+):(\d+)"))
         if blocks and int(blocks[1]) > 1:
@@ -51,8 +51,8 @@ class Structure:
         if of_each and 0 < int(of_each[1]) < int(of_each[2]):
             return cls(m=int(of_each[2]), n=int(of_each[1]))
         raise ValueError(
-            "granularity must be 'unstructured', 'channel', 'head', ('channel', 'head'), blocks such as '1x4', or so "
-            f"many of each few such as '2:4'; got {granularity!r}."
+            "granularity must be 'unstructured', 'channel', 'head', ('channel', 'head'), 'block', blocks of weights "
+            f"such as '1x4', or so many of each few such as '2:4'; got {granularity!r}."
             f"{nearest(granularity, ('unstructured', *KINDS, '1x4', '2:4'))}"
         )
 

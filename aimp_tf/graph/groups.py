@@ -13,6 +13,7 @@ import numpy as np
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.config.checks import check_choice, name_of_budget
 from aimp_tf.config.structure import Structure
+from aimp_tf.graph.blocks import block_units
 from aimp_tf.graph.channels import Axis, ChannelClasses
 from aimp_tf.graph.liveness import follow_channels
 from aimp_tf.graph.model_graph import Call, ModelGraph
@@ -91,21 +92,27 @@ def channel_groups(
             nothing.
     """
     graph = ModelGraph.of(model)
-    found = _Found(graph, select_for("unstructured", model, include, exclude).variables, kinds)
-    reasons = found.reasons(include)
-    units = found.units(reasons)
+    selected = select_for("unstructured", model, include, exclude).variables
+    if "block" in kinds:
+        units, pinned = block_units(graph, selected, include)
+    else:
+        found = _Found(graph, selected, kinds)
+        reasons = found.reasons(include)
+        units, pinned = found.units(reasons), found.pinned(reasons)
     if not units.sets:
         raise ValueError(
-            f"No {' or '.join(kinds)} of the model {model.name!r} can go: {pinned_text(found.pinned(reasons))}. "
+            f"No {' or '.join(kinds)} of the model {model.name!r} can go: {_text_of(pinned, units.noun)}. "
             "granularity='unstructured' prunes single weights."
         )
     units = dataclasses.replace(units, budget=budget, multiple=multiple)
-    return ChannelGroups(units, {path: found.variables[path] for path in units.shapes}, found.pinned(reasons))
+    variables = named_weights(model)
+    return ChannelGroups(units, {path: variables[path] for path in units.shapes}, pinned)
 
 
-def pinned_text(pinned: Mapping[str, tuple[int, str]], most: int = 8) -> str:
+def _text_of(pinned: Mapping[str, tuple[int, str]], noun: str, most: int = 8) -> str:
     """What cannot go, and why, as "5 channels of logits (output of the model); ..."."""
-    parts = [f"{count:,} channels of {name} ({why})" for name, (count, why) in pinned.items()]
+    parts = [f"{count:,} {noun}{'s' * (count != 1)} of {name} ({why})" for name, (count, why) in pinned.items()]
+    parts = parts or ["it has none"]
     return "; ".join(parts[:most]) + (f"; and {len(parts) - most} more layers" if len(parts) > most else "")
 
 
@@ -197,6 +204,7 @@ class _Found:
             others=tuple(self._others(unit_of, reads)),
             products=products,
             other_products=others,
+            kinds=tuple(self._kinds),
         )
 
     def _others(self, unit_of: np.ndarray, reads: Mapping[str, int]) -> Iterator[str]:

@@ -86,9 +86,14 @@ def _is_random(layer: Any) -> bool:
     return any(part in name for name in vars(layer) for part in ("seed", "random"))
 
 
+def is_sum(layer: Any) -> bool:
+    """Whether it is an Add, or + in a layer's place."""
+    return function_name(layer) == "add" or (type(layer).__name__ == "Add" and is_keras_own(type(layer)))
+
+
 def _kind(layer: Any, keras: Any) -> str:
     """The name in `_FACTORIES` for a layer, or for `+` in its place."""
-    if function_name(layer) == "add":
+    if is_sum(layer):
         return "Add"
     return type(layer).__name__ if isinstance(layer, keras.layers.Layer) and is_keras_own(type(layer)) else ""
 

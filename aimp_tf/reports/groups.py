@@ -19,10 +19,11 @@ from aimp_tf.training.rounds import aligned
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Channels that are made and read by the same variables.
+    """Channels that are made and read by the same variables, or residual blocks of the same shapes.
 
     Attributes:
-        layers: Names of the layers that make them: several where Add or a shared layer ties them together.
+        layers: Names of the layers that make them: several where Add or a shared layer ties them together; of blocks
+            the Adds that they end in.
         channels: How many there are.
         variables: Paths of the variables that lose a slice with a channel.
         weights: Prunable weights that go with one of the channels, while all others stay.
@@ -47,26 +48,31 @@ class Groups:
         pinned: Name of a layer -> how many of its channels cannot go, and why.
         weights: The prunable weights of the model, and how many of them stay at least.
         multiply_adds: The same of the multiply-adds for an example.
+        noun: What there is of each: "channel" or "block".
     """
 
     groups: Sequence[Group]
     pinned: Mapping[str, tuple[int, str]]
     weights: tuple[int, int]
     multiply_adds: tuple[int, int]
+    noun: str = "channel"
 
     def summary(self) -> str:
         """All of it as a text of several lines."""
-        rows = [["channels of", "channels", "at least", "weights each", "multiply-adds each"]]
+        rows = [[f"{self.noun}s of", f"{self.noun}s", "at least", "weights each", "multiply-adds each"]]
         for group in self.groups:
             numbers = (group.channels, group.least, group.weights, group.multiply_adds)
             rows.append([" + ".join(group.layers), *(f"{number:,}" for number in numbers)])
         lines = aligned(rows)
         if self.pinned:
-            lines += ["", *(f"{name}: {count:,} channels stay ({why})" for name, (count, why) in self.pinned.items())]
+            lines += ["", *(f"{name}: {self._stay(count)} ({why})" for name, (count, why) in self.pinned.items())]
         lines.append("")
         for noun, (dense, least) in (("weights", self.weights), ("multiply-adds", self.multiply_adds)):
             lines.append(f"{dense:,} {noun}, of which {least:,} stay at least")
         return "\n".join(lines)
+
+    def _stay(self, count: int) -> str:
+        return f"{count:,} {self.noun}s stay" if count != 1 else f"1 {self.noun} stays"
 
     def __str__(self) -> str:
         return self.summary()
@@ -89,7 +95,7 @@ def groups(
 
     Args:
         model: A built model of either generation of Keras, whose `call` can be traced.
-        granularity: "channel", "head", or both in a tuple.
+        granularity: "channel", "head", or both in a tuple; or "block".
         include: As in `PruningConfig`.
         exclude: As in `PruningConfig`.
         min_layer_survivors: As in `PruningConfig`: how many channels of each group stay at least; 0 is a tenth.
@@ -135,4 +141,5 @@ def groups(
         pinned=found.pinned,
         weights=(by_weights.total(), by_weights.amount(fewest)),
         multiply_adds=(by_products.total(), by_products.amount(fewest)),
+        noun=by_weights.noun,
     )

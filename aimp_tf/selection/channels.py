@@ -11,6 +11,7 @@ import numpy as np
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.checks import COUNTED
+from aimp_tf.config.structure import Structure
 from aimp_tf.selection.criterion import Criterion, channel_scores_of
 from aimp_tf.selection.scope import shares_of
 from aimp_tf.selection.search import largest, nearly_largest
@@ -70,6 +71,7 @@ class ChannelUnits:
         clock: Gives the microseconds that a call takes where some of the units stay, bool (units,), for the budget
             "latency"; None until there is one.
         others: Names of layers that make or read channels otherwise than by `reads`.
+        kinds: What the units are, as in `Structure`.
     """
 
     axes: Mapping[str, tuple[np.ndarray | None, ...]]
@@ -84,9 +86,15 @@ class ChannelUnits:
     multiple: int = 1
     clock: Callable[[ChannelUnits, np.ndarray], int] | None = None
     others: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ("channel",)
 
     def __str__(self) -> str:
-        return "granularity='channel'"
+        return str(Structure(kinds=self.kinds))
+
+    @property
+    def noun(self) -> str:
+        """What to call a unit."""
+        return "block" if "block" in self.kinds else "channel"
 
     @property
     def exact(self) -> bool:
@@ -179,15 +187,16 @@ class ChannelUnits:
 
     def least(self, config: PruningConfig, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
         """How many units of each set stay at least, by its name: `min_layer_survivors`, of which 0 is a tenth, and no
-        fewer than `max_layer_sparsity` allows."""
+        fewer than `max_layer_sparsity` allows. A layer must have one channel; of blocks all may go."""
         counts = {}
+        fewest = 0 if "block" in self.kinds else 1
         for each in self.sets:
             size = len(each.units)
-            count = config.min_layer_survivors or math.ceil(size / 10)
+            count = config.min_layer_survivors or fewest * math.ceil(size / 10)
             if config.max_layer_sparsity is not None:
                 # Rounded first, for 0.29 * 100 is less than 29 in floating point.
                 count = max(count, size - math.floor(round(config.max_layer_sparsity * size, 6)))
-            counts[each.name] = min(size, max(1, count))
+            counts[each.name] = min(size, max(fewest, count))
         return counts
 
     def check_reachable(self, masks: Arrays | None, keep: int, least: Mapping[str, int]) -> None:
