@@ -1,4 +1,5 @@
-"""Whole channels, and residual blocks, of ResNet-20 on a twelfth of Fashion-MNIST, at a half and a quarter of the multiply-adds, three seeds.
+"""Whole channels, and residual blocks, of ResNet-20 on a twelfth of Fashion-MNIST, at a half and a quarter of the
+multiply-adds, three seeds.
 
     python tools/study.py --config=configs/study_channels.py --data_dir=runs/data --workdir=runs/study_channels
 

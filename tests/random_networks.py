@@ -41,7 +41,9 @@ def randomize(model, generator):
             size = layer.moving_mean.shape
             layer.moving_mean.assign(generator.normal(0, 0.3, size))
             layer.moving_variance.assign(generator.uniform(0.5, 2, size))
+        if type(layer).__name__ in ("BatchNormalization", "GroupNormalization"):
             for weight in (layer.gamma, layer.beta):
+                size = weight.shape
                 weight.assign(np.where(generator.random(size) < 0.2, 0, generator.normal(0.5, 1, size)))
         elif getattr(layer, "use_bias", False) and getattr(layer, "bias", None) is not None:
             layer.bias.assign(generator.normal(0, 0.3, layer.bias.shape))
@@ -78,6 +80,24 @@ class Network:
 
     def normalized(self, x):
         return self.L.BatchNormalization(scale=True, center=True)(x)
+
+    def normalized_in_groups(self, x):
+        x = self.conv(x, 6)
+        return self.L.GroupNormalization(self.one_of(1, 2, 3, -1))(x)
+
+    def wrapped(self, x):
+        inner = self.L.Conv2D(4, 3, padding="same", use_bias=self.one_of(True, False))
+        options = [
+            lambda: self.L.TimeDistributed(self.L.Conv1D(4, 3, padding="same", activation="relu")),
+            lambda: self.L.TimeDistributed(self.L.DepthwiseConv1D(3, padding="same")),
+            lambda: self.L.TimeDistributed(self.L.Dense(4, use_bias=self.one_of(True, False))),
+        ]
+        if self.K.__name__ == "keras":  # tf_keras' own cannot be made where keras is the newer one.
+            options += [
+                lambda: self.L.SpectralNormalization(inner),
+                lambda: self.L.SpectralNormalization(self.L.Conv2DTranspose(4, 3)),
+            ]
+        return self.one_of(*options)()(x)
 
     def activated(self, x):
         return self.one_of(
@@ -192,6 +212,8 @@ class Network:
                 self.moved,
                 self.nested,
                 self.resized,
+                self.normalized_in_groups,
+                self.wrapped,
             )
             x = block(x)
             if self.draw(st.integers(0, 9)) == 0:
@@ -261,7 +283,9 @@ class SequenceNetwork(Network):
 
     def recurrent(self, x):
         kind = self.one_of(self.L.LSTM, self.L.GRU, self.L.SimpleRNN)
-        return kind(self.one_of(3, 5), return_sequences=True, use_bias=self.one_of(True, False))(x)
+        layer = kind(self.one_of(3, 5), return_sequences=True, use_bias=self.one_of(True, False))
+        mode = self.one_of("concat", "sum", "mul", "ave", None)
+        return layer(x) if mode is None else self.L.Bidirectional(layer, merge_mode=mode)(x)
 
     def einsum(self, x):
         wide = self.L.EinsumDense("abc,cde->abde", (x.shape[1], 2, 3), bias_axes=self.one_of(None, "e", "de", "be"))

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call
-from aimp_tf.graph.rules import Flows, Function, Kept, Merge, Reading, Rule, pin_others, where_known
+from aimp_tf.graph.rules import Flows, Function, Kept, Merge, Reading, Rule, evened, pin_others, where_known
 
 
 class Linear(Rule):
@@ -190,8 +190,8 @@ class Grouped(Linear):
 
     def completed(self, needed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         by_group = {name: needed[name].reshape(self._groups, -1) for name in ("inputs", "outputs")}
-        alive = np.concatenate([by_group["inputs"], by_group["outputs"]], axis=1).any(axis=1)
-        return {name: _evened(each, alive).reshape(-1) for name, each in by_group.items()}
+        alive = np.asarray(np.concatenate([by_group["inputs"], by_group["outputs"]], axis=1).any(axis=1))
+        return {name: evened(each, alive).reshape(-1) for name, each in by_group.items()}
 
     def attributes(self, kept: Kept) -> dict[str, Any]:
         alive = np.unique(kept.outputs // self._made_by_each)
@@ -279,13 +279,3 @@ def _merged(kernel: np.ndarray, merges: Sequence[Merge]) -> np.ndarray:
             "sr,...ro->...so", merge.ratios, kernel[..., merge.removed, :].astype(np.float64)
         )
     return found
-
-
-def _evened(needed: np.ndarray, alive: Any) -> np.ndarray:
-    """As many of each group that is alive, bool (groups, channels): those that are needed, and the first of others."""
-    count = max(1, int(needed.sum(axis=1).max(initial=0)))
-    order = np.argsort(~needed, axis=1, kind="stable")
-    filled = needed.copy()
-    np.put_along_axis(filled, order[:, :count], True, axis=1)
-    filled[~alive] = False
-    return filled

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.models import layers_of
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor
@@ -279,7 +280,7 @@ def _trains_as_one(layer: Any) -> str | None:
 
     A constraint may look at all weights of a variable together, such as those of a column.
     """
-    for name, value in vars(layer).items():
+    for name, value in ((name, value) for part in layers_of(layer) for name, value in vars(part).items()):
         if value is None or name.startswith("_"):
             continue
         if name.endswith("_constraint"):

@@ -30,7 +30,19 @@ class Recurrent(Rule):
 
     def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
         named = super().named(call, flows)
-        return {**named, "gates": named["outputs"].arranged(lambda each: np.tile(each, self._gates))}
+        return {**named, "gates": self.by_gate(named["outputs"])}
+
+    def by_gate(self, units: Axis) -> Axis:
+        """What the columns of its kernels count, where these are its units."""
+        return units.arranged(lambda each: np.tile(each, self._gates))
+
+    def constants(self, source: Flow) -> np.ndarray:
+        """0 for each unit that is always zero where this goes in, NaN for others."""
+        brought = (self._kernel[source.constants != 0, self._candidate] != 0).any(axis=0)
+        brought |= (self._recurrent[:, self._candidate] != 0).any(axis=0)
+        if self._bias is not None:
+            brought |= (self._bias[:, self._candidate] != 0).any(axis=0)
+        return np.where(brought | (not self._zero_at_zero), np.nan, 0.0)
 
     def readings(self) -> Sequence[Reading]:
         kernel, recurrent = ((each != 0).any(axis=1) for each in (self._kernel, self._recurrent))
@@ -46,12 +58,8 @@ class Recurrent(Rule):
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         (source,) = inputs
         pin_others(source, classes, call)
-        brought = (self._kernel[source.constants != 0, self._candidate] != 0).any(axis=0)
-        brought |= (self._recurrent[:, self._candidate] != 0).any(axis=0)
-        if self._bias is not None:
-            brought |= (self._bias[:, self._candidate] != 0).any(axis=0)
-        constants = np.where(brought | (not self._zero_at_zero), np.nan, 0.0)
-        units = Axis(classes.new(len(brought)), constants)
+        constants = self.constants(source)
+        units = Axis(classes.new(len(constants)), constants)
         return [Flow.of_channels(len(tensor.shape), units) for tensor in call.outputs]
 
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,10 +18,11 @@ from aimp_tf.graph.einsum import Einsum
 from aimp_tf.graph.functions import Tried
 from aimp_tf.graph.linear import Depthwise, Grouped, Linear, Separable
 from aimp_tf.graph.merging import Concatenation, Elementwise, Repeat, Sum, added
-from aimp_tf.graph.model_graph import Call
+from aimp_tf.graph.model_graph import Call, Tensor
 from aimp_tf.graph.recurrent import GATES, Recurrent
-from aimp_tf.graph.rules import Assumptions, Function, LayerScale, Lookup, Opaque, PassThrough, Rule
+from aimp_tf.graph.rules import Assumptions, Function, GroupNormalized, LayerScale, Lookup, Opaque, PassThrough, Rule
 from aimp_tf.graph.trials import value_by_value
+from aimp_tf.graph.wrapping import BothDirections, Wrapped
 
 Factory = Callable[[Call, Assumptions], Rule | None]
 """Makes the rule of a layer for one of its calls, or None for a use of it that is not known here."""
@@ -146,11 +148,7 @@ def _einsum(call: Call, assumptions: Assumptions) -> Rule | None:
 
 
 def _recurrent(call: Call, assumptions: Assumptions) -> Rule | None:
-    layer = call.layer
-    fitting = (
-        len(layer.weights) == 2 + layer.use_bias and not layer.stateful and not getattr(layer, "time_major", False)
-    )
-    return Recurrent(layer, assumptions) if fitting else None
+    return Recurrent(call.layer, assumptions) if _is_plain_recurrent(call.layer) else None
 
 
 def _attention(call: Call, assumptions: Assumptions) -> Rule | None:
@@ -257,6 +255,44 @@ def _batch_normalization(call: Call, assumptions: Assumptions) -> Rule | None:
     return PassThrough(layer, lambda values: (values - mean) * scale + shift, deaf=scale == 0)
 
 
+def _group_normalization(call: Call, assumptions: Assumptions) -> Rule | None:
+    """Of each channel, what is known is its shift where it has no scale: others depend on their whole group."""
+    layer, channels = call.layer, call.inputs[0].channels
+    if tf.nest.flatten(layer.axis) not in ([-1], [len(call.inputs[0].shape) - 1]):
+        return None
+    gamma = assumptions.value(layer.gamma) if layer.scale else np.ones(channels)
+    beta = assumptions.value(layer.beta) if layer.center else np.zeros(channels)
+    return GroupNormalized(layer, lambda values: np.where(gamma == 0, beta, np.nan), deaf=gamma == 0, moves=True)
+
+
+def _wrapped(call: Call, assumptions: Assumptions) -> Rule | None:
+    """What lies within is called with tensors that have one axis less, or as many."""
+    within, steps = call.layer.layer, int(type(call.layer).__name__ == "TimeDistributed")
+
+    def inside(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(Tensor((each.shape[0], *each.shape[1 + steps :]), each.dtype) for each in tensors)
+
+    inner = dataclasses.replace(call, layer=within, inputs=inside(call.inputs), outputs=inside(call.outputs))
+    kind = _kind(within, assumptions.keras)
+    if not (kind == "Dense" or "Conv" in kind) or not _is_plain(inner, kind):
+        return None
+    rule = _FACTORIES[kind](inner, assumptions)
+    return rule and Wrapped(call.layer, rule, assumptions.keras)
+
+
+def _both_directions(call: Call, assumptions: Assumptions) -> Rule | None:
+    layer = call.layer
+    parts = (layer.forward_layer, layer.backward_layer)
+    if layer.merge_mode is None or layer.return_state or len(call.outputs) > 1:
+        return None
+    fitting = (_kind(part, assumptions.keras) in GATES and _is_plain_recurrent(part) for part in parts)
+    return BothDirections(layer, assumptions) if all(fitting) else None
+
+
+def _is_plain_recurrent(layer: Any) -> bool:
+    return len(layer.weights) == 2 + layer.use_bias and not layer.stateful and not getattr(layer, "time_major", False)
+
+
 def _repeat(call: Call, assumptions: Assumptions) -> Rule | None:
     before, after = call.inputs[0].channels, call.outputs[0].channels
     return None if after % before else Repeat(call.layer)
@@ -296,7 +332,6 @@ _ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
 
 _REASONS = {
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), "normalises over all channels"),
-    "GroupNormalization": "normalises over groups of channels",
 }
 """Class of a Keras layer -> why what goes through it stays."""
 
@@ -316,6 +351,9 @@ _FACTORIES: dict[str, Factory] = {
     "LayerScale": _layer_scale,
     "Normalization": _normalization,
     "BatchNormalization": _batch_normalization,
+    "GroupNormalization": _group_normalization,
+    **dict.fromkeys(("TimeDistributed", "SpectralNormalization"), _wrapped),
+    "Bidirectional": _both_directions,
     "Activation": _activation_layer,
     **{name: _value_by_value for name in ("ReLU", "LeakyReLU", "ELU", "ThresholdedReLU", "Rescaling")},
     **{

@@ -258,6 +258,22 @@ class PassThrough(Rule):
         return bool(getattr(self.layer, "weights", ()))
 
 
+class GroupNormalized(PassThrough):
+    """GroupNormalization, whose channels stand or fall with all of their group."""
+
+    def attributes(self, kept: Kept) -> dict[str, Any]:
+        return {"groups": len(kept.inputs) * self.layer.groups // len(kept.constants)}
+
+    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
+        (source,) = inputs
+        by_group = source.classes.reshape(self.layer.groups, -1)
+        classes.join(by_group[:, :-1].reshape(-1), by_group[:, 1:].reshape(-1))
+        (found,) = super()._flow(call, inputs, classes)
+        fixed = np.repeat(source.channels.fixed.reshape(by_group.shape).all(axis=1), by_group.shape[1])
+        channels = Axis(source.classes, found.constants, fixed | self._deaf)
+        return [Flow.of_channels(found.rank, channels)]
+
+
 class LayerScale(PassThrough):
     """A factor for each channel, of whose number the config of the layer tells."""
 
@@ -319,6 +335,16 @@ def pin_others(flow: Flow, classes: ChannelClasses, call: Call) -> None:
     """Lets all stay of a tensor that goes into a call, but its channels."""
     for along in flow.others.values():
         classes.pin(along.classes, f"{call.name} looks at it along other axes")
+
+
+def evened(needed: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """As many of each group that is alive, bool (groups, channels): those that are needed, and the first of others."""
+    count = max(1, int(needed.sum(axis=1).max(initial=0)))
+    order = np.argsort(~needed, axis=1, kind="stable")
+    filled = needed.copy()
+    np.put_along_axis(filled, order[:, :count], True, axis=1)
+    filled[~alive] = False
+    return filled
 
 
 def where_known(function: Function, constants: np.ndarray) -> np.ndarray:
