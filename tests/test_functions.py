@@ -387,3 +387,17 @@ def test_any_network_over_sequences_computes_the_same(data, generation):
     model, keras = drawn(data, generation, SequenceNetwork)
     check_same(model, np.random.default_rng(0).normal(size=(3, 4, 3)).astype(np.float32))
     keras.backend.clear_session()
+
+
+def test_functions_that_tell_wrong_shapes_keep_what_goes_in():
+    """Keras tells the shape of the query for that of the output: with fewer values a layer after it would not fit."""
+    import keras as K
+
+    inputs = K.Input((5, 2, 3))
+    query, key, value = (K.layers.Dense(4, name=name)(inputs) for name in ("query", "key", "value"))
+    attended = K.ops.dot_product_attention(query, key, value)
+    model = K.Model(inputs, K.layers.Dense(2, name="last")(attended))
+    fill(model, np.random.default_rng(0))
+    clear(model.get_layer("last").kernel, [1, 2], 0)
+    _, report = check_same(model, np.random.default_rng(1).normal(size=(3, 5, 2, 3)))
+    assert report.channels["value"] == (4, 4)

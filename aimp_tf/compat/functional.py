@@ -47,6 +47,27 @@ def is_symbolic(value: Any) -> bool:
     return hasattr(value, "_keras_history")
 
 
+def told_shapes(layer: Any, structure: tuple[Any, Any], shapes: Mapping[int, tuple[int | None, ...]]) -> Any | None:
+    """The shapes that a layer or function says its outputs have, flat, where nothing is computed to find out.
+
+    Args:
+        layer: The layer, or an operation in its place.
+        structure: Its args and kwargs.
+        shapes: Place among their leaves -> shape of a tensor that is to stand there.
+
+    Returns:
+        Shapes; None where calls themselves tell, as in tf_keras.
+    """
+    if not hasattr(layer, "compute_output_spec"):
+        return None
+    keras = importlib.import_module("keras")
+    leaves = tf.nest.flatten(structure)
+    for place, shape in shapes.items():
+        leaves[place] = keras.KerasTensor(shape, leaves[place].dtype)
+    args, kwargs = tf.nest.pack_sequence_as(structure, leaves)
+    return [tuple(each.shape) for each in tf.nest.flatten(layer.compute_output_spec(*args, **kwargs))]
+
+
 def has_mask(value: Any) -> bool:
     """Whether a tensor that a layer gave carries a mask of padding."""
     return getattr(value, "_keras_mask", None) is not None

@@ -112,11 +112,8 @@ def _remade(call: Call, changes: Mapping[str, Any], resized: bool) -> Any:
     layer = call.layer
     config = {**layer.get_config(), "name": call.name}
     functions = _functions(layer, config)
-    if is_keras_own(type(layer)):
-        within = (_functions(part, part.get_config()) for part in layers_of(layer) if part is not layer)
-        hidden = {id(value) for part in within for value in part.values() if not is_keras_own(value)}
-        if hidden - set(map(id, functions.values())):
-            raise ValueError("A layer within it has a function of your own, for which a config holds a name alone.")
+    if is_keras_own(type(layer)) and hides_functions(layer):
+        raise ValueError("A layer within it has a function of your own, for which a config holds a name alone.")
     try:
         # Themselves, for their names may stand for nothing, or for other functions.
         copy = type(layer).from_config({**config, **functions, **changes})
@@ -127,6 +124,13 @@ def _remade(call: Call, changes: Mapping[str, Any], resized: bool) -> Any:
     if not is_keras_own(type(layer)) and not changes and not resized:
         _check_alike(copy, call)
     return copy
+
+
+def hides_functions(layer: Any) -> bool:
+    """Whether layers within one of Keras have functions that are none of Keras, for which its config does not do."""
+    within = (_functions(part, part.get_config()) for part in layers_of(layer) if part is not layer)
+    hidden = {id(value) for part in within for value in part.values() if not is_keras_own(value)}
+    return bool(hidden - set(map(id, _functions(layer, layer.get_config()).values())))
 
 
 def _functions(layer: Any, config: Mapping[str, Any]) -> dict[str, Any]:

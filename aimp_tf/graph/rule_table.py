@@ -14,6 +14,7 @@ from aimp_tf.compat.attention import projections
 from aimp_tf.compat.functional import declares_shape, function_name, is_function
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.graph.attention import Attention
+from aimp_tf.graph.copies import hides_functions
 from aimp_tf.graph.einsum import Einsum
 from aimp_tf.graph.functions import Tried
 from aimp_tf.graph.linear import Depthwise, Grouped, Linear, Separable
@@ -274,7 +275,7 @@ def _wrapped(call: Call, assumptions: Assumptions) -> Rule | None:
 
     inner = dataclasses.replace(call, layer=within, inputs=inside(call.inputs), outputs=inside(call.outputs))
     kind = _kind(within, assumptions.keras)
-    if not (kind == "Dense" or "Conv" in kind) or not _is_plain(inner, kind):
+    if not (kind == "Dense" or "Conv" in kind) or not _is_plain(inner, kind) or hides_functions(call.layer):
         return None
     rule = _FACTORIES[kind](inner, assumptions)
     return rule and Wrapped(call.layer, rule, assumptions.keras)
@@ -283,7 +284,7 @@ def _wrapped(call: Call, assumptions: Assumptions) -> Rule | None:
 def _both_directions(call: Call, assumptions: Assumptions) -> Rule | None:
     layer = call.layer
     parts = (layer.forward_layer, layer.backward_layer)
-    if layer.merge_mode is None or layer.return_state or len(call.outputs) > 1:
+    if layer.merge_mode is None or len(call.outputs) > 1 or hides_functions(layer):
         return None
     fitting = (_kind(part, assumptions.keras) in GATES and _is_plain_recurrent(part) for part in parts)
     return BothDirections(layer, assumptions) if all(fitting) else None

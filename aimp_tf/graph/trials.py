@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.functional import told_shapes
 from aimp_tf.graph.model_graph import Call, Tensor
 
 _EXAMPLES, _MANY_EXAMPLES = 16, 64
@@ -103,7 +104,7 @@ class Trial:
         size = self._shapes[place][axis]
         for inputs in itertools.islice(self._ways(place, axis, size), _MOST_WAYS):
             found = [self._outputs_of(inputs, size, *base) for base in self._base]
-            if found[0] is not None and found[0] == found[1]:
+            if found[0] is not None and found[0] == found[1] and self._is_told(inputs, found[0]):
                 return Cut(inputs, found[0])
         return None
 
@@ -129,6 +130,22 @@ class Trial:
         by_entry = np.moveaxis(outputs[output], axis, 0).reshape(size, -1).astype(np.float64)
         same = np.isfinite(by_entry).all(axis=1) & (by_entry == by_entry[:, :1]).all(axis=1)
         return np.where(same, by_entry[:, 0], np.nan)
+
+    def _is_told(self, inputs: Mapping[int, int], outputs: Sequence[int]) -> bool:
+        """Whether the shapes that the function tells are right with one entry less."""
+        leaves, shapes = list(self._leaves), {}
+        for place, axis in inputs.items():
+            if place in self.arrays:
+                leaves[place] = np.delete(np.asarray(leaves[place]), 0, axis)
+        for place, tensor in self.tensors.items():
+            shapes[place] = _one_less(tensor.shape, inputs[place]) if place in inputs else tensor.shape
+        structure = tf.nest.pack_sequence_as(self._structure, leaves)
+        try:
+            told = told_shapes(self._call.layer, structure, shapes)
+        except Exception:  # As in `run`.
+            return False
+        expected = [_one_less(tensor.shape, axis) for tensor, axis in zip(self._call.outputs, outputs, strict=True)]
+        return told is None or told == expected
 
     def _try_out(self) -> bool:
         if sum(np.prod(shape) for shape in self._shapes.values()) > _MOST_VALUES:
@@ -230,6 +247,11 @@ def alike(some: np.ndarray, others: np.ndarray) -> bool:
         return False
     finite = np.abs(some[np.isfinite(some)])
     return np.allclose(some, others, rtol=1e-4, atol=1e-5 * min(1.0, finite.max(initial=0)), equal_nan=True)
+
+
+def _one_less(shape: Sequence[int | None], axis: int) -> tuple[int | None, ...]:
+    """A shape with one entry less along an axis, of which the size is known or stays open."""
+    return tuple(size - 1 if size and place == axis else size for place, size in enumerate(shape))
 
 
 def _is_array(leaf: Any) -> bool:
