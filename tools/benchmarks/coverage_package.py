@@ -16,8 +16,8 @@ from aimp_tf.exporting.compaction import compact_and_report
 from aimp_tf.graph.liveness import Liveness
 from aimp_tf.graph.model_graph import ModelGraph
 from aimp_tf.graph.multiplications import multiply_adds
+from benchmarks.coverage_kernels import Kernel
 from benchmarks.coverage_oracle import Truth
-
 
 _COMPARED = 4
 """Examples of each batch on which outputs are compared, some of them in float64, which takes long."""
@@ -95,6 +95,9 @@ def _reading(model: Any) -> _Reading:
         for call in graph.calls
         if len(call.inputs) == 1 and call.outputs[0].channels and not liveness.rules[call].is_opaque
     }
+    for call in graph.calls:
+        if not liveness.rules[call].is_opaque:
+            removed |= _removed_within(call.layer, liveness.rules[call].rewritten(liveness.kept(call))[0])
     counts = {call: multiply_adds(call) for call in graph.calls}
     left_alone = {call.name: call.layer for call in graph.calls if liveness.rules[call].is_opaque}
     not_counted = {call.name: call.layer for call, count in counts.items() if count is None}
@@ -104,6 +107,22 @@ def _reading(model: Any) -> _Reading:
         [type(layer).__name__ for layer in not_counted.values()],
         sum(count or 0 for count in counts.values()),
     )
+
+
+def _removed_within(layer: Any, weights: Sequence[np.ndarray] | None) -> dict[int, int]:
+    """Id of a layer within one, such as a projection of attention -> how many channels it has less with these weights
+    of the outer one."""
+    before = {
+        id(getattr(weight, "value", weight)): number for number, weight in enumerate(getattr(layer, "weights", ()))
+    }
+    found = {}
+    for part in layer._flatten_layers(include_self=False) if weights is not None else ():
+        if (kernel := Kernel.of(part)) is not None:
+            axes = kernel.order[len(kernel.order) - kernel.outputs :]
+            after = weights[before[id(getattr(kernel.variable, "value", kernel.variable))]]
+            made = (np.prod([shape[axis] for axis in axes]) for shape in (kernel.variable.shape, after.shape))
+            found[id(part)] = int(next(made) - next(made))
+    return found
 
 
 def compact(
@@ -125,7 +144,9 @@ def compact(
         outcome.compact = time.perf_counter() - begun_at
         by_name = {call.name: id(call.layer) for call in ModelGraph.of(model).calls}
         removed = {by_name[name]: before - after for name, (before, after) in report.channels.items()}
-        outcome.taken = {label: removed.get(id(truth.layer), 0) for label, truth in known.items()}
+        outcome.taken = {
+            label: removed.get(id(truth.layer), outcome.taken.get(label, 0)) for label, truth in known.items()
+        }
         exact = double()
         exact.set_weights(model.get_weights())
         outcome.difference = _difference(exact, compact_and_report(exact)[0], data)
