@@ -40,6 +40,17 @@ def test_units_of_both_directions(kind, mode, K):
     assert left == [4 if mode == "concat" else 3] * 2 and not report.left_alone  # As many of both.
 
 
+@pytest.mark.parametrize("mode", ["sum", "mul"])
+def test_a_unit_that_is_zero_in_one_direction(mode, K):
+    """The other, which later steps read, is not, be what comes out zero or not."""
+    both = K.layers.Bidirectional(K.layers.SimpleRNN(3, return_sequences=True), merge_mode=mode)
+    model = sequential(K, (4, 3), both, K.layers.Dense(2, name="last"))
+    for weight in both.backward_layer.weights:
+        clear(weight, [1], -1)
+    clear(model.get_layer("last").kernel, [1], 0)
+    check_same(model, np.random.default_rng(1).normal(size=(5, 4, 3)))
+
+
 def test_units_of_both_directions_in_training(K):
     model = sequential(K, (4, 3), K.layers.Bidirectional(K.layers.GRU(5), name="both"), K.layers.Dense(2, name="last"))
     (group,) = aimp_tf.groups(model).groups

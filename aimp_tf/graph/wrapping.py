@@ -123,12 +123,8 @@ class BothDirections(Rule):
         (source,) = inputs
         pin_others(source, classes, call)
         constants = [part.constants(source) for part in self._parts.values()]
-        if self._side_by_side:
-            both = np.concatenate(constants)
-        elif self.layer.merge_mode == "mul":
-            both = np.where((constants[0] == 0) | (constants[1] == 0), 0.0, np.nan)
-        else:
-            both = np.where((constants[0] == 0) & (constants[1] == 0), 0.0, np.nan)
+        # Of units that are tied, one may be zero where the other, which later steps read, is not.
+        both = np.concatenate(constants) if self._side_by_side else constants[0] + constants[1]
         units = classes.new(len(both))
         if self._side_by_side and self._training:
             classes.join(*np.split(units, 2))

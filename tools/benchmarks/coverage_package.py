@@ -110,7 +110,7 @@ def _reading(model: Any) -> _Reading:
 
 
 def _removed_within(layer: Any, weights: Sequence[np.ndarray] | None) -> dict[int, int]:
-    """Id of a layer within one, such as a projection of attention -> how many channels it has less with these weights
+    """Id of a layer within one, such as a projection of attention -> how many channels fewer it has with these weights
     of the outer one."""
     before = {
         id(getattr(weight, "value", weight)): number for number, weight in enumerate(getattr(layer, "weights", ()))
