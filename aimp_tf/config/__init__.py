@@ -117,7 +117,8 @@ class PruningConfig:
             model whose `call` can be traced: a filter or unit with its bias and normalisation and all that reads it, so
             that `compact` makes a smaller model of the same outputs. They are ranked by the L2 norm of all that is tied
             to them, over the mean of those of the same layers. `aimp_tf.groups` shows them. "head" is attention heads,
-            and ("channel", "head") both in one ranking; what is said of channels holds of heads.
+            and ("channel", "head") both in one ranking; what is said of channels holds of heads. "block" is residual
+            branches that are added to what goes on as it is, each with all its weights; all of them may go.
         budget: What `target_sparsity` and `rate` count with `granularity="channel"`: "weights" is the prunable ones,
             "channels" those that can go, "flops" the multiply-adds for one example. Of weights and multiply-adds, as
             many are left as the largest number of channels along the ranking has without going beyond the target. An
@@ -128,7 +129,7 @@ class PruningConfig:
         max_layer_sparsity: No variable gets sparser than this, in [target_sparsity, 1); others then give more. None
             sets no limit.
         min_layer_survivors: No variable keeps fewer weights than this, or than it has. With `granularity="channel"`, no
-            layer keeps fewer channels than this; 0 is a tenth of them.
+            layer keeps fewer channels than this; 0 is a tenth of them, and none of blocks.
         min_layer_share: No variable keeps less than this fraction, in [0, 1), of what it would keep if all ended with
             the same sparsity, rounded up: one ranking of raw magnitudes follows the initialisers, and could empty the
             layers whose weights start small. Where whole weights are too few for all of that beside the two limits
