@@ -296,6 +296,9 @@ def around_dense(K, call):
             self.dense.build(shape)
             super().build(shape)
 
+        def compute_output_shape(self, shape):
+            return (*shape[:-1], 4)
+
         def call(self, x):
             return call(self.dense, x)
 
@@ -320,6 +323,40 @@ def test_layers_that_a_trace_does_not_tell_all_of_are_left_alone(call, K):
     clear(first.kernel, range(3), -1)
     _, report = compacted(model, 3)
     assert report.left_alone == {"own": "Around"} and report.channels["first"] == (6, 6)
+
+
+def looking_back(dense, x):
+    """Asks for all sizes, as causal masks do."""
+    import keras
+
+    examples, length, _ = keras.ops.shape(x)
+    mask = keras.ops.broadcast_to(np.tril(np.ones((1, length, length), np.float32)), (examples, length, length))
+    return keras.ops.matmul(mask, dense(x))
+
+
+def one_by_one(dense, x):
+    """Does something else with each example."""
+    import keras
+
+    return dense(x) * np.arange(1, keras.ops.shape(x)[0] + 1, dtype=np.float32).reshape(-1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "length", "opened"), [(looking_back, 5, True), (looking_back, None, False), (one_by_one, 5, False)]
+)
+def test_layers_that_ask_for_the_number_of_examples(call, length, opened):
+    """Of Keras 3: tf_keras' functions take sizes that are open."""
+    import keras as K
+
+    sequence, first = K.Input((length, 3)), K.layers.Dense(6, name="first")
+    hidden = first(sequence)
+    own = around_dense(K, call)
+    model = K.Model(sequence, K.layers.Dense(2)(own(hidden)))
+    fill(model, np.random.default_rng(0))
+    clear(own.dense.kernel, range(3), 0)
+    small, report = check_same(model, np.random.default_rng(1).normal(size=(4, 5, 3)))
+    assert report.channels["first"] == (6, 3 if opened else 6) and bool(report.left_alone) != opened
+    assert small(np.zeros((7, 5, 3), np.float32)).shape == (7, 5, 2)
 
 
 def test_subclassed_models_are_opened(K):

@@ -111,7 +111,7 @@ class ModelGraph:
             Call(step.layer, names[id(step.layer)], step.args, step.kwargs, step.inputs, step.outputs, step.training)
             for step in steps
         )
-        return cls(model, keras, new_inputs, new_outputs, calls, functional)
+        return cls(model, keras, new_inputs, new_outputs, calls, functional)._with_sizes()
 
     @functools.cached_property
     def masked(self) -> frozenset[Tensor]:
@@ -122,18 +122,57 @@ class ModelGraph:
         """
         if not any(_may_mask(call.layer) for call in self.calls):
             return frozenset()
-        found: set[Tensor] = set()
+        found = self._traced(has_mask)
+        if found is None:
+            return frozenset(tensor for call in self.calls for tensor in (*call.inputs, *call.outputs))
+        return frozenset(tensor for tensor, masked in found.items() if masked)
+
+    def _traced(self, told: Callable[[Any], Any]) -> dict[Tensor, Any] | None:
+        """What is told of each tensor of TensorFlow's that flows for inputs of these shapes; None if that fails."""
+        found: dict[Tensor, Any] = {}
 
         def run(*inputs: Any) -> None:
-            found.update(tensor for tensor, value in self.computed(inputs).items() if has_mask(value))
+            found.update((tensor, told(value)) for tensor, value in self.computed(inputs).items())
 
         try:
             specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tf.nest.flatten(self.inputs)]
             tf.function(run, autograph=False).get_concrete_function(*specs)
         except Exception as error:  # Whatever a layer of the user's raises.
-            _log.debug("Masks of %s could not be traced: %s", self.model.name, error)
-            return frozenset(tensor for call in self.calls for tensor in (*call.inputs, *call.outputs))
-        return frozenset(found)
+            _log.debug("%s could not be traced: %s", self.model.name, error)
+            return None
+        return found
+
+    def _with_sizes(self) -> ModelGraph:
+        """The same with sizes that layers leave open, such as EinsumDense, and that follow from those of the inputs."""
+        made = [tensor for call in self.calls for tensor in call.outputs]
+        known = all(None not in tensor.shape[1:] for tensor in tf.nest.flatten(self.inputs))
+        if not known or not any(None in tensor.shape[1:] for tensor in made):
+            return self
+        sizes = self._traced(lambda value: tuple(getattr(value, "shape", ()))) or {}
+        full = {
+            tensor: Tensor(
+                tuple(size or found for size, found in zip(tensor.shape, sizes[tensor], strict=True)), tensor.dtype
+            )
+            for tensor in made
+            if None in tensor.shape[1:] and len(sizes.get(tensor, ())) == len(tensor.shape)
+        }
+
+        def filled(structure: Any) -> Any:
+            return tf.nest.map_structure(
+                lambda leaf: full.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf, structure
+            )
+
+        calls = tuple(
+            dataclasses.replace(
+                call,
+                args=filled(call.args),
+                kwargs=filled(dict(call.kwargs)),
+                inputs=filled(call.inputs),
+                outputs=filled(call.outputs),
+            )
+            for call in self.calls
+        )
+        return dataclasses.replace(self, outputs=filled(self.outputs), calls=calls)
 
     def computed(self, inputs: Sequence[Any]) -> dict[Tensor, Any]:
         """What flows between the layers for some inputs, which are as they are nested in the model, but flat."""

@@ -17,7 +17,7 @@ from aimp_tf.compat.variables import bare
 
 _log = logging.getLogger(__name__)
 
-_EXAMPLES, _OPEN = 2, 3
+_EXAMPLES, _OPEN = 3, 3
 """Sizes to try with: of the axis of examples, and of others that are open."""
 
 

@@ -86,7 +86,7 @@ def _may_be_tried(call: Call, assumptions: Assumptions) -> bool:
 
 
 def _is_random(layer: Any) -> bool:
-    return any(part in name for name in vars(layer) for part in ("seed", "random"))
+    return any(part in name for name in vars(layer) for part in ("seed", "random") if not name.startswith("_"))
 
 
 def is_sum(layer: Any) -> bool:

@@ -121,9 +121,17 @@ def _smallest(function: Callable[..., Any]) -> Any:
 
 
 def _hub(name: str) -> Any:
-    settings = {**_HUB_SIZES, **_HUB[name]}
-    backbone = getattr(importlib.import_module("keras_hub").models, name)
-    return backbone(**{key: value for key, value in settings.items() if value is not None})
+    """A backbone that is called on sequences of a length that is known, for a causal mask asks for it."""
+    keras, settings = importlib.import_module("keras"), {**_HUB_SIZES, **_HUB[name]}
+    make = getattr(importlib.import_module("keras_hub").models, name)
+    backbone = make(**{key: value for key, value in settings.items() if value is not None})
+    inputs = tf.nest.map_structure(
+        lambda tensor: keras.Input(
+            [size or _LENGTH for size in tensor.shape[1:]], dtype=tensor.dtype, name=tensor.name
+        ),
+        backbone.input,
+    )
+    return keras.Model(inputs, backbone(inputs))
 
 
 def specs_of(model: Any) -> Any:

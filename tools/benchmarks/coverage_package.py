@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.variables import resource_of
 from aimp_tf.exporting.compaction import compact_and_report
 from aimp_tf.graph.liveness import Liveness
 from aimp_tf.graph.model_graph import ModelGraph
@@ -90,14 +91,10 @@ def _reading(model: Any) -> _Reading:
     """The one place that knows the package's own parts."""
     graph = ModelGraph.of(model)
     liveness = Liveness(graph)
-    removed = {
-        id(call.layer): call.outputs[0].channels - len(liveness.kept(call).outputs)
-        for call in graph.calls
-        if len(call.inputs) == 1 and call.outputs[0].channels and not liveness.rules[call].is_opaque
-    }
+    removed: dict[int, int] = {}
     for call in graph.calls:
         if not liveness.rules[call].is_opaque:
-            removed |= _removed_within(call.layer, liveness.rules[call].rewritten(liveness.kept(call))[0])
+            removed |= _removed(call.layer, liveness.rules[call].rewritten(liveness.kept(call))[0])
     counts = {call: multiply_adds(call) for call in graph.calls}
     left_alone = {call.name: call.layer for call in graph.calls if liveness.rules[call].is_opaque}
     not_counted = {call.name: call.layer for call, count in counts.items() if count is None}
@@ -109,19 +106,19 @@ def _reading(model: Any) -> _Reading:
     )
 
 
-def _removed_within(layer: Any, weights: Sequence[np.ndarray] | None) -> dict[int, int]:
-    """Id of a layer within one, such as a projection of attention -> how many channels fewer it has with these weights
-    of the outer one."""
-    before = {
-        id(getattr(weight, "value", weight)): number for number, weight in enumerate(getattr(layer, "weights", ()))
-    }
+def _removed(layer: Any, weights: Sequence[np.ndarray] | None) -> dict[int, int]:
+    """Id of a layer, or of one within it such as a projection of attention -> how many channels fewer it has with other
+    weights of the outer one; nothing where these stay."""
+    if weights is None:
+        return {}
+    places = {id(resource_of(weight)): place for place, weight in enumerate(layer.weights)}
     found = {}
-    for part in layer._flatten_layers(include_self=False) if weights is not None else ():
+    for part in layer._flatten_layers():
         if (kernel := Kernel.of(part)) is not None:
             axes = kernel.order[len(kernel.order) - kernel.outputs :]
-            after = weights[before[id(getattr(kernel.variable, "value", kernel.variable))]]
-            made = (np.prod([shape[axis] for axis in axes]) for shape in (kernel.variable.shape, after.shape))
-            found[id(part)] = int(next(made) - next(made))
+            after = weights[places[id(resource_of(kernel.variable))]]
+            before, left = (np.prod([shape[axis] for axis in axes]) for shape in (kernel.variable.shape, after.shape))
+            found[id(part)] = int(before - left)
     return found
 
 
@@ -144,8 +141,9 @@ def compact(
         outcome.compact = time.perf_counter() - begun_at
         by_name = {call.name: id(call.layer) for call in ModelGraph.of(model).calls}
         removed = {by_name[name]: before - after for name, (before, after) in report.channels.items()}
+        # Later passes may take out more; the report counts the last axis alone where a kernel makes several.
         outcome.taken = {
-            label: removed.get(id(truth.layer), outcome.taken.get(label, 0)) for label, truth in known.items()
+            label: max(removed.get(id(truth.layer), 0), outcome.taken.get(label, 0)) for label, truth in known.items()
         }
         exact = double()
         exact.set_weights(model.get_weights())
