@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from random_networks import check_same, fill
 
+from aimp_tf import compact
 from aimp_tf.graph.liveness import Liveness
 from aimp_tf.graph.model_graph import ModelGraph
 
@@ -108,6 +110,21 @@ def test_where_the_size_is_open_they_stay(K):
     separable = network(K, K.layers.SeparableConv2D(3, 3, padding="same"), size=(None, None))
     check(separable, CONSTANT)
     check(network(K, K.layers.Conv2D(3, 3, padding="same"), size=(None, None)), 1)
+
+
+def test_what_cannot_be_computed_stays(K):
+    """Here for texts, of which no numbers can be made up."""
+    layers = K.layers
+    texts = K.Input((4,), dtype="string")
+    numbers = layers.StringLookup(vocabulary=["a", "b"])(texts)
+    values = layers.Reshape((2, 2, 3))(layers.Embedding(4, 3)(numbers))
+    values = layers.Conv2D(8, 1, name="first")(values)
+    model = K.Model(texts, layers.Conv2D(2, 1)(layers.ReLU()(layers.DepthwiseConv2D(3, padding="same")(values))))
+    made_constant(model, np.arange(8) < 6)
+    words = tf.constant([["a", "b", "", "c"], ["b", "b", "a", "a"]])
+    small = compact(model)
+    np.testing.assert_allclose(small(words), model(words), rtol=1e-5)
+    assert small.get_layer("first").filters == 8
 
 
 def test_what_is_said_to_be_fixed_is(K):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,8 @@ from aimp_tf.graph.multiplications import multiply_adds, products
 from aimp_tf.graph.readers import Reader
 from aimp_tf.graph.rule_table import rule_for
 from aimp_tf.graph.rules import Assumptions, Kept, Rule, as_it_is
+
+_log = logging.getLogger(__name__)
 
 
 def value_of(variable: Any) -> np.ndarray:
@@ -201,20 +204,23 @@ class _Examples:
     def of(self, tensor: Tensor) -> np.ndarray:
         """As `Reader` takes them."""
         constants = self._flows[tensor].constants
-        if not self._computed:
+        if not self._computed or tensor not in self._values:
             return constants
-        return np.where(np.isnan(constants), self._values[tensor][0], constants)
+        return np.where(np.isnan(constants), tf.cast(self._values[tensor], tf.float64)[0], constants)
 
     @functools.cached_property
-    def _values(self) -> Mapping[Tensor, np.ndarray]:
+    def _values(self) -> Mapping[Tensor, Any]:
+        """Of one example, which is made up; nothing where the model does not take that, such as texts."""
         generator = np.random.default_rng(0)
-        inputs = [
-            tf.cast(generator.uniform(0, 1, (1, *tensor.shape[1:])), tensor.dtype)
-            for tensor in tf.nest.flatten(self._graph.inputs)
-        ]
-        return {
-            tensor: np.asarray(tf.cast(value, tf.float64)) for tensor, value in self._graph.computed(inputs).items()
-        }
+        try:
+            inputs = [
+                tf.cast(generator.uniform(0, 1, (1, *tensor.shape[1:])), tensor.dtype)
+                for tensor in tf.nest.flatten(self._graph.inputs)
+            ]
+            return self._graph.computed(inputs)
+        except Exception as error:  # Whatever a layer of the user's raises.
+            _log.debug("%s could not be computed: %s", self._graph.model.name, error)
+            return {}
 
 
 def follow_channels(

@@ -82,14 +82,15 @@ class Trial:
 
     def run(self, values: Values) -> list[np.ndarray] | None:
         """What comes out for these numbers; None if that is an error."""
-        leaves = [
-            tf.cast(values[place], leaf.dtype) if place in values else leaf for place, leaf in enumerate(self._leaves)
-        ]
-        args, kwargs = tf.nest.pack_sequence_as(self._structure, leaves)
         try:
+            leaves = [
+                tf.cast(values[place], leaf.dtype) if place in values else leaf
+                for place, leaf in enumerate(self._leaves)
+            ]
+            args, kwargs = tf.nest.pack_sequence_as(self._structure, leaves)
             outputs = tf.nest.flatten(self._call.layer(*args, **kwargs))
             return [np.asarray(tf.cast(output, tf.float32)) for output in outputs]
-        except Exception:  # Whatever a function raises that was not made for this.
+        except Exception:  # Whatever a function raises that was not made for this, or takes texts.
             return None
 
     def sample(self, examples: int | None = None, sizes: tuple[float, float] = (-2.0, 2.5)) -> dict[int, np.ndarray]:
