@@ -61,7 +61,7 @@ def one_shot(
         recalibrate_batches: From how many batches normalisation gets its statistics; 0 leaves them as they are.
         **fields: Fields of `PruningConfig` that say what goes: target_sparsity, criterion, criterion_batches, scope,
             granularity, budget, channel_multiple, the limits on layers, include, exclude, seed, mixed_precision; and
-            repair, which is True here unless it is given.
+            repair, which is True here unless it is given, or the granularity is of heads or blocks.
 
     Returns:
         The pruned model with its masks and a single round of no epochs, whose metrics are those of the validation data,
@@ -86,8 +86,10 @@ def one_shot(
     check_names("one_shot", fields, _FIELDS)
     # One round down to the target, before a training that is left out.
     config = PruningConfig.from_fields(
-        {"repair": True, **fields, "epochs": 1, "rate": 1 - 1e-12, "start": "trained", "compact_rounds": False}
+        {**fields, "epochs": 1, "rate": 1 - 1e-12, "start": "trained", "compact_rounds": False}
     )
+    if "repair" not in fields:
+        config = config.replace(repair={*config.structure.kinds} <= {"channel"})
     config.validate()
     if not is_number(recalibrate_batches, numbers.Integral) or recalibrate_batches < 0:
         raise ValueError(f"recalibrate_batches must be a whole number, 0 or more; got {recalibrate_batches!r}.")

@@ -98,7 +98,7 @@ def test_blocks_that_are_gone_leave_the_rest_as_it_is(K):
     model = residual(K)
     fill(model, np.random.default_rng(0))
     images = np.random.default_rng(1).random((32, 8, 8, 1), np.float32)
-    settings = {"granularity": "block", "budget": "channels", "target_sparsity": 0.5, "repair": False}
+    settings = {"granularity": "block", "budget": "channels", "target_sparsity": 0.5}
     result = aimp_tf.one_shot(compiled(model, K), images, np.arange(32) % 10, **settings)
     small, report = check_same(result.model, images)
     left = [layer.name for layer in small.layers if layer.name.startswith("block_")]
@@ -116,7 +116,7 @@ def test_the_least_of_blocks_go(criterion, K):
             for weight in model.get_layer(name).trainable_weights:
                 weight.assign(weight * 0.01)
     images, labels = np.random.default_rng(1).random((32, 8, 8, 1), np.float32), np.arange(32) % 10
-    settings = {"granularity": "block", "budget": "flops", "target_sparsity": 0.4, "repair": False}
+    settings = {"granularity": "block", "budget": "flops", "target_sparsity": 0.4}
     result = aimp_tf.one_shot(compiled(model, K), images, labels, criterion=criterion, **settings)
     gone = {path.split("/")[-2] for path, mask in result.masks.items() if not mask.any()}
     assert gone == {f"{part}_{block}" for part in ("a", "b", "norm") for block in (1, 3)}

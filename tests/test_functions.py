@@ -426,6 +426,21 @@ def test_any_network_over_sequences_computes_the_same(data, generation):
     keras.backend.clear_session()
 
 
+def test_masks_of_what_is_nowhere_but_one_value(K):
+    """A step is padding if all of its channels are zero: none can go."""
+    layers = K.layers
+    inputs = K.Input((4, 3))
+    values = layers.Dense(5, activation="relu", name="first")(inputs)
+    masked = layers.GlobalAveragePooling1D()(layers.Masking(0.0)(values))
+    model = K.Model(inputs, layers.Dense(2, name="last")(masked))
+    fill(model, np.random.default_rng(0))
+    clear(model.get_layer("last").kernel, [1, 2], 0)
+    x = np.random.default_rng(1).normal(size=(3, 4, 3)) * [[[1.0], [0.0], [1.0], [0.0]]]
+    model.get_layer("first").bias.assign(np.array([0, 1, 0, 0, 0]))
+    _, report = check_same(model, x)
+    assert report.channels["first"] == (5, 5) and "Masking" in report.left_alone.values()
+
+
 def test_functions_that_tell_wrong_shapes_keep_what_goes_in():
     """Keras tells the shape of the query for that of the output: with fewer values a layer after it would not fit."""
     import keras as K

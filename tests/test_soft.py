@@ -299,7 +299,7 @@ def test_mistakes():
         ({"fade_epochs": 1, "method": "gradual"}, ValueError, "method='gradual' has no use for fade_epochs=1"),
         ({"fade_epochs": 1, "round_epochs": 2, "repair": True}, ValueError, "repair makes up for what goes at once"),
         ({"regrow": 1}, ValueError, r"regrow must lie in \[0, 1\)"),
-        ({"regrow": 0.1, "granularity": "channel"}, ValueError, "regrow is for single weights and blocks"),
+        ({"regrow": 0.1, "granularity": "channel"}, ValueError, "regrow is for single weights and .1x4."),
         ({"regrow": 0.1, "granularity": "2:4", "target_sparsity": 0.5}, ValueError, "regrow is for single weights"),
         ({"regrow": 0.1, "compact_rounds": True}, ValueError, "regrow brings weights back"),
     ):

@@ -72,6 +72,25 @@ def test_along_a_sequence(K, padding, left):
     check(network(K, rows, K.layers.SeparableConv1D(3, 3, padding=padding)), left)
 
 
+def test_along_a_sequence_of_the_past():
+    """Padded at one end alone, which tf_keras can do."""
+    import tf_keras as K
+
+    rows = K.layers.Reshape((49, FILTERS))
+    check(network(K, rows, K.layers.SeparableConv1D(3, 3, padding="causal")), CONSTANT)
+
+
+def test_small_constants_that_weigh_much(K):
+    """What counts is how far one is from the sums of others beside itself."""
+    model = made_constant(network(K, K.layers.ZeroPadding2D(1), K.layers.Conv2D(3, 3)))
+    first, last = model.layers[1], model.layers[-1]
+    sizes = np.where(np.arange(FILTERS) % 2, 1e-6, 1.0)
+    first.bias.assign(first.bias.numpy() * sizes)
+    last.kernel.assign(last.kernel.numpy() / sizes[:, np.newaxis])
+    _, report = check_same(model, np.random.default_rng(1).normal(size=(3, 7, 7, 2)))
+    assert report.channels["first"] == (FILTERS, FILTERS - CONSTANT + 1)
+
+
 def test_groups_have_their_own(K):
     """One of each group stands in for the other four."""
     model = network(K, K.layers.Conv2D(12, 3, padding="same", groups=4))

@@ -74,6 +74,39 @@ def test_at_each_step(kind, K):
         assert report.channels["first"] == (6, 5)
 
 
+def test_constants_before_what_is_separable_at_each_step(K):
+    """Their patterns are not known there, so that they stay."""
+    timed = K.layers.TimeDistributed(K.layers.SeparableConv1D(6, 3, padding="same"))
+    model = sequential(K, (3, 5, 4), K.layers.Dense(6, name="first"), timed, K.layers.Dense(2))
+    clear(model.get_layer("first").kernel, [1, 2], 1)
+    _, report = check_same(model, np.random.default_rng(1).normal(size=(2, 3, 5, 4)))
+    assert report.channels["first"] == (6, 6)
+
+
+def test_unequal_directions_are_left_alone():
+    """Of tf_keras, which can call such a layer."""
+    import tf_keras as K
+
+    both = K.layers.Bidirectional(K.layers.LSTM(4), backward_layer=K.layers.LSTM(6, go_backwards=True), name="both")
+    model = sequential(K, (4, 3), both, K.layers.Dense(2))
+    _, report = check_same(model, np.random.default_rng(1).normal(size=(2, 4, 3)))
+    assert report.left_alone == {"both": "Bidirectional"}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_recurrent_layers_over_padding(wrapped, K):
+    recurrent = K.layers.LSTM(6, return_sequences=True, name="recurrent")
+    recurrent = K.layers.Bidirectional(recurrent, name="recurrent") if wrapped else recurrent
+    embedding = K.layers.Embedding(5, 8, mask_zero=True, name="table")
+    model = sequential(K, (7,), embedding, recurrent, K.layers.GlobalAveragePooling1D(), K.layers.Dense(2, name="last"))
+    clear(model.get_layer("last").kernel, [1, 3, 7, 9] if wrapped else [1, 3], 0)
+    for weights in (recurrent.weights[1], recurrent.weights[-2] if wrapped else recurrent.weights[1]):
+        clear(weights, [1, 3], 0)
+    small, report = check_same(model, np.array([[1, 2, 3, 0, 0, 0, 0], [4, 0, 2, 1, 1, 0, 0]]))
+    assert small.get_layer("last").kernel.shape[0] == (8 if wrapped else 4)
+    assert "recurrent" not in report.left_alone
+
+
 def test_divided_by_the_largest_singular_value():
     """Of Keras 3, whose layer alone can be made beside both generations."""
     import keras as K

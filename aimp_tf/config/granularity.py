@@ -27,8 +27,8 @@ def check_granularity(config: Any) -> None:
         )
     if config.regrow and (channels or config.structure.n):
         raise ValueError(
-            f"regrow is for single weights and blocks, and {config.structure} is of others: channels that are removed "
-            "have no gradients, and n:m leaves no choice. Leave out one of the two."
+            f"regrow is for single weights and '1x4' and the like, and not for {config.structure}: channels that are "
+            "removed have no gradients, and n:m leaves no choice. Leave out one of the two."
         )
     if config.regrow and config.compact_rounds:
         raise ValueError("regrow brings weights back, also of channels that compact_rounds leaves out. Leave out one.")

@@ -85,7 +85,8 @@ def block_units(
     reasons |= {block.joint: why for block in blocks if (why := found.reason(block, include))}
     blocks = [block for block in blocks if block.joint not in reasons]
     left = found.left_without(blocks)
-    reasons |= {joint: "without its weights it is not known to be zero" for joint in left}
+    why = "a mask of padding reaches it, or without its weights it is not known to be zero"
+    reasons |= dict.fromkeys(left, why)
     units = found.units([block for block in blocks if block.joint not in left])
     return units, {call.name: (1, reasons[call]) for call in graph.calls if call in reasons}
 

@@ -139,7 +139,8 @@ class Separable(Linear):
     def _products(self, values: np.ndarray) -> np.ndarray:
         """What the pointwise kernel reads of one example; all NaN if it is not known by its positions."""
         kernel, *_ = self.layer.get_weights()
-        if values.ndim < kernel.ndim - 1:
+        padding = self.layer.padding.upper()
+        if values.ndim != kernel.ndim - 1 or padding not in ("SAME", "VALID"):
             return np.full((1, values.shape[-1]), np.nan)
         strides, rates = (
             (*each, *each)[:2] if len(each) == 1 else each for each in (self.layer.strides, self.layer.dilation_rate)
@@ -147,7 +148,6 @@ class Separable(Linear):
         if kernel.ndim == 3:
             values, kernel = values[np.newaxis], kernel[np.newaxis]
         known = np.nan_to_num(values)[np.newaxis]
-        padding = self.layer.padding.upper()
         products = tf.nn.depthwise_conv2d(known, kernel.astype(known.dtype), (1, *strides, 1), padding, dilations=rates)
         return np.where(np.isnan(values).any(axis=(0, 1)), np.nan, products)
 

@@ -55,10 +55,13 @@ class Reader:
         self.read = [np.zeros(len(each), bool) for each in self.constants]
         self._outputs_seen = 0
         fixed = np.all([named[reading.sources[0]].fixed for named in calls], axis=0)
-        self._patterns = np.full((1, len(fixed)), np.nan)
+        self._patterns, self._sizes = np.full((1, len(fixed)), np.nan), np.ones(len(fixed))
         if reading.pattern is not None and (fixed & ~reading.foldable(self.constants[0])).any():
             parts = [reading.pattern(np.where(fixed, example, np.nan)) for example in values()]
             self._patterns = np.concatenate([part.reshape(-1, len(fixed)) for part in parts])
+            # Each beside its own largest value, for what reads small ones may be large.
+            self._sizes = np.abs(self._patterns).max(axis=0)
+            self._patterns = self._patterns / np.where(self._sizes == 0, 1.0, self._sizes)
             self.constants[0] = np.where(np.isnan(self.constants[0]), self._uniform(), self.constants[0])
         self.foldable = [reading.foldable(each) for each in self.constants]
         self.mergeable = ~np.isnan(self._patterns).any(axis=0) & ~self.foldable[0]
@@ -100,7 +103,8 @@ class Reader:
         for channels in self._blocks(asked):
             channels = channels[asked[channels] | (self.mergeable & needed[classes])[channels]]
             patterns = self._patterns[:, channels]
-            chosen.append(_basis(patterns, classes[channels], ~asked[channels], self.reading.offset))
+            stays = ~asked[channels]
+            chosen.append(_basis(patterns, self._sizes[channels], classes[channels], stays, self.reading.offset))
         return np.concatenate(chosen)
 
     def merged(self, stays: np.ndarray) -> tuple[np.ndarray, list[Merge]]:
@@ -119,18 +123,17 @@ class Reader:
             patterns = self._patterns[:, there]
             if self.reading.offset:
                 patterns = np.concatenate([patterns, np.ones((len(patterns), 1))], axis=1)
-            ratios = np.linalg.lstsq(patterns, self._patterns[:, removed], rcond=1e-6)[0]
+            ratios = np.linalg.lstsq(patterns, self._patterns[:, removed], rcond=1e-6)[0] * self._sizes[removed]
             if self.reading.offset:
                 constants[removed] = ratios[-1]
-            merges.append(Merge(removed, there, ratios[: len(there)]))
+            merges.append(Merge(removed, there, ratios[: len(there)] / self._sizes[there, np.newaxis]))
         return constants, merges
 
     def _uniform(self) -> np.ndarray:
         """The value of each channel that is the same everywhere in its pattern; NaN for others."""
         if self.reading.offset:
             lowest, highest = self._patterns.min(axis=0), self._patterns.max(axis=0)
-            largest = np.nanmax(np.abs(self._patterns), initial=0.0)
-            return np.where(highest - lowest <= _SAME * largest, (lowest + highest) / 2, np.nan)
+            return np.where(highest - lowest <= _SAME, (lowest + highest) / 2 * self._sizes, np.nan)
         return np.where((self._patterns == 0).all(axis=0), 0.0, np.nan)
 
     def _blocks(self, channels: np.ndarray) -> Iterator[np.ndarray]:
@@ -142,12 +145,13 @@ class Reader:
             yield np.flatnonzero(blocks == block)
 
 
-def _basis(patterns: np.ndarray, classes: np.ndarray, stays: np.ndarray, offset: bool) -> np.ndarray:
-    """Classes of patterns that have to stay so that all others are sums of what stays (Gram-Schmidt, the largest that
-    is left first).
+def _basis(patterns: np.ndarray, sizes: np.ndarray, classes: np.ndarray, stays: np.ndarray, offset: bool) -> np.ndarray:
+    """Classes of patterns that have to stay so that all others are sums of what stays (Gram-Schmidt, of those that are
+    newest the largest first).
 
     Args:
-        patterns: Float (values, patterns).
+        patterns: Float (values, patterns), the largest value of each being 1.
+        sizes: What they are to be multiplied by, float (patterns,).
         classes: Class of each, int (patterns,), of which all stay or none.
         stays: Whether each stays anyway, bool (patterns,).
         offset: Whether what is the same for all values needs none.
@@ -156,7 +160,7 @@ def _basis(patterns: np.ndarray, classes: np.ndarray, stays: np.ndarray, offset:
     least = _SAME * np.linalg.norm(patterns, axis=0).max(initial=0)
     stays, chosen = stays.copy(), []
     while (norms := np.linalg.norm(left, axis=0))[~stays].max(initial=0) > least:
-        index = int(np.argmax(norms))
+        index = int(np.argmax(np.where(norms > norms.max() / 2, sizes, 0.0)))
         if (best := np.where(stays, norms, 0.0)).max() > _FIRM * norms[index]:
             index = int(np.argmax(best))
         if not stays[index]:

@@ -56,8 +56,10 @@ class Recurrent(Rule):
         return True
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
-        (source,) = inputs
+        source, *masks = inputs
         pin_others(source, classes, call)
+        for mask in masks:
+            classes.pin_all(mask, f"{call.name} is masked by it")
         constants = self.constants(source)
         units = Axis(classes.new(len(constants)), constants)
         return [Flow.of_channels(len(tensor.shape), units) for tensor in call.outputs]

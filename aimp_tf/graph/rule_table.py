@@ -70,7 +70,7 @@ def rule_for(calls: Sequence[Call], assumptions: Assumptions) -> Rule:
         shapes = {(call.inputs[0].channels, call.outputs[0].channels) for call in calls}
         if len(rules) == len(calls) and not (len(shapes) > 1 and rules[0].is_tied):
             return rules[0]
-    if all(_may_be_tried(call, assumptions) for call in calls):
+    if kind not in _REASONS and all(_may_be_tried(call, assumptions) for call in calls):
         return Tried(layer)
     return Opaque(layer, _REASONS.get(kind, "mixes channels in a way that is not known"))
 
@@ -103,10 +103,13 @@ def _kind(layer: Any, keras: Any) -> str:
 
 def _is_plain(call: Call, kind: str) -> bool:
     """Whether a call is an inference with tensors that have channels as their last axis."""
-    tensors = call.outputs if kind in (*_ATTENTION, "Embedding") else (*call.inputs, *call.outputs)
+    inputs = call.inputs
+    if kind in RECURRENT and len(inputs) == 2 and inputs[1] is call.kwargs.get("mask"):
+        inputs = inputs[:1]  # Of Keras 3, which hands on masks of padding like this.
+    tensors = call.outputs if kind in (*_ATTENTION, "Embedding") else (*inputs, *call.outputs)
     return (
         call.kwargs.get("training") in (None, False)
-        and (kind in _MERGING or kind in _ATTENTION or len(call.inputs) == 1)
+        and (kind in _MERGING or kind in _ATTENTION or len(inputs) == 1)
         and all(tensor.channels for tensor in tensors)
         and getattr(call.layer, "data_format", None) in (None, "channels_last")
     )
@@ -286,6 +289,8 @@ def _both_directions(call: Call, assumptions: Assumptions) -> Rule | None:
     parts = (layer.forward_layer, layer.backward_layer)
     if layer.merge_mode is None or len(call.outputs) > 1 or hides_functions(layer):
         return None
+    if parts[0].units != parts[1].units:
+        return None
     fitting = (_kind(part, assumptions.keras) in GATES and _is_plain_recurrent(part) for part in parts)
     return BothDirections(layer, assumptions) if all(fitting) else None
 
@@ -331,8 +336,12 @@ _MERGING: dict[str, Factory] = {
 
 _ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
 
+RECURRENT = (*GATES, "Bidirectional")
+"""Layers over time, which may be given a mask of padding."""
+
 _REASONS = {
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), "normalises over all channels"),
+    "Masking": "masks where all channels are of one value",
 }
 """Class of a Keras layer -> why what goes through it stays."""
 

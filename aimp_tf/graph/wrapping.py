@@ -120,8 +120,10 @@ class BothDirections(Rule):
         return found
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
-        (source,) = inputs
+        source, *masks = inputs
         pin_others(source, classes, call)
+        for mask in masks:
+            classes.pin_all(mask, f"{call.name} is masked by it")
         constants = [part.constants(source) for part in self._parts.values()]
         # Of units that are tied, one may be zero where the other, which later steps read, is not.
         both = np.concatenate(constants) if self._side_by_side else constants[0] + constants[1]

@@ -324,10 +324,14 @@ class ChannelUnits:
 
         if (fewest := self.amount(first(0))) > amount:
             ask = "Ask for more milliseconds or less speedup" if self.budget == "latency" else "Lower target_sparsity"
+            if "block" in self.kinds:
+                limits = ", or leave out min_layer_survivors and max_layer_sparsity: without them all blocks can go"
+            else:
+                limits = ", or lower min_layer_survivors, of which the default keeps a tenth of each set of channels"
+            multiple = f", or channel_multiple={self.multiple}" if self.multiple > 1 else ""
             raise ValueError(
                 f"The fewest {COUNTED[self.budget]}s that can be left are {fewest:,} of {self.total():,}, and "
-                f"{amount:,} are asked for. {ask}, or lower min_layer_survivors, of which the default keeps a tenth of "
-                "each set of channels" + (f", or channel_multiple={self.multiple}." if self.multiple > 1 else ".")
+                f"{amount:,} are asked for. {ask}{limits}{multiple}."
             )
         return order, assured, first
 

@@ -279,7 +279,7 @@ class Run:
         weights, before = statistics.weights, statistics.masks
         after, self.state.guarded = self.ranking.rank(masked, statistics, keep)
         emptied = [path for path, mask in after.items() if before[path].any() and not mask.any()]
-        if emptied:
+        if emptied and "block" not in self.config.structure.kinds:
             logger.warning(
                 "Ranking leaves nothing of %s: nothing passes through there any more. Lower target_sparsity, name it "
                 "in exclude, or set min_layer_share, max_layer_sparsity or min_layer_survivors.",
