@@ -278,7 +278,8 @@ def test_what_cannot_hold_blocks_and_is_asked_for_is_refused_before_any_training
             aimp_tf.prune(model, blobs, workdir=tmp_path / "run", **{**SETTINGS, **settings})
         assert not (tmp_path / "run").exists()
     with pytest.raises(
-        ValueError, match="granularity must be 'unstructured', 'channel', .* blocks such as '1x4', .* '2:4'; got '4:2'"
+        ValueError,
+        match="granularity must be 'unstructured', 'channel', .* blocks of weights such as '1x4', .* '2:4'; got '4:2'",
     ):
         aimp_tf.sparsity(model, granularity="4:2")
     for here, there in zip(before, model.get_weights(), strict=True):
