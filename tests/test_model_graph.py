@@ -114,3 +114,13 @@ def test_weights_of_layers_that_no_config_makes_are_shared(K):
     assert copy.layers[2].factor is model.layers[1].factor and copy.layers[2] is not model.layers[1]
     np.testing.assert_allclose(copy(np.ones((1, 3))), np.full((1, 2), 15.0))
     assert not np.allclose(before, 15.0)
+
+
+@pytest.mark.parametrize(("length", "known"), [(5, 5), (None, None)])
+def test_sizes_that_layers_leave_open_follow_from_those_of_the_inputs(length, known, K):
+    inputs = K.Input((length, 3))
+    heads = K.layers.EinsumDense("btc,cnh->btnh", (None, 2, 4))(inputs)
+    graph = ModelGraph.of(K.Model(inputs, K.layers.Activation("relu")(heads)))
+    first, second = graph.calls
+    assert first.outputs == second.inputs and second.outputs == (graph.outputs,)
+    assert [call.outputs[0].shape for call in graph.calls] == [(None, known, 2, 4)] * 2

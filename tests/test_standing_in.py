@@ -155,7 +155,10 @@ def test_what_is_said_to_be_fixed_is(K):
     scaled = layers.BatchNormalization()(layers.DepthwiseConv2D(3, padding="same")(moved))
     gate = layers.Dense(FILTERS, activation="sigmoid")(layers.GlobalAveragePooling2D(keepdims=True)(first))
     gated = layers.Multiply()([scaled, gate])
-    both = layers.Concatenate()([gated, layers.Activation("swish")(scaled), layers.Add()([scaled, scaled])])
+    narrow = layers.Dense(1)(layers.GlobalAveragePooling2D(keepdims=True)(first))
+    scaled_by_one = scaled * narrow  # A function of two tensors, one of which has no such channels.
+    both = [gated, scaled_by_one, layers.Activation("swish")(scaled), layers.Add()([scaled, scaled])]
+    both = layers.Concatenate()(both)
     model = K.Model(image, layers.Conv2D(2, 1)(both))
     graph = ModelGraph.of(made_constant(model))
     flows, values = Liveness(graph).flows, graph.computed([np.random.default_rng(1).normal(size=(4, 7, 7, 2))])

@@ -60,8 +60,9 @@ def blocks_of(graph: ModelGraph) -> tuple[list[Block], list[Call]]:
             parts = [Block(call, end, _needed_for(call, end, graph.calls[:index], readers)) for end in call.inputs]
             if all(part.weights for part in parts):
                 others.append(call)
+                continue
             for branch, other in (parts, parts[::-1]):
-                if branch.weights and not other.weights and other.end.shape == call.outputs[0].shape:
+                if branch.weights and other.end.shape == call.outputs[0].shape:
                     found.append(branch)
     joints = {block.joint for block in found}
     return [block for block in found if joints.isdisjoint(block.calls)], others
