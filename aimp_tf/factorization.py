@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import HasModel, layers_of, model_of
-from aimp_tf.compat.variables import resource_of
+from aimp_tf.compat.variables import key_of
 from aimp_tf.config.checks import check_patterns
 from aimp_tf.graph.copies import Copies, compile_alike
 from aimp_tf.graph.model_graph import Call, ModelGraph
@@ -227,8 +227,8 @@ def _chosen(graph: ModelGraph, include: Sequence[str], exclude: Sequence[str]) -
     check_patterns("include", include)
     check_patterns("exclude", exclude)
     selected = select(prunable_variables(graph.model), include, exclude)
-    layers = {id(resource_of(kernel)): layer for kernel, layer in readers(graph.model)}
-    found = {path: layers.get(id(resource_of(variable))) for path, variable in selected.items()}
+    layers = {key_of(kernel): layer for kernel, layer in readers(graph.model)}
+    found = {path: layers.get(key_of(variable)) for path, variable in selected.items()}
     whole = _why_whole(graph, found)
     for pattern in include or ("*",):
         named = fnmatch.filter(found, pattern)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.learning_rate import is_schedule, stretchable
-from aimp_tf.compat.variables import resource_of
+from aimp_tf.compat.variables import key_of
 
 
 class ResettableOptimizer:
@@ -140,7 +140,7 @@ class ResettableOptimizer:
             slots = [values[index] for values in lists]
             if hasattr(inner, "get_slot_names"):  # tf_keras.optimizers.legacy
                 slots += [inner.get_slot(variable, name) for name in inner.get_slot_names()]
-            found[id(resource_of(variable))] = [slot for slot in slots if id(slot) in wanted]
+            found[key_of(variable)] = [slot for slot in slots if id(slot) in wanted]
         return found
 
     def forget_traced(self) -> None:

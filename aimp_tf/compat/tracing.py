@@ -41,7 +41,7 @@ def traced(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: li
         flat = tf.nest.flatten(inputs)
         if functional is None and keras.__name__ == "keras" and all(None not in each.shape[1:] for each in flat):
             two = {id(each): keras.Input(each.shape[1:], _TWO, dtype=each.dtype) for each in flat}
-            args, kwargs, inputs = _replaced((args, kwargs, inputs), two)
+            args, kwargs, inputs = replaced((args, kwargs, inputs), two)
             functional = _for_any_batch(_functional(layer, args, kwargs, inputs, keras), keras)
     if functional is None:
         return None
@@ -74,15 +74,16 @@ def _for_any_batch(functional: Any | None, keras: Any) -> Any | None:
 
     try:
         for layer, args, kwargs, given in calls_of(functional):
-            args, kwargs = tf.nest.map_structure(one_for_both, _replaced((args, kwargs), made))
+            args, kwargs = tf.nest.map_structure(one_for_both, replaced((args, kwargs), made))
             found = tf.nest.flatten(layer(*args, **kwargs))
             made |= {id(before): after for before, after in zip(given, found, strict=True)}
-        return keras.Model(_replaced(inputs, made), _replaced(outputs, made))
+        return keras.Model(replaced(inputs, made), replaced(outputs, made))
     except Exception:  # As above: where two examples are part of what it does.
         return None
 
 
-def _replaced(structure: Any, values: Mapping[int, Any]) -> Any:
+def replaced(structure: Any, values: Mapping[int, Any]) -> Any:
+    """A structure with values, by the ids of what is there, in place of some of its leaves."""
     return tf.nest.map_structure(lambda value: values.get(id(value), value), structure)
 
 

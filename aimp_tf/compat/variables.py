@@ -14,6 +14,11 @@ def resource_of(variable: Any) -> Any:
     return _components_of(variable)[0]
 
 
+def key_of(variable: Any) -> int:
+    """What a variable is known by, in whichever wrapper of Keras or of a strategy it comes, as long as it is there."""
+    return id(resource_of(variable))
+
+
 def local_value(variable: Any) -> np.ndarray:
     """A copy of what the first replica of this process holds. Reading a variable may ask all other processes."""
     return np.array(local_view(variable))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.compat.models import HasModel, model_of
-from aimp_tf.compat.variables import resource_of
+from aimp_tf.compat.variables import key_of
 from aimp_tf.graph.copies import Copies, compile_alike
 from aimp_tf.graph.liveness import Liveness, value_of
 from aimp_tf.graph.merging import Sum
@@ -113,10 +113,10 @@ def compact_as_masked(model: Any, variables: Mapping[str, Any], masks: Mapping[s
         variables: Path -> variable.
         masks: Path -> bool array, of the same variables.
     """
-    by_resource = {id(resource_of(variable)): masks[path] for path, variable in variables.items()}
+    by_resource = {key_of(variable): masks[path] for path, variable in variables.items()}
 
     def value(variable: Any) -> np.ndarray:
-        mask = by_resource.get(id(resource_of(variable)))
+        mask = by_resource.get(key_of(variable))
         return value_of(variable) if mask is None else np.where(mask, value_of(variable), 0)
 
     return _settled(_Compaction(model, value))[0]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.compat.attention import given_to, projections, signature
-from aimp_tf.compat.variables import resource_of
+from aimp_tf.compat.variables import key_of
 from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call, Tensor
 from aimp_tf.graph.rules import Assumptions, Flows, Kept, Reading, Rule
@@ -73,10 +73,10 @@ class Attention(Rule):
             names: tuple[str | None, ...] = (*sources, *outputs)
             if self._grouped:
                 names = (*names[:1], None, *names[1:]) if name == "output" else (*names, None)
-            counted[id(resource_of(dense.kernel))] = names
+            counted[key_of(dense.kernel)] = names
             if dense.bias is not None:
-                counted[id(resource_of(dense.bias))] = names[-1:] if name == "output" else names[1:]
-        return [counted[id(resource_of(weight))] for weight in self.layer.weights]
+                counted[key_of(dense.bias)] = names[-1:] if name == "output" else names[1:]
+        return [counted[key_of(weight)] for weight in self.layer.weights]
 
     def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
         weights, _ = super().rewritten(kept)
@@ -90,9 +90,9 @@ class Attention(Rule):
             return weights, {"num_key_value_heads": heads, "num_query_heads": heads * self._times}
         dimensions = len(kept.indices["dimensions"])
         ratio = math.sqrt(dimensions / self._dense["query"].kernel.shape[-1])
-        scaled = {id(resource_of(weight)) for weight in self._dense["query"].weights}
+        scaled = {key_of(weight) for weight in self._dense["query"].weights}
         weights = [
-            (ratio * value).astype(value.dtype) if id(resource_of(weight)) in scaled and ratio != 1 else value
+            (ratio * value).astype(value.dtype) if key_of(weight) in scaled and ratio != 1 else value
             for weight, value in zip(self.layer.weights, weights, strict=True)
         ]
         return weights, {

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.variables import resource_of
+from aimp_tf.compat.variables import key_of
 from aimp_tf.graph.channels import ChannelClasses
 from aimp_tf.graph.liveness import follow_channels, value_of
 from aimp_tf.graph.merging import Sum
 from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor
-from aimp_tf.graph.multiplications import products
+from aimp_tf.graph.multiplications import by_path
 from aimp_tf.graph.prunable import matches, named_weights, prunable_variables
 from aimp_tf.graph.rule_table import is_sum
 from aimp_tf.graph.rules import Assumptions
-from aimp_tf.selection.channels import ChannelSet, ChannelUnits, Product
+from aimp_tf.selection.channels import ChannelSet, ChannelUnits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Block:
     @property
     def weights(self) -> list[Any]:
         """Of all its layers, each once."""
-        found = {_key(weight): weight for call in self.calls for weight in getattr(call.layer, "weights", ())}
+        found = {key_of(weight): weight for call in self.calls for weight in getattr(call.layer, "weights", ())}
         return list(found.values())
 
 
@@ -98,26 +97,26 @@ class _Found:
     def __init__(self, graph: ModelGraph, selected: Mapping[str, Any]) -> None:
         self._graph, self._selected = graph, selected
         self._variables = named_weights(graph.model)
-        self._paths = {_key(weight): path for path, weight in self._variables.items()}
-        self._prunable = set(map(_key, prunable_variables(graph.model).values()))
-        self._trained = set(map(_key, graph.model.trainable_weights))
+        self._paths = {key_of(weight): path for path, weight in self._variables.items()}
+        self._prunable = set(map(key_of, prunable_variables(graph.model).values()))
+        self._trained = set(map(key_of, graph.model.trainable_weights))
         self._calls: dict[int, set[Call]] = collections.defaultdict(set)
         for call in graph.calls:
             for weight in getattr(call.layer, "weights", ()):
-                self._calls[_key(weight)].add(call)
+                self._calls[key_of(weight)].add(call)
 
     def reason(self, block: Block, include: Sequence[str]) -> str | None:
         """Why a block cannot go; None if it can."""
         own = self._own(block)
-        kernels = {path: weight for path, weight in own.items() if _key(weight) in self._prunable}
+        kernels = {path: weight for path, weight in own.items() if key_of(weight) in self._prunable}
         if not kernels:
             return "nothing of it is prunable"
         for path, weight in kernels.items():
-            if _key(weight) not in self._trained and not matches(path, include):
+            if key_of(weight) not in self._trained and not matches(path, include):
                 return f"{path} is frozen (trainable=False)"
             if path not in self._selected:
                 return f"{path} is excluded"
-        if any(not self._calls[_key(weight)] <= set(block.calls) for weight in block.weights):
+        if any(not self._calls[key_of(weight)] <= set(block.calls) for weight in block.weights):
             return "its weights are used elsewhere as well"
         return None
 
@@ -136,7 +135,7 @@ class _Found:
         alike: dict[tuple[tuple[int, ...], ...], list[int]] = collections.defaultdict(list)
         for unit, block in enumerate(blocks):
             alike[tuple(shapes[path] for path in self._own(block))].append(unit)
-        products, others = self._products(shapes)
+        products, others = by_path(self._graph.calls, shapes, lambda _, kernel: self._paths.get(key_of(kernel)))
         return ChannelUnits(
             axes=axes,
             shapes=shapes,
@@ -155,15 +154,15 @@ class _Found:
         return {
             self._paths[key]: weight
             for weight in block.weights
-            if (key := _key(weight)) in self._trained or key in self._prunable
+            if (key := key_of(weight)) in self._trained or key in self._prunable
         }
 
     def left_without(self, blocks: Sequence[Block]) -> set[Call]:
         """The Adds of those blocks that still add something if all their weights are zero, whatever others are."""
-        zeros = {_key(weight) for block in blocks for weight in self._own(block).values()}
+        zeros = {key_of(weight) for block in blocks for weight in self._own(block).values()}
 
         def value(variable: Any) -> np.ndarray:
-            if (key := _key(variable)) in zeros:
+            if (key := key_of(variable)) in zeros:
                 return np.zeros(variable.shape, np.float32)
             return np.full(variable.shape, np.nan, np.float32) if key in self._trained else value_of(variable)
 
@@ -174,17 +173,6 @@ class _Found:
             for block in blocks
             if not isinstance(rules[block.joint], Sum) or block.end in rules[block.joint].sources(block.joint, flows)
         }
-
-    def _products(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Product], int]:
-        found, others = [], 0
-        for call in self._graph.calls:
-            for part in products(call) or ():
-                path = self._paths.get(_key(part.kernel), "")
-                if path in shapes:
-                    found.append(Product(path, part.total // math.prod(shapes[path])))
-                else:
-                    others += part.total
-        return found, others
 
 
 def _set_of(units: Sequence[int], blocks: Sequence[Block]) -> ChannelSet:
@@ -202,7 +190,3 @@ def _needed_for(
         if read_by and all(reader in inside or (reader is joint and tensor is end) for tensor, reader in read_by):
             inside.add(call)
     return [call for call in before if call in inside]
-
-
-def _key(variable: Any) -> int:
-    return id(resource_of(variable))

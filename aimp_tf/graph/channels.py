@@ -29,9 +29,9 @@ class Axis:
         object.__setattr__(self, "fixed", (self.fixed | known) if len(self.fixed) else known)
 
     @classmethod
-    def varied(cls, classes: np.ndarray, fixed: np.ndarray | None = None) -> Axis:
+    def varied(cls, classes: np.ndarray) -> Axis:
         """Of these classes, and values that are not known."""
-        return cls(classes, np.full(len(classes), np.nan), np.zeros(len(classes), bool) if fixed is None else fixed)
+        return cls(classes, np.full(len(classes), np.nan))
 
     def arranged(self, arrange: Callable[[np.ndarray], np.ndarray]) -> Axis:
         """With its entries arranged anew, such as repeated, by a function of an array of them."""

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from aimp_tf.compat.variables import resource_of
+from aimp_tf.compat.variables import key_of
 from aimp_tf.config.checks import check_choice, name_of_budget
 from aimp_tf.config.structure import Structure
 from aimp_tf.graph.blocks import block_units
 from aimp_tf.graph.channels import Axis, ChannelClasses
 from aimp_tf.graph.liveness import follow_channels
 from aimp_tf.graph.model_graph import Call, ModelGraph
-from aimp_tf.graph.multiplications import products
+from aimp_tf.graph.multiplications import by_path
 from aimp_tf.graph.prunable import Selection, matches, named_weights, prunable_variables, select_for
 from aimp_tf.graph.rules import Assumptions, Rule
-from aimp_tf.selection.channels import ChannelSet, ChannelUnits, Product
+from aimp_tf.selection.channels import ChannelSet, ChannelUnits
 
 _STATISTICS = ("moving_mean", "moving_variance")
 """Weights of normalisation that no gradient changes: they get no masks."""
@@ -125,11 +124,11 @@ class _Found:
         # Whatever the weights are, so that the same model has the same groups at any time.
         assumptions = Assumptions(graph.keras, _unknown, training=True, masked=graph.masked)
         self._rules, self._flows = follow_channels(graph, assumptions, self._classes, as_one=False)
-        self._selected = {_key(variable) for variable in selected.values()}
-        self._prunable = {_key(variable) for variable in prunable_variables(graph.model).values()}
-        self._trained = set(map(_key, graph.model.trainable_weights))
+        self._selected = {key_of(variable) for variable in selected.values()}
+        self._prunable = {key_of(variable) for variable in prunable_variables(graph.model).values()}
+        self._trained = set(map(key_of, graph.model.trainable_weights))
         self.variables = named_weights(graph.model)
-        self._paths = {_key(weight): path for path, weight in self.variables.items()}
+        self._paths = {key_of(weight): path for path, weight in self.variables.items()}
         # The first of each layer.
         self._calls = list({id(call.layer): call for call in reversed(graph.calls)}.values())[::-1]
 
@@ -146,13 +145,13 @@ class _Found:
 
         for call in self._calls:
             for weight in getattr(call.layer, "weights", ()):
-                owner = owners.setdefault(_key(weight), call)
+                owner = owners.setdefault(key_of(weight), call)
                 if owner is not call:
                     for each in (owner, call):
                         pin(each, ("inputs", "outputs"), f"{owner.name} and {call.name} share a variable")
         for call, rule in self._layers():
             for weight, names in zip(call.layer.weights, rule.axes(), strict=True):
-                key = _key(weight)
+                key = key_of(weight)
                 trains = key in self._trained or self._is_statistic(call.layer, weight)
                 if not trains and not matches(self._paths[key], include):
                     pin(call, names, f"{call.name} is frozen (trainable=False)")
@@ -177,7 +176,7 @@ class _Found:
         for call, rule in self._layers():
             named, multiplies = self._named(call), bool(rule.readings())
             for weight, names in zip(call.layer.weights, rule.axes(), strict=True):
-                path = self._paths.get(_key(weight))
+                path = self._paths.get(key_of(weight))
                 if path is None or path in axes or self._is_statistic(call.layer, weight):
                     continue
                 axes[path] = tuple(None if name is None else unit_of[named[name].classes] for name in names)
@@ -188,12 +187,12 @@ class _Found:
                         for unit, times in zip(*np.unique(units[units >= 0], return_counts=True), strict=True):
                             members[int(unit)].append((path, axis, int(times)))
         tied = {path for path, each in axes.items() if any((units >= 0).any() for units in each if units is not None)}
-        counted = {path for path, variable in self.variables.items() if _key(variable) in self._selected}
+        counted = {path for path, variable in self.variables.items() if key_of(variable) in self._selected}
         shapes = {
             path: tuple(variable.shape) for path, variable in self.variables.items() if path in tied or path in counted
         }
         axes = {path: axes.get(path) or (None,) * len(shape) for path, shape in shapes.items()}
-        products, others = self._products(shapes)
+        products, others = by_path(self._graph.calls, shapes, self._path_of)
         return ChannelUnits(
             axes=axes,
             shapes=shapes,
@@ -210,7 +209,7 @@ class _Found:
     def _others(self, unit_of: np.ndarray, reads: Mapping[str, int]) -> Iterator[str]:
         """Names of the layers that make or read units otherwise than by a kernel of `reads`."""
         for call, rule in self._layers():
-            if any(self._paths.get(_key(weight)) in reads for weight in call.layer.weights):
+            if any(self._paths.get(key_of(weight)) in reads for weight in call.layer.weights):
                 continue
             counted = self._named(call)
             names = {name for reading in rule.readings() for name in (*reading.sources, *reading.outputs)}
@@ -219,7 +218,7 @@ class _Found:
 
     def _is_scored(self, path: str) -> bool:
         """Whether a variable says how much a channel is worth: what is excluded, biases and beta do not."""
-        excluded = _key(self.variables[path]) in self._prunable - self._selected
+        excluded = key_of(self.variables[path]) in self._prunable - self._selected
         return not excluded and path.split("/")[-1] not in ("bias", "beta")
 
     def pinned(self, reasons: Mapping[int, str]) -> dict[str, tuple[int, str]]:
@@ -239,16 +238,9 @@ class _Found:
         """The first call of each layer whose weights count channels."""
         return [(call, self._rules[call]) for call in self._calls if self._rules[call].is_tied and call.layer.weights]
 
-    def _products(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[Product], int]:
-        found, others = [], 0
-        for call in self._graph.calls:
-            for part in products(call) or ():
-                path = self._paths.get(_key(part.kernel), "")
-                if self._rules[call].is_tied and path in shapes:
-                    found.append(Product(path, part.total // math.prod(shapes[path])))
-                else:
-                    others += part.total
-        return found, others
+    def _path_of(self, call: Call, kernel: Any) -> str | None:
+        """The path of a kernel, if units are known of the layer that is called."""
+        return self._paths.get(key_of(kernel)) if self._rules[call].is_tied else None
 
     def _named(self, call: Call) -> Mapping[str, Axis]:
         return self._rules[call].named(call, self._flows)
@@ -258,7 +250,7 @@ class _Found:
 
     def _is_statistic(self, layer: Any, weight: Any) -> bool:
         statistics = (getattr(layer, name, None) for name in _STATISTICS)
-        return any(_key(variable) == _key(weight) for variable in statistics if variable is not None)
+        return any(key_of(variable) == key_of(weight) for variable in statistics if variable is not None)
 
 
 def _in_sets(
@@ -280,7 +272,3 @@ def _in_sets(
 
 def _unknown(variable: Any) -> np.ndarray:
     return np.full(variable.shape, np.nan, np.float32)
-
-
-def _key(variable: Any) -> int:
-    return id(resource_of(variable))

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.models import layers_of
-from aimp_tf.compat.variables import resource_of
+from aimp_tf.compat.variables import key_of
 from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor
 from aimp_tf.graph.multiplications import multiply_adds, products
@@ -58,7 +58,7 @@ class Liveness:
         self._graph = graph
         assumptions = Assumptions(
             graph.keras,
-            value if masks is None else lambda variable: _untrained(variable, masks.get(id(resource_of(variable)))),
+            value if masks is None else lambda variable: _untrained(variable, masks.get(key_of(variable))),
             training=masks is not None,
             masked=graph.masked,
         )
@@ -102,10 +102,10 @@ class Liveness:
         if kept is None or not rule.is_tied or (parts := products(call)) is None:
             return multiply_adds(call)
         shares = {
-            id(resource_of(weight)): math.prod(map(len, indices)) / math.prod(weight.shape)
+            key_of(weight): math.prod(map(len, indices)) / math.prod(weight.shape)
             for weight, indices in zip(call.layer.weights, rule.indices(kept), strict=True)
         }
-        return sum(round(part.total * shares.get(id(resource_of(part.kernel)), 1.0)) for part in parts)
+        return sum(round(part.total * shares.get(key_of(part.kernel), 1.0)) for part in parts)
 
     def filled_up(self, multiple: int) -> np.ndarray:
         """Whether each class of channels stays, bool, if more stay than must. Which classes there are depends on the

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from aimp_tf.compat.attention import given_to, projections
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.graph.model_graph import Call, ModelGraph
+from aimp_tf.selection.channels import Product
 
 Shape = tuple[int | None, ...]
 
@@ -54,6 +55,27 @@ def products(call: Call) -> list[Part] | None:
         if kind == "ReversibleEmbedding" and (call.kwargs.get("reverse") or True in call.args[1:]):
             return [_part(layer.embeddings, _product(call.inputs[0].shape[1:-1]))]
     return _parts(layer, call.inputs[0].shape if call.inputs else ())
+
+
+def by_path(
+    calls: Iterable[Call], shapes: Mapping[str, tuple[int, ...]], path_of: Callable[[Call, Any], str | None]
+) -> tuple[list[Product], int]:
+    """What calls multiply for one example, of the kernels among some variables, and how much of all others.
+
+    Args:
+        calls: The calls.
+        shapes: Path -> shape of these variables.
+        path_of: Gives the path of a kernel in a call; None where it counts among the others.
+    """
+    found, others = [], 0
+    for call in calls:
+        for part in products(call) or ():
+            path = path_of(call, part.kernel)
+            if path is not None and path in shapes:
+                found.append(Product(path, part.total // math.prod(shapes[path])))
+            else:
+                others += part.total
+    return found, others
 
 
 def _parts(layer: Any, shape: Shape) -> list[Part] | None:

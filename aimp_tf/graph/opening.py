@@ -12,7 +12,7 @@ import tensorflow as tf
 from aimp_tf.compat.functional import declared_inputs, functional_within, structures_of
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import children
-from aimp_tf.compat.tracing import holds_weights_itself, traced
+from aimp_tf.compat.tracing import holds_weights_itself, replaced, traced
 from aimp_tf.compat.variables import bare
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def opened(
     if not leaves or not children(layer) or holds_weights_itself(layer):
         return None
     made = {id(leaf): keras.Input(leaf.shape[1:], leaf.shape[0], dtype=leaf.dtype) for leaf in leaves}
-    inside_args, inside_kwargs = _filled((args, dict(kwargs)), made)
+    inside_args, inside_kwargs = replaced((args, dict(kwargs)), made)
     unique = list({id(leaf): leaf for leaf in leaves}.values())
     functional = traced(layer, inside_args, inside_kwargs, list(made.values()), keras)
     if functional is None or not _computes_the_same(functional, layer, args, kwargs, unique):
@@ -80,11 +80,6 @@ def _is_alike(given: Any, declared: Any, count: int) -> bool:
     return isinstance(given, dict) == isinstance(declared, dict) and len(flat) == len(tf.nest.flatten(given)) == count
 
 
-def _filled(structure: Any, values: Mapping[int, Any]) -> Any:
-    """A structure with values, by the ids of what is there, in place of some of its leaves."""
-    return tf.nest.map_structure(lambda leaf: values.get(id(leaf), leaf), structure)
-
-
 def _name(dtype: Any) -> str:
     return str(getattr(dtype, "name", dtype))
 
@@ -103,7 +98,7 @@ def _computes_the_same(
         dtype = tf.as_dtype(leaf.dtype)
         numbers = generator.normal(size=shape) if dtype.is_floating else generator.integers(0, 2, shape)
         values[id(leaf)] = tf.cast(numbers, dtype)
-    given, named = _filled((args, dict(kwargs)), values)
+    given, named = replaced((args, dict(kwargs)), values)
     flat = tf.nest.pack_sequence_as(functional.input, [values[id(leaf)] for leaf in leaves])
     weights = [bare(weight) for weight in layer.weights if tf.as_dtype(weight.dtype).is_floating]
     try:

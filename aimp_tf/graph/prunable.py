@@ -9,7 +9,7 @@ from typing import Any
 
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import children, layers_of
-from aimp_tf.compat.variables import resource_of
+from aimp_tf.compat.variables import key_of
 from aimp_tf.config.checks import check_patterns
 from aimp_tf.config.structure import Structure
 from aimp_tf.selection.channels import ChannelUnits
@@ -97,7 +97,7 @@ def select_for(
     check_patterns("include", include)
     check_patterns("exclude", exclude)
     found = _find(root)
-    unknown = _unknown_matrices(root, {_key(variable) for variable, _ in found.values()})
+    unknown = _unknown_matrices(root, {key_of(variable) for variable, _ in found.values()})
     selected = select({path: variable for path, (variable, _) in found.items()}, include, exclude, unknown)
     left_dense = {
         path: reason
@@ -105,8 +105,8 @@ def select_for(
         if (not include or matches(path, include)) and not matches(path, exclude)
     }
     if not include and not frozen:
-        trainable = set(map(_key, root.trainable_weights))
-        still = [path for path, variable in selected.items() if _key(variable) not in trainable]
+        trainable = set(map(key_of, root.trainable_weights))
+        still = [path for path, variable in selected.items() if key_of(variable) not in trainable]
         if len(still) == len(selected):
             raise ValueError(
                 f"Everything prunable is frozen (trainable=False), and so left as it is: {', '.join(still)}. Set "
@@ -154,11 +154,11 @@ def named_weights(root: Any) -> dict[str, Any]:
 
     A path is made as there, of the variable's own name at its end: "norm/moving_mean".
     """
-    prunable = {_key(variable): path for path, variable in prunable_variables(root).items()}
+    prunable = {key_of(variable): path for path, variable in prunable_variables(root).items()}
     found: dict[str, Any] = {}
     seen: set[int] = set()
     for path, variable in _walk_weights(root, ()):
-        key = _key(variable)
+        key = key_of(variable)
         if key not in seen:
             seen.add(key)
             taken = {**found, **dict.fromkeys(prunable.values())}
@@ -264,14 +264,14 @@ def _unknown_matrices(root: Any, known: set[int]) -> dict[str, str]:
 
     Args:
         root: A built Keras layer or model.
-        known: The `_key` of each variable that is prunable.
+        known: The `key_of` of each variable that is prunable.
     """
-    trainable = set(map(_key, root.trainable_weights))
+    trainable = set(map(key_of, root.trainable_weights))
     unknown: dict[str, str] = {}
 
     def look(layer: Any, names: tuple[str, ...]) -> None:
         parts = children(layer)
-        seen = known | {_key(variable) for part in parts for variable in part.trainable_weights}
+        seen = known | {key_of(variable) for part in parts for variable in part.trainable_weights}
         decides = hasattr(layer, "get_prunable_weights")
         for attribute in () if decides else PRUNABLE_ATTRIBUTES.get(_kind(layer), ()):
             if hasattr(layer, attribute) and _as_variable(getattr(layer, attribute)) is None:
@@ -280,7 +280,7 @@ def _unknown_matrices(root: Any, known: set[int]) -> dict[str, str]:
         for variable in () if decides or by_design else layer.trainable_weights:
             name = _own_name(variable)
             looks_like_kernel = len(variable.shape) > 1 and not any(part in name for part in _NOT_KERNELS)
-            if _key(variable) in trainable - seen and looks_like_kernel and _as_variable(variable) is not None:
+            if key_of(variable) in trainable - seen and looks_like_kernel and _as_variable(variable) is not None:
                 path = "/".join((*names, name))
                 unknown.setdefault(path, f"no rule for {type(layer).__name__}, which has no get_prunable_weights()")
         for part in parts:
@@ -331,11 +331,6 @@ def _as_variable(value: Any) -> Any | None:
     if not hasattr(value, "assign"):
         return None
     return value if "float" in str(getattr(value.dtype, "name", value.dtype)) else None
-
-
-def _key(variable: Any) -> int:
-    """The same for a variable and for what tf_keras puts round it to cast it."""
-    return id(resource_of(variable))
 
 
 def _own_name(variable: Any) -> str:

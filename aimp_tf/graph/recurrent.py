@@ -56,10 +56,7 @@ class Recurrent(Rule):
         return True
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
-        source, *masks = inputs
-        pin_others(source, classes, call)
-        for mask in masks:
-            classes.pin_all(mask, f"{call.name} is masked by it")
+        source = source_of(call, inputs, classes)
         constants = self.constants(source)
         units = Axis(classes.new(len(constants)), constants)
         return [Flow.of_channels(len(tensor.shape), units) for tensor in call.outputs]
@@ -67,3 +64,12 @@ class Recurrent(Rule):
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
         _, _, *bias = ranks
         return [("inputs", "gates"), ("outputs", "gates"), *((*(None,) * (rank - 1), "gates") for rank in bias)]
+
+
+def source_of(call: Call, inputs: Sequence[Flow], classes: ChannelClasses) -> Flow:
+    """What a call over time reads, beside a mask of padding. All of the mask stays, and the steps."""
+    source, *masks = inputs
+    pin_others(source, classes, call)
+    for mask in masks:
+        classes.pin_all(mask, f"{call.name} is masked by it")
+    return source

@@ -104,7 +104,7 @@ def _kind(layer: Any, keras: Any) -> str:
 def _is_plain(call: Call, kind: str) -> bool:
     """Whether a call is an inference with tensors that have channels as their last axis."""
     inputs = call.inputs
-    if kind in RECURRENT and len(inputs) == 2 and inputs[1] is call.kwargs.get("mask"):
+    if kind in _RECURRENT and len(inputs) == 2 and inputs[1] is call.kwargs.get("mask"):
         inputs = inputs[:1]  # Of Keras 3, which hands on masks of padding like this.
     tensors = call.outputs if kind in (*_ATTENTION, "Embedding") else (*inputs, *call.outputs)
     return (
@@ -336,7 +336,7 @@ _MERGING: dict[str, Factory] = {
 
 _ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
 
-RECURRENT = (*GATES, "Bidirectional")
+_RECURRENT = (*GATES, "Bidirectional")
 """Layers over time, which may be given a mask of padding."""
 
 _REASONS = {

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.compat.variables import resource_of
+from aimp_tf.compat.variables import key_of
 from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call
-from aimp_tf.graph.recurrent import Recurrent
-from aimp_tf.graph.rules import Assumptions, Flows, Kept, Reading, Rule, evened, pin_others
+from aimp_tf.graph.recurrent import Recurrent, source_of
+from aimp_tf.graph.rules import Assumptions, Flows, Kept, Reading, Rule, evened
 
 
 class Wrapped(Rule):
@@ -24,7 +24,7 @@ class Wrapped(Rule):
         """`within` is the rule of the layer within."""
         super().__init__(layer)
         self._inner, self._keras = within, keras
-        self._order = [_key(weight) for weight in within.layer.weights]
+        self._order = [key_of(weight) for weight in within.layer.weights]
 
     def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
         return self._inner.named(call, flows)
@@ -41,7 +41,7 @@ class Wrapped(Rule):
     def axes(self) -> list[tuple[str | None, ...]]:
         inner = dict(zip(self._order, self._inner.axes(), strict=True))
         # What else there is, is the vector of SpectralNormalization, as long as the last axis of the kernel.
-        return [inner.get(_key(weight), (None, self._inner.axes()[0][-1])) for weight in self.layer.weights]
+        return [inner.get(key_of(weight), (None, self._inner.axes()[0][-1])) for weight in self.layer.weights]
 
     def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
         weights, changes = self._inner.rewritten(kept)
@@ -49,7 +49,7 @@ class Wrapped(Rule):
             return None, {}
         inner, more = dict(zip(self._order, weights, strict=False)), weights[len(self._order) :]  # A bias may come.
         places = zip(self.layer.weights, self.indices(kept), strict=True)
-        found = [inner.get(_key(weight), weight.numpy()[np.ix_(*at)]) for weight, at in places]
+        found = [inner.get(key_of(weight), weight.numpy()[np.ix_(*at)]) for weight, at in places]
         return [*found, *more], {"layer": _serialized(self._inner.layer, changes, self._keras)}
 
     @property
@@ -94,9 +94,6 @@ class BothDirections(Rule):
             found += [Reading(kernel.connected, ("inputs",), (name,)), Reading(recurrent.connected, (name,), (name,))]
         return found
 
-    def makes(self) -> Mapping[str, str]:
-        return {"outputs": "channel"}
-
     def completed(self, needed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         both = evened(np.stack([needed[name] for name in self._parts]), np.ones(2, bool))
         return dict(zip(self._parts, both, strict=True))
@@ -120,10 +117,7 @@ class BothDirections(Rule):
         return found
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
-        source, *masks = inputs
-        pin_others(source, classes, call)
-        for mask in masks:
-            classes.pin_all(mask, f"{call.name} is masked by it")
+        source = source_of(call, inputs, classes)
         constants = [part.constants(source) for part in self._parts.values()]
         # Of units that are tied, one may be zero where the other, which later steps read, is not.
         both = np.concatenate(constants) if self._side_by_side else constants[0] + constants[1]
@@ -138,7 +132,3 @@ def _serialized(layer: Any, changes: Mapping[str, Any], keras: Any) -> dict[str,
     found = dict(keras.saving.serialize_keras_object(layer))
     found.pop("build_config", None)
     return {**found, "config": {**found["config"], **changes}}
-
-
-def _key(variable: Any) -> int:
-    return id(resource_of(variable))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.compat.variables import resource_of
+from aimp_tf.compat.variables import key_of
 from aimp_tf.config.structure import Structure
 from aimp_tf.graph.liveness import Liveness
 from aimp_tf.graph.model_graph import Call, ModelGraph
@@ -56,7 +56,7 @@ class LiveNetwork:
     def __init__(self, graph: ModelGraph, masked: MaskedModel) -> None:
         _check_unshared(graph)
         masks = masked.masks()
-        by_resource = {id(resource_of(variable)): masks[path] for path, variable in masked.variables.items()}
+        by_resource = {key_of(variable): masks[path] for path, variable in masked.variables.items()}
         self._graph = graph
         self._liveness = Liveness(graph, by_resource)
         # Whole channels go many at a time, and what is left of them is what is going to be used.
@@ -97,7 +97,7 @@ def _check_unshared(graph: ModelGraph) -> None:
     owners: dict[int, Call] = {}
     for call in graph.calls:
         for variable in getattr(call.layer, "weights", ()):
-            owner = owners.setdefault(id(resource_of(variable)), call)
+            owner = owners.setdefault(key_of(variable), call)
             if owner.layer is not call.layer:
                 raise ValueError(
                     f"The layers {owner.name!r} and {call.name!r} hold the same variable, {variable.name}."

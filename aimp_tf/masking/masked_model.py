@@ -19,7 +19,7 @@ from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.compat.smaller import Indices, SmallerVariables
 from aimp_tf.compat.step import begin_steps_with, forget_traced
 from aimp_tf.compat.swap import Swap
-from aimp_tf.compat.variables import Values, local_value, local_view, resource_of
+from aimp_tf.compat.variables import Values, key_of, local_value, local_view
 from aimp_tf.files import checksum_of_arrays
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.units import Units
@@ -242,10 +242,10 @@ class MaskedModel(abc.ABC):
         """
         self.train_whole()
         slots = self.optimizer.slots()
-        masks = {id(resource_of(variable)): self._masks[path] for path, variable in self.variables.items()}
+        masks = {key_of(variable): self._masks[path] for path, variable in self.variables.items()}
         smaller = []
         for weight, indices in weights:
-            key = id(resource_of(weight))
+            key = key_of(weight)
             with_it = [weight, *slots.get(key, ()), *([masks[key]] if key in masks else [])]
             smaller += [(variable, indices) for variable in with_it]
         layers = [layer for layer in layers_of(self.model) if layer is not self.model]

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.compat.variables import resource_of
+from aimp_tf.compat.variables import key_of
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.channels import ChannelUnits
 
@@ -15,8 +15,8 @@ from aimp_tf.selection.channels import ChannelUnits
 def trained_variables(masked: MaskedModel) -> dict[str, Any]:
     """Path -> variable, of those with masks that training changes by gradients."""
     # Under mixed precision, layers of tf_keras hold others that stand for the same memory.
-    trained = {id(resource_of(variable)) for variable in masked.original.trainable_weights}
-    return {path: each for path, each in masked.variables.items() if id(resource_of(each)) in trained}
+    trained = {key_of(variable) for variable in masked.original.trainable_weights}
+    return {path: each for path, each in masked.variables.items() if key_of(each) in trained}
 
 
 def input_axis(masked: MaskedModel, path: str) -> int | None:

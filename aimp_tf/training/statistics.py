@@ -15,7 +15,7 @@ import tensorflow as tf
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import compiled_loss
 from aimp_tf.compat.swap import Swap
-from aimp_tf.compat.variables import bare, resource_of
+from aimp_tf.compat.variables import bare, key_of
 from aimp_tf.graph.prunable import readers
 from aimp_tf.graph.windows import has_channels_last, has_rows, sampled_rows, takes_intercept
 from aimp_tf.masking import MaskedModel
@@ -266,11 +266,9 @@ class _Collected:
 
 def reading_layers(masked: MaskedModel) -> dict[str, Any]:
     """Path of a kernel -> the layer that multiplies what it is called with by it, of a masked model's variables."""
-    keys = {id(resource_of(variable)): path for path, variable in masked.variables.items()}
+    keys = {key_of(variable): path for path, variable in masked.variables.items()}
     return {
-        path: layer
-        for variable, layer in readers(masked.original)
-        if (path := keys.get(id(resource_of(variable)))) is not None
+        path: layer for variable, layer in readers(masked.original) if (path := keys.get(key_of(variable))) is not None
     }
 
 
