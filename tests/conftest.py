@@ -11,8 +11,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import settings
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+# The same examples every time, so that a run tells of the change alone: new ones are drawn in the long form.
+settings.register_profile("aimp_tf", derandomize="AIMP_TF_EXAMPLES" not in os.environ)
+settings.load_profile("aimp_tf")
 
 # Two devices, for tests of strategies.
 tf.config.set_logical_device_configuration(

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from random_networks import GENERATIONS, Network, check_same, outputs_of
+from random_networks import EXAMPLES, GENERATIONS, Network, check_same, outputs_of
 
 import aimp_tf
 from aimp_tf.exporting.compaction import compact_and_report
@@ -52,7 +52,7 @@ def images_of(digits, count=256):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(data=st.data(), generation=st.sampled_from(GENERATIONS))
 def test_compact_takes_out_the_masked_channels_and_no_others(data, generation):
     network = Network(data.draw, importlib.import_module(generation))
@@ -74,6 +74,30 @@ def test_compact_takes_out_the_masked_channels_and_no_others(data, generation):
         variable.assign(variable.numpy() * masks[path])
     _, report = check_same(model, generator.normal(size=(3, 5, 5, 2)).astype(np.float32))
     assert report.multiply_adds == (units.total(), units.amount(kept))
+
+
+def test_what_is_done_for_each_channel_counts_with_it(K):
+    # A Dense layer over the places of each channel, as in mixers, and the same by letters; one of them is excluded.
+    layers = K.layers
+    image = layers.Input((4, 6))
+    x = layers.Dense(8, activation="relu", name="widened")(image)
+    x = layers.Permute((2, 1))(x)
+    x = layers.Dense(5, activation="relu", name="mixed")(x)
+    x = layers.EinsumDense("bcp,pq->bcq", (8, 7), activation="relu", name="mixed_again")(x)
+    x = layers.GlobalAveragePooling1D()(layers.Permute((2, 1))(x))
+    model = K.Model(image, layers.Dense(10, name="logits")(x))
+    found = channel_groups(model, exclude=["mixed/*"], budget="flops")
+    (widened,) = (each.units for each in found.units.sets if each.layers == ("widened",))
+    dense = 4 * 6 * 8, 8 * 4 * 5, 8 * 5 * 7, 8 * 10
+    assert found.units.total() == sum(dense)
+    kept = np.ones(found.units.count, bool)
+    kept[widened[:4]] = False
+    assert found.units.amount(kept) == sum(dense) // 2
+    masks = found.units.expand(kept)
+    for path, variable in found.variables.items():
+        variable.assign(np.where(masks[path], 1.0, 0.0))
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(3, 4, 6)).astype(np.float32))
+    assert report.multiply_adds == (sum(dense), sum(dense) // 2)
 
 
 def test_groups_of_a_network_with_all_kinds_of_ties(K):

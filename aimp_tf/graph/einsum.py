@@ -37,6 +37,10 @@ class Einsum(Rule):
             found |= {self._name(letters[axis]): along for axis, along in flow.axes.items()}
         return found
 
+    def places(self, call: Call, flows: Flows) -> Sequence[Axis]:
+        axes = flows[call.inputs[0]].axes.items()
+        return [along for axis, along in axes if self._source[axis] not in self._letters]
+
     def makes(self) -> Mapping[str, str]:
         """Of two axes that it makes, the one before the last counts heads."""
         return {self._name(letter): "channel" if letter == self._output[-1] else "head" for letter in self._made}

@@ -192,7 +192,11 @@ class _Found:
             path: tuple(variable.shape) for path, variable in self.variables.items() if path in tied or path in counted
         }
         axes = {path: axes.get(path) or (None,) * len(shape) for path, shape in shapes.items()}
-        products, others = by_path(self._graph.calls, shapes, self._path_of)
+
+        def places_of(call: Call) -> list[np.ndarray]:
+            return [unit_of[along.classes] for along in self._rules[call].places(call, self._flows)]
+
+        products, others = by_path(self._graph.calls, shapes, self._path_of, places_of)
         return ChannelUnits(
             axes=axes,
             shapes=shapes,

@@ -95,15 +95,17 @@ class Liveness:
         stays = {axis: self._needed[along.classes] for axis, along in self.flows[tensor].axes.items()}
         return {axis: np.flatnonzero(each) for axis, each in stays.items() if not each.all()}
 
-    def multiply_adds(self, call: Call, kept: Kept | None = None) -> int | None:
-        """Multiplications with weights in a call, for one example, with what is kept of the layer, or all of it. None
+    def multiply_adds(self, call: Call, needed: np.ndarray | None = None) -> int | None:
+        """Multiplications with weights in a call, for one example, where these classes of channels stay, or all. None
         where they are not known, as `multiply_adds` says, which is then all that is known of any part."""
         rule = self.rules[call]
-        if kept is None or not rule.is_tied or (parts := products(call)) is None:
+        if needed is None or not rule.is_tied or (parts := products(call)) is None:
             return multiply_adds(call)
+        stay = {name: float(needed[along.classes].mean()) for name, along in rule.named(call, self.flows).items()}
+        places = math.prod(float(needed[along.classes].mean()) for along in rule.places(call, self.flows))
         shares = {
-            key_of(weight): math.prod(map(len, indices)) / math.prod(weight.shape)
-            for weight, indices in zip(call.layer.weights, rule.indices(kept), strict=True)
+            key_of(weight): places * math.prod(stay[name] for name in names if name)
+            for weight, names in zip(call.layer.weights, rule.axes(), strict=True)
         }
         return sum(round(part.total * shares.get(key_of(part.kernel), 1.0)) for part in parts)
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from aimp_tf.compat.attention import given_to, projections
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.graph.model_graph import Call, ModelGraph
@@ -58,7 +60,10 @@ def products(call: Call) -> list[Part] | None:
 
 
 def by_path(
-    calls: Iterable[Call], shapes: Mapping[str, tuple[int, ...]], path_of: Callable[[Call, Any], str | None]
+    calls: Iterable[Call],
+    shapes: Mapping[str, tuple[int, ...]],
+    path_of: Callable[[Call, Any], str | None],
+    places_of: Callable[[Call], Iterable[np.ndarray]] = lambda call: (),
 ) -> tuple[list[Product], int]:
     """What calls multiply for one example, of the kernels among some variables, and how much of all others.
 
@@ -66,13 +71,18 @@ def by_path(
         calls: The calls.
         shapes: Path -> shape of these variables.
         path_of: Gives the path of a kernel in a call; None where it counts among the others.
+        places_of: Gives the places of a call, as in `Product`.
     """
     found, others = [], 0
     for call in calls:
+        places = tuple(units for units in places_of(call) if (units >= 0).any())
+        times = math.prod(map(len, places))
         for part in products(call) or ():
             path = path_of(call, part.kernel)
             if path is not None and path in shapes:
-                found.append(Product(path, part.total // math.prod(shapes[path])))
+                found.append(Product(path, part.total // (math.prod(shapes[path]) * times), places))
+            elif places:
+                found.append(Product(None, part.total // times, places))
             else:
                 others += part.total
     return found, others

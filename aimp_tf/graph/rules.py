@@ -154,6 +154,10 @@ class Rule(abc.ABC):
         """The weights that lead from some channels to others. Without any, all that goes in is needed."""
         return ()
 
+    def places(self, call: Call, flows: Flows) -> Sequence[Axis]:
+        """Where kernels are used anew in a call: the axes that they do not count, but along which anything could go."""
+        return tuple(flows[call.inputs[0]].others.values()) if self.is_tied else ()
+
     def makes(self) -> Mapping[str, str]:
         """What the weights make, by name -> what kind of unit it is: "channel" or "head"."""
         return {"outputs": "channel"} if self.readings() else {}

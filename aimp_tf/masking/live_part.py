@@ -76,7 +76,7 @@ class LiveNetwork:
         seen: set[int] = set()
         for call in self._graph.calls:
             rule, kept = self._liveness.rules[call], self._liveness.kept(call, needed)
-            multiply_adds += self._liveness.multiply_adds(call, kept) or 0
+            multiply_adds += self._liveness.multiply_adds(call, needed) or 0
             of_whole += self._liveness.multiply_adds(call) or 0
             if id(call.layer) in seen or not rule.is_tied:
                 continue

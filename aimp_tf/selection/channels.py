@@ -41,12 +41,15 @@ class Product:
     """What a layer multiplies in one call: each entry of its kernel so many times.
 
     Attributes:
-        path: Of the kernel.
-        times: How often each entry of it is used for one example.
+        path: Of the kernel; None for one of which all stays.
+        times: How often each entry of it is used for one example at one of its places, or all entries of that one.
+        places: The unit of each of its places, int (size,), along each axis along which any could go; -1 as in
+            `ChannelUnits.axes`.
     """
 
-    path: str
+    path: str | None
     times: int
+    places: tuple[np.ndarray, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,8 +385,13 @@ def _weights(units: ChannelUnits, kept: np.ndarray) -> int:
 
 
 def _multiply_adds(units: ChannelUnits, kept: np.ndarray) -> int:
-    entries = units.entries(kept)
-    return units.other_products + sum(product.times * entries[product.path] for product in units.products)
+    entries, stays = units.entries(kept), np.append(kept, True)
+    return units.other_products + sum(
+        product.times
+        * (1 if product.path is None else entries[product.path])
+        * math.prod(int(np.count_nonzero(stays[places])) for places in product.places)
+        for product in units.products
+    )
 
 
 def _channels(units: ChannelUnits, kept: np.ndarray) -> int:
