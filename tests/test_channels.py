@@ -64,6 +64,8 @@ def test_compact_takes_out_the_masked_channels_and_no_others(data, generation):
         found = channel_groups(model, budget="flops")
     except ValueError:
         assume(False)
+    dense = compact_and_report(model)[1].multiply_adds
+    assume(dense[0] == dense[1])  # Or there are channels that nothing reads, such as beside a slice.
     units, kept = found.units, generator.random(found.units.count) < 0.6
     for each in units.sets:
         kept[generator.choice(each.units)] = True
