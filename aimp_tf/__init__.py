@@ -14,6 +14,7 @@ from aimp_tf.config.texts import nearest
 if TYPE_CHECKING:
     from aimp_tf import criteria, rules
     from aimp_tf.exporting import export
+    from aimp_tf.exporting.coded import load_coded
     from aimp_tf.exporting.compaction import compact
     from aimp_tf.exporting.sparse import sparse_inference
     from aimp_tf.factorization import factorize, merge_factors
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from aimp_tf.reports.groups import Groups, groups
     from aimp_tf.reports.result import PruningResult
     from aimp_tf.selection.criteria import Criterion
+    from aimp_tf.sharing import share_weights
     from aimp_tf.training import projections, regularizers
     from aimp_tf.training.callback import GlobalMagnitudePruning
     from aimp_tf.training.input_pipeline import array_dataset
@@ -48,6 +50,7 @@ __all__ = [
     "factorize",
     "fine_tune",
     "groups",
+    "load_coded",
     "merge_factors",
     "one_shot",
     "plan",
@@ -56,6 +59,7 @@ __all__ = [
     "register_rule",
     "regularizers",
     "rules",
+    "share_weights",
     "sparse_inference",
     "sparsity",
     "strip",
@@ -75,11 +79,13 @@ _HOMES = {
     "factorize": "factorization",
     "fine_tune": "fine_tuning",
     "groups": "reports.groups",
+    "load_coded": "exporting.coded",
     "merge_factors": "factorization",
     "one_shot": "post_training",
     "plan": "preview",
     "prune": "pruning",
     "register_rule": "graph.rule_table",
+    "share_weights": "sharing",
     "sparse_inference": "exporting.sparse",
     "sparsity": "masking",
     "strip": "masking",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import numbers
 from typing import Any
@@ -13,6 +14,7 @@ from aimp_tf.config.texts import is_number
 from aimp_tf.masking import Masks, mask_model
 from aimp_tf.training.fitting import Fitting
 from aimp_tf.training.other_callbacks import as_callbacks
+from aimp_tf.training.shared_weights import SharedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ def fine_tune(
     validation_data: Any = None,
     callbacks: Any = (),
     masks: Masks = "zeros",
+    shared: bool = False,
     verbose: str | int = "auto",
     **options: Any,
 ) -> Any:
@@ -48,6 +51,9 @@ def fine_tune(
         validation_data: What is evaluated after each epoch.
         callbacks: Keras callbacks, or one, as in `fit`.
         masks: What stays zero, as in `wrap`: "zeros", or a dict such as `PruningResult.masks`.
+        shared: Whether weights of a kernel that have the same value, as `share_weights` makes them, go on having the
+            same: their gradients are summed up, so that values are trained and not weights. A value is that of many
+            weights: a lower rate than that of the weights suits it.
         verbose: As in `fit`.
         **options: The other arguments of `fit`, such as batch_size and class_weight.
 
@@ -55,8 +61,8 @@ def fine_tune(
         `model`. What became of each epoch is in a callback such as `keras.callbacks.History()`.
 
     Raises:
-        TypeError, ValueError: As `prune` and `wrap`, or `epochs` is not a whole number above 0. Raised before any
-            training.
+        TypeError, ValueError: As `prune` and `wrap`, `epochs` is not a whole number above 0, or no weights share
+            values though `shared` says so. Raised before any training.
         RuntimeError: Something, such as a callback that sets weights, gave pruned weights other values. They are zero
             again.
 
@@ -86,7 +92,9 @@ def fine_tune(
                 "The learning rate is 0, as where a schedule has come to its end: nothing will train. Compile the "
                 "model with another rate first."
             )
-        fitting.fit(masked.model, callbacks, epochs=epochs)
+        together = SharedWeights(masked.variables).held(masked.model) if shared else contextlib.nullcontext()
+        with together:
+            fitting.fit(masked.model, callbacks, epochs=epochs)
         masked.check_sparse()
     finally:
         masked.strip()

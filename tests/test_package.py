@@ -117,6 +117,7 @@ def test_public_names():
         "selection.planning",
         "compat.precision",
         "selection.ranking",
+        "coding.levels",
         "selection.units",
         "selection.criteria",
         "training.shrinking",
@@ -135,7 +136,7 @@ def test_types_are_shipped():
 LAYERS = [
     ["config", "files"],
     ["compat"],
-    ["arguments"],
+    ["arguments", "coding"],
     ["selection"],
     ["graph"],
     ["masking"],
@@ -143,7 +144,7 @@ LAYERS = [
     ["training"],
     ["runs"],
     ["reports"],
-    ["pruning", "fine_tuning", "post_training", "preview", "criteria", "factorization", "rules"],
+    ["pruning", "fine_tuning", "post_training", "preview", "criteria", "factorization", "rules", "sharing"],
 ]
 LEVELS = {district: level for level, districts in enumerate(LAYERS) for district in districts}
 

@@ -1,4 +1,4 @@
-"""Writing a pruned model to disk, in formats that need neither aimp_tf nor tfmot to read."""
+"""Writing a pruned model to disk, in formats that others read, and in one that takes as little room as can be."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from aimp_tf.compat.models import HasModel, model_of
 from aimp_tf.config.texts import nearest
+from aimp_tf.exporting.coded import write_coded
 from aimp_tf.exporting.inputs import arrange, make_up
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.saved_model import write_keras, write_saved_model
@@ -102,6 +103,10 @@ def _write_tflite_sparse(model: Any, path: pathlib.Path, settings: Settings) -> 
     path.write_bytes(to_tflite(model, sparse=True))
 
 
+def _write_coded(model: Any, path: pathlib.Path, settings: Settings) -> None:
+    logger.info("Coded:\n%s", write_coded(model, path).table())
+
+
 def _write_sparse_saved_model(model: Any, path: pathlib.Path, settings: Settings) -> None:
     write_saved_model(sparse_inference(model, settings.batch_size), path)
 
@@ -113,11 +118,12 @@ FORMATS: dict[str, Format] = {
     "tflite": Format("model.tflite", "tflite", _write_tflite),
     "tflite_int8": Format("model_int8.tflite", "tflite", _write_tflite_int8, same=False),
     "tflite_sparse": Format("model_sparse.tflite", "tflite", _write_tflite_sparse),
+    "coded": Format("model.coded", "coded", _write_coded),
     "weights": Format("weights.npz", "weights", lambda model, path, _: write_weights(model, path)),
 }
 
 
-_SUFFIXES = {".keras": "keras", ".tflite": "tflite", ".npz": "weights"}
+_SUFFIXES = {".keras": "keras", ".tflite": "tflite", ".coded": "coded", ".npz": "weights"}
 """How the path of a single file ends -> the format that it is in."""
 _FOLDER_FORMATS = ("saved_model", "keras")
 
@@ -134,14 +140,14 @@ def export(
 ) -> dict[str, Artefact]:
     """Writes a Keras model into a file or a folder, all formats whole or nothing, and uses each in a fresh process.
 
-    That process has neither aimp_tf nor tfmot, and what it computes is compared with the model's own outputs. They must
-    be the same but for rounding: within 1e-4 of the largest entry of each output or, where layers of the model compute
-    in half precision, within 5e-2. "tflite_int8" just states its difference.
+    That process has neither aimp_tf, but for "coded", nor tfmot, and what it computes is compared with the model's own
+    outputs. They must be the same but for rounding: within 1e-4 of the largest entry of each output or, where layers of
+    the model compute in half precision, within 5e-2. "tflite_int8" just states its difference.
 
     Args:
         model: A built Keras 3 or tf_keras model without masks, or a `PruningResult`: of one with
             `granularity="channel"`, what `compact` makes of its model.
-        path: A folder, made if it is missing; or a file of one format, which ends in .keras, .tflite or .npz.
+        path: A folder, made if it is missing; or a file of one format, which ends in .keras, .tflite, .coded or .npz.
         formats: What the folder gets, "saved_model" and "keras" if this is None; or, of a file, which of the formats
             whose names in a folder end like it. Any of
 
@@ -153,6 +159,8 @@ def export(
               the optimizer's slots;
             - "tflite", "tflite_sparse", "tflite_int8": `model.tflite`, `model_sparse.tflite`, `model_int8.tflite`, as
               `exporting.lite.to_tflite` makes them; the last one is calibrated on `inputs`, which it needs;
+            - "coded": `model.coded`, which `load_coded` reads: survivors at the cost of their entropy, as
+              `exporting.coded.write_coded` writes them, best after `share_weights`; it needs the extra "coded";
             - "weights": `weights.npz`, compressed: variable path, such as "head/dense/kernel" -> array.
         inputs: Real inputs to compare on, arrays of (examples, ...): one array or, for a model with several inputs, a
             list in their order or a dict by their names. Without them the comparison is on 32 made-up examples of the

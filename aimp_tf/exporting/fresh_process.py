@@ -32,6 +32,10 @@ def reader(kind, path):
         if any(details["shape_signature"][0] != -1 for details in interpreter.get_input_details()):
             return lambda part: one_by_one(run, part)
         return run
+    if kind == "coded":
+        import aimp_tf, tensorflow as tf
+        model = aimp_tf.load_coded(path)
+        return lambda part: tf.nest.flatten(model(packed(job["structure"], part), training=False))
     if kind != "saved_model":
         model = importlib.import_module(kind).models.load_model(path, compile=False)
         import tensorflow as tf
@@ -76,7 +80,8 @@ def joined(parts):
     return whole.astype("float32") if whole.dtype.kind == "V" else whole
 
 
-for index, (kind, path) in enumerate(job["artefacts"]):
+# What aimp_tf reads comes last, for the others must do without it.
+for index, (kind, path) in sorted(enumerate(job["artefacts"]), key=lambda each: each[1][0] == "coded"):
     if kind == "weights":
         with np.load(path) as arrays:
             outputs = dict(arrays)
@@ -86,7 +91,7 @@ for index, (kind, path) in enumerate(job["artefacts"]):
         starts = [0, *range(1, len(inputs[0]), job["batch_size"])]
         parts = [read([array[start:stop] for array in inputs]) for start, stop in zip(starts, [*starts[1:], None])]
         outputs = {str(i): joined(output) for i, output in enumerate(zip(*parts, strict=True))}
-    assert not {"aimp_tf", "tensorflow_model_optimization"} & sys.modules.keys()
+    assert kind == "coded" or not {"aimp_tf", "tensorflow_model_optimization"} & sys.modules.keys()
     np.savez(f"outputs_{index}.npz", **outputs)
 """
 
@@ -98,11 +103,12 @@ def use_in_fresh_process(
     output_names: Sequence[str] = (),
     batch_size: int = 1024,
 ) -> list[dict[str, np.ndarray]]:
-    """What a new Python process gets from files and folders with nothing but TensorFlow, Keras and NumPy, on the CPU.
+    """What a new Python process gets from files and folders with nothing but TensorFlow, Keras and NumPy, on the CPU;
+    from coded files with aimp_tf.
 
     Args:
         artefacts: Kind and path of each. The kinds are "saved_model", "keras", "tf_keras" (a file of that generation),
-            "tflite" and "weights".
+            "tflite", "coded" and "weights".
         inputs: Of the models among them: arrays in the structure of their inputs, (examples, ...) each.
         input_names: The names of these in the signature. Without them, that of a SavedModel is left out.
         output_names: The names of the outputs in the signature, in the order of `tf.nest.flatten`.

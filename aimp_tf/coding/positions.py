@@ -1,0 +1,217 @@
+"""Where the survivors of a tensor lie, as symbols: as a bitmap, as gaps between them, or as runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from aimp_tf.coding.entropy import Decoder, Encoder, Table, counted, entropy_of
+from aimp_tf.coding.reading import Bytes, number
+from aimp_tf.files import DamagedFileError
+
+_EXACT = 8
+"""Numbers below this one are symbols of their own; of larger ones, four symbols share each octave."""
+_SYMBOLS = _EXACT + 4 * 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Whole numbers of all sizes as symbols of a table and, of the larger ones, bits that are as likely 0 as 1.
+
+    Attributes:
+        symbols: int (n,).
+        extra: What the symbols leave open, int (n,).
+    """
+
+    symbols: np.ndarray
+    extra: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Numbers:
+        """That of numbers from 0 to 2^52, int (n,)."""
+        if np.max(values, initial=0) < _EXACT:
+            return cls(values, np.zeros(0, np.int64))
+        octave = np.frexp(values.astype(np.float64))[1].astype(np.int64) - 1
+        rest = np.maximum(octave - 2, 0)
+        symbols = np.where(values < _EXACT, values, _EXACT + 4 * (octave - 3) + (values >> rest & 3))
+        return cls(symbols, np.where(values < _EXACT, 0, values & (1 << rest) - 1))
+
+    def bits(self, table: Table) -> float:
+        """What they cost with a table, which is not counted."""
+        return table.bits(counted(self.symbols, len(table.costs))) + float(_open_bits(self.symbols).sum())
+
+    def entropy(self) -> float:
+        """That of the symbols, with the bits that they leave open."""
+        return entropy_of(counted(self.symbols)) + float(_open_bits(self.symbols).sum())
+
+    def write(self, encoder: Encoder, table: Table) -> None:
+        """Writes them."""
+        encoder.write(self.symbols, table)
+        bits = _open_bits(self.symbols)
+        for size in np.unique(bits[bits > 0]).tolist():
+            encoder.write_evenly(self.extra[bits == size], size)
+
+    @staticmethod
+    def read(decoder: Decoder, count: int, table: Table) -> np.ndarray:
+        """As they were given to `of`, int64 (count,)."""
+        symbols = decoder.read(count, table)
+        bits = _open_bits(symbols)
+        values = np.where(symbols < _EXACT, symbols, (4 + (symbols - _EXACT) % 4) << bits)
+        for size in np.unique(bits[bits > 0]).tolist():
+            values[bits == size] |= decoder.read_evenly(int(np.count_nonzero(bits == size)), size)
+        return values
+
+
+def _open_bits(symbols: np.ndarray) -> np.ndarray:
+    """How many bits each symbol leaves open, int."""
+    return np.where(symbols < _EXACT, 0, 1 + (symbols - _EXACT) // 4)
+
+
+def _bitmap(kept: np.ndarray) -> list[Numbers]:
+    return [Numbers.of(kept.view(np.uint8))]
+
+
+def _from_bitmap(parts: Sequence[np.ndarray], size: int) -> np.ndarray:
+    return np.flatnonzero(parts[0])
+
+
+def _gaps(kept: np.ndarray) -> list[Numbers]:
+    return [Numbers.of(np.diff(np.flatnonzero(kept), prepend=-1) - 1)]
+
+
+def _from_gaps(parts: Sequence[np.ndarray], size: int) -> np.ndarray:
+    return np.cumsum(parts[0] + 1) - 1
+
+
+def _runs(kept: np.ndarray) -> list[Numbers]:
+    """Of survivors side by side, how many they are, but for one, and how many lie between these and those before."""
+    edges = np.flatnonzero(np.diff(kept.astype(np.int8), prepend=0, append=0))
+    starts, ends = edges[::2], edges[1::2]
+    between = starts - np.concatenate([[0], ends[:-1]]) if len(starts) else starts
+    return [Numbers.of(between), Numbers.of(ends - starts - 1)]
+
+
+def _from_runs(parts: Sequence[np.ndarray], size: int) -> np.ndarray:
+    between, lengths = parts[0], parts[1] + 1
+    if lengths.sum() > size:
+        raise DamagedFileError("runs in it are longer than the tensor")
+    starts = np.cumsum(between + np.concatenate([[0], lengths[:-1]])) if len(between) else between
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(starts, lengths) + within
+
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """How positions are told.
+
+    Attributes:
+        parts: How many rows of numbers tell them.
+        told: Gives these, of whether each entry survives, bool (size,).
+        found: Gives the indices of the survivors, rising, of these and the size.
+    """
+
+    parts: int
+    told: Callable[[np.ndarray], list[Numbers]]
+    found: Callable[[Sequence[np.ndarray], int], np.ndarray]
+
+
+_WAYS = {
+    "bitmap": _Way(1, _bitmap, _from_bitmap),
+    "gaps": _Way(1, _gaps, _from_gaps),
+    "runs": _Way(2, _runs, _from_runs),
+}
+"""In the order of their numbers in a file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Positions:
+    """Positions as they are written: the cheapest of all ways, row by row or column by column.
+
+    Attributes:
+        way: "bitmap", "gaps" or "runs".
+        by_column: Whether the last axis of the tensor counts as the first.
+        parts: The numbers that tell them.
+        tables: A table for each of these.
+    """
+
+    way: str
+    by_column: bool
+    parts: tuple[Numbers, ...]
+    tables: tuple[Table, ...]
+
+    @classmethod
+    def of(cls, kept: np.ndarray) -> Positions:
+        """The cheapest for these survivors, bool of any shape."""
+        candidates = [cls._told(kept, way, by_column) for way in _WAYS for by_column in (False, True)]
+        return min(candidates, key=cls.bits)
+
+    @classmethod
+    def _told(cls, kept: np.ndarray, way: str, by_column: bool) -> Positions:
+        parts = tuple(_WAYS[way].told(_in_order(kept, by_column).reshape(-1)))
+        return cls(way, by_column, parts, tuple(Table.of(counted(part.symbols)) for part in parts))
+
+    def bits(self) -> float:
+        """What they take in a file."""
+        pairs = zip(self.parts, self.tables, strict=True)
+        return sum(part.bits(table) + 8 * len(table.costs) for part, table in pairs)
+
+    def entropy(self) -> float:
+        """The empirical entropy of what is written, in bits: no static table could do with less."""
+        return sum(part.entropy() for part in self.parts)
+
+    def header(self) -> bytes:
+        """What has to be known before the stream is read."""
+        found = bytes([list(_WAYS).index(self.way) << 1 | self.by_column])
+        for part, table in zip(self.parts, self.tables, strict=True):
+            found += number(len(part.symbols)) + bytes([len(table.costs)]) + table.costs.tobytes()
+        return found
+
+    def write(self, encoder: Encoder) -> None:
+        """Writes the numbers."""
+        for part, table in zip(self.parts, self.tables, strict=True):
+            part.write(encoder, table)
+
+
+class PositionsReader:
+    """Reads positions.
+
+    Args:
+        content: Where what `Positions.header` gave comes next.
+        shape: Of the tensor.
+
+    Raises:
+        DamagedFileError: Something else comes there.
+    """
+
+    def __init__(self, content: Bytes, shape: tuple[int, ...]) -> None:
+        (first,) = content.take(1)
+        if first >> 1 >= len(_WAYS):
+            raise DamagedFileError(f"positions in it are told in an unknown way, {first >> 1}")
+        self._way, self._by_column = list(_WAYS.values())[first >> 1], bool(first & 1)
+        self._shape, self._size = shape, int(np.prod(shape, dtype=np.int64))
+        self._parts: list[tuple[int, Table]] = []
+        for _ in range(self._way.parts):
+            count, (symbols,) = content.number(), content.take(1)
+            if count > self._size or symbols > _SYMBOLS:
+                raise DamagedFileError(f"it tells {count:,} positions of {symbols} kinds in a tensor of {self._size:,}")
+            self._parts.append((count, Table(np.frombuffer(content.take(symbols), np.uint8))))
+
+    def read(self, decoder: Decoder) -> np.ndarray:
+        """The survivors, bool of the shape of the tensor."""
+        parts = [Numbers.read(decoder, count, table) for count, table in self._parts]
+        if any(len(part) != len(parts[0]) or (part < 0).any() or (part > self._size).any() for part in parts):
+            raise DamagedFileError("positions in it are none of the tensor")
+        found = self._way.found(parts, self._size)
+        if found.size and not found[-1] < self._size:
+            raise DamagedFileError("positions in it are beyond the tensor")
+        kept = np.zeros(self._size, bool)
+        kept[found] = True
+        if not self._by_column:
+            return kept.reshape(self._shape)
+        return np.moveaxis(kept.reshape(self._shape[-1], *self._shape[:-1]), 0, -1)
+
+
+def _in_order(array: np.ndarray, by_column: bool) -> np.ndarray:
+    return np.moveaxis(array, -1, 0) if by_column and array.ndim else array

@@ -1,0 +1,188 @@
+"""share_weights(): surviving weights take a few values, which coded files tell once."""
+
+from __future__ import annotations
+
+import logging
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from aimp_tf.coding.levels import INITIAL, kmeans, stochastic
+from aimp_tf.coding.tensors import MOST_LEVELS, levels_of
+from aimp_tf.compat.models import HasModel, model_of
+from aimp_tf.config.checks import check_patterns
+from aimp_tf.config.texts import is_number
+from aimp_tf.graph.copies import Copies, compile_alike
+from aimp_tf.graph.model_graph import ModelGraph
+from aimp_tf.graph.prunable import named_weights, prunable_variables, select
+from aimp_tf.masking import check_plain
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def share_weights(
+    model: Any | HasModel,
+    levels: int | None = None,
+    *,
+    bits: int | None = None,
+    per: str = "layer",
+    method: str = "kmeans",
+    initial: str = "linear",
+    centroids: str = "float32",
+    others: str = "float32",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+) -> Any:
+    """A copy of a pruned model whose surviving weights take few values. Zeros stay zero.
+
+    The model is as large as before in all formats but "coded", which tells each value once and each weight as a code:
+    3 to 4 bits in place of 32. `fine_tune(model, x, y, epochs=3, shared=True)` trains the values on, and keeps weights
+    that share one together.
+
+    Args:
+        model: A built model of either generation of Keras, without masks, whose `call` can be traced, or a
+            `PruningResult`. It is not changed.
+        levels: How many values other than zero, 2 to 256; 16 if this and `bits` are None.
+        bits: The same as its logarithm, 1 to 8: 4 are 16 levels.
+        per: Which weights have values of their own: those of each "layer", or of the "model", all together.
+        method: How values are found: "kmeans", by Lloyd's iterations; or "stochastic", quantiles, between which each
+            weight takes one by chance so that its mean stays what it is.
+        initial: Where the iterations begin: "linear", evenly between the least and the largest weight, or "density",
+            with equally many weights each. The first gives large weights more values, of which there are few.
+        centroids: "float32", "float16" or "bfloat16": what the values are rounded to, and coded files store them in.
+        others: The same of all other float32 weights: biases, normalisation, and kernels that are left out.
+        include: fnmatch patterns on paths of kernels, such as "block/*/kernel"; () is all of them.
+        exclude: The same, of kernels that keep their values.
+        seed: Of the chances of "stochastic".
+
+    Returns:
+        A functional model of the same generation, compiled with the same loss and metrics and a new optimizer if
+        `model` is compiled and these can be made from their configs. A kernel with no more values than `levels` keeps
+        them, but for rounding.
+
+    Raises:
+        TypeError, ValueError: `model` is not a Keras model, carries masks, is not built or cannot be copied; a setting
+            is none of those above; a pattern matches nothing; or a weight is too large for `others`.
+
+    References:
+        Han, Mao and Dally, "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and
+        Huffman Coding", ICLR 2016, section 3.
+        Marinò et al., "Compact representations of convolutional neural networks via weight pruning and quantization",
+        arXiv:2108.12704, of "stochastic".
+
+    Example:
+        ```python
+        small = aimp_tf.share_weights(result, levels=16, centroids="float16", others="float16")
+        aimp_tf.fine_tune(small, x, y, epochs=3, shared=True)
+        aimp_tf.export(aimp_tf.share_weights(small, centroids="float16", others="float16"), "pruned.coded")
+        ```
+    """
+    model = model_of(model)
+    check_plain(model)
+    count = _count(levels, bits)
+    _check(per=per, method=method, initial=initial, centroids=centroids, others=others)
+    check_patterns("include", include)
+    check_patterns("exclude", exclude)
+    chosen = select(prunable_variables(model), include, exclude)
+    copy = _copied(model)
+    weights = named_weights(copy)
+    arrays = {path: np.asarray(weight) for path, weight in weights.items()}
+    kernels = {path: arrays[path] for path in weights if path in chosen and arrays[path].dtype == np.float32}
+    generator = np.random.default_rng(seed)
+    for group in [kernels] if per == "model" else [{path: kernels[path]} for path in kernels]:
+        arrays |= _shared(group, count, method, initial, _DTYPES[centroids], generator)
+    for path in arrays.keys() - kernels.keys():
+        arrays[path] = _rounded(path, arrays[path], others)
+    for path, weight in weights.items():
+        weight.assign(arrays[path])
+    found = len(levels_of(np.concatenate([arrays[path].reshape(-1) for path in kernels]))) if kernels else 0
+    logger.info("%d kernels of %s have %d values other than zero.", len(kernels), model.name, found)
+    return copy
+
+
+def _count(levels: int | None, bits: int | None) -> int:
+    given = {name: value for name, value in (("levels", levels), ("bits", bits)) if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"levels={levels} and bits={bits} say the same: leave out one of them.")
+    for name, value in given.items():
+        low, high = (2, MOST_LEVELS) if name == "levels" else (1, 8)
+        if not is_number(value, numbers.Integral):
+            raise TypeError(f"{name} must be a whole number; got {value!r}.")
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be {low} to {high}; got {value}.")
+    return levels or 2 ** (bits or 4)
+
+
+def _check(**settings: str) -> None:
+    choices = {
+        "per": ("layer", "model"),
+        "method": ("kmeans", "stochastic"),
+        "initial": INITIAL,
+        **dict.fromkeys(("centroids", "others"), tuple(_DTYPES)),
+    }
+    for name, value in settings.items():
+        if value not in choices[name]:
+            raise ValueError(f"{name} must be one of {', '.join(choices[name])}; got {value!r}.")
+
+
+def _copied(model: Any) -> Any:
+    graph = ModelGraph.of(model)
+    with model.distribute_strategy.scope():
+        copies = Copies(graph)
+        copy = graph.build(copies.of)
+        copies.set_weights()
+        compile_alike(copy, model)
+    if copies.shared:
+        names = ", ".join(f"{name} ({kind})" for name, kind in copies.shared.items())
+        raise ValueError(
+            f"Layers that cannot be made from their configs cannot be copied: {names}. A layer of your own must give "
+            "all arguments of its constructor in get_config."
+        )
+    return copy
+
+
+def _shared(
+    kernels: Mapping[str, np.ndarray],
+    count: int,
+    method: str,
+    initial: str,
+    dtype: Any,
+    generator: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """Kernels whose nonzero weights take so many values, the same ones in all of them."""
+    weights = np.concatenate([kernel[kernel != 0] for kernel in kernels.values()])
+    values = np.unique(weights)
+    if len(values) <= count:
+        levels, places = values.astype(np.float64), np.searchsorted(values, weights)
+    elif method == "kmeans":
+        levels, places = kmeans(weights, count, initial)
+    else:
+        levels, places = stochastic(weights, count, generator)
+    rounded = levels.astype(dtype).astype(np.float32)
+    # Of a survivor nothing becomes zero.
+    rounded[rounded == 0] = np.copysign(float(ml_dtypes.finfo(dtype).tiny), levels[rounded == 0])
+    shared, start = {}, 0
+    for path, kernel in kernels.items():
+        kept = kernel != 0
+        shared[path] = np.zeros_like(kernel)
+        stop = start + int(np.count_nonzero(kept))
+        shared[path][kept] = rounded[places[start:stop]]
+        start = stop
+    return shared
+
+
+def _rounded(path: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """An array rounded to a dtype, if it is a float32 one."""
+    if array.dtype != np.float32:
+        return array
+    with np.errstate(over="ignore"):
+        found = array.astype(_DTYPES[dtype]).astype(np.float32)
+    if not np.array_equal(np.isfinite(found), np.isfinite(array)):
+        raise ValueError(f"{path} has values beyond {dtype}: give others='bfloat16', or 'float32'.")
+    return found
