@@ -13,8 +13,9 @@ def get_config() -> Experiment:
     return Experiment(
         dataset="fashion_mnist",
         architecture="resnet_20",
-        pruning=PruningConfig(method="gradual", target_sparsity=0.95, epochs=30),
+        pruning=PruningConfig(method="gradual", target_sparsity=0.95, epochs=20),
         batch_size=64,
         learning_rate=0.1,
         train_examples=5000,
+        validation_freq=20,
     )
