@@ -289,7 +289,7 @@ def test_a_layer_without_a_config_is_refused(K, tmp_path):
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "constriction", None)
-    with pytest.raises(ImportError, match=r"pip install 'aimp_tf\[coded\]'"):
+    with pytest.raises(ImportError, match=r'needs the package constriction; install it with pip install "\.\[coded\]"'):
         tensors.write(shared((30, 20), 0.5, 4))
 
 

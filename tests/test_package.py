@@ -134,7 +134,7 @@ def test_types_are_shipped():
 
 # Each district, or module outside of them, may import those before it.
 LAYERS = [
-    ["config", "files"],
+    ["config", "extras", "files"],
     ["compat"],
     ["arguments", "coding"],
     ["selection"],

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import Any
 
 import numpy as np
 
+from aimp_tf.extras import imported
 from aimp_tf.files import DamagedFileError
 
 _STEPS = 8
@@ -142,15 +142,5 @@ def counted(symbols: np.ndarray, size: int = 0) -> np.ndarray:
     return np.bincount(symbols, minlength=size)
 
 
-def check_installed() -> None:
-    """Raises ImportError, with what to do, where the coder's library is missing."""
-    _constriction()
-
-
 def _constriction() -> Any:
-    try:
-        return importlib.import_module("constriction")
-    except ImportError as error:
-        raise ImportError(
-            "Files of the format 'coded' need the package constriction: pip install 'aimp_tf[coded]'."
-        ) from error
+    return imported("coded", "constriction")

@@ -21,6 +21,7 @@ from aimp_tf.config.texts import nearest
 from aimp_tf.exporting.coded import write_coded
 from aimp_tf.exporting.inputs import arrange, make_up
 from aimp_tf.exporting.lite import to_tflite
+from aimp_tf.exporting.onnx import write_onnx
 from aimp_tf.exporting.saved_model import write_keras, write_saved_model
 from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
 from aimp_tf.exporting.sparse import sparse_inference
@@ -91,16 +92,12 @@ class Format:
     same: bool = True
 
 
-def _write_tflite(model: Any, path: pathlib.Path, settings: Settings) -> None:
-    path.write_bytes(to_tflite(model))
+def _write_tflite(**options: Any) -> Callable[[Any, pathlib.Path, Settings], object]:
+    return lambda model, path, _: path.write_bytes(to_tflite(model, **options))
 
 
 def _write_tflite_int8(model: Any, path: pathlib.Path, settings: Settings) -> None:
     path.write_bytes(to_tflite(model, representative_inputs=settings.inputs))
-
-
-def _write_tflite_sparse(model: Any, path: pathlib.Path, settings: Settings) -> None:
-    path.write_bytes(to_tflite(model, sparse=True))
 
 
 def _write_coded(model: Any, path: pathlib.Path, settings: Settings) -> None:
@@ -115,15 +112,18 @@ FORMATS: dict[str, Format] = {
     "saved_model": Format("saved_model", "saved_model", lambda model, path, _: write_saved_model(model, path)),
     "sparse_saved_model": Format("sparse_saved_model", "saved_model", _write_sparse_saved_model),
     "keras": Format("model.keras", "keras", lambda model, path, _: write_keras(model, path)),
-    "tflite": Format("model.tflite", "tflite", _write_tflite),
+    "tflite": Format("model.tflite", "tflite", _write_tflite()),
+    "tflite_fp16": Format("model_fp16.tflite", "tflite", _write_tflite(weights="float16"), same=False),
+    "tflite_dynamic": Format("model_dynamic.tflite", "tflite", _write_tflite(weights="int8"), same=False),
     "tflite_int8": Format("model_int8.tflite", "tflite", _write_tflite_int8, same=False),
-    "tflite_sparse": Format("model_sparse.tflite", "tflite", _write_tflite_sparse),
+    "tflite_sparse": Format("model_sparse.tflite", "tflite", _write_tflite(sparse=True)),
+    "onnx": Format("model.onnx", "onnx", lambda model, path, _: write_onnx(model, path)),
     "coded": Format("model.coded", "coded", _write_coded),
     "weights": Format("weights.npz", "weights", lambda model, path, _: write_weights(model, path)),
 }
 
 
-_SUFFIXES = {".keras": "keras", ".tflite": "tflite", ".coded": "coded", ".npz": "weights"}
+_SUFFIXES = {".keras": "keras", ".tflite": "tflite", ".onnx": "onnx", ".coded": "coded", ".npz": "weights"}
 """How the path of a single file ends -> the format that it is in."""
 _FOLDER_FORMATS = ("saved_model", "keras")
 
@@ -142,12 +142,14 @@ def export(
 
     That process has neither aimp_tf, but for "coded", nor tfmot, and what it computes is compared with the model's own
     outputs. They must be the same but for rounding: within 1e-4 of the largest entry of each output or, where layers of
-    the model compute in half precision, within 5e-2. "tflite_int8" just states its difference.
+    the model compute in half precision, within 5e-2. "tflite_int8", "tflite_dynamic" and "tflite_fp16" just state their
+    difference.
 
     Args:
         model: A built Keras 3 or tf_keras model without masks, or a `PruningResult`: of one with
             `granularity="channel"`, what `compact` makes of its model.
-        path: A folder, made if it is missing; or a file of one format, which ends in .keras, .tflite, .coded or .npz.
+        path: A folder, made if it is missing; or a file of one format, which ends in .keras, .tflite, .onnx, .coded or
+            .npz.
         formats: What the folder gets, "saved_model" and "keras" if this is None; or, of a file, which of the formats
             whose names in a folder end like it. Any of
 
@@ -157,8 +159,11 @@ def export(
               `batch_size`;
             - "keras": `model.keras`, the format of the model's own generation, compiled as the model is, but without
               the optimizer's slots;
-            - "tflite", "tflite_sparse", "tflite_int8": `model.tflite`, `model_sparse.tflite`, `model_int8.tflite`, as
-              `exporting.lite.to_tflite` makes them; the last one is calibrated on `inputs`, which it needs;
+            - "tflite", "tflite_sparse", "tflite_fp16", "tflite_dynamic", "tflite_int8": `model.tflite`,
+              `model_sparse.tflite` and so on, as `exporting.lite.to_tflite` makes them: in float32, with sparse
+              kernels stored so, with weights in float16 or in int8, all in int8; the last one is calibrated on
+              `inputs`, which it needs;
+            - "onnx": `model.onnx`, by the names and for any batch as the SavedModel; it needs the extra "onnx";
             - "coded": `model.coded`, which `load_coded` reads: survivors at the cost of their entropy, as
               `exporting.coded.write_coded` writes them, best after `share_weights`; it needs the extra "coded";
             - "weights": `weights.npz`, compressed: variable path, such as "head/dense/kernel" -> array.
@@ -173,6 +178,7 @@ def export(
         Format -> what was written.
 
     Raises:
+        ImportError: A format needs an extra that is not installed.
         TypeError: `model` is neither a Keras model nor has one.
         ValueError: It still carries masks, is not built or cannot be written in one of the formats, a format is
             unknown, `inputs` are missing or are not inputs of the model, the folder cannot be written, or something of
@@ -230,7 +236,7 @@ class Target:
         near = difflib.get_close_matches(path.suffix.lower(), _SUFFIXES, n=1)
         if path.suffix not in _SUFFIXES and near and not path.is_dir():
             raise ValueError(f"{path} would be a folder. Write {path.with_suffix(near[0])} for a file.")
-        if path.suffix.lower() in (".h5", ".hdf5", ".pb", ".onnx", ".pkl", ".pt"):
+        if path.suffix.lower() in (".h5", ".hdf5", ".pb", ".pkl", ".pt"):
             raise ValueError(
                 f"{path} would be of a format that export does not write. Write {path.with_suffix('.keras')} or "
                 f"{path.with_suffix('.tflite')}, or name a folder for a SavedModel."

@@ -101,7 +101,7 @@ def load_coded(path: str | os.PathLike[str], custom_objects: Mapping[str, Any] |
         zeros that were negative. It is not compiled.
 
     Raises:
-        ImportError: The extra "coded" is not installed: pip install 'aimp_tf[coded]'.
+        ImportError: The extra "coded" is not installed: pip install ".[coded]".
         ValueError: The file is damaged, is no such file, or has layers that cannot be made.
         OSError: It cannot be read.
 

@@ -32,6 +32,10 @@ def reader(kind, path):
         if any(details["shape_signature"][0] != -1 for details in interpreter.get_input_details()):
             return lambda part: one_by_one(run, part)
         return run
+    if kind == "onnx":
+        import onnxruntime
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda part: session.run(job["output_names"], dict(zip(job["input_names"], part, strict=True)))
     if kind == "coded":
         import aimp_tf, tensorflow as tf
         model = aimp_tf.load_coded(path)
@@ -108,7 +112,7 @@ def use_in_fresh_process(
 
     Args:
         artefacts: Kind and path of each. The kinds are "saved_model", "keras", "tf_keras" (a file of that generation),
-            "tflite", "coded" and "weights".
+            "tflite", "onnx", which takes ONNX Runtime alone, "coded" and "weights".
         inputs: Of the models among them: arrays in the structure of their inputs, (examples, ...) each.
         input_names: The names of these in the signature. Without them, that of a SavedModel is left out.
         output_names: The names of the outputs in the signature, in the order of `tf.nest.flatten`.

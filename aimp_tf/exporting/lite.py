@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 _CALIBRATION_EXAMPLES = 256
 
 
-def to_tflite(model: Any, *, sparse: bool = False, representative_inputs: Any = None) -> bytes:
+def to_tflite(
+    model: Any, *, sparse: bool = False, weights: str = "float32", representative_inputs: Any = None
+) -> bytes:
     """The inference of a built model as the content of a TFLite file, which computes in float32 or int8.
 
     Inputs and outputs are those of the model's SavedModel, by the same names in the signature `serving_default`, in
@@ -34,28 +36,40 @@ def to_tflite(model: Any, *, sparse: bool = False, representative_inputs: Any = 
         model: A built Keras 3 or tf_keras model. One that computes in half precision is converted as if in float32.
         sparse: Stores the kernels that are sparse enough as their nonzero entries, which makes the file small. LiteRT
             expands most of them as it loads it, but multiplies Dense layers in 1x4 blocks, or very sparse ones, faster.
+        weights: What the weights are stored as: "float32"; "float16", from which LiteRT makes float32 as it loads them;
+            or "int8", scaled by output or by kernel, which it multiplies with inputs that it makes int8 in each call
+            (dynamic range).
         representative_inputs: Inputs as `export` takes them. If given, weights and activations become int8, scaled to
-            what the model makes of up to 256 of these examples.
+            what the model makes of up to 256 of these examples. In all forms zeros stay exactly zero.
 
     Raises:
-        ValueError: The model cannot be converted, `representative_inputs` are not inputs of it, or `sparse` and
-            `representative_inputs` are both given.
+        ValueError: The model cannot be converted, `representative_inputs` are not inputs of it, `weights` is none of
+            those above, or more than one of `sparse`, `weights` and `representative_inputs` is given.
     """
-    if sparse and representative_inputs is not None:
-        raise ValueError("sparse=True gives float32; leave representative_inputs out, or sparse.")
+    if weights not in _WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(_WEIGHTS)}; got {weights!r}.")
+    if sparse + (weights != "float32") + (representative_inputs is not None) > 1:
+        raise ValueError(
+            "Only one of sparse, weights and representative_inputs can be given: each is a form of its own."
+        )
     calibrate = None
     if representative_inputs is not None:
         calibrate = _calibration(model, arrange(representative_inputs, model))
     with computing_in_float32(model):
         try:
-            return _convert(model, None, sparse, calibrate)
+            return _convert(model, None, sparse, weights, calibrate)
         except ValueError:
             if calibrate is not None:  # TensorFlow's calibration of a recurrent layer ends the process.
                 raise
-            return _convert(model, 1, sparse, None)
+            return _convert(model, 1, sparse, weights, None)
 
 
-def _convert(model: Any, batch_size: int | None, sparse: bool, calibrate: Callable[[], Any] | None) -> bytes:
+_WEIGHTS = ("float32", "float16", "int8")
+
+
+def _convert(
+    model: Any, batch_size: int | None, sparse: bool, weights: str, calibrate: Callable[[], Any] | None
+) -> bytes:
     kind = "TFLite" if calibrate is None else "int8 TFLite"
     with tempfile.TemporaryDirectory() as folder:
         write_saved_model(model, folder, batch_size)
@@ -63,11 +77,14 @@ def _convert(model: Any, batch_size: int | None, sparse: bool, calibrate: Callab
         if sparse:
             # With Optimize.DEFAULT as well, the interpreter refuses the file.
             converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
-        if calibrate is not None:
+        if calibrate is not None or weights != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if weights == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if calibrate is not None:
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.representative_dataset = calibrate
-        with explaining(f"The model {model.name!r} cannot be converted to {kind}", "Export another format."), _quiet():
+        with explaining(f"The model {model.name!r} cannot be converted to {kind}", "Export another format."), quiet():
             return converter.convert()
 
 
@@ -84,7 +101,7 @@ def _calibration(model: Any, inputs: Any) -> Callable[[], Iterator[dict[str, np.
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Sends what is printed within it, by C++ code too, to the log at level DEBUG."""
     text = io.StringIO()
     with contextlib.ExitStack() as stack:
