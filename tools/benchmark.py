@@ -35,6 +35,7 @@ Commands:
     coverage       how much of what can go, as gradients show, `compact` takes out of the networks of
                    `keras.applications` in both generations and, where it is installed (the extra benchmark), tiny ones
                    of KerasHub; --networks chooses some, --compact=all compacts all; some two hours on two cores
+    coded          how fast coded files are written and read, and how far they are from their entropy; about 2 minutes
     gpu            masked steps beside dense ones, runs in mixed precision beside float32, and with the data in the
                    memory of the GPU beside the host's, on ResNet-20 and ResNet-50; without a GPU it says so and
                    measures nothing
@@ -69,6 +70,7 @@ _COMMANDS = (
     "latency",
     "criteria",
     "coverage",
+    "coded",
     "gpu",
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ class Numbers:
 
     Attributes:
         symbols: int (n,).
-        extra: What the symbols leave open, int (n,).
+        extra: What the symbols leave open, int (n,); of no entries where they leave nothing open.
     """
 
     symbols: np.ndarray
@@ -38,17 +39,27 @@ class Numbers:
         symbols = np.where(values < _EXACT, values, _EXACT + 4 * (octave - 3) + (values >> rest & 3))
         return cls(symbols, np.where(values < _EXACT, 0, values & (1 << rest) - 1))
 
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """How often each symbol occurs, int (symbols,)."""
+        return counted(self.symbols)
+
     def bits(self, table: Table) -> float:
-        """What they cost with a table, which is not counted."""
-        return table.bits(counted(self.symbols, len(table.costs))) + float(_open_bits(self.symbols).sum())
+        """What they cost with a table of theirs, which is not counted."""
+        return table.bits(self.counts) + self._open()
 
     def entropy(self) -> float:
         """That of the symbols, with the bits that they leave open."""
-        return entropy_of(counted(self.symbols)) + float(_open_bits(self.symbols).sum())
+        return entropy_of(self.counts) + self._open()
+
+    def _open(self) -> float:
+        return float((self.counts * _open_bits(np.arange(len(self.counts)))).sum())
 
     def write(self, encoder: Encoder, table: Table) -> None:
         """Writes them."""
         encoder.write(self.symbols, table)
+        if not len(self.extra):
+            return
         bits = _open_bits(self.symbols)
         for size in np.unique(bits[bits > 0]).tolist():
             encoder.write_evenly(self.extra[bits == size], size)
@@ -57,6 +68,8 @@ class Numbers:
     def read(decoder: Decoder, count: int, table: Table) -> np.ndarray:
         """As they were given to `of`, int64 (count,)."""
         symbols = decoder.read(count, table)
+        if len(table.costs) <= _EXACT:
+            return symbols
         bits = _open_bits(symbols)
         values = np.where(symbols < _EXACT, symbols, (4 + (symbols - _EXACT) % 4) << bits)
         for size in np.unique(bits[bits > 0]).tolist():
@@ -144,13 +157,14 @@ class Positions:
     @classmethod
     def of(cls, kept: np.ndarray) -> Positions:
         """The cheapest for these survivors, bool of any shape."""
-        candidates = [cls._told(kept, way, by_column) for way in _WAYS for by_column in (False, True)]
-        return min(candidates, key=cls.bits)
+        # To a bitmap, the order is all one.
+        told = [(way, by_column) for way in _WAYS for by_column in (False, True) if way != "bitmap" or not by_column]
+        return min((cls._told(kept, *each) for each in told), key=cls.bits)
 
     @classmethod
     def _told(cls, kept: np.ndarray, way: str, by_column: bool) -> Positions:
         parts = tuple(_WAYS[way].told(_in_order(kept, by_column).reshape(-1)))
-        return cls(way, by_column, parts, tuple(Table.of(counted(part.symbols)) for part in parts))
+        return cls(way, by_column, parts, tuple(Table.of(part.counts) for part in parts))
 
     def bits(self) -> float:
         """What they take in a file."""

@@ -1,0 +1,199 @@
+"""Size against accuracy for each step from a dense network to a coded file: pruned, compacted, shared, coded."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import pathlib
+import statistics
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aimp_tf.exporting.coded import load_coded, write_coded
+from aimp_tf.exporting.compaction import compact
+from aimp_tf.files import write_atomically
+from aimp_tf.fine_tuning import fine_tune
+from aimp_tf.runs.recorded_run import read_run
+from aimp_tf.sharing import share_weights
+from experiments import datasets
+from experiments.experiment import Experiment
+from experiments.exports import load_run
+from experiments.run import accuracy_of, load_data
+from experiments.study_report import percent_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_HALF: dict[str, Any] = {"centroids": "float16", "others": "float16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step of one run.
+
+    Attributes:
+        name: Such as "shared by 8 a layer".
+        seed: Of the run.
+        bytes: Of its weights as they are stored, or of the whole file.
+        accuracy: Fraction of the test images that it gets right; of a file, as it is read back.
+        dense_accuracy: The same of the dense network.
+        dense_bytes: Of the weights of that.
+    """
+
+    name: str
+    seed: int
+    bytes: int
+    accuracy: float
+    dense_accuracy: float
+    dense_bytes: int
+
+
+def run(
+    experiment: Experiment,
+    workdirs: Sequence[str | os.PathLike[str]],
+    data_dir: str | os.PathLike[str] | None,
+    output: pathlib.Path,
+    levels: Sequence[int],
+    per: Sequence[str],
+    epochs: int,
+    learning_rate: float,
+    tell: Callable[[str], object] = print,
+) -> str:
+    """Codes what finished runs of an experiment have pruned, and writes files, steps.json and steps.png.
+
+    Args:
+        experiment: That of the runs, which differ by their seeds alone.
+        workdirs: Where they are.
+        data_dir: As `datasets.load` takes it.
+        output: The folder to write.
+        levels: How many values a kernel or the model gets: each is tried.
+        per: "layer", "model": each is tried.
+        epochs: How long values are fine-tuned, by Adam.
+        learning_rate: Of that.
+        tell: Gets a line as each file is written.
+
+    Returns:
+        A table of means over the runs.
+
+    Raises:
+        ValueError, RuntimeError: As `exports.load_run` and `datasets.load`, or a run has no dense network beside it.
+    """
+    data = load_data(experiment, data_dir)
+    steps: list[Step] = []
+    for workdir in workdirs:
+        seeded = dataclasses.replace(experiment, seed=int(read_run(workdir).config["seed"]))
+        chain = _Chain(seeded, workdir, data, output)
+        chain.before_sharing()
+        for count in levels:
+            for each in per:
+                chain.share(count, each, epochs, learning_rate)
+                tell(_line(chain.steps[-1:]))
+        steps += chain.steps
+    write_atomically(output / "steps.json", json.dumps([dataclasses.asdict(step) for step in steps], indent=2))
+    if importlib.util.find_spec("matplotlib"):
+        plot(steps, experiment.architecture).savefig(output / "steps.png", dpi=120)
+    return table(steps)
+
+
+class _Chain:
+    """The steps of one run.
+
+    Attributes:
+        steps: Those that were taken.
+    """
+
+    def __init__(
+        self, experiment: Experiment, workdir: str | os.PathLike[str], data: datasets.ImageData, output: pathlib.Path
+    ) -> None:
+        self.steps: list[Step] = []
+        self._experiment, self._data = experiment, data
+        self._folder = output / f"seed_{experiment.seed}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            compared = json.loads(pathlib.Path(workdir, "comparison.json").read_text())
+        except OSError as error:
+            raise ValueError(f"{workdir} has no dense network beside it: run tools/prune.py to its end.") from error
+        self._pruned = load_run(experiment, workdir)
+        self._keras = importlib.import_module(experiment.keras)
+        self._compile(self._pruned)
+        self._compacted = compact(self._pruned)
+        self._dense = float(compared["dense_accuracy"]), _bytes(self._pruned)
+
+    def before_sharing(self) -> None:
+        """Adds the steps that lose nothing."""
+        self._add("dense", self._dense[1], self._dense[0])
+        self._add("pruned", _bytes(self._pruned), accuracy_of(self._pruned, self._data))
+        self._add("compacted", _bytes(self._compacted), accuracy_of(self._compacted, self._data))
+        self._code("compacted, coded", self._compacted)
+
+    def share(self, levels: int, per: str, epochs: int, learning_rate: float) -> None:
+        """Adds a file of shared weights as they are, and one of those that were fine-tuned."""
+        shared = share_weights(self._compacted, levels, per=per, **_HALF)
+        name = f"shared by {levels} a {per}"
+        self._code(f"{name}, coded", shared)
+        self._keras.utils.set_random_seed(self._experiment.seed)
+        shared = share_weights(self._compacted, levels, per=per)
+        self._compile(shared, learning_rate)
+        images, labels = self._data.train_images, self._data.train_labels
+        batch_size = self._experiment.batch_size
+        fine_tune(shared, images, labels, epochs=epochs, batch_size=batch_size, shared=True, verbose=0)
+        self._code(f"{name}, tuned, coded", share_weights(shared, levels, per=per, **_HALF))
+
+    def _code(self, name: str, model: Any) -> None:
+        path = self._folder / f"{name.replace(', coded', '').replace(', ', '_').replace(' ', '_')}.coded"
+        write_coded(model, path)
+        loaded = load_coded(path)
+        self._compile(loaded)
+        self._add(name, path.stat().st_size, accuracy_of(loaded, self._data))
+
+    def _add(self, name: str, size: int, accuracy: float) -> None:
+        self.steps.append(Step(name, self._experiment.seed, size, accuracy, *self._dense))
+
+    def _compile(self, model: Any, learning_rate: float = 1e-3) -> None:
+        loss = self._keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(self._keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
+
+
+def table(steps: Sequence[Step]) -> str:
+    """The steps in their order, each with means over the runs."""
+    names = list(dict.fromkeys(step.name for step in steps))
+    head = f"{'':36}{'bytes':>12}{'dense / this':>14}  {'accuracy, %':22}less than dense, points"
+    return "\n".join([head, *(_line([step for step in steps if step.name == name]) for name in names)])
+
+
+def _line(steps: Sequence[Step]) -> str:
+    size = statistics.mean(step.bytes for step in steps)
+    times = statistics.mean(step.dense_bytes / step.bytes for step in steps)
+    lost = [100 * (step.dense_accuracy - step.accuracy) for step in steps]
+    spread = f" ({min(lost):.2f} to {max(lost):.2f})" if len(lost) > 1 else ""
+    accuracy = percent_text([step.accuracy for step in steps])
+    return f"{steps[0].name:36}{size:12,.0f}{times:14.1f}  {accuracy:22}{statistics.mean(lost):.2f}{spread}"
+
+
+def plot(steps: Sequence[Step], title: str) -> Figure:
+    """Accuracy against how many times smaller than the dense weights, a point for each file of each run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    kinds = {
+        "as it was pruned": lambda name: "shared" not in name and "coded" in name,
+        "shared": lambda name: "shared" in name and "tuned" not in name,
+        "shared and tuned": lambda name: "tuned" in name,
+    }
+    for (label, chosen), marker in zip(kinds.items(), "sox", strict=True):
+        found = [step for step in steps if chosen(step.name)]
+        times = [step.dense_bytes / step.bytes for step in found]
+        axes.scatter(times, [100 * step.accuracy for step in found], marker=marker, label=label)
+    dense = statistics.mean(step.dense_accuracy for step in steps)
+    axes.axhline(100 * dense, color="0.5", linewidth=1, label="dense")
+    axes.set(title=title, xlabel="times smaller than the dense float32 weights", ylabel="test accuracy, %")
+    axes.legend()
+    return figure
+
+
+def _bytes(model: Any) -> int:
+    return sum(weight.nbytes for weight in model.get_weights())
