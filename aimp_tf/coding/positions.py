@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -145,26 +146,29 @@ class Positions:
     Attributes:
         way: "bitmap", "gaps" or "runs".
         by_column: Whether the last axis of the tensor counts as the first.
+        grain: So many entries after one another always survive together: they are told as one.
         parts: The numbers that tell them.
         tables: A table for each of these.
     """
 
     way: str
     by_column: bool
+    grain: int
     parts: tuple[Numbers, ...]
     tables: tuple[Table, ...]
 
     @classmethod
     def of(cls, kept: np.ndarray) -> Positions:
         """The cheapest for these survivors, bool of any shape."""
-        # To a bitmap, the order is all one.
-        told = [(way, by_column) for way in _WAYS for by_column in (False, True) if way != "bitmap" or not by_column]
-        return min((cls._told(kept, *each) for each in told), key=cls.bits)
-
-    @classmethod
-    def _told(cls, kept: np.ndarray, way: str, by_column: bool) -> Positions:
-        parts = tuple(_WAYS[way].told(_in_order(kept, by_column).reshape(-1)))
-        return cls(way, by_column, parts, tuple(Table.of(part.counts) for part in parts))
+        told = []
+        for by_column in (False, True):
+            ordered = _in_order(kept, by_column).reshape(-1)
+            grain = _grain(ordered)
+            for way in _WAYS:
+                if way != "bitmap" or grain > 1 or not by_column:  # To a bitmap of single entries the order is all one.
+                    parts = tuple(_WAYS[way].told(ordered[::grain]))
+                    told.append(cls(way, by_column, grain, parts, tuple(Table.of(part.counts) for part in parts)))
+        return min(told, key=cls.bits)
 
     def bits(self) -> float:
         """What they take in a file."""
@@ -177,7 +181,7 @@ class Positions:
 
     def header(self) -> bytes:
         """What has to be known before the stream is read."""
-        found = bytes([list(_WAYS).index(self.way) << 1 | self.by_column])
+        found = bytes([list(_WAYS).index(self.way) << 1 | self.by_column]) + number(self.grain)
         for part, table in zip(self.parts, self.tables, strict=True):
             found += number(len(part.symbols)) + bytes([len(table.costs)]) + table.costs.tobytes()
         return found
@@ -204,7 +208,11 @@ class PositionsReader:
         if first >> 1 >= len(_WAYS):
             raise DamagedFileError(f"positions in it are told in an unknown way, {first >> 1}")
         self._way, self._by_column = list(_WAYS.values())[first >> 1], bool(first & 1)
-        self._shape, self._size = shape, int(np.prod(shape, dtype=np.int64))
+        size = math.prod(shape)
+        self._shape, self._grain = shape, content.number()
+        if self._grain < 1 or size % self._grain:
+            raise DamagedFileError(f"it tells {size:,} entries by {self._grain:,}")
+        self._size = size // self._grain
         self._parts: list[tuple[int, Table]] = []
         for _ in range(self._way.parts):
             count, (symbols,) = content.number(), content.take(1)
@@ -222,9 +230,18 @@ class PositionsReader:
             raise DamagedFileError("positions in it are beyond the tensor")
         kept = np.zeros(self._size, bool)
         kept[found] = True
+        kept = np.repeat(kept, self._grain) if self._grain > 1 else kept
         if not self._by_column:
             return kept.reshape(self._shape)
         return np.moveaxis(kept.reshape(self._shape[-1], *self._shape[:-1]), 0, -1)
+
+
+def _grain(kept: np.ndarray) -> int:
+    """The largest number of entries, bool (size,), that survive or go together wherever one looks."""
+    edges = np.flatnonzero(kept[1:] != kept[:-1]) + 1
+    size = len(kept) or 1
+    first = math.gcd(size, int(np.gcd.reduce(edges[:100]))) if len(edges) else size
+    return math.gcd(first, int(np.gcd.reduce(edges))) if first > 1 and len(edges) else first
 
 
 def _in_order(array: np.ndarray, by_column: bool) -> np.ndarray:
