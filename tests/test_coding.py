@@ -95,7 +95,7 @@ def test_positions_are_told_in_the_cheapest_way():
     anywhere = generator.random((400, 300)) < 0.3
     blocks = np.repeat(generator.random((100, 300)) < 0.1, 4, axis=0)  # Of four inputs each.
     spread = np.zeros(120_007, bool)
-    spread[::50] = True
+    spread[::5] = True
     found = {name: Positions.of(kept) for name, kept in locals().items() if isinstance(kept, np.ndarray)}
     assert found["anywhere"].way == "bitmap"
     assert (found["blocks"].grain, found["blocks"].by_column) == (4, True)
