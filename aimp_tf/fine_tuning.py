@@ -13,10 +13,14 @@ from aimp_tf.compat.models import check_model
 from aimp_tf.config.texts import is_number
 from aimp_tf.masking import Masks, mask_model
 from aimp_tf.training.fitting import Fitting
+from aimp_tf.training.int8_weights import Int8Weights
 from aimp_tf.training.other_callbacks import as_callbacks
 from aimp_tf.training.shared_weights import SharedWeights
 
 logger = logging.getLogger(__name__)
+
+_WEIGHTS: dict[str, type[SharedWeights] | type[Int8Weights]] = {"shared": SharedWeights, "int8": Int8Weights}
+"""What is trained of kernels -> what sees to it."""
 
 
 @placed("epochs=3")
@@ -31,7 +35,7 @@ def fine_tune(
     validation_data: Any = None,
     callbacks: Any = (),
     masks: Masks = "zeros",
-    shared: bool = False,
+    weights: str | None = None,
     verbose: str | int = "auto",
     **options: Any,
 ) -> Any:
@@ -51,9 +55,10 @@ def fine_tune(
         validation_data: What is evaluated after each epoch.
         callbacks: Keras callbacks, or one, as in `fit`.
         masks: What stays zero, as in `wrap`: "zeros", or a dict such as `PruningResult.masks`.
-        shared: Whether weights of a kernel that have the same value, as `share_weights` makes them, go on having the
-            same: their gradients are summed up, so that values are trained and not weights. A value is that of many
-            weights: a lower rate than that of the weights suits it.
+        weights: What is trained of the kernels. None is each of their weights; "shared" the values that weights share,
+            as `share_weights` makes them: the gradients of those that have the same value are summed up, and they go on
+            having the same. "int8" is for a model that is to be exported as "tflite_int8": each step sees the weights
+            rounded as int8 has them, a scale for each output, and in the end they are so.
         verbose: As in `fit`.
         **options: The other arguments of `fit`, such as batch_size and class_weight.
 
@@ -61,8 +66,9 @@ def fine_tune(
         `model`. What became of each epoch is in a callback such as `keras.callbacks.History()`.
 
     Raises:
-        TypeError, ValueError: As `prune` and `wrap`, `epochs` is not a whole number above 0, or no weights share
-            values though `shared` says so. Raised before any training.
+        TypeError, ValueError: As `prune` and `wrap`, `epochs` is not a whole number above 0, `weights` is none of the
+            above, no weights share values that "shared" could train, or "int8" is asked of a model on several devices.
+            Raised before any training.
         RuntimeError: Something, such as a callback that sets weights, gave pruned weights other values. They are zero
             again.
 
@@ -77,11 +83,18 @@ def fine_tune(
         raise TypeError(f"epochs must be a whole number; got {epochs!r}.")
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1; got {epochs}.")
+    if weights is not None and weights not in _WEIGHTS:
+        raise ValueError(f"weights must be None, {' or '.join(map(repr, _WEIGHTS))}; got {weights!r}.")
     check_names("fine_tune", options, fit_arguments(model))
     data = training_data("fine_tune", model, x, y, sample_weight)
     if validation_data is None:
         data, validation_data = split_off(data, validation_split)
     cluster = Cluster(model.distribute_strategy)
+    if weights == "int8" and not cluster.on_one_device:
+        raise ValueError(
+            "weights='int8' takes a model made without a strategy or under OneDeviceStrategy; this one was made under "
+            f"{type(model.distribute_strategy).__name__}."
+        )
     callbacks = as_callbacks(callbacks, generation)
     fitting = Fitting(data, validation_data, callbacks, options, verbose, None, generation, cluster, order_goes_on=True)
     fitting.make_ready(model, data, validation_data, cluster)
@@ -92,8 +105,7 @@ def fine_tune(
                 "The learning rate is 0, as where a schedule has come to its end: nothing will train. Compile the "
                 "model with another rate first."
             )
-        together = SharedWeights(masked.variables).held(masked.model) if shared else contextlib.nullcontext()
-        with together:
+        with contextlib.nullcontext() if weights is None else _WEIGHTS[weights](masked.variables).held(masked.model):
             fitting.fit(masked.model, callbacks, epochs=epochs)
         masked.check_sparse()
     finally:

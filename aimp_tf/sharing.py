@@ -42,8 +42,8 @@ def share_weights(
     """A copy of a pruned model whose surviving weights take few values. Zeros stay zero.
 
     The model is as large as before in all formats but "coded", which tells each value once and each weight as a code:
-    3 to 4 bits in place of 32. `fine_tune(model, x, y, epochs=3, shared=True)` trains the values on, and keeps weights
-    that share one together.
+    3 to 4 bits in place of 32. `fine_tune(model, x, y, epochs=3, weights="shared")` trains the values on, and keeps
+    weights that share one together.
 
     Args:
         model: A built model of either generation of Keras, without masks, whose `call` can be traced, or a
@@ -79,7 +79,7 @@ def share_weights(
     Example:
         ```python
         small = aimp_tf.share_weights(result, levels=16, centroids="float16", others="float16")
-        aimp_tf.fine_tune(small, x, y, epochs=3, shared=True)
+        aimp_tf.fine_tune(small, x, y, epochs=3, weights="shared")
         aimp_tf.export(aimp_tf.share_weights(small, centroids="float16", others="float16"), "pruned.coded")
         ```
     """

@@ -192,7 +192,7 @@ def test_values_are_trained_and_stay_shared(K, per, name, monkeypatch):
     model = aimp_tf.share_weights(model, levels=5, per=per)
     model.compile(getattr(K.optimizers, name)(1e-3), K.losses.SparseCategoricalCrossentropy(from_logits=True))
     before = kernels(model)
-    aimp_tf.fine_tune(model, x, y, epochs=2, batch_size=16, shared=True, verbose=0)
+    aimp_tf.fine_tune(model, x, y, epochs=2, batch_size=16, weights="shared", verbose=0)
     for path, after in kernels(model).items():
         assert len(levels_of(after)) == len(levels_of(before[path])), path
         np.testing.assert_array_equal(after == 0, before[path] == 0)
@@ -212,7 +212,7 @@ def test_the_gradient_of_a_value_is_the_sum_of_those_of_its_weights(K):
     plain.set_weights(model.get_weights())
     plain.compile(K.optimizers.SGD(1.0), K.losses.SparseCategoricalCrossentropy(from_logits=True))
     plain.fit(x, y, batch_size=64, shuffle=False, verbose=0)
-    aimp_tf.fine_tune(model, x, y, epochs=1, batch_size=64, shuffle=False, shared=True, verbose=0)
+    aimp_tf.fine_tune(model, x, y, epochs=1, batch_size=64, shuffle=False, weights="shared", verbose=0)
     for path, other in zip(before, kernels(plain).values(), strict=True):
         gradients, moved = before[path] - other, before[path] - kernels(model)[path]
         for level in levels_of(before[path]):
@@ -225,7 +225,7 @@ def test_what_an_optimizer_makes_of_several_weights_is_averaged(K):
     model = aimp_tf.share_weights(model, levels=5)
     model.compile(K.optimizers.Adafactor(1e-2), K.losses.SparseCategoricalCrossentropy(from_logits=True))
     before = kernels(model)
-    aimp_tf.fine_tune(model, x, y, epochs=2, batch_size=16, shared=True, verbose=0)
+    aimp_tf.fine_tune(model, x, y, epochs=2, batch_size=16, weights="shared", verbose=0)
     for path, after in kernels(model).items():
         np.testing.assert_array_equal(places_of(after) == -1, before[path] == 0)
         assert len(levels_of(after)) <= 5
@@ -235,8 +235,8 @@ def test_what_an_optimizer_makes_of_several_weights_is_averaged(K):
 def test_nothing_to_share_is_refused_before_training(K):
     model, x, y = small(K, "sgd")
     before = model.get_weights()
-    with pytest.raises(ValueError, match="shared=True needs kernels whose weights share values, at most 256 each"):
-        aimp_tf.fine_tune(model, x, y, epochs=1, shared=True, verbose=0)
+    with pytest.raises(ValueError, match="weights='shared' needs kernels whose weights share values, at most 256 each"):
+        aimp_tf.fine_tune(model, x, y, epochs=1, weights="shared", verbose=0)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -266,7 +266,7 @@ def test_digits_are_read_as_well_from_a_file_a_twentieth_as_large(K, digits, tmp
     exact = result.model.evaluate(x[test], y[test], verbose=0)[1]
     shared = aimp_tf.share_weights(result, levels=8, centroids="float16", others="float16")
     shared.compile(K.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
-    aimp_tf.fine_tune(shared, x[train], y[train], epochs=3, shared=True, verbose=0)
+    aimp_tf.fine_tune(shared, x[train], y[train], epochs=3, weights="shared", verbose=0)
     shared = aimp_tf.share_weights(shared, levels=8, centroids="float16", others="float16")
     report = write_coded(shared, tmp_path / "model.coded")
     assert shared.evaluate(x[test], y[test], verbose=0)[1] > exact - 0.02

@@ -30,8 +30,8 @@ class SharedWeights:
         shared = {path: array for path, array in values.items() if is_shared(array)}
         if not shared:
             raise ValueError(
-                f"shared=True needs kernels whose weights share values, at most {MOST_LEVELS} each, and none does. "
-                "Train what aimp_tf.share_weights(model) returns."
+                f"weights='shared' needs kernels whose weights share values, at most {MOST_LEVELS} each, and none "
+                "does. Train what aimp_tf.share_weights(model) returns."
             )
         common = common_levels(list(shared.values()))
         groups = [shared] if common is not None else [{path: array} for path, array in shared.items()]

@@ -139,7 +139,7 @@ class _Chain:
         self._compile(shared, learning_rate)
         images, labels = self._data.train_images, self._data.train_labels
         batch_size = self._experiment.batch_size
-        fine_tune(shared, images, labels, epochs=epochs, batch_size=batch_size, shared=True, verbose=0)
+        fine_tune(shared, images, labels, epochs=epochs, batch_size=batch_size, weights="shared", verbose=0)
         self._code(f"{name}, tuned, coded", share_weights(shared, levels, per=per, **_HALF))
 
     def _code(self, name: str, model: Any) -> None:
