@@ -242,7 +242,8 @@ def test_the_benchmark_of_inference(pruned_file, monkeypatch):
     monkeypatch.setattr(inference, "_work", work)
     figures = inference.run(2, pruned_file, rounds=1, seconds=0.0)
     names = ["dense", "pruned", "compacted", "sparse, for 1", "sparse, for 32"]
-    names += ["compacted, sparse, for 1", "compacted, sparse, for 32", "LiteRT", "LiteRT sparse", "LiteRT int8"]
+    names += ["compacted, sparse, for 1", "compacted, sparse, for 32", "coded", "ONNX Runtime", "LiteRT"]
+    names += (lite := ["LiteRT sparse", "LiteRT float16", "LiteRT dynamic", "LiteRT int8"])
     assert list(figures["forms"]) == names and not figures["missing"]
     # Memory in a process for each, then all in turn, the settings of threads turned round.
     assert jobs == [*((0, [name]) for name in names), *((threads, names) for threads in (1, 0, 0, 1))]
@@ -256,13 +257,11 @@ def test_the_benchmark_of_inference(pruned_file, monkeypatch):
         ]
         for latency in form["latency"]:
             assert latency["calls"] == 2 * 5 and 0 < latency["median_seconds"] <= latency["p95_seconds"]
-            assert len(latency.get("times_as_fast_as_litert", [])) == (
-                2 if name in ("LiteRT sparse", "LiteRT int8") else 0
-            )
+            assert len(latency.get("times_as_fast_as_litert", [])) == (2 if name in lite else 0)
             assert len(latency["times_as_fast"]) == 2 and (name != "dense" or latency["times_as_fast"] == [1, 1])
     dense, pruned, compacted, *_, int8 = figures["forms"].values()
     assert dense["difference"] is None and pruned["difference"] == 0 and 0 < int8["difference"] < 0.1
-    assert compacted["bytes"] < pruned["bytes"]
+    assert figures["forms"]["coded"]["bytes"] < compacted["bytes"] < pruned["bytes"]
     table, *choices = figures["table"].split("sparse: batch size ")
     assert (
         all(table.count(f"\n{name:28}") == 5 for name in names)

@@ -26,8 +26,8 @@ _INPUTS = flags.DEFINE_string("inputs", None, "npy file, or npz file with an arr
 _FORMATS = flags.DEFINE_list(
     "formats",
     ["saved_model", "keras"],
-    "Any of saved_model, sparse_saved_model, keras, tflite, tflite_int8, tflite_sparse, weights; see "
-    "help(aimp_tf.export).",
+    "Any of saved_model, sparse_saved_model, keras, tflite, tflite_fp16, tflite_dynamic, tflite_int8, tflite_sparse, "
+    "onnx, coded, weights; see help(aimp_tf.export).",
 )
 _COMPACT = flags.DEFINE_bool("compact", False, "Remove what pruning left dead first, by aimp_tf.compact.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "What sparse_saved_model is to be fast at.", lower_bound=1)

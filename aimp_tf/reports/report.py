@@ -256,8 +256,8 @@ def _inference_section(path: str | os.PathLike[str]) -> list[Block]:
         about = (
             f"The exported forms of {figures['model']}, {figures['repetitions']} times in turn on {figures['cores']} "
             f"cores of {figures['processor']}. The dense form is the same network with numbers in place of the zeros; "
-            "the others compute what the pruned one does, int8 but nearly. Memory is what loading and running takes "
-            "beside TensorFlow itself; how often as fast is told in comparison with the dense form."
+            "the others compute what the pruned one does, those of float16 and int8 but nearly. Memory is what loading "
+            "and running takes beside TensorFlow itself; how often as fast is told in comparison with the dense form."
         )
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise ValueError(

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from aimp_tf.exporting.coded import load_coded, write_coded
 from aimp_tf.exporting.compaction import compact
 from aimp_tf.exporting.lite import to_tflite
+from aimp_tf.exporting.onnx import write_onnx
 from aimp_tf.exporting.saved_model import write_saved_model
 from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
 from aimp_tf.exporting.sparse import sparse_inference_and_report
@@ -29,7 +31,10 @@ _EXAMPLES = 256
 _TOLERANCE = 1e-4
 _LITE = "LiteRT"
 _INT8 = "LiteRT int8"
-_OTHER_LITE = ("LiteRT sparse", _INT8)
+_SPARSE = "LiteRT sparse"
+_ROUNDED = {"LiteRT float16": {"weights": "float16"}, "LiteRT dynamic": {"weights": "int8"}}
+_OTHER_LITE = (_SPARSE, *_ROUNDED, _INT8)
+"""Forms that compute something else than the pruned model, by rounding, are the last ones."""
 
 
 def run(
@@ -43,6 +48,7 @@ def run(
 
     "dense" is the model with random numbers in place of the zeros in its prunable weights: as large and as slow as
     before the pruning, and of no other use. In "sparse, for 1" and such, layers were chosen for that batch size.
+    "coded" is as large as the coded file of the compacted model, and timed as a SavedModel of what was read from it.
 
     Args:
         repetitions: How often each setting of threads is timed, each time in a new process.
@@ -66,7 +72,7 @@ def run(
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         np.save(folder / "inputs.npy", data[: max(BATCH_SIZES)])
-        files, missing, chosen = _export(_filled(load_keras_file(model)), pruned, data, folder)
+        files, stored, missing, chosen = _export(_filled(load_keras_file(model)), pruned, data, folder)
 
         def work(threads: int, names: Sequence[str], rounds: int) -> dict[str, Any]:
             asked = {"files": {name: files[name] for name in names}, "threads": threads, "rounds": rounds}
@@ -75,7 +81,8 @@ def run(
 
         figures: dict[str, dict[str, Any]] = {}
         for name, (_, path) in files.items():
-            figures[name] = {"bytes": stored_bytes(pathlib.Path(path)), "gzip_bytes": gzip_bytes(pathlib.Path(path))}
+            kept = pathlib.Path(stored.get(name, path))
+            figures[name] = {"bytes": stored_bytes(kept), "gzip_bytes": gzip_bytes(kept)}
             figures[name]["memory_bytes"] = work(0, [name], 0)["memory_bytes"]
         times: dict[tuple[int, int], list[dict[str, list[float]]]] = {}
         for repetition in range(repetitions):
@@ -150,9 +157,11 @@ def _load_inputs(model: Any, path: str | os.PathLike[str] | None) -> np.ndarray:
 
 def _export(
     dense: Any, pruned: Any, data: np.ndarray, folder: pathlib.Path
-) -> tuple[dict[str, tuple[str, str]], dict[str, str], list[str]]:
-    """Writes all forms, and gives name -> (kind, path), name -> why there is none, and the tables of sparse layers."""
+) -> tuple[dict[str, tuple[str, str]], dict[str, str], dict[str, str], list[str]]:
+    """Writes all forms, and gives name -> (kind, path), name -> what is stored if that is another file, name -> why
+    there is none, and the tables of sparse layers."""
     files: dict[str, tuple[str, str]] = {}
+    stored: dict[str, str] = {}
     missing: dict[str, str] = {}
     chosen: list[str] = []
 
@@ -170,6 +179,21 @@ def _export(
         else:
             files[name] = ("tflite", str(path))
 
+    def add_with_extra(name: str, write: Callable[[str], object]) -> None:
+        try:
+            write(str(folder / f"{len(files)}.{name.lower()[:5]}"))
+        except (ImportError, ValueError) as error:
+            missing[name] = str(error)
+
+    def write_runtime(path: str) -> None:
+        write_onnx(compacted, path)
+        files["ONNX Runtime"] = ("onnx", path)
+
+    def write_and_read(path: str) -> None:
+        write_coded(compacted, path)
+        add("coded", load_coded(path))
+        stored["coded"] = path
+
     compacted = compact(pruned)
     add("dense", dense)
     add("pruned", pruned)
@@ -179,10 +203,14 @@ def _export(
             sparse, report = sparse_inference_and_report(model, size)
             add(f"{first}, for {size}", sparse)
             chosen.append(f"{first}: {report.table()}")
+    add_with_extra("coded", write_and_read)
+    add_with_extra("ONNX Runtime", write_runtime)
     add_lite(_LITE)
-    add_lite(_OTHER_LITE[0], sparse=True)
+    add_lite(_SPARSE, sparse=True)
+    for name, options in _ROUNDED.items():
+        add_lite(name, **options)
     add_lite(_INT8, representative_inputs=data)
-    return files, missing, chosen
+    return files, stored, missing, chosen
 
 
 def _filled(model: Any) -> Any:
@@ -214,7 +242,7 @@ def _differences(outputs: Mapping[str, str]) -> dict[str, float | None]:
         if name == "dense":
             continue
         difference = float(np.abs(np.load(path) - pruned).max() / np.abs(pruned).max())
-        if not difference <= _TOLERANCE and name != _INT8:
+        if not difference <= _TOLERANCE and name not in (*_ROUNDED, _INT8):
             raise RuntimeError(
                 f"{name!r} did not compute what the pruned model does, so their times do not compare: its outputs "
                 f"differ by {difference:.2g} of the largest, where float32 allows for {_TOLERANCE:g}."

@@ -2,14 +2,15 @@
 
     python inference_worker.py JOB.json RESULT.json
 
-The job: "files", name -> [kind, path] with the kind "saved_model" or "tflite"; "inputs", a .npy file; "batch_sizes";
-"threads", 0 for all; "rounds" and "seconds", how often and how long each file is timed at each batch size.
+The job: "files", name -> [kind, path] with the kind "saved_model", "onnx" or "tflite"; "inputs", a .npy file;
+"batch_sizes"; "threads", 0 for all; "rounds" and "seconds", how often and how long each file is timed at each size.
 The result: "seconds", name -> batch size -> times of single calls; "outputs", name -> a .npy file beside the job; and
 "memory_bytes", what loading and running took beside TensorFlow itself, which says something of jobs of one file only.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pathlib
@@ -75,7 +76,18 @@ def _load(kind: str, path: str, batch: np.ndarray, threads: int) -> Function:
     if kind == "saved_model":
         model = tf.saved_model.load(path)
         return lambda x: model.serve(x).numpy()
+    if kind == "onnx":
+        return _in_onnx_runtime(path, threads)
     return in_litert(batch.shape, threads, model_path=path)
+
+
+def _in_onnx_runtime(path: str, threads: int) -> Function:
+    onnxruntime = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (taken,) = session.get_inputs()
+    return lambda x: session.run(None, {taken.name: x})[0]
 
 
 def in_litert(shape: tuple[int, ...], threads: int = 0, **source: Any) -> Function:
