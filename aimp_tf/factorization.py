@@ -17,7 +17,7 @@ from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import HasModel, layers_of, model_of
 from aimp_tf.compat.variables import key_of
 from aimp_tf.config.checks import check_patterns
-from aimp_tf.graph.copies import Copies, compile_alike
+from aimp_tf.graph.copies import Copies, rebuilt
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.graph.prunable import prunable_variables, readers, reasons_text, select
 from aimp_tf.masking import check_plain
@@ -94,7 +94,7 @@ def factorize(model: Any | HasModel, *, include: Sequence[str] = (), exclude: Se
     def layer_for(call: Call, copies: Copies) -> Any:
         return _factors(call, copies) if id(call.layer) in chosen else copies.of(call)
 
-    factorized = _rebuilt(graph, layer_for)
+    factorized, _ = rebuilt(graph, layer_for)
     sizes = model.count_params(), factorized.count_params()
     logger.info("Factorised %d layers of %s, from %d to %d parameters.", len(chosen), model.name, *sizes)
     return factorized
@@ -138,7 +138,7 @@ def merge_factors(model: Any | HasModel) -> Any:
         pair = merging.get(id(call.layer))
         return copies.of(call) if pair is None else _merged(call, pair, copies)
 
-    merged = _rebuilt(graph, layer_for)
+    merged, _ = rebuilt(graph, layer_for)
     logger.info("Merged %d of %d pairs of factors of %s.", len(merging), len(pairs), model.name)
     return merged
 
@@ -156,16 +156,6 @@ class _Pair:
         *window, rank = self.first.kernel.shape
         rows, outputs = math.prod(window), self.second.kernel.shape[-1]
         return rank * (rows + outputs) < rows * outputs
-
-
-def _rebuilt(graph: ModelGraph, layer_for: Callable[[Call, Copies], Any]) -> Any:
-    """A model of what `layer_for` gives for the first call of each layer, compiled and distributed as the graph's."""
-    with graph.model.distribute_strategy.scope():
-        copies = Copies(graph)
-        model = graph.build(lambda call: layer_for(call, copies))
-        copies.set_weights()
-        compile_alike(model, graph.model)
-    return model
 
 
 def _factors(call: Call, copies: Copies) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from aimp_tf.coding.tensors import MOST_LEVELS, levels_of
 from aimp_tf.compat.models import HasModel, model_of
 from aimp_tf.config.checks import check_patterns
 from aimp_tf.config.texts import is_number
-from aimp_tf.graph.copies import Copies, compile_alike
+from aimp_tf.graph.copies import rebuilt
 from aimp_tf.graph.model_graph import ModelGraph
 from aimp_tf.graph.prunable import named_weights, prunable_variables, select
 from aimp_tf.masking import check_plain
@@ -132,12 +132,7 @@ def _check(**settings: str) -> None:
 
 
 def _copied(model: Any) -> Any:
-    graph = ModelGraph.of(model)
-    with model.distribute_strategy.scope():
-        copies = Copies(graph)
-        copy = graph.build(copies.of)
-        copies.set_weights()
-        compile_alike(copy, model)
+    copy, copies = rebuilt(ModelGraph.of(model), lambda call, copies: copies.of(call))
     if copies.shared:
         names = ", ".join(f"{name} ({kind})" for name, kind in copies.shared.items())
         raise ValueError(

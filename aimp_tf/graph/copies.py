@@ -41,6 +41,17 @@ def copy_with(model: Any, replacement: Callable[[Any], Any | None]) -> Any:
     return copy
 
 
+def rebuilt(graph: ModelGraph, layer_for: Callable[[Call, Copies], Any]) -> tuple[Any, Copies]:
+    """A model of what `layer_for` gives for the first call of each layer, compiled and distributed as the graph's; and
+    the copies that it was given to take from."""
+    with graph.model.distribute_strategy.scope():
+        copies = Copies(graph)
+        model = graph.build(lambda call: layer_for(call, copies))
+        copies.set_weights()
+        compile_alike(model, graph.model)
+    return model, copies
+
+
 class Copies:
     """Copies of layers, whose weights are set when all of them are built.
 
