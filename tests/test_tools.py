@@ -1,3 +1,4 @@
+import json
 import os
 import pathlib
 import re
@@ -28,6 +29,38 @@ def test_configs_are_valid(get_config, name):
     assert isinstance(config, Study if name.startswith("study_") else Experiment)
     config.validate()
     assert f"--config=configs/{name}.py" in (ROOT / "configs" / f"{name}.py").read_text()
+
+
+@pytest.mark.slow
+def test_share_codes_runs_and_tells_size_against_accuracy(tmp_path):
+    settings = ["--config=configs/digits_mlp.py", "--config.pruning.rate=0.8", "--config.pruning.target_sparsity=0.9"]
+    settings += ["--config.pruning.epochs=3", "--config.pruning.round_epochs=2"]
+    for seed in (0, 1):
+        done = tool("prune.py", *settings, f"--workdir={tmp_path / str(seed)}", f"--config.seed={seed}")
+        assert done.returncode == 0, done.stderr
+    run = [*settings, f"--workdir={tmp_path / '0'},{tmp_path / '1'}", f"--output={tmp_path / 'out'}"]
+    refused("share.py", [*run, "--levels=1"], tmp_path / "out", "--levels must be whole numbers from 2 to 256; got 1")
+    other = [*run, "--config.pruning.target_sparsity=0.8"]
+    refused("share.py", other, tmp_path / "out", "holds a run of another config: target_sparsity")
+    done = tool("share.py", *run, "--levels=4,16", "--per=layer", "--epochs=1")
+    assert done.returncode == 0, done.stderr
+    steps = json.loads((tmp_path / "out" / "steps.json").read_text())
+    names = ["dense", "pruned", "compacted", "compacted, coded"]
+    names += [f"shared by {count} a layer{tuned}, coded" for count in (4, 16) for tuned in ("", ", tuned")]
+    assert [(step["name"], step["seed"]) for step in steps] == [(name, seed) for seed in (0, 1) for name in names]
+    for step in steps:
+        file = re.sub(", coded$", "", step["name"]).replace(", ", "_").replace(" ", "_") + ".coded"
+        if step["name"].endswith("coded"):
+            assert (tmp_path / "out" / f"seed_{step['seed']}" / file).stat().st_size == step["bytes"]
+        assert step["accuracy"] > 0.8
+    by_name = {step["name"]: step for step in steps if step["seed"] == 0}
+    exact = [by_name[name]["accuracy"] for name in names[1:4]]
+    assert exact[0] == exact[1] == exact[2] and by_name["dense"]["bytes"] == by_name["pruned"]["bytes"]
+    sizes = [by_name[name]["bytes"] for name in (*names[2:4], names[7], names[5])]
+    assert sizes == sorted(sizes, reverse=True)
+    assert (tmp_path / "out" / "steps.png").exists()
+    table = done.stdout.splitlines()[-len(names) :]
+    assert [line[:36].strip() for line in table] == names and "±" in table[0]
 
 
 @pytest.mark.slow
@@ -74,6 +107,7 @@ TOOLS = {
     "prepare_fashion_mnist.py": ["--data_dir=WORKDIR"],
     "report.py": ["--workdir=WORKDIR"],
     "export.py": ["--output=WORKDIR"],
+    "share.py": ["--config=configs/digits_mlp.py", "--workdir=WORKDIR", "--output=WORKDIR"],
     "benchmark.py": ["checkpoints"],
 }
 

@@ -1,4 +1,4 @@
-"""Codes what finished runs have pruned, with fewer and fewer values, and tells size against accuracy.
+r"""Codes what finished runs have pruned, with fewer and fewer values, and tells size against accuracy.
 
     python tools/share.py --config=configs/digits_mlp.py --workdir=runs/digits_mlp --output=runs/digits_mlp_coded
     python tools/share.py --config=configs/fashion_mnist_lenet_300_100.py --config.pruning.target_sparsity=0.98 \
@@ -20,8 +20,10 @@ from aimp_tf.files import check_writable
 from experiments import command_line
 from experiments.experiment import Experiment
 
-_CONFIG = command_line.define_config(Experiment, "That of the runs in --workdir.")
-_WORKDIR = flags.DEFINE_list("workdir", None, "Folders of finished runs of tools/prune.py. Required.")
+_CONFIG = command_line.define_config(Experiment, "That of the runs in --workdir. Required.")
+_WORKDIR = flags.DEFINE_multi_string(
+    "workdir", None, "Folder of a finished run of tools/prune.py, or several with commas between them. Required."
+)
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where tensorflow-datasets keeps its data; default: ~/tensorflow_datasets."
 )
@@ -41,17 +43,13 @@ def main() -> None:
     with command_line.refusing():
         _CONFIG.value.validate()
         check_writable(_OUTPUT.value, "the folder of --output")
-        try:
-            levels = [int(each) for each in _LEVELS.value]
-        except ValueError:
-            levels = []
-        if not levels or not all(2 <= each <= 256 for each in levels):
-            raise ValueError(f"--levels must be whole numbers from 2 to 256; got {','.join(_LEVELS.value)}.")
         with command_line.silent_stderr():  # Only now, for TensorFlow takes seconds to import.
             from experiments import chain
-    output = pathlib.Path(_OUTPUT.value)
-    settings = {"epochs": _EPOCHS.value, "learning_rate": _RATE.value}
-    print(chain.run(_CONFIG.value, _WORKDIR.value, _DATA_DIR.value, output, levels, _PER.value, **settings))
+
+        levels = chain.levels_of(_LEVELS.value)
+        workdirs = [workdir for value in _WORKDIR.value for workdir in value.split(",") if workdir]
+        chains = chain.load(_CONFIG.value, workdirs, _DATA_DIR.value)
+    print(chain.run(chains, pathlib.Path(_OUTPUT.value), levels, _PER.value, _EPOCHS.value, _RATE.value))
 
 
 if __name__ == "__main__":

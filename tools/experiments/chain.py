@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aimp_tf.coding.tensors import MOST_LEVELS
 from aimp_tf.exporting.coded import load_coded, write_coded
 from aimp_tf.exporting.compaction import compact
 from aimp_tf.files import write_atomically
@@ -51,10 +52,34 @@ class Step:
     dense_bytes: int
 
 
+def levels_of(texts: Sequence[str]) -> list[int]:
+    """How many values to share, of texts. Raises ValueError for those that `share_weights` does not take."""
+    levels = [int(text) for text in texts if text.isdecimal()]
+    if not levels or len(levels) < len(texts) or not all(2 <= each <= MOST_LEVELS for each in levels):
+        raise ValueError(f"--levels must be whole numbers from 2 to {MOST_LEVELS}; got {','.join(texts)}.")
+    return levels
+
+
+def load(
+    experiment: Experiment, workdirs: Sequence[str | os.PathLike[str]], data_dir: str | os.PathLike[str] | None
+) -> list[Chain]:
+    """What finished runs of an experiment have pruned. Nothing is written.
+
+    Args:
+        experiment: That of the runs, which differ by their seeds alone.
+        workdirs: Where they are.
+        data_dir: As `datasets.load` takes it.
+
+    Raises:
+        ValueError, RuntimeError: As `exports.load_run` and `datasets.load`, or a run has no dense network beside it.
+    """
+    seeded = [dataclasses.replace(experiment, seed=int(read_run(workdir).config["seed"])) for workdir in workdirs]
+    data = load_data(experiment, data_dir)
+    return [Chain(each, workdir, data) for each, workdir in zip(seeded, workdirs, strict=True)]
+
+
 def run(
-    experiment: Experiment,
-    workdirs: Sequence[str | os.PathLike[str]],
-    data_dir: str | os.PathLike[str] | None,
+    chains: Sequence[Chain],
     output: pathlib.Path,
     levels: Sequence[int],
     per: Sequence[str],
@@ -62,12 +87,10 @@ def run(
     learning_rate: float,
     tell: Callable[[str], object] = print,
 ) -> str:
-    """Codes what finished runs of an experiment have pruned, and writes files, steps.json and steps.png.
+    """Codes what runs have pruned, and writes files, steps.json and steps.png.
 
     Args:
-        experiment: That of the runs, which differ by their seeds alone.
-        workdirs: Where they are.
-        data_dir: As `datasets.load` takes it.
+        chains: Those of the runs.
         output: The folder to write.
         levels: How many values a kernel or the model gets: each is tried.
         per: "layer", "model": each is tried.
@@ -77,41 +100,32 @@ def run(
 
     Returns:
         A table of means over the runs.
-
-    Raises:
-        ValueError, RuntimeError: As `exports.load_run` and `datasets.load`, or a run has no dense network beside it.
     """
-    data = load_data(experiment, data_dir)
-    steps: list[Step] = []
-    for workdir in workdirs:
-        seeded = dataclasses.replace(experiment, seed=int(read_run(workdir).config["seed"]))
-        chain = _Chain(seeded, workdir, data, output)
-        chain.before_sharing()
+    for chain in chains:
+        chain.before_sharing(output)
         for count in levels:
             for each in per:
-                chain.share(count, each, epochs, learning_rate)
+                chain.share(output, count, each, epochs, learning_rate)
                 tell(_line(chain.steps[-1:]))
-        steps += chain.steps
+    steps = [step for chain in chains for step in chain.steps]
     write_atomically(output / "steps.json", json.dumps([dataclasses.asdict(step) for step in steps], indent=2))
     if importlib.util.find_spec("matplotlib"):
-        plot(steps, experiment.architecture).savefig(output / "steps.png", dpi=120)
+        plot(steps, chains[0].experiment.architecture).savefig(output / "steps.png", dpi=120)
     return table(steps)
 
 
-class _Chain:
+class Chain:
     """The steps of one run.
 
     Attributes:
+        experiment: Its experiment, with its seed.
         steps: Those that were taken.
     """
 
-    def __init__(
-        self, experiment: Experiment, workdir: str | os.PathLike[str], data: datasets.ImageData, output: pathlib.Path
-    ) -> None:
+    def __init__(self, experiment: Experiment, workdir: str | os.PathLike[str], data: datasets.ImageData) -> None:
+        self.experiment = experiment
         self.steps: list[Step] = []
-        self._experiment, self._data = experiment, data
-        self._folder = output / f"seed_{experiment.seed}"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._data = data
         try:
             compared = json.loads(pathlib.Path(workdir, "comparison.json").read_text())
         except OSError as error:
@@ -122,35 +136,37 @@ class _Chain:
         self._compacted = compact(self._pruned)
         self._dense = float(compared["dense_accuracy"]), _bytes(self._pruned)
 
-    def before_sharing(self) -> None:
+    def before_sharing(self, output: pathlib.Path) -> None:
         """Adds the steps that lose nothing."""
         self._add("dense", self._dense[1], self._dense[0])
         self._add("pruned", _bytes(self._pruned), accuracy_of(self._pruned, self._data))
         self._add("compacted", _bytes(self._compacted), accuracy_of(self._compacted, self._data))
-        self._code("compacted, coded", self._compacted)
+        self._code(output, "compacted, coded", self._compacted)
 
-    def share(self, levels: int, per: str, epochs: int, learning_rate: float) -> None:
+    def share(self, output: pathlib.Path, levels: int, per: str, epochs: int, learning_rate: float) -> None:
         """Adds a file of shared weights as they are, and one of those that were fine-tuned."""
         shared = share_weights(self._compacted, levels, per=per, **_HALF)
         name = f"shared by {levels} a {per}"
-        self._code(f"{name}, coded", shared)
-        self._keras.utils.set_random_seed(self._experiment.seed)
+        self._code(output, f"{name}, coded", shared)
+        self._keras.utils.set_random_seed(self.experiment.seed)
         shared = share_weights(self._compacted, levels, per=per)
         self._compile(shared, learning_rate)
         images, labels = self._data.train_images, self._data.train_labels
-        batch_size = self._experiment.batch_size
+        batch_size = self.experiment.batch_size
         fine_tune(shared, images, labels, epochs=epochs, batch_size=batch_size, weights="shared", verbose=0)
-        self._code(f"{name}, tuned, coded", share_weights(shared, levels, per=per, **_HALF))
+        self._code(output, f"{name}, tuned, coded", share_weights(shared, levels, per=per, **_HALF))
 
-    def _code(self, name: str, model: Any) -> None:
-        path = self._folder / f"{name.replace(', coded', '').replace(', ', '_').replace(' ', '_')}.coded"
+    def _code(self, output: pathlib.Path, name: str, model: Any) -> None:
+        folder = output / f"seed_{self.experiment.seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name.replace(', coded', '').replace(', ', '_').replace(' ', '_')}.coded"
         write_coded(model, path)
         loaded = load_coded(path)
         self._compile(loaded)
         self._add(name, path.stat().st_size, accuracy_of(loaded, self._data))
 
     def _add(self, name: str, size: int, accuracy: float) -> None:
-        self.steps.append(Step(name, self._experiment.seed, size, accuracy, *self._dense))
+        self.steps.append(Step(name, self.experiment.seed, size, accuracy, *self._dense))
 
     def _compile(self, model: Any, learning_rate: float = 1e-3) -> None:
         loss = self._keras.losses.SparseCategoricalCrossentropy(from_logits=True)
