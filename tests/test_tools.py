@@ -145,7 +145,7 @@ def test_a_tool_with_commands_wants_one_first(arguments, came, tmp_path):
         arguments,
         tmp_path / "run",
         "must be a command, one of checkpoints, inference, layers, ranking, step, rounds, end_to_end, memory, "
-        "compact_rounds, peers, channels, channel_peers, latency, criteria, coverage, gpu; ",
+        "compact_rounds, peers, channels, channel_peers, latency, criteria, coverage, coded, gpu; ",
     )
     assert came in done.stderr
 
