@@ -58,7 +58,8 @@ def fine_tune(
         weights: What is trained of the kernels. None is each of their weights; "shared" the values that weights share,
             as `share_weights` makes them: the gradients of those that have the same value are summed up, and they go on
             having the same. "int8" is for a model that is to be exported as "tflite_int8": each step sees the weights
-            rounded as int8 has them, a scale for each output, and in the end they are so.
+            rounded as int8 has those of Dense layers and convolutions (not transposed ones), a scale for each output,
+            and in the end they are so. What is evaluated after an epoch is the model with the weights themselves.
         verbose: As in `fit`.
         **options: The other arguments of `fit`, such as batch_size and class_weight.
 
@@ -70,7 +71,7 @@ def fine_tune(
             above, no weights share values that "shared" could train, or "int8" is asked of a model on several devices.
             Raised before any training.
         RuntimeError: Something, such as a callback that sets weights, gave pruned weights other values. They are zero
-            again.
+            again. Or a `train_step` of the model's own changes weights past its optimizer, though `weights` is given.
 
     Example:
         ```python
@@ -83,7 +84,7 @@ def fine_tune(
         raise TypeError(f"epochs must be a whole number; got {epochs!r}.")
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1; got {epochs}.")
-    if weights is not None and weights not in _WEIGHTS:
+    if weights not in [None, *_WEIGHTS]:
         raise ValueError(f"weights must be None, {' or '.join(map(repr, _WEIGHTS))}; got {weights!r}.")
     check_names("fine_tune", options, fit_arguments(model))
     data = training_data("fine_tune", model, x, y, sample_weight)

@@ -68,7 +68,8 @@ def share_weights(
 
     Raises:
         TypeError, ValueError: `model` is not a Keras model, carries masks, is not built or cannot be copied; a setting
-            is none of those above; a pattern matches nothing; or a weight is too large for `others`.
+            is none of those above; a pattern matches nothing; no kernel has float32 weights, which alone share values;
+            or a weight is not finite, or too large for what it is rounded to.
 
     References:
         Han, Mao and Dally, "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and
@@ -94,14 +95,26 @@ def share_weights(
     weights = named_weights(copy)
     arrays = {path: np.asarray(weight) for path, weight in weights.items()}
     kernels = {path: arrays[path] for path in weights if path in chosen and arrays[path].dtype == np.float32}
+    if not kernels:
+        raise ValueError(
+            f"No kernel of {model.name!r} that is chosen has float32 weights, which alone can share values."
+        )
+    for path, kernel in kernels.items():
+        if not np.isfinite(kernel).all():
+            raise ValueError(f"{path} has weights that are not finite.")
     generator = np.random.default_rng(seed)
     for group in [kernels] if per == "model" else [{path: kernels[path]} for path in kernels]:
-        arrays |= _shared(group, count, method, initial, _DTYPES[centroids], generator)
+        arrays |= _shared(group, count, method, initial, generator)
+    for path in kernels:
+        rounded = _rounded("centroids", path, arrays[path], centroids)
+        # Of a survivor nothing becomes zero.
+        tiny = np.copysign(np.float32(ml_dtypes.finfo(_DTYPES[centroids]).tiny), arrays[path])
+        arrays[path] = np.where((rounded == 0) & (arrays[path] != 0), tiny, rounded)
     for path in arrays.keys() - kernels.keys():
-        arrays[path] = _rounded(path, arrays[path], others)
+        arrays[path] = _rounded("others", path, arrays[path], others)
     for path, weight in weights.items():
         weight.assign(arrays[path])
-    found = len(levels_of(np.concatenate([arrays[path].reshape(-1) for path in kernels]))) if kernels else 0
+    found = len(levels_of(np.concatenate([arrays[path].reshape(-1) for path in kernels])))
     logger.info("%d kernels of %s have %d values other than zero.", len(kernels), model.name, found)
     return copy
 
@@ -147,10 +160,9 @@ def _shared(
     count: int,
     method: str,
     initial: str,
-    dtype: Any,
     generator: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """Kernels whose nonzero weights take so many values, the same ones in all of them."""
+    """Kernels whose nonzero weights take so many values, the same ones in all of them, none of them zero."""
     weights = np.concatenate([kernel[kernel != 0] for kernel in kernels.values()])
     values = np.unique(weights)
     if len(values) <= count:
@@ -159,25 +171,22 @@ def _shared(
         levels, places = kmeans(weights, count, initial)
     else:
         levels, places = stochastic(weights, count, generator)
-    rounded = levels.astype(dtype).astype(np.float32)
-    # Of a survivor nothing becomes zero.
-    rounded[rounded == 0] = np.copysign(float(ml_dtypes.finfo(dtype).tiny), levels[rounded == 0])
     shared, start = {}, 0
     for path, kernel in kernels.items():
         kept = kernel != 0
         shared[path] = np.zeros_like(kernel)
         stop = start + int(np.count_nonzero(kept))
-        shared[path][kept] = rounded[places[start:stop]]
+        shared[path][kept] = levels[places[start:stop]]
         start = stop
     return shared
 
 
-def _rounded(path: str, array: np.ndarray, dtype: str) -> np.ndarray:
+def _rounded(setting: str, path: str, array: np.ndarray, dtype: str) -> np.ndarray:
     """An array rounded to a dtype, if it is a float32 one."""
     if array.dtype != np.float32:
         return array
     with np.errstate(over="ignore"):
         found = array.astype(_DTYPES[dtype]).astype(np.float32)
     if not np.array_equal(np.isfinite(found), np.isfinite(array)):
-        raise ValueError(f"{path} has values beyond {dtype}: give others='bfloat16', or 'float32'.")
+        raise ValueError(f"{path} has values beyond {dtype}: give {setting}='bfloat16', or 'float32'.")
     return found

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import sklearn.cluster
+import tensorflow as tf
 
 import aimp_tf
 from aimp_tf.coding.levels import kmeans, stochastic
@@ -74,6 +75,7 @@ def test_common_levels_are_those_that_arrays_share():
     # A few that are the same by chance do not count.
     assert common_levels([levels, np.append(levels[:2], levels[2:] + 0.5)]) is None
     assert common_levels(some[:1]) is None
+    np.testing.assert_array_equal(common_levels([levels, levels[:3]]), levels)
     assert is_shared(some[0]) and not is_shared(levels) and not is_shared(np.zeros(9, np.float32))
     assert not is_shared(normal()) and not is_shared(np.full(20, np.inf, np.float32))
 
@@ -164,6 +166,15 @@ def test_values_beyond_half_precision_are_refused(K):
     model.layers[0].bias.assign(np.full(6, 1e6))
     with pytest.raises(ValueError, match="bias has values beyond float16: give others='bfloat16'"):
         aimp_tf.share_weights(model, others="float16")
+    model.layers[0].kernel.assign(np.full((4, 6), 1e5))
+    with pytest.raises(ValueError, match="kernel has values beyond float16: give centroids='bfloat16'"):
+        aimp_tf.share_weights(model, centroids="float16")
+    model.layers[0].kernel.assign(np.full((4, 6), np.nan))
+    with pytest.raises(ValueError, match="kernel has weights that are not finite"):
+        aimp_tf.share_weights(model)
+    double = K.Sequential([K.Input((4,)), K.layers.Dense(6, dtype="float64")])
+    with pytest.raises(ValueError, match="No kernel of .* that is chosen has float32 weights"):
+        aimp_tf.share_weights(double)
 
 
 # Training
@@ -250,6 +261,41 @@ def test_gradients_are_changed_within_and_not_after(K):
         np.testing.assert_array_equal(old, new)
     model.fit(x, y, verbose=0)
     assert (before[0] != model.get_weights()[0]).any()
+
+
+@pytest.mark.parametrize("way", ["apply", "apply_gradients", "past it"])
+@pytest.mark.parametrize("weights", ["shared", "int8"])
+def test_a_train_step_of_ones_own(K, way, weights):
+    class Own(K.Model):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, self(x, training=True)))
+            gradients = tape.gradient(loss, self.trainable_weights)
+            if way == "past it":
+                for gradient, weight in zip(gradients, self.trainable_weights, strict=True):
+                    weight.assign(weight - 0.01 * gradient)
+            elif way == "apply" and K.__name__ == "keras":
+                self.optimizer.apply(gradients, self.trainable_weights)
+            else:
+                self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+            return {"loss": loss}
+
+    model, x, y = small(K, "sgd")
+    shared = aimp_tf.share_weights(model, levels=5)
+    model = Own(shared.inputs, shared.outputs)
+    model.compile(K.optimizers.Adam(1e-3))
+    before = kernels(model)
+    if way == "past it":
+        with pytest.raises(RuntimeError, match="The train_step of Own changes weights past self.optimizer"):
+            aimp_tf.fine_tune(model, x, y, epochs=1, weights=weights, verbose=0)
+        return
+    aimp_tf.fine_tune(model, x, y, epochs=2, weights=weights, verbose=0)
+    for path, after in kernels(model).items():
+        assert (after[after != 0] != before[path][after != 0]).any()
+        if weights == "shared":
+            assert len(levels_of(after)) == 5
+    assert not {"apply", "apply_gradients"} & vars(model.optimizer).keys()
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ _HEAD = struct.Struct("<7sBIIIQQ")
 tensors, and how many entries these have."""
 _AFTER_SUM = 12
 _LONGEST = 2**26
-_ENTRIES_A_BYTE = 2**16
+_TEXT_A_BYTE = 1000
+_ENTRIES_A_BYTE = 2**13
 """A file holds no more entries than so many for each of its bytes, so that a small one cannot ask for much memory."""
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2**20}]
 
@@ -72,7 +73,7 @@ def pack(description: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> tuple[
 def unpack(content: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:
     """The description and the tensors that `pack` was given.
 
-    No more memory is taken than the sizes in the file say, and these are checked before any is.
+    The sizes in the file are checked before anything is unpacked, and no more is than they say.
 
     Raises:
         DamagedFileError: It is something else.
@@ -87,7 +88,7 @@ def unpack(content: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:
         raise DamagedFileError(f"it is of {len(memory):,} bytes, and should be of {_HEAD.size + packed + payload:,}")
     if zlib.crc32(memory[_AFTER_SUM:]) != checksum:
         raise DamagedFileError("its checksum is not that of its content")
-    if text > _LONGEST or entries > len(memory) * _ENTRIES_A_BYTE:
+    if text > min(_LONGEST, _TEXT_A_BYTE * packed) or entries > len(memory) * _ENTRIES_A_BYTE:
         raise DamagedFileError(f"it claims {entries:,} weights and a description of {text:,} bytes, which is absurd")
     description = _description(memory[_HEAD.size : _HEAD.size + packed], text)
     return description, _tensors(Bytes(memory[_HEAD.size + packed :]), entries)

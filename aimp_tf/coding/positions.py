@@ -210,7 +210,7 @@ class PositionsReader:
         self._way, self._by_column = list(_WAYS.values())[first >> 1], bool(first & 1)
         size = math.prod(shape)
         self._shape, self._grain = shape, content.number()
-        if self._grain < 1 or size % self._grain:
+        if self._grain < 1 or size % self._grain or (self._by_column and not shape):
             raise DamagedFileError(f"it tells {size:,} entries by {self._grain:,}")
         self._size = size // self._grain
         self._parts: list[tuple[int, Table]] = []

@@ -27,6 +27,7 @@ _DTYPES = tuple(
 """In the order of their numbers in a file."""
 _NARROW = (np.dtype("float16"), np.dtype(ml_dtypes.bfloat16))
 _MOST_AXES = 32
+_LONGEST_AXIS = 2**40
 _WHOLE, _SPARSE, _SHARED = range(3)
 
 
@@ -63,13 +64,13 @@ def levels_of(array: np.ndarray) -> np.ndarray:
 
 
 def common_levels(arrays: Sequence[np.ndarray]) -> np.ndarray | None:
-    """The values of arrays that share their values with one another, and so have few more together than each; None
-    where each has its own, of which some may be the same by chance."""
+    """The values of arrays that share their values with one another, and so have hardly more together than one of them;
+    None where each has its own, of which some may be the same by chance."""
     levels = [levels_of(array) for array in arrays]
     if len(levels) < 2:
         return None
     union = np.unique(np.concatenate(levels))
-    return union if 3 * len(union) <= min(3 * MOST_LEVELS, 2 * sum(map(len, levels))) else None
+    return union if len(union) <= min(MOST_LEVELS, 1.25 * max(map(len, levels))) else None
 
 
 def is_shared(array: np.ndarray) -> bool:
@@ -190,7 +191,7 @@ def read(content: Bytes, most: int, common: np.ndarray | None = None) -> np.ndar
     (rank,) = content.take(1)
     shape = tuple(content.number() for _ in range(rank))
     size = math.prod(shape)
-    if size > most or rank > _MOST_AXES:
+    if size > most or rank > _MOST_AXES or max(shape, default=0) > _LONGEST_AXIS:
         raise DamagedFileError(f"it holds a tensor of the shape {shape}, which is more than its {most:,} entries")
     (kind,) = content.take(1)
     if kind == _WHOLE:

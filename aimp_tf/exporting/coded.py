@@ -8,10 +8,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from aimp_tf.coding.container import Content, pack, unpack
+import numpy as np
+
+from aimp_tf.coding.container import pack, unpack
 from aimp_tf.coding.tensors import Part
-from aimp_tf.compat.descriptions import described, made_of
-from aimp_tf.compat.variables import key_of
+from aimp_tf.compat.descriptions import described, finalize, made_of
 from aimp_tf.exporting.saved_model import explaining
 from aimp_tf.files import DamagedFileError
 from aimp_tf.graph.prunable import named_weights
@@ -72,7 +73,8 @@ def write_coded(model: Any, path: str | os.PathLike[str]) -> CodedReport:
 
     Raises:
         ImportError: The extra "coded" is not installed.
-        ValueError: A layer cannot be described by its config, or a weight is of an unknown dtype.
+        ValueError: A layer cannot be described by its config, has a vocabulary or a lambda, or a weight is of an
+            unknown dtype.
         OSError: Writing failed.
     """
     with explaining(
@@ -80,17 +82,20 @@ def write_coded(model: Any, path: str | os.PathLike[str]) -> CodedReport:
         "Give layers and models of your own a get_config(), or export a SavedModel, which needs none.",
     ):
         description = described(model)
-    arrays = model.get_weights()
+    # In their order, which goes by the structure of the model alone, and not by what is frozen.
+    weights = named_weights(model)
+    arrays = [np.asarray(weight) for weight in weights.values()]
     content, told = pack(description, arrays)
     pathlib.Path(path).write_bytes(content)
-    return _report(model, told, sum(array.nbytes for array in arrays))
+    parts = dict(zip(weights, told.parts, strict=True))
+    return CodedReport(parts, told.description_bytes, told.bytes, sum(array.nbytes for array in arrays))
 
 
 def load_coded(path: str | os.PathLike[str], custom_objects: Mapping[str, Any] | None = None) -> Any:
     """The model in a file of the format "coded", which `aimp_tf.export` writes.
 
-    The file is not trusted: it holds no code, and what is not as it was written is refused before memory is taken for
-    it.
+    The file is not trusted: it holds no code, no module is imported for it, and what is not as it was written is
+    refused. One of n bytes is taken for no more than 8,192 n weights.
 
     Args:
         path: The file.
@@ -116,17 +121,17 @@ def load_coded(path: str | os.PathLike[str], custom_objects: Mapping[str, Any] |
     except DamagedFileError as error:
         raise DamagedFileError(f"{os.fspath(path)} is no coded file, or is damaged: {error}.") from error
     try:
-        model = made_of(description, [array.shape for array in arrays], custom_objects)
+        model = made_of(description, sum(array.size for array in arrays), custom_objects)
+        weights = list(named_weights(model).values())
+        shapes, expected = [tuple(weight.shape) for weight in weights], [array.shape for array in arrays]
+        if shapes != expected:
+            raise ValueError(f"its model has weights of the shapes {shapes!r:.200}, and it holds {expected!r:.200}")
     except Exception as error:  # Whatever a constructor raises.
         raise ValueError(
             f"The model in {os.fspath(path)} cannot be made: {str(error)[:600]}. Give classes of your own as "
             "custom_objects={'Name': Class}."
         ) from error
-    model.set_weights(arrays)
+    for weight, array in zip(weights, arrays, strict=True):
+        weight.assign(array)
+    finalize(model)
     return model
-
-
-def _report(model: Any, content: Content, dense_bytes: int) -> CodedReport:
-    paths = {key_of(weight): path for path, weight in named_weights(model).items()}
-    parts = {paths[key_of(weight)]: part for weight, part in zip(model.weights, content.parts, strict=True)}
-    return CodedReport(parts, content.description_bytes, content.bytes, dense_bytes)

@@ -18,8 +18,8 @@ _OPSET = 17
 def write_onnx(model: Any, path: str | os.PathLike[str]) -> None:
     """Writes the inference of a built model as an ONNX file of opset 17.
 
-    Inputs and outputs are those of the model's SavedModel, by the same names, with a batch of any size, float32 in and
-    out. One that computes in half precision is converted as if in float32.
+    Inputs and outputs are those of the model's SavedModel, by the same names and with a batch of any size. A model of a
+    mixed policy is converted as if it computed in float32.
 
     Args:
         model: A built Keras 3 or tf_keras model.

@@ -18,8 +18,8 @@ class Int8Weights:
     """Kernels that each step sees as int8 would store them, while the numbers themselves train.
 
     Args:
-        variables: Path -> kernel. Its last axis counts outputs, each of which has a scale of its own, by its largest
-            weight; zeros stay zero.
+        variables: Path -> kernel. Each entry of its last axis, which of Dense layers and convolutions counts outputs,
+            has a scale of its own, by its largest weight; zeros stay zero.
     """
 
     def __init__(self, variables: Mapping[str, Any]) -> None:
@@ -47,8 +47,9 @@ class Int8Weights:
             return train_rounded
 
         def put_back(pairs: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-            for variable, value in zip(self._variables, exact, strict=True):
+            for variable, value in zip(self._variables, exact, strict=False):  # Of several updates, before the first.
                 variable.assign(value)
+            exact.clear()
             return pairs
 
         with changed_step(model, change), changed_gradients(model, put_back):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.coding.tensors import MOST_LEVELS, common_levels, is_shared, levels_of
+from aimp_tf.coding.tensors import MOST_LEVELS, common_levels, levels_of
 from aimp_tf.compat.gradients import changed_gradients
 from aimp_tf.compat.variables import key_of, local_value
 
@@ -27,7 +27,7 @@ class SharedWeights:
 
     def __init__(self, variables: Mapping[str, Any]) -> None:
         values = {path: local_value(variable) for path, variable in variables.items()}
-        shared = {path: array for path, array in values.items() if is_shared(array)}
+        shared = {path: array for path, array in values.items() if _has_few(array)}
         if not shared:
             raise ValueError(
                 f"weights='shared' needs kernels whose weights share values, at most {MOST_LEVELS} each, and none "
@@ -82,3 +82,8 @@ class SharedWeights:
             means[count] = 0.0
             for path, each in places.items():
                 self._variables[path].assign(means[each])
+
+
+def _has_few(array: np.ndarray) -> bool:
+    """Whether any entries that are not zero have the same value, and there are few of these."""
+    return len(levels_of(array)) <= min(MOST_LEVELS, int(np.count_nonzero(array)) - 1)
