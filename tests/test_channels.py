@@ -16,7 +16,8 @@ from aimp_tf.exporting.compaction import compact_and_report
 from aimp_tf.graph.groups import channel_groups
 from aimp_tf.masking import MaskedModel
 from aimp_tf.runs.outcome import Outcome
-from aimp_tf.selection.channels import ChannelSet, ChannelUnits, Product
+from aimp_tf.selection.channel_layout import ChannelSet, Product
+from aimp_tf.selection.channels import ChannelUnits
 
 CHANNELS = {"granularity": "channel", "budget": "flops", "target_sparsity": 0.5, "rate": 0.3, "verbose": 0, "seed": 1}
 

@@ -30,7 +30,7 @@ def train(masked, inputs, targets, part=None):
     if part is not None:
         masked.train_part(part.weights, part.attributes)
     history = masked.model.fit(inputs, targets, batch_size=4, epochs=2, shuffle=False, verbose=0)
-    masked.make_whole()
+    masked.part.put_back()
     slots = {key: [np.array(slot.numpy()) for slot in slots] for key, slots in masked.optimizer.slots().items()}
     results = history.history["loss"], masked.snapshot(), slots
     masked.restore(before)

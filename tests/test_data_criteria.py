@@ -251,7 +251,7 @@ def made_up(activations, labels=None, widths=(3,)):
     units = ChannelUnits(
         axes={"first/kernel": (None, np.arange(count)), "second/kernel": (np.arange(count), np.full(2, -1))},
         shapes={"first/kernel": (4, count), "second/kernel": (count, 2)},
-        sets=(aimp_tf.selection.channels.ChannelSet("first", ("first",), np.arange(count)),),
+        sets=(aimp_tf.selection.channel_layout.ChannelSet("first", ("first",), np.arange(count)),),
         counted=frozenset(),
         scored=frozenset(),
         reads={"first/kernel": 0, "second/kernel": 0},
@@ -534,7 +534,7 @@ def test_scaling_a_layer_up_and_the_next_down_changes_nothing(K, images, name):
 
 def test_layers_keep_channels_in_proportion_to_their_density():
     sets = [
-        aimp_tf.selection.channels.ChannelSet(name, (name,), units)
+        aimp_tf.selection.channel_layout.ChannelSet(name, (name,), units)
         for name, units in (("a", np.arange(20)), ("b", np.arange(20, 40)))
     ]
     units = ChannelUnits(

@@ -16,7 +16,7 @@ import pytest
 import aimp_tf
 from aimp_tf import exporting
 from aimp_tf.config import PruningConfig, checks
-from aimp_tf.selection import channels
+from aimp_tf.selection import channel_layout
 from aimp_tf.training import methods
 from experiments.experiment import Experiment
 
@@ -90,7 +90,7 @@ def test_what_extends_the_package_does_so(monkeypatch, tmp_path):
         (methods.METHODS, "halfway"),
         (exporting.FORMATS, "tflite_flex"),
         (checks.COUNTED, "parameters"),
-        (channels.BUDGETS, "parameters"),
+        (channel_layout.BUDGETS, "parameters"),
     ):
         monkeypatch.setitem(table, name, None)
     namespace = {"__name__": "__main__"}

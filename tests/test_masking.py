@@ -1064,14 +1064,14 @@ def test_what_is_to_follow_a_fit_follows_it_even_round_another(K, make_mlp, blob
             self.name, self.nested = name, nested
 
         def on_train_end(self, logs=None):
-            masked.when_fit_is_over(lambda: told.append(f"after {self.name}"))
+            masked.fits.when_over(lambda: told.append(f"after {self.name}"))
             if self.nested:
                 masked.model.fit(*blobs, callbacks=[self.nested], verbose=0)
             told.append(f"end of {self.name}")
 
     masked.model.fit(*blobs, callbacks=[Nesting("outer", Nesting("inner"))], verbose=0)
     assert told == ["end of inner", "after inner", "end of outer", "after outer"]
-    masked.when_fit_is_over(lambda: told.append("now"))
+    masked.fits.when_over(lambda: told.append("now"))
     assert told[-1] == "now"
 
 

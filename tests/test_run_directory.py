@@ -8,7 +8,8 @@ import tensorflow as tf
 
 import aimp_tf
 from aimp_tf import exporting
-from aimp_tf.runs.run_directory import RunDirectory, check_workdir
+from aimp_tf.runs.run_directory import RunDirectory
+from aimp_tf.runs.run_files import check_workdir
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
 

@@ -15,7 +15,7 @@ import shlex
 
 from absl import flags
 
-from aimp_tf.runs.run_directory import check_workdir
+from aimp_tf.runs.run_files import check_workdir
 from experiments import command_line
 from experiments.distribution import STRATEGIES, is_chief, make_strategy
 from experiments.experiment import Experiment

@@ -9,7 +9,7 @@ import contextlib
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,10 @@ class Cluster:
             for start in range(0, len(received), _TEXT_BYTES)
         ]
 
+    def differing(self, text: str) -> str:
+        """The workers that give another text than the chief, with commas between them."""
+        return _others(self.gather(text))
+
     @contextlib.contextmanager
     def as_one(self) -> Iterator[None]:
         """Around what may fail on one worker alone, and talks to no other: it then fails on all of them.
@@ -127,11 +131,11 @@ class Cluster:
         """Raises ValueError, on every worker, where a part prints as something else than on the chief."""
         texts = self.gather("\n".join(str(zlib.crc32(str(part).encode())) for part in parts.values()))
         differing = {
-            name: [str(index) for index, sum_ in enumerate(sums) if sum_ != sums[0]]
+            name: _others(sums)
             for name, sums in zip(parts, zip(*(text.splitlines() for text in texts), strict=True), strict=True)
         }
         if any(differing.values()):
-            where = "; ".join(f"{name} of worker {', '.join(others)}" for name, others in differing.items() if others)
+            where = "; ".join(f"{name} of worker {others}" for name, others in differing.items() if others)
             raise ValueError(
                 f"All workers must have the same {', '.join(parts)}. These differ from those of worker 0, the chief: "
                 f"{where}."
@@ -157,6 +161,10 @@ class Cluster:
         numbers = np.frombuffer(own.ljust(len(own) + len(own) % 2, b"\0"), "<u2").astype(np.float32)
         total = self._strategy.reduce("SUM", tf.constant(numbers), axis=None).numpy()
         return total.astype("<u2").tobytes()[: len(own)]
+
+
+def _others(texts: Sequence[str]) -> str:
+    return ", ".join(str(index) for index, text in enumerate(texts) if text != texts[0])
 
 
 def _encoded(value: Any) -> bytes:

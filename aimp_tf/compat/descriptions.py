@@ -63,13 +63,6 @@ def made_of(description: Mapping[str, Any], entries: int, custom_objects: Mappin
     return model
 
 
-def finalize(model: Any) -> None:
-    """Lets layers take up the weights that they were given."""
-    for layer in layers_of(model):
-        if hasattr(layer, "finalize_state"):
-            layer.finalize_state()
-
-
 def _check_modules(config: Any) -> None:
     """Raises ValueError where anything names a module that reading it would import."""
     if isinstance(config, dict):

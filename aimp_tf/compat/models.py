@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import tensorflow as tf
@@ -98,6 +99,13 @@ def fit_ready(model: Any) -> contextlib.AbstractContextManager[None]:
 def layers_of(model: Any) -> list[Any]:
     """A layer or model, and all layers within it; an operation in a layer's place is alone."""
     return list(model._flatten_layers()) if hasattr(model, "_flatten_layers") else [model]
+
+
+def finalize(layers: Iterable[Any]) -> None:
+    """Lets layers take up the weights that they were given: Normalization computes with what it derives from them."""
+    for layer in layers:
+        if layer.weights and hasattr(layer, "finalize_state"):
+            layer.finalize_state()
 
 
 def children(layer: Any) -> list[Any]:

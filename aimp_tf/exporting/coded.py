@@ -12,7 +12,8 @@ import numpy as np
 
 from aimp_tf.coding.container import pack, unpack
 from aimp_tf.coding.tensors import Part
-from aimp_tf.compat.descriptions import described, finalize, made_of
+from aimp_tf.compat.descriptions import described, made_of
+from aimp_tf.compat.models import finalize, layers_of
 from aimp_tf.exporting.saved_model import explaining
 from aimp_tf.files import DamagedFileError
 from aimp_tf.graph.prunable import named_weights
@@ -133,5 +134,5 @@ def load_coded(path: str | os.PathLike[str], custom_objects: Mapping[str, Any] |
         ) from error
     for weight, array in zip(weights, arrays, strict=True):
         weight.assign(array)
-    finalize(model)
+    finalize(layers_of(model))
     return model

@@ -19,7 +19,8 @@ from aimp_tf.graph.multiplications import by_path
 from aimp_tf.graph.prunable import matches, named_weights, prunable_variables
 from aimp_tf.graph.rule_table import is_sum
 from aimp_tf.graph.rules import Assumptions
-from aimp_tf.selection.channels import ChannelSet, ChannelUnits
+from aimp_tf.selection.channel_layout import ChannelSet
+from aimp_tf.selection.channels import ChannelUnits
 
 
 @dataclasses.dataclass(frozen=True)

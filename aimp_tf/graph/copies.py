@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from aimp_tf.compat.functional import is_function, lambda_like, sharing
 from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.compat.models import layers_of
+from aimp_tf.compat.models import finalize, layers_of
 from aimp_tf.graph.model_graph import Call, ModelGraph, filled_in
 
 _log = logging.getLogger(__name__)
@@ -98,8 +98,7 @@ class Copies:
         """Gives the copies their weights. All of them must have been called."""
         for copy, weights in self._pending:
             copy.set_weights(weights)
-            if hasattr(copy, "finalize_state"):
-                copy.finalize_state()
+            finalize(layers_of(copy))
         if self.shared:
             _log.info(
                 "Layers that cannot be made from their configs, and share their weights with the model: %s.",

@@ -19,7 +19,8 @@ from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.graph.multiplications import by_path
 from aimp_tf.graph.prunable import Selection, matches, named_weights, prunable_variables, select_for
 from aimp_tf.graph.rules import Assumptions, Rule
-from aimp_tf.selection.channels import ChannelSet, ChannelUnits
+from aimp_tf.selection.channel_layout import ChannelSet
+from aimp_tf.selection.channels import ChannelUnits
 
 _STATISTICS = ("moving_mean", "moving_variance")
 """Weights of normalisation that no gradient changes: they get no masks."""

@@ -12,7 +12,7 @@ import numpy as np
 from aimp_tf.compat.attention import given_to, projections
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.graph.model_graph import Call, ModelGraph
-from aimp_tf.selection.channels import Product
+from aimp_tf.selection.channel_layout import Product
 
 Shape = tuple[int | None, ...]
 

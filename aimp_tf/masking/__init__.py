@@ -20,12 +20,13 @@ from aimp_tf.graph.groups import select_units
 from aimp_tf.graph.prunable import reasons_text, select_for
 from aimp_tf.masking.constraints import ConstrainedModel, MaskConstraint
 from aimp_tf.masking.first_masks import Masks, first_masks, set_first_masks
-from aimp_tf.masking.masked_model import MaskedModel
+from aimp_tf.masking.masked_model import MaskedModel, check_agreement
 from aimp_tf.masking.wrapped import WrappedModel
 
 __all__ = [
     "MaskConstraint",
     "MaskedModel",
+    "check_agreement",
     "check_plain",
     "first_masks",
     "Masks",
@@ -94,9 +95,14 @@ def mask_model(
                 f"The model {model.name!r} cannot compute in {policy}. A layer of your own must not mix dtypes: have "
                 f"it cast to self.compute_dtype, or leave mixed_precision at None. The error was: {error}"
             ) from error
-        masked.mixed_precision, masked.granularity = mixed_precision, granularity
-        masked.include, masked.exclude = tuple(include), tuple(exclude)
-        masked.budget, masked.channel_multiple = budget, channel_multiple
+        masked.settings = {
+            "include": tuple(include),
+            "exclude": tuple(exclude),
+            "granularity": granularity,
+            "budget": budget,
+            "channel_multiple": channel_multiple,
+            "mixed_precision": mixed_precision,
+        }
         masked.units, masked.left_dense, masked.prunable = selection.units, selection.left_dense, selection.prunable
         masked.on_strip = undo.pop_all().close
     try:
@@ -183,8 +189,30 @@ def strip(model: Any, *, unfinished: bool = False) -> Any:
     if masked is None:
         raise ValueError(f"The model {model.name!r} carries no masks: pass what aimp_tf.wrap(model) returned.")
     if not unfinished:
-        masked.check_finished()
+        _check_finished(masked)
     return masked.strip()
+
+
+def _check_finished(masked: MaskedModel) -> None:
+    """Raises RuntimeError if a model was trained and not pruned as far as it was to be, or is not sparse now."""
+    if masked.was_trained and masked.rounds_left:
+        raise RuntimeError(
+            f"Pruning is not finished: trainings of the run that are not done: {masked.rounds_left}, and "
+            f"{1 - masked.kept / masked.total:.2%} of what is to be pruned is pruned. Go on with "
+            "fit(..., epochs=pruning.next_epochs, callbacks=[pruning]) until pruning.finished, or take the model "
+            "as it is by aimp_tf.strip(model, unfinished=True)."
+        )
+    prunes_nothing = all(mask.all() for mask in masked.masks().values())
+    if masked.was_trained and masked.rounds_left is None and not masked.masks_given and prunes_nothing:
+        raise RuntimeError(
+            "The model was trained, but nothing was pruned, for no GlobalMagnitudePruning was among the callbacks. "
+            "Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning]), or take the dense model as it is "
+            "by aimp_tf.strip(model, unfinished=True)."
+        )
+    try:
+        masked.check_sparse()
+    except RuntimeError as error:
+        raise RuntimeError(f"{error} aimp_tf.strip(model, unfinished=True) makes them zero.") from error
 
 
 def sparsity(

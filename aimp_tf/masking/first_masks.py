@@ -10,7 +10,8 @@ import numpy as np
 from aimp_tf.compat.variables import Values
 from aimp_tf.graph.prunable import other_weights, prunable_variables
 from aimp_tf.masking.masked_model import MaskedModel
-from aimp_tf.selection.channels import HARDLY_PRUNED, ChannelUnits
+from aimp_tf.selection.channel_layout import HARDLY_PRUNED
+from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.units import Units
 
 logger = logging.getLogger(__name__)

@@ -60,7 +60,7 @@ class LiveNetwork:
         self._graph = graph
         self._liveness = Liveness(graph, by_resource)
         # Whole channels go many at a time, and what is left of them is what is going to be used.
-        self._multiple = 1 if Structure.of(masked.granularity).channels else _MULTIPLE
+        self._multiple = 1 if Structure.of(masked.settings["granularity"]).channels else _MULTIPLE
 
     def part(self, needed: np.ndarray | None = None, multiple: int | None = None) -> LivePart:
         """What stays.

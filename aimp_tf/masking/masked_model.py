@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,13 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.cluster import Cluster
+from aimp_tf.compat.fits import Fits
 from aimp_tf.compat.model_optimizers import ModelOptimizers
-from aimp_tf.compat.models import generator_states, layers_of
+from aimp_tf.compat.models import finalize, generator_states, layers_of
 from aimp_tf.compat.optimizer import ResettableOptimizer
 from aimp_tf.compat.precision import resolve_policy
-from aimp_tf.compat.smaller import Indices, SmallerVariables
-from aimp_tf.compat.step import begin_steps_with, forget_traced
+from aimp_tf.compat.smaller import Indices
 from aimp_tf.compat.swap import Swap
+from aimp_tf.compat.trained_part import TrainedPart
 from aimp_tf.compat.variables import Values, key_of, local_value, local_view
 from aimp_tf.files import checksum_of_arrays
 from aimp_tf.selection.channels import ChannelUnits
@@ -39,9 +39,7 @@ class MaskedModel(abc.ABC):
         variables: Path -> variable, those to prune.
         optimizers: The resets and schedules of its optimizers.
         cluster: The workers that train it, all of which must call the same methods in the same order.
-        mixed_precision: The setting that the model is trained with.
-        granularity: The setting that the variables were chosen for, like `include` and `exclude`.
-        budget: The setting that the model was masked with, like `channel_multiple`.
+        settings: The fields of a config that it was masked with, "mixed_precision" among them.
         units: What is kept or removed together in the variables.
         prunable: Path -> variable, of those whose weights count as prunable: all of `variables`, but for those that go
             along with whole channels.
@@ -49,6 +47,8 @@ class MaskedModel(abc.ABC):
         masks_given: Whether masks were given when it was masked, which a `fit` without pruning then keeps.
         rounds_left: How many rounds of a run on it are not done yet; None where no run began.
         while_masked: What is to be undone before anything else of the model is, by `strip` at the latest.
+        fits: What is to follow its `fit`.
+        part: What of it `fit` trains.
     """
 
     def __init__(self, model: Any, variables: Mapping[str, Any]) -> None:
@@ -63,12 +63,7 @@ class MaskedModel(abc.ABC):
         self.variables = dict(variables)
         self._masks: dict[str, Any] = {}
         self.cluster = Cluster(model.distribute_strategy)
-        self.mixed_precision: str | None = None
-        self.granularity: object = "unstructured"
-        self.include: tuple[str, ...] = ()
-        self.exclude: tuple[str, ...] = ()
-        self.budget: object = "weights"
-        self.channel_multiple = 1
+        self.settings: Mapping[str, Any] = {"mixed_precision": None, "granularity": "unstructured"}
         self.units: Units | ChannelUnits = Units()
         self.prunable: Mapping[str, Any] = self.variables
         self.left_dense: dict[str, str] = {}
@@ -76,17 +71,15 @@ class MaskedModel(abc.ABC):
         self.rounds_left: int | None = None
         self.on_strip: Callable[[], object] = lambda: None
         self.while_masked = contextlib.ExitStack()
-        self._part: SmallerVariables | None = None
-        self._evaluations = contextlib.ExitStack()
-        self._fits = 0
-        self._after_fit: list[Callable[[], object]] | None = None  # None where no `fit` runs.
+        self.fits = Fits()
         with contextlib.ExitStack() as undo, model.distribute_strategy.scope():
             self.optimizers = ModelOptimizers(model)
             undo.callback(lambda: self.optimizers.release())  # Those of then.
             self._steps_before = self.optimizers.steps
             undo.callback(self._detach)
             self._attach()
-            undo.enter_context(Swap(self.model, "fit", self._settled_after(self.model.fit)))
+            self.part = TrainedPart(self.model)
+            undo.enter_context(Swap(self.model, "fit", self.fits.around(self.model.fit)))
             for either in (self.model, self.original):
                 undo.enter_context(Swap(either, _ATTRIBUTE, self))
             self.synchronize()
@@ -157,10 +150,7 @@ class MaskedModel(abc.ABC):
         for variable, value in zip(self._all_variables(), snapshot, strict=True):
             variable.assign(value)
         self._zero_pruned()
-        for layer in layers_of(self.original):
-            # Normalization computes with numbers that it derives from its weights.
-            if layer.weights and hasattr(layer, "finalize_state"):
-                layer.finalize_state()
+        finalize(layers_of(self.original))
 
     def is_trained(self) -> list[bool]:
         """Whether training changes each weight by gradients, in the order of `snapshot`: not statistics, nor what is
@@ -182,20 +172,11 @@ class MaskedModel(abc.ABC):
             ValueError: As `ModelOptimizers`, of the new ones; or the model computes in float16, for which the loss of
                 the new one would have to be scaled; or the user's own was compiled, which `fit` is not called on.
         """
-        if self.original.optimizer not in (self.model.optimizer, self.optimizers.main.optimizer):
-            raise ValueError(
-                f"The model {self.original.name!r} was compiled after aimp_tf.wrap, which returned another one to "
-                "train. Compile that one, or compile before aimp_tf.wrap."
-            )
-        if self.optimizers.are_those_of(self.model):
+        changed = not self.optimizers.are_those_of(self.model)
+        _check_compiled(self, changed)
+        if not changed:
             return False
-        if resolve_policy(self.mixed_precision) == "mixed_float16":
-            raise ValueError(
-                f"The model {self.original.name!r} was compiled after aimp_tf.wrap, which had put loss scaling round "
-                "its optimizer for mixed_float16. Compile it before aimp_tf.wrap(model, mixed_precision="
-                "'mixed_float16')."
-            )
-        self.train_whole()
+        self.part.end()
         self.while_masked.close()
         with self.model.distribute_strategy.scope():
             self.optimizers.release()
@@ -203,44 +184,11 @@ class MaskedModel(abc.ABC):
         self._compiled_again()
         return True
 
-    def when_fit_is_over(self, act: Callable[[], object]) -> None:
-        """Calls `act` once the `fit` that runs has called the `on_train_end` of all callbacks; now if none runs."""
-        if self._after_fit is None:
-            act()
-        else:
-            self._after_fit.append(act)
-
-    def _settled_after(self, fit: Callable[..., Any]) -> Callable[..., Any]:
-        """The model's `fit`, and then what `when_fit_is_over` was given: no callback writes weights after that."""
-
-        @functools.wraps(fit)
-        def fit_and_settle(*arguments: Any, **settings: Any) -> Any:
-            acts: list[Callable[[], object]] = []
-            outer, self._after_fit = self._after_fit, acts  # A callback may call `fit`, too.
-            try:
-                history = fit(*arguments, **settings)
-            finally:
-                self._after_fit = outer
-            self._fits += 1
-            for act in acts:
-                act()
-            return history
-
-        return fit_and_settle
-
     def train_part(
         self, weights: Sequence[tuple[Any, Indices]], attributes: Sequence[tuple[Any, Mapping[str, Any]]]
     ) -> None:
-        """Lets `fit` train a part of the model only, and so in less time. It is traced anew for that.
-
-        From the first batch of each epoch on, until `make_whole`, everything that belongs to the model is as small as
-        the part. What the rest computes must not matter to it.
-
-        Args:
-            weights: (variable, the indices that stay along each of its axes), of the variables that become smaller.
-            attributes: (layer, its attributes that change with that -> what they become).
-        """
-        self.train_whole()
+        """Lets `fit` train a part of the model only, as `TrainedPart` says, with its slots and masks."""
+        self.part.end()
         slots = self.optimizer.slots()
         masks = {key_of(variable): self._masks[path] for path, variable in self.variables.items()}
         smaller = []
@@ -248,46 +196,13 @@ class MaskedModel(abc.ABC):
             key = key_of(weight)
             with_it = [weight, *slots.get(key, ()), *([masks[key]] if key in masks else [])]
             smaller += [(variable, indices) for variable in with_it]
-        layers = [layer for layer in layers_of(self.model) if layer is not self.model]
-        part = self._part = SmallerVariables(smaller, attributes, layers)
         self.optimizer.forget_traced()
-        begin_steps_with(self.model, part.put_in)
-        for name in ("make_test_function", "make_predict_function"):
-            self._evaluations.enter_context(Swap(self.model, name, self._on_the_whole(getattr(self.model, name))))
+        self.part.begin(smaller, attributes)
 
-    def train_whole(self) -> None:
-        """Lets `fit` train the whole model again."""
-        self.make_whole()
-        if self._part is not None:
-            self._part = None
-            self._evaluations.close()
-            forget_traced(self.model)
-
-    def _on_the_whole(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        """`make_test_function` and the like of the model, which are called before anything is evaluated."""
-
-        def make_for_whole(*arguments: Any, **settings: Any) -> Any:
-            self.make_whole()
-            return make(*arguments, **settings)
-
-        return make_for_whole
-
-    def make_whole(self) -> None:
-        """Brings the model back to its own size, with what training has made of its part."""
-        if self._part is not None:
-            self._part.put_back()
-
-    def check_agreement(self) -> None:
-        """Raises RuntimeError, on every worker, where weights or masks are not the same on all of them."""
-        if self.cluster.size == 1:
-            return
-        own = checksum_of_arrays(map(local_view, (*self._all_variables(), *self._masks.values())))
-        sums = self.cluster.gather(str(own))
-        if others := [str(index) for index, sum_ in enumerate(sums) if sum_ != sums[0]]:
-            raise RuntimeError(
-                f"Worker {', '.join(others)} has other weights or masks than worker 0, the chief. Load weights on all "
-                "workers alike; and let no callback, and no criterion of your own, do other things on one of them."
-            )
+    @property
+    def was_trained(self) -> bool:
+        """Whether it was trained since it was masked."""
+        return self.fits.count > 0 or self.optimizers.steps != self._steps_before
 
     def state(self, *, slots: bool = True) -> dict[str, Any]:
         """Name -> variable, of what training changes beside `model.weights` and the masks.
@@ -321,28 +236,6 @@ class MaskedModel(abc.ABC):
                 "load_weights, or a callback with those of an epoch that was less sparse."
             )
 
-    def check_finished(self) -> None:
-        """Raises RuntimeError if the model was trained and not pruned as far as it was to be, or is not sparse now."""
-        trained = self._fits > 0 or self.optimizers.steps != self._steps_before
-        if trained and self.rounds_left:
-            raise RuntimeError(
-                f"Pruning is not finished: trainings of the run that are not done: {self.rounds_left}, and "
-                f"{1 - self.kept / self.total:.2%} of what is to be pruned is pruned. Go on with "
-                "fit(..., epochs=pruning.next_epochs, callbacks=[pruning]) until pruning.finished, or take the model "
-                "as it is by aimp_tf.strip(model, unfinished=True)."
-            )
-        prunes_nothing = all(bool(tf.reduce_all(mask)) for mask in self._masks.values())
-        if trained and self.rounds_left is None and not self.masks_given and prunes_nothing:
-            raise RuntimeError(
-                "The model was trained, but nothing was pruned, for no GlobalMagnitudePruning was among the callbacks. "
-                "Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning]), or take the dense model as it is "
-                "by aimp_tf.strip(model, unfinished=True)."
-            )
-        try:
-            self.check_sparse()
-        except RuntimeError as error:
-            raise RuntimeError(f"{error} aimp_tf.strip(model, unfinished=True) makes them zero.") from error
-
     def strip(self) -> Any:
         """Takes the masks away and returns the user's own model, its pruned weights zero, its optimizer as it was.
 
@@ -352,7 +245,7 @@ class MaskedModel(abc.ABC):
             undo.callback(self.on_strip)
             undo.enter_context(self._undo)
             undo.enter_context(self.while_masked)
-            self.train_whole()
+            self.part.end()
             self._zero_pruned()
         return self.original
 
@@ -382,6 +275,32 @@ class MaskedModel(abc.ABC):
     @abc.abstractmethod
     def _detach(self) -> None:
         """Undoes `_attach`, also one that failed half-way."""
+
+
+def _check_compiled(masked: MaskedModel, changed: bool) -> None:
+    """Raises ValueError where a model that has, or has not, other optimizers now was compiled as it cannot be."""
+    name = masked.original.name
+    if masked.original.optimizer not in (masked.model.optimizer, masked.optimizer.optimizer):
+        raise ValueError(
+            f"The model {name!r} was compiled after aimp_tf.wrap, which returned another one to train. Compile that "
+            "one, or compile before aimp_tf.wrap."
+        )
+    if changed and resolve_policy(masked.settings["mixed_precision"]) == "mixed_float16":
+        raise ValueError(
+            f"The model {name!r} was compiled after aimp_tf.wrap, which had put loss scaling round its optimizer for "
+            "mixed_float16. Compile it before aimp_tf.wrap(model, mixed_precision='mixed_float16')."
+        )
+
+
+def check_agreement(masked: MaskedModel) -> None:
+    """Raises RuntimeError, on every worker, where weights or masks are not the same on all of them."""
+    if masked.cluster.size == 1:
+        return
+    if others := masked.cluster.differing(f"{masked.checksum()} {checksum_of_arrays(masked.masks().values())}"):
+        raise RuntimeError(
+            f"Worker {others} has other weights or masks than worker 0, the chief. Load weights on all workers alike; "
+            "and let no callback, and no criterion of your own, do other things on one of them."
+        )
 
 
 def zeroed(weight: Any, mask: Any) -> tf.Tensor:

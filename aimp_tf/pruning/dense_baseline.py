@@ -139,7 +139,7 @@ def _left_as_it_was(masked: MaskedModel) -> Iterator[None]:
         try:
             yield
         finally:
-            masked.make_whole()
+            masked.part.put_back()
             masked.restore(weights)
             variables: dict[str, Any] = masked.state()
             for name, value in state.items():

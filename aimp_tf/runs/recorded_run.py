@@ -135,6 +135,15 @@ def read_round(folder: pathlib.Path, index: int) -> FinishedRound:
         raise DamagedFileError(f"{folder / 'result.json'} is not the result of a round: {error}") from error
 
 
+def read_backup(folder: pathlib.Path) -> dict[str, Any]:
+    """The state within a round that a folder in that of its backups holds."""
+    check_folders(folder, folder.parent, folder.parent.parent)
+    try:
+        return read_state(folder, read_noted(folder / "state.json", BACKUP_FILES)["state"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(str(error)) from error
+
+
 def _read_result(folder: pathlib.Path, index: int) -> tuple[RoundResult, dict[str, Any]]:
     """What came of a round, and all that its result.json holds."""
     check_folders(folder)

@@ -7,20 +7,15 @@ holds the state at the end of an epoch. metrics.jsonl and tensorboard/ are made 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import datetime
-import importlib.util
-import json
 import logging
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from aimp_tf.config import PruningConfig, kept_defaults
 from aimp_tf.config.latency import Timings
 from aimp_tf.files import (
     UNFINISHED,
@@ -28,143 +23,31 @@ from aimp_tf.files import (
     folder_that_appears_whole,
     replacing,
     write_arrays,
-    write_atomically,
     write_json,
 )
-from aimp_tf.runs.environment import describe_environment
-from aimp_tf.runs.folder_lock import FolderLock
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.runs.recorded_run import (
     BACKUP_FILES,
     ROUND_FILES,
-    SIGNED_FILES,
     FinishedRound,
-    check_folders,
     checksums,
     naming_the_folder,
-    read_noted,
+    read_backup,
     read_outcome,
     read_round,
-    read_state,
-    read_teacher,
     read_timings,
     write_state,
 )
-from aimp_tf.runs.run_files import OVERWRITTEN, RunFiles, check_workdir, remove
-from aimp_tf.runs.sameness import check_same, stored_config, trusting
-from aimp_tf.training.rounds import RoundResult, by_split
-
-if TYPE_CHECKING:
-    from aimp_tf.runs.tensorboard import TensorBoardLog
+from aimp_tf.runs.run_files import OVERWRITTEN, remove
+from aimp_tf.runs.run_folder import RunFolder
+from aimp_tf.runs.sameness import check_same
+from aimp_tf.training.rounds import RoundResult
 
 logger = logging.getLogger(__name__)
 
 
-class RunDirectory:
-    """A folder that a run is written to and goes on from. As a context, it keeps every other process out.
-
-    Args:
-        path: A folder of a run, or one that is empty or does not exist yet. Nothing is written before `begin`, but for
-            the folder itself and its lock; they go again if the context ends by an exception before anything is saved.
-        config: The config of the run.
-        signature: What the run assumes of the model and the data: nested dicts as they come from JSON.
-        overwrite: Whether `begin` removes what a run left here first.
-
-    Raises:
-        ValueError: As `check_workdir`.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        config: PruningConfig,
-        signature: Mapping[str, Any],
-        *,
-        overwrite: bool = False,
-    ) -> None:
-        self.path = check_workdir(path)
-        self._config = config
-        self._signature = signature
-        self._overwrite = overwrite
-        self._lock = FolderLock(self.path)
-        self._files = RunFiles(self.path)
-        self._round_count = 0
-        self._teacher: Sequence[np.ndarray] | None = None
-        self._begun = False
-        self._saved = False
-        self._tensorboard: TensorBoardLog | None = None
-
-    def __enter__(self) -> RunDirectory:
-        """Makes the folder and takes its lock, which ends with this process, however that comes about.
-
-        Raises:
-            RuntimeError: Another process uses the folder, or it cannot be written.
-        """
-        with naming_the_folder(self.path):
-            self._lock.take()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        """Lets other processes use the folder; if an exception came before anything was saved, all is as it was."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if kind is not None and self._begun and not self._saved:
-            with contextlib.suppress(OSError):
-                self._files.put_back()
-        self._lock.give_back(vanish=kind is not None)
-
-    def keep_defaults(self) -> dict[str, Any]:
-        """Settles how a run of an older version that is here goes on: with the defaults of that version.
-
-        Returns:
-            The fields of the config, with their values, that this changes; what is planned must have them.
-
-        Raises:
-            ValueError, RuntimeError: As `begin`.
-        """
-        with naming_the_folder(self.path):
-            self._files.recover()
-            if self._overwrite or not self._files.hold_run:
-                return {}
-            with trusting(self.path):
-                read_noted(self.path / "signature.json", SIGNED_FILES)
-                kept = kept_defaults(self._config, stored_config(self.path))
-        if kept:
-            logger.info(
-                "The run in %s was begun by an older version and goes on with its defaults: %s.",
-                self.path,
-                ", ".join(f"{name}={value!r}" for name, value in kept.items()),
-            )
-        self._config = self._config.replace(**kept)
-        return kept
-
-    def begin(self, round_count: int) -> None:
-        """Begins a run here, or makes sure that the one that is here is the same.
-
-        Args:
-            round_count: Rounds of the whole run, the final one included.
-
-        Raises:
-            ValueError: It has another config, model or data, or does not say which, for its files are damaged.
-            RuntimeError: The folder cannot be written.
-        """
-        self._round_count = round_count
-        with naming_the_folder(self.path):
-            self._files.recover()
-            if self._overwrite:
-                self._files.put_aside()
-            if self._files.hold_run:
-                check_same(self.path, self._config, self._signature)
-                return
-            self._begun = True
-            write_atomically(self.path / "config.json", self._config.to_json())
-            started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            environment = {"started": started, **describe_environment()}
-            write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
-            if self._teacher is not None:
-                write_arrays(self.path / "teacher.npz", {f"{i:04d}": value for i, value in enumerate(self._teacher)})
-            # Last: without it, the run has not begun.
-            write_json(self.path / "signature.json", {**self._signature, "files": checksums(self.path, SIGNED_FILES)})
+class RunDirectory(RunFolder):
+    """A folder that a run is written to and goes on from."""
 
     def outcome(self) -> Outcome:
         """What was measured of the run that is here beside the dense model, if there is one that will go on.
@@ -185,17 +68,6 @@ class RunDirectory:
                 return Outcome(known.dense_metrics, known.dense_epochs, known.examples)
             except DamagedFileError as error:
                 raise ValueError(f"{error}. Remove the file, and the same call measures it anew.") from error
-
-    def keep_teacher(self, weights: Sequence[np.ndarray] | None) -> None:
-        """Lets a run that `begin` begins keep the weights of the dense model that it learns from."""
-        self._teacher = weights
-
-    def teacher(self) -> list[np.ndarray] | None:
-        """The weights that `keep_teacher` was given, if a run is here that will go on. Raises as `timings`."""
-        with naming_the_folder(self.path):
-            if self._overwrite or not self._files.hold_run:
-                return None
-            return read_teacher(self.path / "teacher.npz")
 
     def timings(self) -> Timings:
         """What was timed in the run that is here, if there is one that will go on. What is added is saved as it comes.
@@ -253,9 +125,8 @@ class RunDirectory:
         with naming_the_folder(self.path):
             for path in sorted(folder.glob("epoch_*"), reverse=True):
                 try:
-                    check_folders(path, folder, folder.parent)
-                    return read_state(path, read_noted(path / "state.json", BACKUP_FILES)["state"])
-                except (KeyError, TypeError, ValueError) as error:
+                    return read_backup(path)
+                except DamagedFileError as error:
                     logger.warning("%s. The round goes on from an earlier epoch.", error)
                     remove([path])
         return None
@@ -278,23 +149,12 @@ class RunDirectory:
             remove(folder / "backup" for folder in done)
             for folder in (self.path, *done, next_folder):
                 remove(path for path in folder.glob(f"{UNFINISHED}*") if path.name != OVERWRITTEN)
-            logs = [*(round_.logs for round_ in rounds), epoch_logs]
-            lines = [line for index, of_round in enumerate(logs) for line in _metric_lines(index, of_round)]
-            path = self.path / "metrics.jsonl"
-            # Also in place of a link.
-            if lines:
-                write_atomically(path, "\n".join(lines))
-            else:
-                path.unlink(missing_ok=True)
-            self._begin_tensorboard(rounds, epoch_logs)
+            self._logs.begin(rounds, epoch_logs)
 
     def add_metrics(self, index: int, epoch: int, logs: Mapping[str, Any]) -> None:
-        """Adds the logs of an epoch to metrics.jsonl, a line for training and, where it was validated, another."""
+        """Adds the logs of an epoch, which count from 0 in each round."""
         with naming_the_folder(self.path):
-            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in _metric_lines(index, [logs], epoch))
-            if self._tensorboard is not None:
-                self._tensorboard.add_epoch(logs)
+            self._logs.add_epoch(index, epoch, logs)
             self._note_saved()
 
     def save_backup(self, index: int, epoch: int, state: Mapping[str, Any]) -> None:
@@ -340,8 +200,7 @@ class RunDirectory:
             fields = {**dataclasses.asdict(result), "logs": list(epoch_logs), "state": packed}
             write_json(folder / "result.json", {**fields, "files": checksums(folder, ROUND_FILES)})
             remove([folder / "backup"])
-            if self._tensorboard is not None:
-                self._tensorboard.add_round(result)
+            self._logs.add_round(result)
             self._note_saved()
 
     def save_model(self, model: Any) -> None:
@@ -363,35 +222,5 @@ class RunDirectory:
                 f"{self.path}."
             ) from error
 
-    def _begin_tensorboard(self, rounds: Sequence[FinishedRound], epoch_logs: Sequence[Mapping[str, Any]]) -> None:
-        remove([self.path / "tensorboard"])
-        if importlib.util.find_spec("tensorboard") is None:
-            return
-        from aimp_tf.runs.tensorboard import TensorBoardLog  # As `export` above.
-
-        self._tensorboard = TensorBoardLog(self.path / "tensorboard")
-        for round_ in rounds:
-            for epoch in round_.logs:
-                self._tensorboard.add_epoch(epoch)
-            self._tensorboard.add_round(round_.result)
-        for logs in epoch_logs:
-            self._tensorboard.add_epoch(logs)
-
-    def _note_saved(self) -> None:
-        """Something is saved now, so that what it overwrites can go."""
-        self._saved = True
-        self._files.forget_aside()
-
     def _folder(self, index: int) -> pathlib.Path:
         return self.path / ("final" if index == self._round_count - 1 else f"round_{index:03d}")
-
-
-def _metric_lines(index: int, epoch_logs: Sequence[Mapping[str, Any]], first_epoch: int = 0) -> list[str]:
-    """A line for the training of each epoch and, where it was validated, one for validation."""
-    lines = []
-    for epoch, logs in enumerate(epoch_logs, start=first_epoch):
-        lines += [
-            json.dumps({"round": index, "epoch": epoch, "split": split, **metrics})
-            for split, metrics in by_split(logs).items()
-        ]
-    return lines

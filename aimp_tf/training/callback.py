@@ -11,7 +11,7 @@ from aimp_tf.arguments import config_of
 from aimp_tf.compat.callbacks import EpochCallback
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.checks import check_for_callback
-from aimp_tf.masking import MaskedModel
+from aimp_tf.masking import MaskedModel, check_agreement
 from aimp_tf.selection.planning import Round, epoch_at_target
 from aimp_tf.training.other_callbacks import OtherCallbacks, as_callbacks, check_for_rounds, check_saving, watch_from
 from aimp_tf.training.rounds import RoundResult
@@ -180,7 +180,7 @@ class GlobalMagnitudePruning(EpochCallback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
-        masked.make_whole()  # A fit that was interrupted may not have.
+        masked.part.put_back()  # A fit that was interrupted may not have.
         if masked.adopt_optimizers():
             self.run.optimizers_changed()
         if self.params["epochs"] != self.next_epochs:
@@ -190,17 +190,17 @@ class GlobalMagnitudePruning(EpochCallback):
             )
         self.begin(masked)
         self.run.begin_round(masked)
-        masked.check_agreement()
+        check_agreement(masked)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
-        masked.make_whole()
+        masked.part.put_back()
         if self.run.end_epoch(masked, epoch, logs):
             self.model.stop_training = True
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()
-        masked.when_fit_is_over(lambda: self._end_round(masked))
+        masked.fits.when_over(lambda: self._end_round(masked))
 
     def _end_round(self, masked: MaskedModel) -> None:
         self.run.end_round(masked, self.measure)

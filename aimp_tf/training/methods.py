@@ -139,7 +139,7 @@ class Rounds(Method):
         if state.fading is None or step <= state.fade_step:
             return
         masks = dict(zip(masked.variables, state.fading, strict=True))
-        masked.make_whole()
+        masked.part.put_back()
         if step == _FADE_STEPS:
             masked.set_masks(masks)
             state.fading, state.fade_step = None, 0

@@ -15,8 +15,7 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.exporting.clock import with_clock
 from aimp_tf.masking import WRAPPED_FIELDS, MaskedModel
 from aimp_tf.selection.planning import Round, make_plan
-from aimp_tf.selection.ranking import check_finite, smallest_magnitude
-from aimp_tf.selection.search import FAR
+from aimp_tf.selection.ranking import smallest_magnitude
 from aimp_tf.training.live_rounds import LiveRounds
 from aimp_tf.training.loggers import Trained
 from aimp_tf.training.methods import METHODS
@@ -24,25 +23,17 @@ from aimp_tf.training.projections import Projecting, projection_of
 from aimp_tf.training.ranking import RunRanking
 from aimp_tf.training.repair import repairs
 from aimp_tf.training.rewinding import rewind
-from aimp_tf.training.rounds import (
-    ADDED_TO_LOSS,
-    Budget,
-    RoundResult,
-    duration_text,
-    last_epoch_with,
-    plain_logs,
-    shrink_text,
-)
+from aimp_tf.training.round_end import Measure, check_end, check_loss, metrics_at_end
+from aimp_tf.training.rounds import Budget, RoundResult, plain_logs
 from aimp_tf.training.shrinking import Shrinking
 from aimp_tf.training.state import RunState
+from aimp_tf.training.telling import tell_beginning, tell_going_on, warn_of_emptied, warn_of_time
 from aimp_tf.training.terms import Terms
 
 logger = logging.getLogger(__name__)
 
 _WORTH_MULTIPLY_ADDS = 10**11
 """Tracing a step anew takes as long as so many multiply-adds, a second or two of a few cores."""
-
-Measure = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class Run:
@@ -181,16 +172,8 @@ class Run:
         """Makes the model what the round begins with, unless it goes on within it."""
         resumed, self._resumed = self._resumed, False
         if resumed:
-            trained = len(self.state.epoch_logs)
             self.method.resume_round(masked)
-            logger.info(
-                "Round %d of %d goes on after %d of %d epochs%s.",
-                self.round.index + 1,
-                self.round_count,
-                trained,
-                self.round.epochs,
-                self._time_left(),
-            )
+            tell_going_on(self.plan, self.rounds, self.state)
         else:
             assert self.state.shrinking is not None
             self.state.started_at = time.monotonic()
@@ -198,7 +181,7 @@ class Run:
             rewind(masked, self.round, self.plan, self.state, self.ranking.generator, self.batches_of())
             self.state.shrinking.begin_round(masked)
             self.state.begin_round()
-            self._tell_round(masked, self.state.shrinking)
+            tell_beginning(self.config, masked, self.plan, self.rounds, self.state)
         self.terms.begin(masked)
         self.terms.weigh(self.method.settled)
         self.projecting.begin(masked)
@@ -212,15 +195,7 @@ class Run:
         """Takes the logs of an epoch, which `fit` counts from 0. Returns whether the round is to end with it."""
         state = self.state
         state.epoch_logs.append(plain_logs(logs))
-        loss = state.epoch_logs[-1].get("loss", 0.0)
-        if not np.all(np.isfinite(loss)):
-            in_float16 = masked.mixed_precision == "mixed_float16"
-            hint = ", or train in mixed_bfloat16, which has the range of float32" if in_float16 else ""
-            raise RuntimeError(
-                f"The loss became {loss} in epoch {len(state.epoch_logs)} of round {len(self.rounds) + 1}. Pruning "
-                "stops here, for diverged weights cannot be ranked. Lower the learning rate, clip the gradients "
-                f"(clipnorm=1.0 in the optimizer), or look for NaN in the data{hint}."
-            )
+        check_loss(state, len(self.rounds) + 1, masked)
         masked.synchronize()
         state.checksums.append(masked.checksum())
         ends = self.method.end_epoch(masked, epoch)
@@ -238,10 +213,7 @@ class Run:
         """
         self.method.end_round(masked)
         weights, masks, state = masked.weights(), masked.masks(), self.state
-        check_finite(weights, masks)
-        masked.check_sparse()
-        masked.units.check(masks)
-        self._check_kept(masked)
+        check_end(self.config, self.round, len(state.epoch_logs), masked)
         if not state.steps_per_epoch and state.epoch_logs:
             state.steps_per_epoch = [steps / len(state.epoch_logs) for steps in masked.optimizers.steps]
         assert state.shrinking is not None
@@ -259,13 +231,13 @@ class Run:
                 budget=Budget(
                     self.config.counted, self.round.kept, masked.kept, masked.total, str(self.config.latency or "")
                 ),
-                metrics=self._metrics(masked, measure),
+                metrics=metrics_at_end(state, self.round.index + 1, masked, measure),
             )
         )
         state.shrinking.end_round(weights)
         masked.rounds_left = self.round_count - len(self.rounds)
         if self.finished:
-            masked.train_whole()
+            masked.part.end()
 
     def prune(self, masked: MaskedModel, keep: int, *, fade: bool = False) -> None:
         """Keeps the best `keep` survivors; those that are left shrink, if they stay.
@@ -278,13 +250,8 @@ class Run:
         statistics = self.ranking.statistics(masked, len(self.rounds))
         weights, before = statistics.weights, statistics.masks
         after, self.state.guarded = self.ranking.rank(masked, statistics, keep)
-        emptied = [path for path, mask in after.items() if before[path].any() and not mask.any()]
-        if emptied and "block" not in self.config.structure.kinds:
-            logger.warning(
-                "Ranking leaves nothing of %s: nothing passes through there any more. Lower target_sparsity, name it "
-                "in exclude, or set min_layer_share, max_layer_sparsity or min_layer_survivors.",
-                ", ".join(emptied),
-            )
+        if "block" not in self.config.structure.kinds:
+            warn_of_emptied(before, after)
         stayed = {path: after[path] & before[path] for path in masked.prunable}
         self.state.thresholds = [smallest_magnitude(weights[path], mask) for path, mask in stayed.items()]
         stay = self.round.rewind in (None, "learning_rate")
@@ -294,13 +261,7 @@ class Run:
             self.state.fading = [after[path] for path in masked.variables]
             after = {path: after[path] | before[path] for path in masked.variables}
         masked.set_masks(after)
-        if self.config.latency is not None and masked.kept < FAR * keep:
-            logger.warning(
-                "%s takes %d microseconds now, of %d that it may: no number of channels between was found in time.",
-                self.config.latency,
-                masked.kept,
-                keep,
-            )
+        warn_of_time(self.config, masked, keep)
         if self.round.rewind == "learning_rate":
             assert self.state.shrinking is not None
             steps = self.rounds[-1].epochs * max(self.state.steps_per_epoch, default=0)
@@ -321,69 +282,11 @@ class Run:
             last_round=self.round.index + 1 == self.round_count,
         )
 
-    def _tell_round(self, masked: MaskedModel, shrinking: Shrinking) -> None:
-        shrunk = shrink_text(shrinking.factors.values())
-        kept = min(self.round.kept, masked.kept)  # At the end of a gradual one.
-        logger.info(
-            "Round %d of %d: %d epochs %s %.2f%% (%d of %d %ss kept%s)%s.",
-            self.round.index + 1,
-            self.round_count,
-            self.round.epochs,
-            "at sparsity" if self.config.counted == "weight" else "without",
-            100 * (1 - kept / masked.total),
-            kept,
-            masked.total,
-            self.config.counted,
-            shrunk and f", each shrunk to {shrunk}",
-            self._time_left(),
-        )
-
-    def _check_kept(self, masked: MaskedModel) -> None:
-        """Raises RuntimeError where the round did not end with what it is to keep, or too early to rewind to it."""
-        epochs, round_, kept = len(self.state.epoch_logs), self.round, masked.kept
-        timed = self.config.latency is not None  # When its masks were set, and it may not be the same now.
-        if not timed and kept > round_.kept or masked.units.exact and kept != round_.kept:
-            early = f": fit ended after {epochs} of {round_.epochs} epochs" if kept > round_.kept else ""
-            counted = f"{self.config.counted}s"
-            raise RuntimeError(f"The masks keep {kept} {counted}, but this round is to keep {round_.kept}{early}.")
-        if round_.index == 0 and epochs < self.config.rewind_epoch:
-            raise RuntimeError(
-                f"The first round ended after {epochs} epochs, before rewind_epoch={self.config.rewind_epoch}. Lower "
-                "that, or let no callback stop the round so early."
-            )
-
-    def _metrics(self, masked: MaskedModel, measure: Measure | None) -> Mapping[str, Any]:
-        """The metrics of the weights that the model has now, which may be those of an earlier epoch, or of none."""
-        logs = self.state.epoch_logs
-        if not logs:
-            return {}
-        epoch = masked.cluster.from_chief(last_epoch_with(masked.checksum(), self.state.checksums))
-        if epoch is not None:
-            return logs[epoch]
-        if measure is None:
-            logger.warning(
-                "The weights at the end of round %d are those of none of its epochs, for something set others, such as "
-                "a callback or a projection: its result has no metrics. Evaluate the model.",
-                self.round.index + 1,
-            )
-            return {}
-        # What evaluating does not tell is of the training.
-        return {**{name: logs[-1][name] for name in ADDED_TO_LOSS if name in logs[-1]}, **measure(logs[-1])}
-
-    def _time_left(self) -> str:
-        """ ", about 12 min left", or nothing where no epoch tells yet how long one takes."""
-        done = sum(round_.epochs for round_ in self.rounds) + len(self.state.epoch_logs)
-        seconds = sum(round_.seconds for round_ in self.rounds)
-        if self.state.epoch_logs:
-            seconds += time.monotonic() - self.state.started_at
-        left = sum(round_.epochs for round_ in self.plan[len(self.rounds) :]) - len(self.state.epoch_logs)
-        return f", about {duration_text(seconds / done * left)} left" if done else ""
-
 
 def _check_wrapped(config: PruningConfig, masked: MaskedModel) -> None:
     """Raises ValueError where a field that `wrap` heeds is not what the model was wrapped with."""
     for name in WRAPPED_FIELDS:
-        asked, given = getattr(config, name), getattr(masked, name)
+        asked, given = getattr(config, name), masked.settings[name]
         asked = tuple(asked) if isinstance(given, tuple) else asked
         if asked not in (given, (), None):
             raise ValueError(

@@ -101,7 +101,7 @@ def _fit(masked: MaskedModel, weights: list[np.ndarray], batch: Any) -> list[np.
     masked.restore(weights)
     masked.optimizer.reset()
     history = masked.model.fit(batch, verbose=0)
-    masked.make_whole()
+    masked.part.put_back()
     trained = [np.array(variable.numpy()) for variable in masked.original.trainable_variables]
     return [np.array(history.history["loss"]), *trained]
 

@@ -27,7 +27,7 @@ from aimp_tf.pruning import prune
 from aimp_tf.reports.display import RunDisplay, fit_verbose
 from aimp_tf.reports.measuring import measure_calls
 from aimp_tf.reports.result import PruningResult
-from aimp_tf.runs.run_directory import check_workdir
+from aimp_tf.runs.run_files import check_workdir
 from aimp_tf.selection.planning import make_plan
 from aimp_tf.training.input_pipeline import Order, prepare
 from aimp_tf.training.rounds import RoundResult
