@@ -37,6 +37,11 @@ _MIXED_PRECISION = flags.DEFINE_string("mixed_precision", None, "Short for --con
 _EQUAL_EPOCHS = flags.DEFINE_bool(
     "equal_epochs", False, "Train a dense model for as many epochs as the whole pruning run, too, for the table."
 )
+_COMPARE = flags.DEFINE_bool(
+    "compare",
+    True,
+    "Train the dense network beside it, and compare the exports of both. Without this, the workdir gets the run alone.",
+)
 _VERBOSE = flags.DEFINE_enum(
     "verbose",
     "auto",
@@ -57,20 +62,18 @@ def main() -> None:
         if chief:
             check_workdir(workdir)
         with command_line.silent_stderr():  # Only now, for TensorFlow takes seconds to import.
-            from experiments.run import compare, load_on_all
+            from experiments.run import compare, load_on_all, train_pruned
 
         strategy = make_strategy(_DISTRIBUTE.value)
         data = load_on_all(experiment, _DATA_DIR.value, strategy)
     verbose = "auto" if _VERBOSE.value == "auto" else int(_VERBOSE.value)
-    comparison = compare(
-        experiment,
-        data,
-        workdir,
-        verbose if chief else 0,
-        overwrite=_OVERWRITE.value,
-        strategy=strategy,
-        equal_epochs=_EQUAL_EPOCHS.value,
-    )
+    settings = {"verbose": verbose if chief else 0, "overwrite": _OVERWRITE.value, "strategy": strategy}
+    if not _COMPARE.value:
+        result = train_pruned(experiment, data, workdir, **settings)
+        if chief:
+            print(f"\n{result.summary()}")
+        return
+    comparison = compare(experiment, data, workdir, equal_epochs=_EQUAL_EPOCHS.value, **settings)
     if comparison is not None:
         print(f"\n{comparison.table()}\n\nPruned SavedModel: {comparison.saved_model}")
         _tell_what_is_next(experiment, pathlib.Path(workdir))

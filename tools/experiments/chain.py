@@ -126,15 +126,14 @@ class Chain:
         self.experiment = experiment
         self.steps: list[Step] = []
         self._data = data
-        try:
-            compared = json.loads(pathlib.Path(workdir, "comparison.json").read_text())
-        except OSError as error:
-            raise ValueError(f"{workdir} has no dense network beside it: run tools/prune.py to its end.") from error
+        dense = (read_run(workdir).outcome.dense_metrics or {}).get("val_accuracy")
+        if dense is None:
+            raise ValueError(f"{workdir} has no dense network beside it: run tools/prune.py to its end.")
         self._pruned = load_run(experiment, workdir)
         self._keras = importlib.import_module(experiment.keras)
         self._compile(self._pruned)
         self._compacted = compact(self._pruned)
-        self._dense = float(compared["dense_accuracy"]), _bytes(self._pruned)
+        self._dense = float(dense), _bytes(self._pruned)
 
     def before_sharing(self, output: pathlib.Path) -> None:
         """Adds the steps that lose nothing."""
