@@ -35,6 +35,7 @@ def out_of_the_way_of_the_collector():
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="Run the tests that are marked slow, too.")
+    parser.addoption("--exhaustive", action="store_true", help="Run all tests, slow ones in both generations of Keras.")
     parser.addoption("--kills", type=int, default=2, help="How often test_fault_injection.py kills each run.")
 
 
@@ -45,20 +46,26 @@ _IN_BOTH_GENERATIONS = {
 """Files of tests that run in tf_keras by default, too: of what knows two generations of Keras, or leans on it most."""
 
 
-def _is_slow(item):
-    in_tf_keras = "callspec" in vars(item) and item.callspec.params.get("K") == "tf_keras"
-    return item.get_closest_marker("slow") or in_tf_keras and item.path.name not in _IN_BOTH_GENERATIONS
+def _weight(item, names):
+    """How much it takes to run a test: 0 by default, 1 with --slow, 2 or more with --exhaustive alone.
+
+    A mark weighs 1, or 2 if it is "exhaustive", and tf_keras 1 more, where the same is tested in Keras 3, by its name.
+    """
+    marked = 2 if item.get_closest_marker("exhaustive") else 1 if item.get_closest_marker("slow") else 0
+    if "callspec" not in vars(item) or item.callspec.params.get("K") != "tf_keras":
+        return marked
+    again = item.path.name not in _IN_BOTH_GENERATIONS and item.name.replace("tf_keras", "keras") in names
+    return marked + again
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out the tests that are marked slow, unless they are asked for, by --slow or one by its name.
-
-    So it does with those of tf_keras where that is not what is tested.
-    """
-    slow = [item for item in items if _is_slow(item)]
-    if slow and not config.getoption("slow") and not any("::" in argument for argument in config.args):
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    """Leaves out the tests that take too long, unless one is asked for by its name."""
+    limit = 1 if config.getoption("slow") else 0
+    names = {item.name for item in items}
+    left_out = [item for item in items if _weight(item, names) > limit]
+    if left_out and not config.getoption("exhaustive") and not any("::" in argument for argument in config.args):
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from random_networks import GENERATIONS, drawn
+from random_networks import EXAMPLES, GENERATIONS, drawn
 
 import aimp_tf
 from aimp_tf import GlobalMagnitudePruning, PruningConfig
@@ -68,7 +68,11 @@ def check_same(masked, inputs, targets, multiple=1):
 
 @pytest.mark.slow
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, phases=[Phase.generate]
+    max_examples=EXAMPLES // 2,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+    phases=[Phase.generate],
 )
 @given(data=st.data(), generation=st.sampled_from(GENERATIONS))
 def test_any_network_trains_the_same(data, generation):

@@ -406,7 +406,7 @@ def tokens_of_ones_own(keras):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(data=st.data(), generation=st.sampled_from(GENERATIONS))
 def test_padding_stays_what_it_was(data, generation):
     model, _ = drawn(data, generation, PaddedNetwork)
