@@ -16,6 +16,7 @@ from aimp_tf.compat.models import HasModel, model_of
 from aimp_tf.config.checks import check_patterns
 from aimp_tf.config.texts import is_number
 from aimp_tf.graph.copies import rebuilt
+from aimp_tf.graph.folding import fold_statistics
 from aimp_tf.graph.model_graph import ModelGraph
 from aimp_tf.graph.prunable import named_weights, prunable_variables, select
 from aimp_tf.masking import check_plain
@@ -35,6 +36,7 @@ def share_weights(
     initial: str = "linear",
     centroids: str = "float32",
     others: str = "float32",
+    fold_normalization: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     seed: int = 0,
@@ -57,6 +59,9 @@ def share_weights(
             with equally many weights each. The first gives large weights more values, of which there are few.
         centroids: "float32", "float16" or "bfloat16": what the values are rounded to, and coded files store them in.
         others: The same of all other float32 weights: biases, normalisation, and kernels that are left out.
+        fold_normalization: Whether what BatchNormalization has learnt of means and variances goes into its scale and
+            shift, so that coded files tell two numbers a channel in place of four. The model gives the same in use; to
+            be trained on, it is another one, so this is for the last call.
         include: fnmatch patterns on paths of kernels, such as "block/*/kernel"; () is all of them.
         exclude: The same, of kernels that keep their values.
         seed: Of the chances of "stochastic".
@@ -81,17 +86,22 @@ def share_weights(
         ```python
         small = aimp_tf.share_weights(result, levels=16, centroids="float16", others="float16")
         aimp_tf.fine_tune(small, x, y, epochs=3, weights="shared")
-        aimp_tf.export(aimp_tf.share_weights(small, centroids="float16", others="float16"), "pruned.coded")
+        half = {"centroids": "float16", "others": "float16", "fold_normalization": True}
+        aimp_tf.export(aimp_tf.share_weights(small, levels=16, **half), "pruned.coded")
         ```
     """
     model = model_of(model)
     check_plain(model)
     count = _count(levels, bits)
+    if not isinstance(fold_normalization, bool):
+        raise TypeError(f"fold_normalization must be True or False; got {fold_normalization!r}.")
     _check(per=per, method=method, initial=initial, centroids=centroids, others=others)
     check_patterns("include", include)
     check_patterns("exclude", exclude)
     chosen = select(prunable_variables(model), include, exclude)
     copy = _copied(model)
+    if fold_normalization:
+        fold_statistics(copy)
     weights = named_weights(copy)
     arrays = {path: np.asarray(weight) for path, weight in weights.items()}
     kernels = {path: arrays[path] for path in weights if path in chosen and arrays[path].dtype == np.float32}

@@ -151,6 +151,7 @@ def test_survivors_never_become_zero(K):
         ({"per": "network"}, ValueError, "per must be one of layer, model; got 'network'"),
         ({"method": "huffman"}, ValueError, "method must be one of kmeans, stochastic"),
         ({"initial": "random"}, ValueError, "initial must be one of linear, density"),
+        ({"fold_normalization": "yes"}, TypeError, "fold_normalization must be True or False; got 'yes'"),
         ({"centroids": "int8"}, ValueError, "centroids must be one of float32, float16, bfloat16"),
         ({"include": "x*"}, TypeError, "include"),
         ({"exclude": ["nothing*"]}, ValueError, "nothing"),
@@ -159,6 +160,26 @@ def test_survivors_never_become_zero(K):
 def test_wrong_settings_are_refused(make_mlp, settings, error, message):
     with pytest.raises(error, match=message):
         aimp_tf.share_weights(make_mlp(), **settings)
+
+
+def test_normalisation_is_folded_into_half_as_many_numbers(K, tmp_path):
+    rng = np.random.default_rng(0)
+    inputs = K.Input((6, 6, 2))
+    x = K.layers.BatchNormalization(epsilon=0.1, name="folded")(K.layers.Conv2D(64, 3, name="conv")(inputs))
+    x = K.layers.BatchNormalization(scale=False, name="unscaled")(x)
+    model = K.Model(inputs, K.layers.Dense(3)(K.layers.GlobalAveragePooling2D()(x)))
+    model.set_weights([rng.uniform(0.5, 2, weight.shape) for weight in model.get_weights()])
+    images = rng.normal(size=(8, 6, 6, 2)).astype(np.float32)
+    plain, folded = (aimp_tf.share_weights(model, fold_normalization=fold) for fold in (False, True))
+    expected, got = plain(images, training=False).numpy(), folded(images, training=False).numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    gamma, beta, mean, variance = folded.get_layer("folded").get_weights()
+    assert not mean.any() and (variance == 1).all() and not np.allclose(gamma, 1) and beta.any()
+    for own, other in zip(plain.get_layer("unscaled").get_weights(), folded.get_layer("unscaled").get_weights()):
+        np.testing.assert_array_equal(own, other)
+    sizes = [write_coded(each, tmp_path / "model.coded").bytes for each in (plain, folded)]
+    assert sizes[0] - sizes[1] > 0.9 * 2 * 4 * 64
+    assert not np.allclose(got, plain(images, training=True).numpy(), rtol=1e-2)  # They are looked at.
 
 
 def test_values_beyond_half_precision_are_refused(K):

@@ -28,7 +28,7 @@ from experiments.study_report import percent_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_HALF: dict[str, Any] = {"centroids": "float16", "others": "float16"}
+_HALF: dict[str, Any] = {"centroids": "float16", "others": "float16", "fold_normalization": True}
 
 
 @dataclasses.dataclass(frozen=True)
