@@ -217,7 +217,13 @@ def test_models_without_channels_to_rank_are_refused(K):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50", "DenseNet121", "EfficientNetB0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MobileNetV2",
+        *(pytest.param(each, marks=pytest.mark.exhaustive) for each in ("ResNet50", "DenseNet121", "EfficientNetB0")),
+    ],
+)
 def test_known_networks_at_half_their_multiply_adds(name, tmp_path):
     keras = importlib.import_module("keras")
     keras.utils.set_random_seed(0)
