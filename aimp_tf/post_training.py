@@ -15,11 +15,12 @@ from aimp_tf.compat.models import check_model
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.checks import NOT_USED_BY, OF_EVERY_TRAINING
 from aimp_tf.config.texts import is_number
-from aimp_tf.masking import Masks, mask_for, sparsity
+from aimp_tf.masking import MaskedModel, Masks, mask_for, sparsity
 from aimp_tf.reports.result import PruningResult
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.training.fitting import Fitting
 from aimp_tf.training.recalibration import recalibrate
+from aimp_tf.training.rounds import RoundResult
 from aimp_tf.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -82,15 +83,7 @@ def one_shot(
     References:
         Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022, of post-training pruning by layers.
     """
-    generation = check_model(model)
-    check_names("one_shot", fields, _FIELDS)
-    # One round down to the target, before a training that is left out.
-    config = PruningConfig.from_fields(
-        {**fields, "epochs": 1, "rate": 1 - 1e-12, "start": "trained", "compact_rounds": False}
-    )
-    if "repair" not in fields:
-        config = config.replace(repair={*config.structure.kinds} <= {"channel"})
-    config.validate()
+    generation, config = check_model(model), _config_of(fields)
     if not is_number(recalibrate_batches, numbers.Integral) or recalibrate_batches < 0:
         raise ValueError(f"recalibrate_batches must be a whole number, 0 or more; got {recalibrate_batches!r}.")
     data = training_data("one_shot", model, x, y, sample_weight, targets=False)
@@ -104,22 +97,13 @@ def one_shot(
     options = {} if batch_size is None else {"batch_size": batch_size}
     fitting = Fitting(data, validation_data, (), options, 0, config.seed, generation, cluster)
     fitting.make_ready(model, data, validation_data, cluster)
-    begun_at = time.monotonic()
+    run = Run(config, lambda: None)
+    run.state.started_at = time.monotonic()
     masked = mask_for(model, config, masks)
     before, kept = masked.snapshot(), masked.masks()
     try:
         dense = _validated(masked.model, fitting)
-        run = Run(config, lambda: None)
-        run.ranking.sample = fitting.sample()
-        run.begin(masked, trial=False)  # It ranks at once.
-        run.state.started_at = begun_at
-        run.prune(masked, run.round.kept)
-        if recalibrate_batches:
-            count = recalibrate(masked, run.ranking.sample, recalibrate_batches)
-            logger.info("Recalibrated %d layers of normalisation.", count)
-        run.end_round(masked, None)
-        (round_,) = run.rounds
-        rounds = [dataclasses.replace(round_, metrics=dict(_validated(masked.model, fitting) or {}))]
+        rounds = [_pruned_at_once(run, masked, fitting, recalibrate_batches)]
         last = masked.masks()
     except BaseException:
         masked.set_masks(kept)
@@ -136,6 +120,30 @@ def one_shot(
         config=config,
         outcome=Outcome(dense_metrics=dense, dense_epochs=None if dense is None else 0, examples=fitting.examples),
     )
+
+
+def _config_of(fields: dict[str, Any]) -> PruningConfig:
+    """That of one round down to the target, before a training that is left out. Raises as `one_shot`."""
+    check_names("one_shot", fields, _FIELDS)
+    config = PruningConfig.from_fields(
+        {**fields, "epochs": 1, "rate": 1 - 1e-12, "start": "trained", "compact_rounds": False}
+    )
+    if "repair" not in fields:
+        config = config.replace(repair={*config.structure.kinds} <= {"channel"})
+    config.validate()
+    return config
+
+
+def _pruned_at_once(run: Run, masked: MaskedModel, fitting: Fitting, recalibrate_batches: int) -> RoundResult:
+    """Ranks, prunes, repairs and recalibrates, and gives what came of it."""
+    run.ranking.sample = fitting.sample()
+    run.begin(masked, trial=False)  # It ranks at once.
+    run.prune(masked, run.round.kept)
+    if recalibrate_batches:
+        count = recalibrate(masked, run.ranking.sample, recalibrate_batches)
+        logger.info("Recalibrated %d layers of normalisation.", count)
+    run.end_round(masked, None)
+    return dataclasses.replace(run.rounds[0], metrics=dict(_validated(masked.model, fitting) or {}))
 
 
 def _validated(model: Any, fitting: Fitting) -> Mapping[str, Any] | None:

@@ -96,6 +96,20 @@ def check(config: Any) -> None:
     """
     check_choice("budget", config.budget)  # Which says whether target_sparsity need be there.
     _check_fractions(config)
+    _check_kinds(config)
+    for name in CHOICES:
+        check_choice(name, getattr(config, name))
+    _check_distillation(config.distillation)
+    _check_method(config)
+    check_granularity(config)
+    _check_rewinding(config)
+    _check_epochs(config)
+    _check_limits(config)
+    for name in ("include", "exclude"):
+        check_patterns(name, getattr(config, name))
+
+
+def _check_kinds(config: Any) -> None:
     for name in _WHOLE:
         value = getattr(config, name)
         if value is None and name in _OPTIONAL:
@@ -106,22 +120,22 @@ def check(config: Any) -> None:
         raise TypeError(f"compact_rounds must be None, True or False; got {config.compact_rounds!r}.")
     if not isinstance(config.repair, bool):
         raise TypeError(f"repair must be True or False; got {config.repair!r}.")
-    for name in CHOICES:
-        check_choice(name, getattr(config, name))
-    if config.distillation is not None and not isinstance(config.distillation, Distillation):
+
+
+def _check_distillation(distillation: Any) -> None:
+    if distillation is not None and not isinstance(distillation, Distillation):
         raise TypeError(
-            f"distillation must be None or an aimp_tf.Distillation; got {config.distillation!r:.80}. Write "
+            f"distillation must be None or an aimp_tf.Distillation; got {distillation!r:.80}. Write "
             "distillation=aimp_tf.Distillation(weight=0.5, temperature=2)."
         )
-    if isinstance(config.distillation, Distillation) and isinstance(config.distillation.loss, str):
+    if distillation is not None and isinstance(distillation.loss, str):
         raise ValueError(
             "loss of a Distillation must be a function (teacher_outputs, outputs) -> loss; got the name "
-            f"{config.distillation.loss!r}, which is all that a file keeps of one."
+            f"{distillation.loss!r}, which is all that a file keeps of one."
         )
-    _check_method(config)
-    check_granularity(config)
-    _check_rewinding(config)
-    _check_epochs(config)
+
+
+def _check_limits(config: Any) -> None:
     if config.criterion_batches is not None and config.criterion_batches < 1:
         raise ValueError(f"criterion_batches must be at least 1; got {config.criterion_batches}.")
     if config.min_layer_survivors < 0:
@@ -142,8 +156,6 @@ def check(config: Any) -> None:
             f"{config.structure} keeps exactly {n} of each {m} weights, so target_sparsity must be {1 - n / m}; got "
             f"{config.target_sparsity}. granularity='1x{m}' takes any."
         )
-    for name in ("include", "exclude"):
-        check_patterns(name, getattr(config, name))
 
 
 def _check_fractions(config: Any) -> None:

@@ -171,22 +171,8 @@ class _Found:
         free = sorted(class_ for class_ in makers if class_ not in reasons)
         unit_of = np.full(max([*makers, *self._all_classes()], default=0) + 1, -1)
         unit_of[free] = np.arange(len(free))
-        axes: dict[str, tuple[np.ndarray | None, ...]] = {}
-        reads: dict[str, int] = {}
-        members: dict[int, list[tuple[str, int, int]]] = collections.defaultdict(list)
-        for call, rule in self._layers():
-            named, multiplies = self._named(call), bool(rule.readings())
-            for weight, names in zip(call.layer.weights, rule.axes(), strict=True):
-                path = self._paths.get(key_of(weight))
-                if path is None or path in axes or self._is_statistic(call.layer, weight):
-                    continue
-                axes[path] = tuple(None if name is None else unit_of[named[name].classes] for name in names)
-                if multiplies and set(names[-2:]) == {"inputs", "outputs"}:
-                    reads[path] = names.index("inputs")
-                for axis, units in enumerate(axes[path]):
-                    if units is not None:
-                        for unit, times in zip(*np.unique(units[units >= 0], return_counts=True), strict=True):
-                            members[int(unit)].append((path, axis, int(times)))
+        axes, reads = self._axes(unit_of)
+        sets = _in_sets(_members(axes), [makers[class_] for class_ in free])
         tied = {path for path, each in axes.items() if any((units >= 0).any() for units in each if units is not None)}
         counted = {path for path, variable in self.variables.items() if key_of(variable) in self._selected}
         shapes = {
@@ -201,7 +187,7 @@ class _Found:
         return ChannelUnits(
             axes=axes,
             shapes=shapes,
-            sets=_in_sets(members, [makers[class_] for class_ in free]),
+            sets=sets,
             counted=frozenset(counted),
             scored=frozenset(filter(self._is_scored, tied)),
             reads={path: axis for path, axis in reads.items() if path in axes},
@@ -210,6 +196,21 @@ class _Found:
             other_products=others,
             kinds=tuple(self._kinds),
         )
+
+    def _axes(self, unit_of: np.ndarray) -> tuple[dict[str, tuple[np.ndarray | None, ...]], dict[str, int]]:
+        """`axes` and `reads` of `ChannelLayout`, of all variables that count channels or not, in their order."""
+        axes: dict[str, tuple[np.ndarray | None, ...]] = {}
+        reads: dict[str, int] = {}
+        for call, rule in self._layers():
+            named, multiplies = self._named(call), bool(rule.readings())
+            for weight, names in zip(call.layer.weights, rule.axes(), strict=True):
+                path = self._paths.get(key_of(weight))
+                if path is None or path in axes or self._is_statistic(call.layer, weight):
+                    continue
+                axes[path] = tuple(None if name is None else unit_of[named[name].classes] for name in names)
+                if multiplies and set(names[-2:]) == {"inputs", "outputs"}:
+                    reads[path] = names.index("inputs")
+        return axes, reads
 
     def _others(self, unit_of: np.ndarray, reads: Mapping[str, int]) -> Iterator[str]:
         """Names of the layers that make or read units otherwise than by a kernel of `reads`."""
@@ -256,6 +257,17 @@ class _Found:
     def _is_statistic(self, layer: Any, weight: Any) -> bool:
         statistics = (getattr(layer, name, None) for name in _STATISTICS)
         return any(key_of(variable) == key_of(weight) for variable in statistics if variable is not None)
+
+
+def _members(axes: Mapping[str, tuple[np.ndarray | None, ...]]) -> dict[int, list[tuple[str, int, int]]]:
+    """Unit -> the variables and axes that it is of, and how many indices of each."""
+    members: dict[int, list[tuple[str, int, int]]] = collections.defaultdict(list)
+    for path, along in axes.items():
+        for axis, units in enumerate(along):
+            if units is not None:
+                for unit, times in zip(*np.unique(units[units >= 0], return_counts=True), strict=True):
+                    members[int(unit)].append((path, axis, int(times)))
+    return members
 
 
 def _in_sets(

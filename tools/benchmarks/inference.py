@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import platform
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,9 @@ def run(
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         np.save(folder / "inputs.npy", data[: max(BATCH_SIZES)])
-        files, stored, missing, chosen = _export(_filled(load_keras_file(model)), pruned, data, folder)
+        forms = _Forms(folder)
+        forms.write(_filled(load_keras_file(model)), pruned, data)
+        files = forms.files
 
         def work(threads: int, names: Sequence[str], rounds: int) -> dict[str, Any]:
             asked = {"files": {name: files[name] for name in names}, "threads": threads, "rounds": rounds}
@@ -81,7 +84,7 @@ def run(
 
         figures: dict[str, dict[str, Any]] = {}
         for name, (_, path) in files.items():
-            kept = pathlib.Path(stored.get(name, path))
+            kept = pathlib.Path(forms.stored.get(name, path))
             figures[name] = {"bytes": stored_bytes(kept), "gzip_bytes": gzip_bytes(kept)}
             figures[name]["memory_bytes"] = work(0, [name], 0)["memory_bytes"]
         times: dict[tuple[int, int], list[dict[str, list[float]]]] = {}
@@ -101,9 +104,9 @@ def run(
         "repetitions": repetitions,
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "missing": missing,
+        "missing": forms.missing,
     }
-    return {**about, "forms": figures, "table": "\n\n".join([_table(about, figures), *chosen])}
+    return {**about, "forms": figures, "table": "\n\n".join([_table(about, figures), *forms.chosen])}
 
 
 def _latency(name: str, times: dict[tuple[int, int], list[dict[str, list[float]]]]) -> list[dict[str, Any]]:
@@ -155,62 +158,69 @@ def _load_inputs(model: Any, path: str | os.PathLike[str] | None) -> np.ndarray:
     return data[:_EXAMPLES].astype(np.float32)
 
 
-def _export(
-    dense: Any, pruned: Any, data: np.ndarray, folder: pathlib.Path
-) -> tuple[dict[str, tuple[str, str]], dict[str, str], dict[str, str], list[str]]:
-    """Writes all forms, and gives name -> (kind, path), name -> what is stored if that is another file, name -> why
-    there is none, and the tables of sparse layers."""
-    files: dict[str, tuple[str, str]] = {}
-    stored: dict[str, str] = {}
-    missing: dict[str, str] = {}
-    chosen: list[str] = []
+class _Forms:
+    """Files of a dense and a pruned model, in all forms.
 
-    def add(name: str, model: Any) -> None:
-        path = folder / str(len(files))
+    Args:
+        folder: Where to write them.
+
+    Attributes:
+        files: Name -> (kind, path).
+        stored: Name -> what is stored, if that is another file.
+        missing: Name -> why there is none.
+        chosen: The tables of sparse layers.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder
+        self.files: dict[str, tuple[str, str]] = {}
+        self.stored: dict[str, str] = {}
+        self.missing: dict[str, str] = {}
+        self.chosen: list[str] = []
+
+    def write(self, dense: Any, pruned: Any, data: np.ndarray) -> None:
+        """Writes all of them; data are inputs to calibrate on."""
+        compacted = compact(pruned)
+        for name, model in (("dense", dense), ("pruned", pruned), ("compacted", compacted)):
+            self._add(name, model)
+        for first, model in (("sparse", pruned), ("compacted, sparse", compacted)):
+            for size in BATCH_SIZES:
+                sparse, report = sparse_inference_and_report(model, size)
+                self._add(f"{first}, for {size}", sparse)
+                self.chosen.append(f"{first}: {report.table()}")
+        with self._if_it_can("coded"):
+            path = str(self._folder / "model.coded")
+            write_coded(compacted, path)
+            self._add("coded", load_coded(path))
+            self.stored["coded"] = path
+        with self._if_it_can("ONNX Runtime"):
+            path = str(self._folder / "model.onnx")
+            write_onnx(compacted, path)
+            self.files["ONNX Runtime"] = ("onnx", path)
+        lite: dict[str, dict[str, Any]] = {
+            _LITE: {},
+            _SPARSE: {"sparse": True},
+            **_ROUNDED,
+            _INT8: {"representative_inputs": data},
+        }
+        for name, options in lite.items():
+            with self._if_it_can(name):
+                file = self._folder / f"{len(self.files)}.tflite"
+                file.write_bytes(to_tflite(pruned, **options))
+                self.files[name] = ("tflite", str(file))
+
+    def _add(self, name: str, model: Any) -> None:
+        path = self._folder / str(len(self.files))
         write_saved_model(model, path)
-        files[name] = ("saved_model", str(path))
+        self.files[name] = ("saved_model", str(path))
 
-    def add_lite(name: str, **options: Any) -> None:
-        path = folder / f"{len(files)}.tflite"
+    @contextlib.contextmanager
+    def _if_it_can(self, name: str) -> Iterator[None]:
+        """Notes why there is no such form, where that is so."""
         try:
-            path.write_bytes(to_tflite(pruned, **options))
-        except ValueError as error:
-            missing[name] = str(error)
-        else:
-            files[name] = ("tflite", str(path))
-
-    def add_with_extra(name: str, write: Callable[[str], object]) -> None:
-        try:
-            write(str(folder / f"{len(files)}.{name.lower()[:5]}"))
+            yield
         except (ImportError, ValueError) as error:
-            missing[name] = str(error)
-
-    def write_runtime(path: str) -> None:
-        write_onnx(compacted, path)
-        files["ONNX Runtime"] = ("onnx", path)
-
-    def write_and_read(path: str) -> None:
-        write_coded(compacted, path)
-        add("coded", load_coded(path))
-        stored["coded"] = path
-
-    compacted = compact(pruned)
-    add("dense", dense)
-    add("pruned", pruned)
-    add("compacted", compacted)
-    for first, model in (("sparse", pruned), ("compacted, sparse", compacted)):
-        for size in BATCH_SIZES:
-            sparse, report = sparse_inference_and_report(model, size)
-            add(f"{first}, for {size}", sparse)
-            chosen.append(f"{first}: {report.table()}")
-    add_with_extra("coded", write_and_read)
-    add_with_extra("ONNX Runtime", write_runtime)
-    add_lite(_LITE)
-    add_lite(_SPARSE, sparse=True)
-    for name, options in _ROUNDED.items():
-        add_lite(name, **options)
-    add_lite(_INT8, representative_inputs=data)
-    return files, stored, missing, chosen
+            self.missing[name] = str(error)
 
 
 def _filled(model: Any) -> Any:
