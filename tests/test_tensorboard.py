@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 import aimp_tf
-from aimp_tf.runs import run_directory
+from aimp_tf.runs import run_logs
 from aimp_tf.runs.tensorboard import TensorBoardLog
 from aimp_tf.training.rounds import MAGNITUDE_EDGES
 
@@ -50,7 +50,7 @@ def steps(shown):
 
 
 def test_without_tensorboard_a_run_goes_on(make_mlp, blobs, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_directory.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(run_logs.importlib.util, "find_spec", lambda name: None)
     aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "run", **SETTINGS)
     assert not (tmp_path / "run" / "tensorboard").exists()
 
