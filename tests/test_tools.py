@@ -64,6 +64,33 @@ def test_share_codes_runs_and_tells_size_against_accuracy(tmp_path):
 
 
 @pytest.mark.slow
+def test_prune_alone_leaves_the_dense_network_out_but_for_a_teacher(tmp_path):
+    settings = ["--config=configs/digits_mlp.py", "--config.pruning.rate=0.9", "--config.pruning.target_sparsity=0.9"]
+    settings += [
+        "--config.pruning.epochs=2",
+        "--config.pruning.round_epochs=1",
+        "--config.teacher_epochs=5",
+        "--config.validation_freq=1",
+    ]
+    done = tool("prune.py", *settings, "--compare=false", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "90.00% of the prunable weights are zero" in done.stdout
+    assert (tmp_path / "run" / "final" / "result.json").exists()
+    assert not (tmp_path / "run" / "dense").exists() and not (tmp_path / "run" / "comparison.json").exists()
+    share = [
+        "--levels=16",
+        "--per=layer",
+        "--epochs=1",
+        f"--workdir={tmp_path / 'run'}",
+        f"--output={tmp_path / 'out'}",
+    ]
+    done = tool("share.py", *settings, *share)
+    assert done.returncode == 0, done.stderr
+    dense, *_ = json.loads((tmp_path / "out" / "steps.json").read_text())
+    assert dense["name"] == "dense" and dense["accuracy"] > 0.8
+
+
+@pytest.mark.slow
 def test_prune_and_export_print_tables(tmp_path):
     run = ["--config=configs/digits_mlp.py", f"--workdir={tmp_path / 'run'}"]
     settings = [
