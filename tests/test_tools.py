@@ -72,7 +72,9 @@ def test_prune_alone_leaves_the_dense_network_out_but_for_a_teacher(tmp_path):
         "--config.teacher_epochs=5",
         "--config.validation_freq=1",
     ]
-    done = tool("prune.py", *settings, "--compare=false", f"--workdir={tmp_path / 'run'}")
+    alone = [*settings, "--compare=false", f"--workdir={tmp_path / 'run'}"]
+    refused("prune.py", [*alone, "--equal_epochs"], tmp_path / "run", "--equal_epochs .* --compare=false leaves out")
+    done = tool("prune.py", *alone)
     assert done.returncode == 0, done.stderr
     assert "90.00% of the prunable weights are zero" in done.stdout
     assert (tmp_path / "run" / "final" / "result.json").exists()

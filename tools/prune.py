@@ -42,6 +42,11 @@ _COMPARE = flags.DEFINE_bool(
     True,
     "Train the dense network beside it, and compare the exports of both. Without this, the workdir gets the run alone.",
 )
+flags.register_multi_flags_validator(
+    ["equal_epochs", "compare"],
+    lambda given: given["compare"] or not given["equal_epochs"],
+    "--equal_epochs trains a dense model to compare with, which --compare=false leaves out.",
+)
 _VERBOSE = flags.DEFINE_enum(
     "verbose",
     "auto",

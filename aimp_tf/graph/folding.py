@@ -10,16 +10,12 @@ from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import layers_of
 
 
-def fold_statistics(model: Any) -> int:
+def fold_statistics(model: Any) -> None:
     """Lets each BatchNormalization of a built model give the same, in use, with means of 0 and variances of 1.
 
     Those without a scale or a shift stay as they are, and so do classes that are not Keras' own.
-
-    Returns:
-        How many were changed.
     """
-    found = [layer for layer in layers_of(model) if _can_fold(layer)]
-    for layer in found:
+    for layer in filter(_can_fold, layers_of(model)):
         gamma, beta, mean, variance = (
             np.asarray(weight, np.float64)
             for weight in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
@@ -29,7 +25,6 @@ def fold_statistics(model: Any) -> int:
         layer.beta.assign(beta - mean * scale)
         layer.moving_mean.assign(np.zeros_like(mean))
         layer.moving_variance.assign(np.ones_like(variance))
-    return len(found)
 
 
 def _can_fold(layer: Any) -> bool:

@@ -202,8 +202,8 @@ def _check_finished(masked: MaskedModel) -> None:
             "fit(..., epochs=pruning.next_epochs, callbacks=[pruning]) until pruning.finished, or take the model "
             "as it is by aimp_tf.strip(model, unfinished=True)."
         )
-    prunes_nothing = all(mask.all() for mask in masked.masks().values())
-    if masked.was_trained and masked.rounds_left is None and not masked.masks_given and prunes_nothing:
+    unasked = masked.was_trained and masked.rounds_left is None and not masked.masks_given
+    if unasked and all(mask.all() for mask in masked.masks().values()):
         raise RuntimeError(
             "The model was trained, but nothing was pruned, for no GlobalMagnitudePruning was among the callbacks. "
             "Call fit(..., epochs=pruning.next_epochs, callbacks=[pruning]), or take the dense model as it is "

@@ -34,14 +34,15 @@ def check_loss(state: RunState, number: int, masked: MaskedModel) -> None:
     )
 
 
-def check_end(config: PruningConfig, round_: Round, epochs: int, masked: MaskedModel) -> None:
+def check_end(
+    config: PruningConfig, round_: Round, epochs: int, masked: MaskedModel, masks: Mapping[str, np.ndarray]
+) -> None:
     """Checks the weights and masks that a round ended with.
 
     Raises:
         RuntimeError: Weights are not finite, what is pruned is not zero, masks are not those of units, the round does
             not keep what it is to keep, or it ended too early to rewind to it.
     """
-    masks = masked.masks()
     check_finite(masked.weights(), masks)
     masked.check_sparse()
     masked.units.check(masks)

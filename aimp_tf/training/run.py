@@ -213,7 +213,7 @@ class Run:
         """
         self.method.end_round(masked)
         weights, masks, state = masked.weights(), masked.masks(), self.state
-        check_end(self.config, self.round, len(state.epoch_logs), masked)
+        check_end(self.config, self.round, len(state.epoch_logs), masked, masks)
         if not state.steps_per_epoch and state.epoch_logs:
             state.steps_per_epoch = [steps / len(state.epoch_logs) for steps in masked.optimizers.steps]
         assert state.shrinking is not None
