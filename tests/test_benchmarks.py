@@ -304,7 +304,7 @@ def test_forms_are_timed_in_a_process_of_their_own(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_measured_is_refused(K, monkeypatch, tmp_path):
-    monkeypatch.setattr(inference, "_export", lambda *arguments: pytest.fail("It exports."))
+    monkeypatch.setattr(inference._Forms, "write", lambda *arguments: pytest.fail("It exports."))
     (tmp_path / "text.keras").write_text("text")
     image, number = K.Input((4, 4)), K.Input((1,))
     K.Model([image, number], [image, number]).save(tmp_path / "two.keras")
