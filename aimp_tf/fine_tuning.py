@@ -57,9 +57,10 @@ def fine_tune(
         masks: What stays zero, as in `wrap`: "zeros", or a dict such as `PruningResult.masks`.
         weights: What is trained of the kernels. None is each of their weights; "shared" the values that weights share,
             as `share_weights` makes them: the gradients of those that have the same value are summed up, and they go on
-            having the same. "int8" is for a model that is to be exported as "tflite_int8": each step sees the weights
-            rounded as int8 has those of Dense layers and convolutions (not transposed ones), a scale for each output,
-            and in the end they are so. What is evaluated after an epoch is the model with the weights themselves.
+            having the same. "int8" is for a model that is to be exported as "tflite_int8": each step sees the kernels
+            of Dense, EinsumDense and convolution layers rounded as int8 has them, with a scale for each output, and
+            what these layers read rounded to 256 values over its range in the batch. In the end the kernels are so.
+            What is evaluated after an epoch is the model with the weights themselves.
         verbose: As in `fit`.
         **options: The other arguments of `fit`, such as batch_size and class_weight.
 
@@ -106,7 +107,7 @@ def fine_tune(
                 "The learning rate is 0, as where a schedule has come to its end: nothing will train. Compile the "
                 "model with another rate first."
             )
-        with contextlib.nullcontext() if weights is None else _WEIGHTS[weights](masked.variables).held(masked.model):
+        with contextlib.nullcontext() if weights is None else _WEIGHTS[weights](masked).held():
             fitting.fit(masked.model, callbacks, epochs=epochs)
         masked.check_sparse()
     finally:

@@ -7,7 +7,7 @@ import tensorflow as tf
 import aimp_tf
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.graph.prunable import prunable_variables
-from aimp_tf.training.int8_weights import rounded
+from aimp_tf.training.int8_weights import rounded, rounded_to_range
 
 
 def kernels(model):
@@ -18,14 +18,43 @@ def test_rounded_weights_are_multiples_of_a_127th_of_the_largest_of_an_output():
     kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 5)).astype(np.float32)
     kernel[kernel < 0.2] *= 0
     kernel[..., 4] = 0
-    found = rounded(tf.constant(kernel)).numpy()
+    found = rounded(tf.constant(kernel), [3]).numpy()
     largest = np.abs(kernel).max(axis=(0, 1, 2))
     steps = found / np.where(largest > 0, largest / 127, 1)
     np.testing.assert_allclose(steps, np.round(steps), atol=1e-4)
     assert np.abs(found - kernel).max() <= largest.max() / 254 * 1.001
     np.testing.assert_array_equal(np.abs(found).max(axis=(0, 1, 2)), largest)
     np.testing.assert_array_equal(found[kernel == 0], 0)
-    np.testing.assert_allclose(rounded(tf.constant(found)).numpy(), found, rtol=1e-6)
+    np.testing.assert_allclose(rounded(tf.constant(found), [3]).numpy(), found, rtol=1e-6)
+    in_the_middle = rounded(tf.constant(np.moveaxis(kernel, 3, 1)), [1]).numpy()
+    np.testing.assert_array_equal(np.moveaxis(in_the_middle, 1, 3), found)
+    of_pairs = rounded(tf.constant(kernel), [2, 3]).numpy()
+    np.testing.assert_array_equal(np.abs(of_pairs).max(axis=(0, 1)), np.abs(kernel).max(axis=(0, 1)))
+
+
+@pytest.mark.parametrize("low, high", [(-1.0, 3.0), (0.5, 2.0), (-4.0, -1.0), (0.0, 0.0)])
+def test_rounded_inputs_are_256_values_with_zero_among_them(low, high):
+    values = np.random.default_rng(0).uniform(low, high, 5000).astype(np.float32)
+    values[:3] = low, high, 0
+    with tf.GradientTape() as tape:
+        inputs = tf.constant(values)
+        tape.watch(inputs)
+        found = rounded_to_range(inputs)
+        loss = tf.reduce_sum(found * tf.range(5000.0))
+    np.testing.assert_array_equal(tape.gradient(loss, inputs), np.arange(5000.0))
+    step = (max(high, 0) - min(low, 0)) / 255
+    assert found[2] == 0 and len(np.unique(found)) <= 256
+    assert np.abs(found - values).max() <= step * 0.5001 * (2 if low < 0 < high else 1)
+    if step:
+        np.testing.assert_allclose(found / step, np.round(found / step), atol=1e-3)
+
+
+def test_what_cannot_be_rounded_stays():
+    assert rounded_to_range(tf.constant([1, 2])).dtype == tf.int32
+    sparse = tf.sparse.from_dense([[0.1, 0.0]])
+    assert rounded_to_range(sparse) is sparse
+    half = rounded_to_range(tf.constant([0.0, 1.0, 0.3], tf.bfloat16))
+    assert half.dtype == tf.bfloat16 and float(half[1]) == 1
 
 
 def small(K, optimizer=None):
@@ -43,43 +72,77 @@ def small(K, optimizer=None):
     return model, generator.normal(size=(64, 6, 6, 2)).astype(np.float32), generator.integers(0, 3, 64)
 
 
-def test_gradients_are_those_at_rounded_weights_and_move_the_exact_ones(K):
+def by_hand(inputs):
+    """What int8 keeps of inputs, with a straight-through gradient."""
+    values = inputs.numpy()
+    low, high = min(values.min(), 0), max(values.max(), 0)
+    step = (high - low) / 255
+    zero = np.round(-low / step)
+    kept = (np.clip(np.round(values / step) + zero, 0, 255) - zero) * step
+    return inputs + tf.constant(kept.astype(np.float32) - values)
+
+
+def test_gradients_are_those_at_rounded_weights_and_inputs_and_move_the_exact_ones(K):
     """One step of SGD by hand."""
     model, x, y = small(K)
-    before, variables = kernels(model), prunable_variables(model)
-    at_rounded, _, _ = small(K)
-    for variable in prunable_variables(at_rounded).values():
-        variable.assign(rounded(tf.convert_to_tensor(variable)))
+    variables = prunable_variables(model)
+    before = kernels(model)
+    taken = [tf.Variable(rounded(tf.constant(kernel), [kernel.ndim - 1])) for kernel in before.values()]
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, at_rounded(x)))
-    gradients = tape.gradient(loss, at_rounded.trainable_weights)
-    shapes = {
-        tuple(weight.shape): gradient for weight, gradient in zip(at_rounded.trainable_weights, gradients, strict=True)
-    }
+        first, second, third = taken
+        found = tf.nn.relu(tf.nn.conv2d(by_hand(tf.constant(x)), first, 1, "VALID"))
+        found = tf.nn.relu(by_hand(tf.reshape(found, (len(x), -1))) @ second)
+        logits = by_hand(found) @ third
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+    gradients = dict(zip(variables, tape.gradient(loss, taken), strict=True))
     aimp_tf.fine_tune(model, x, y, epochs=1, batch_size=64, shuffle=False, weights="int8", verbose=0)
     for path, variable in variables.items():
-        moved = np.where(before[path] == 0, 0, before[path] - 0.05 * shapes[before[path].shape].numpy())
-        np.testing.assert_allclose(np.asarray(variable), rounded(tf.constant(moved)).numpy(), atol=1e-5)
+        moved = np.where(before[path] == 0, 0, before[path] - 0.05 * gradients[path].numpy())
+        wanted = rounded(tf.constant(moved), [moved.ndim - 1])
+        np.testing.assert_allclose(np.asarray(variable), wanted, atol=1e-5)
 
 
-def test_int8_files_hold_the_weights_that_were_trained(K):
-    model, x, y = small(K, K.optimizers.Adam(1e-3))
+def varied(K):
+    """A network with kernels of all kinds that LiteRT has in int8, each of another size."""
+    K.utils.set_random_seed(0)
+    layers = K.layers
+    image = layers.Input((6, 6, 2))
+    x = layers.Conv2D(16, 3, activation="relu")(image)
+    x = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(x)
+    x = layers.SeparableConv2D(8, 3, padding="same")(x)
+    x = layers.Conv2DTranspose(5, 2)(x)
+    x = layers.Conv2D(10, 3, groups=5)(x)
+    x = layers.Reshape((9, 10))(x)
+    x = layers.MultiHeadAttention(3, 4)(x, x)
+    x = layers.EinsumDense("abc,cde->abde", (9, 3, 5))(x)
+    model = K.Model(image, layers.Dense(3)(layers.Dense(24, activation="relu")(layers.Flatten()(x))))
+    generator = np.random.default_rng(0)
+    for path, weight in prunable_variables(model).items():
+        weight.assign(np.where(generator.random(weight.shape) < 0.6, 0, 2 * generator.normal(size=weight.shape)))
+    model.compile(K.optimizers.Adam(1e-3), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model, generator.normal(size=(64, 6, 6, 2)).astype(np.float32), generator.integers(0, 3, 64)
+
+
+def test_int8_files_hold_the_weights_that_were_trained(K, caplog):
+    model, x, y = varied(K)
     zeros = {path: kernel == 0 for path, kernel in kernels(model).items()}
     aimp_tf.fine_tune(model, x, y, epochs=3, batch_size=16, weights="int8", verbose=0)
+    assert "no mask" not in caplog.text
     for path, kernel in kernels(model).items():
         np.testing.assert_array_equal(kernel[zeros[path]], 0)
     interpreter = tf.lite.Interpreter(model_content=to_tflite(model, representative_inputs=x))
-    interpreter.allocate_tensors()
-    stored = {}
+    stored = []
     for details in interpreter.get_tensor_details():
-        scales = details["quantization_parameters"]["scales"]
-        if details["dtype"] == np.int8 and len(details["shape"]) > 1 and details["shape"][0] > 1 and len(scales) > 1:
-            array = interpreter.get_tensor(details["index"]).astype(np.float32)
-            array *= scales.reshape(-1, *(1,) * (array.ndim - 1))
-            stored[array.size] = np.moveaxis(array, 0, -1)
-    assert len(stored) == 3
-    for kernel in kernels(model).values():
-        np.testing.assert_allclose(stored[kernel.size].reshape(kernel.shape), kernel, atol=1e-6)
+        quantization = details["quantization_parameters"]
+        scales, axis = quantization["scales"], quantization["quantized_dimension"]
+        if details["dtype"] == np.int8 and len(details["shape"]) > 1 and len(scales) > 1:
+            array = np.moveaxis(interpreter.get_tensor(details["index"]).astype(np.float32), axis, -1) * scales
+            stored.append(np.sort(array.reshape(-1)))
+    wanted = [np.sort(np.ravel(weight)) for weight in model.weights if "kernel" in weight.name]
+    assert len(stored) == len(wanted) == 13
+    for kernel in wanted:  # The converter puts attention's constant factor into the kernel of its queries.
+        alike = [array / array.max() for array in stored if array.size == kernel.size]
+        assert any(np.allclose(array, kernel / kernel.max(), atol=1e-6) for array in alike), kernel.size
 
 
 def test_several_devices_and_unknown_words_are_refused(K):

@@ -138,6 +138,21 @@ def readers(root: Any) -> Iterator[tuple[Any, Any]]:
             yield kernel, layer
 
 
+def kernels_and_outputs(root: Any) -> Iterator[tuple[Any, Any, tuple[int, ...]]]:
+    """(kernel, layer, axes of the kernel that count outputs) as `readers`, and of depthwise and separable convolutions.
+
+    An output is a sum over the other axes. A separable convolution comes twice.
+    """
+    for kernel, layer in readers(root):
+        yield kernel, layer, _output_axes(layer, len(kernel.shape))
+    for layer in layers_of(root):
+        if _kind(layer).startswith(("Depthwise", "Separable")):
+            names = ("depthwise_kernel", "pointwise_kernel", "kernel")
+            for name, axes in zip(names, ((-2, -1), (-1,), (-2, -1)), strict=True):
+                if (kernel := _as_variable(getattr(layer, name, None))) is not None:
+                    yield kernel, layer, tuple(len(kernel.shape) + axis for axis in axes)
+
+
 def reasons_text(left_dense: Mapping[str, str], most: int = 8) -> str:
     """Path -> reason as "a/kernel, b/kernel (frozen); c/kernel (...)", of each reason `most` paths at most."""
     by_reason: dict[str, list[str]] = {}
@@ -324,6 +339,13 @@ def _input_axis(layer: Any, kind: str, rank: int) -> int | None:
     inputs, kernel = operands.split(",")
     summed = [letter for letter in inputs if letter in kernel and letter not in output]
     return kernel.index(summed[-1]) if summed else None
+
+
+def _output_axes(layer: Any, rank: int) -> tuple[int, ...]:
+    if _kind(layer) == "EinsumDense":
+        operands, output = layer.equation.replace(" ", "").split("->")
+        return tuple(axis for axis, letter in enumerate(operands.split(",")[1]) if letter in output)
+    return (rank - 2,) if _kind(layer).endswith("Transpose") else (rank - 1,)
 
 
 def _as_variable(value: Any) -> Any | None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from aimp_tf.compat.variables import Values
+from aimp_tf.compat.variables import Values, key_of
 from aimp_tf.graph.prunable import other_weights, prunable_variables
 from aimp_tf.masking.masked_model import MaskedModel
 from aimp_tf.selection.channel_layout import HARDLY_PRUNED
@@ -31,10 +31,12 @@ def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
         TypeError, ValueError: They are not masks for the variables of the model, leave nothing, or do not have the
             structure of its granularity.
     """
+    # What tfmot has wrapped goes by other paths there.
+    taken = set(map(key_of, masked.variables.values()))
     left_out = {
         path: variable
         for path, variable in prunable_variables(masked.original).items()
-        if path not in masked.variables and path not in masked.left_dense
+        if key_of(variable) not in taken and path not in masked.left_dense
     }
     _warn_of_zeros(Values(left_out), ", for no mask is asked for there")
     if masks is None:

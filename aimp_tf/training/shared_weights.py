@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,20 +12,22 @@ import tensorflow as tf
 from aimp_tf.coding.tensors import MOST_LEVELS, common_levels, levels_of
 from aimp_tf.compat.gradients import changed_gradients
 from aimp_tf.compat.variables import key_of, local_value
+from aimp_tf.masking import MaskedModel
 
 
 class SharedWeights:
     """The weights of kernels that have few values, each of which is trained as one.
 
     Args:
-        variables: Path -> kernel. Of those that share values, zeros are left alone. If all of them share the same
+        masked: A model with kernels that share values. Zeros are left alone. If all of these kernels share the same
             values, as after `share_weights(..., per="model")`, these are trained as those of the model.
 
     Raises:
         ValueError: None of them shares values.
     """
 
-    def __init__(self, variables: Mapping[str, Any]) -> None:
+    def __init__(self, masked: MaskedModel) -> None:
+        variables = masked.variables
         values = {path: local_value(variable) for path, variable in variables.items()}
         shared = {path: array for path, array in values.items() if _has_few(array)}
         if not shared:
@@ -35,6 +37,7 @@ class SharedWeights:
             )
         common = common_levels(list(shared.values()))
         groups = [shared] if common is not None else [{path: array} for path, array in shared.items()]
+        self._model = masked.model
         self._variables = {path: variables[path] for path in shared}
         self._groups: list[tuple[int, dict[str, np.ndarray]]] = []
         for group in groups:
@@ -46,14 +49,14 @@ class SharedWeights:
             self._groups.append((len(levels), {path: each.astype(np.int32) for path, each in places.items()}))
 
     @contextlib.contextmanager
-    def held(self, model: Any) -> Iterator[None]:
-        """Within it, the gradient of each weight in a compiled model is the sum of those that share its value.
+    def held(self) -> Iterator[None]:
+        """Within it, the gradient of each weight in the compiled model is the sum of those that share its value.
 
         What an optimizer that looks at more than one weight makes of them is averaged at the end.
 
         Source: Han, Mao and Dally, "Deep Compression", ICLR 2016, section 3.3.
         """
-        with changed_gradients(model, self._summed):
+        with changed_gradients(self._model, self._summed):
             yield
         self._settle()
 
