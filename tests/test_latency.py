@@ -5,20 +5,24 @@ The networks and numbers are made up, or digits: mechanics only.
 
 import dataclasses
 import fractions
+import gc
 import json
 import os
 import pathlib
 import random
+import subprocess
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_channels import images_of, residual
 
 import aimp_tf
-from aimp_tf.exporting import clock
+from aimp_tf.exporting import clock, timing
+from aimp_tf.exporting.timing import TimingProcess
 from aimp_tf.graph.groups import channel_groups
 from aimp_tf.selection.search import CLOSE, SAFE, nearly_largest
 
@@ -40,12 +44,12 @@ def sizes(monkeypatch):
         by_path[path] = model.count_params()
         write(latency, model, path)
 
-    def seconds_in_turn(latency, *paths):
+    def seconds_in_turn(process, *paths):
         seen.extend(by_path[path] for path in paths)
         return [[by_path[path] / 1e6] for path in paths]
 
     monkeypatch.setattr(clock, "write_for", write_for)
-    monkeypatch.setattr(clock, "seconds_in_turn", seconds_in_turn)
+    monkeypatch.setattr(TimingProcess, "seconds_in_turn", seconds_in_turn)
     return seen
 
 
@@ -185,9 +189,10 @@ def test_a_run_that_goes_on_takes_times_as_they_were(K, digits, sizes, tmp_path,
     with pytest.raises(KeyboardInterrupt):  # In the second round, of which the masks are set and not saved.
         aimp_tf.prune(residual(K), x, y, epochs=2, workdir=tmp_path / "run", callbacks=[Stop(2)], **HALF)
     table = (tmp_path / "run" / "latency.json").read_text()
-    before, seconds = set(json.loads(table)["by_counts"]), clock.seconds_in_turn
+    before, seconds = set(json.loads(table)["by_counts"]), TimingProcess.seconds_in_turn
     # Another machine, where all takes twice as long; but for what is known, it is as before.
-    monkeypatch.setattr(clock, "seconds_in_turn", lambda *arguments: [[2 * value] for (value,) in seconds(*arguments)])
+    twice = lambda *arguments: [[2 * value] for (value,) in seconds(*arguments)]  # noqa: E731
+    monkeypatch.setattr(TimingProcess, "seconds_in_turn", twice)
     result = aimp_tf.prune(residual(K), x, y, epochs=2, workdir=tmp_path / "run", **HALF)
     assert before < set(json.loads((tmp_path / "run" / "latency.json").read_text())["by_counts"])
     for path, mask in whole.masks.items():
@@ -358,10 +363,44 @@ def test_a_file_for_one_example_takes_no_more(K):
 
 
 @pytest.mark.slow
+def test_a_process_times_many_models_and_is_replaced_when_it_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "_ENOUGH_SECONDS", 0.1)
+    model = tf_keras.Sequential([tf_keras.Input((64,)), tf_keras.layers.Dense(64)])
+    latency = aimp_tf.Latency(speedup=2, format="tflite")
+    clock.write_for(latency, model, tmp_path / "model")
+    begun, popen = [], subprocess.Popen
+
+    def begin(*arguments, **settings):
+        begun.append(popen(*arguments, **settings))
+        return begun[-1]
+
+    monkeypatch.setattr(timing.subprocess, "Popen", begin)
+    process = timing.TimingProcess(latency)
+    one, other = process.seconds_in_turn(tmp_path / "model", tmp_path / "model")
+    assert len(one) >= 30 and len(other) >= 30 and all(0 < seconds < 10 for seconds in one + other)
+    assert len(process.seconds_in_turn(tmp_path / "model")) == 1 and len(begun) == 1
+    begun[0].kill()
+    begun[0].wait()
+    assert len(process.seconds_in_turn(tmp_path / "model")) == 1 and len(begun) == 2
+    with pytest.raises(RuntimeError, match="There is no time of a call of the TFLite file .*, for it failed: "):
+        process.seconds_in_turn(tmp_path / "nothing")
+    assert len(begun) == 3 and begun[1].poll() is not None
+    monkeypatch.setattr(timing, "_IDLE_SECONDS", 0.0)
+    process.seconds_in_turn(tmp_path / "model")
+    assert begun[-1].wait(60) == 0  # Nothing more was asked.
+    monkeypatch.setattr(timing, "_IDLE_SECONDS", 60.0)
+    process.seconds_in_turn(tmp_path / "model")
+    assert begun[-1].poll() is None
+    del process
+    gc.collect()
+    assert begun[-1].poll() is not None
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["saved_model", "tflite"])
 def test_calls_are_timed_in_a_process_of_their_own(K, format, digits, tmp_path, monkeypatch):
     """How long they take is not tested here: only that what is told is what was timed."""
-    monkeypatch.setattr(clock, "_ENOUGH_SECONDS", 0.1)
+    monkeypatch.setattr(timing, "_ENOUGH_SECONDS", 1.0)
     x, y = images_of(digits, 64)
     latency = aimp_tf.Latency(speedup=1.01, format=format, batch_size=32, threads=2)
     fields = {**HALF, "budget": latency, "rate": 0.9, "min_layer_survivors": 2}

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import os
 import pathlib
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import weakref
 from collections.abc import Mapping
@@ -27,12 +23,11 @@ from aimp_tf.exporting.compaction import compact_as_masked
 from aimp_tf.exporting.inputs import input_specs
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.saved_model import write_saved_model
+from aimp_tf.exporting.timing import TimingProcess
 from aimp_tf.selection.channels import ChannelUnits
 
 logger = logging.getLogger(__name__)
 
-_WORKER = pathlib.Path(__file__).with_name("timing_worker.py")
-_TURNS, _SECONDS_PER_TURN, _ENOUGH_SECONDS = 10, 0.03, 8.0
 _LEAST = 100
 """Microseconds of the dense model in which the time of a call is known to a hundredth."""
 _ALIKE = 1.3
@@ -69,6 +64,7 @@ class Clock:
         self._model = model
         self._variables = variables
         self._timings = timings
+        self._process = TimingProcess(latency)
         self._folder = pathlib.Path(tempfile.mkdtemp(prefix="aimp_tf_"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._dense: pathlib.Path | None = None
@@ -89,7 +85,8 @@ class Clock:
                 small = pathlib.Path(folder) / "small"
                 with drawing_apart():  # Layers that are made draw their first weights.
                     write_for(self._latency, compact_as_masked(self._model, self._variables, units.expand(kept)), small)
-                of_dense, of_small = map(statistics.median, seconds_in_turn(self._latency, self._dense_file(), small))
+                timed = self._process.seconds_in_turn(self._dense_file(), small)
+            of_dense, of_small = map(statistics.median, timed)
             if not 1 / _ALIKE < 1e6 * of_dense / dense < _ALIKE:
                 logger.warning(
                     "A call of the dense model takes %.3g ms now, and took %.3g ms at first: the machine is busier, or "
@@ -104,7 +101,10 @@ class Clock:
     def _time_dense(self) -> int:
         # Milliseconds are compared with it, and a speedup does not depend on it.
         repetitions = 3 if self._latency.milliseconds else 1
-        medians = [statistics.median(*seconds_in_turn(self._latency, self._dense_file())) for _ in range(repetitions)]
+        medians = []
+        for _ in range(repetitions):
+            self._process.close()  # In one process the same model may be a little faster than in another.
+            medians.append(statistics.median(*self._process.seconds_in_turn(self._dense_file())))
         dense = round(1e6 * statistics.median(medians))
         if dense < _LEAST:
             raise ValueError(
@@ -135,32 +135,6 @@ def write_for(latency: Latency, model: Any, path: pathlib.Path) -> None:
             path.write_bytes(to_tflite(model))
         else:
             write_saved_model(model, path)
-
-
-def seconds_in_turn(latency: Latency, *paths: pathlib.Path) -> list[list[float]]:
-    """The seconds of single calls of each of some exported models, timed in turn in a process of their own.
-
-    Raises RuntimeError where that fails.
-    """
-    job = {
-        "kind": latency.format,
-        "paths": list(map(os.fspath, paths)),
-        "batch_size": latency.batch_size,
-        "threads": latency.threads,
-        "seconds": _SECONDS_PER_TURN,
-        "turns": _TURNS,
-        "enough": _ENOUGH_SECONDS,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        files = [pathlib.Path(folder) / name for name in ("job.json", "seconds.json")]
-        files[0].write_text(json.dumps(job))
-        command = [sys.executable, "-P", os.fspath(_WORKER), *map(os.fspath, files)]
-        for _ in range(2):  # A process may have been killed for memory, and a run has trained for hours by then.
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-            if not done.returncode:
-                return json.loads(files[1].read_text())
-    last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-    raise RuntimeError(f"There is no time of {latency}, for it failed: {last[0]}")
 
 
 def with_clock(

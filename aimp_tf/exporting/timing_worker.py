@@ -1,17 +1,18 @@
 """Times exported models side by side, in a process of its own that has TensorFlow and nothing of aimp_tf.
 
-    python timing_worker.py JOB.json RESULT.json
+    python timing_worker.py IDLE_SECONDS
 
-The job: "kind", "saved_model" or "tflite"; "paths", the models; "batch_size"; "threads"; "seconds", how long a turn of
-a model takes; "turns", how many each has at least, and "enough", how many seconds all turns take together at least. The
-result: of each model, the seconds of its single calls.
+Each line of its input is a job: "kind", "saved_model" or "tflite"; "paths", the models; "batch_size"; "threads", the
+same in all jobs; "seconds", how long a turn of a model takes; "turns", how many each has at least, and "enough", how
+many seconds all turns take together at least. The line that answers it: of each model, the seconds of its single calls.
+It ends with its input, or when no job has come for so many seconds.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pathlib
+import select
 import sys
 import time
 import warnings
@@ -25,8 +26,14 @@ import numpy as np
 import tensorflow as tf
 
 
-def main(job_file: str, result_file: str) -> None:
-    job = json.loads(pathlib.Path(job_file).read_text())
+def main(idle_seconds: str) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # What others print is no answer.
+    while select.select([sys.stdin], [], [], float(idle_seconds))[0] and (line := sys.stdin.readline()):
+        print(json.dumps(_timed(json.loads(line))), file=answers, flush=True)
+
+
+def _timed(job: dict[str, Any]) -> list[list[float]]:
     tf.config.threading.set_intra_op_parallelism_threads(job["threads"])
     tf.config.threading.set_inter_op_parallelism_threads(job["threads"])
     load = {"saved_model": _saved_model, "tflite": _tflite}[job["kind"]]
@@ -37,7 +44,7 @@ def main(job_file: str, result_file: str) -> None:
         for call, times in pairs[:: 1 if turn % 2 == 0 else -1]:
             times += _time(call, job["seconds"])
         turn += 1
-    pathlib.Path(result_file).write_text(json.dumps(seconds))
+    return seconds
 
 
 def _time(call: Callable[[], object], enough: float) -> list[float]:

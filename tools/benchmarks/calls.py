@@ -8,7 +8,8 @@ import tempfile
 from typing import Any
 
 from aimp_tf.config.latency import Latency
-from aimp_tf.exporting.clock import seconds_in_turn, write_for
+from aimp_tf.exporting.clock import write_for
+from aimp_tf.exporting.timing import TimingProcess
 
 
 def medians_of_calls(latency: Latency, dense: Any, small: Any, repetitions: int) -> list[tuple[float, float]]:
@@ -17,5 +18,5 @@ def medians_of_calls(latency: Latency, dense: Any, small: Any, repetitions: int)
         paths = [pathlib.Path(folder) / name for name in ("dense", "small")]
         for model, path in zip((dense, small), paths, strict=True):
             write_for(latency, model, path)
-        timed = [seconds_in_turn(latency, *paths) for _ in range(repetitions)]
+        timed = [TimingProcess(latency).seconds_in_turn(*paths) for _ in range(repetitions)]
     return [(statistics.median(of_dense), statistics.median(of_small)) for of_dense, of_small in timed]
