@@ -93,9 +93,7 @@ def share_weights(
     model = model_of(model)
     check_plain(model)
     count = _count(levels, bits)
-    if not isinstance(fold_normalization, bool):
-        raise TypeError(f"fold_normalization must be True or False; got {fold_normalization!r}.")
-    _check(per=per, method=method, initial=initial, centroids=centroids, others=others)
+    _check(fold_normalization, seed, per=per, method=method, initial=initial, centroids=centroids, others=others)
     check_patterns("include", include)
     check_patterns("exclude", exclude)
     chosen = select(prunable_variables(model), include, exclude)
@@ -142,7 +140,13 @@ def _count(levels: int | None, bits: int | None) -> int:
     return levels or 2 ** (bits or 4)
 
 
-def _check(**settings: str) -> None:
+def _check(fold_normalization: bool, seed: int, **settings: str) -> None:
+    if not isinstance(fold_normalization, bool):
+        raise TypeError(f"fold_normalization must be True or False; got {fold_normalization!r}.")
+    if not is_number(seed, numbers.Integral):
+        raise TypeError(f"seed must be a whole number; got {seed!r}.")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0; got {seed}.")
     choices = {
         "per": ("layer", "model"),
         "method": ("kmeans", "stochastic"),

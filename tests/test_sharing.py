@@ -148,6 +148,8 @@ def test_survivors_never_become_zero(K):
         ({"levels": 2.5}, TypeError, "levels must be a whole number; got 2.5"),
         ({"bits": 9}, ValueError, "bits must be 1 to 8; got 9"),
         ({"levels": 4, "bits": 2}, ValueError, "levels=4 and bits=2 say the same"),
+        ({"seed": 0.5}, TypeError, "seed must be a whole number; got 0.5"),
+        ({"seed": -1}, ValueError, "seed must be at least 0; got -1"),
         ({"per": "network"}, ValueError, "per must be one of layer, model; got 'network'"),
         ({"method": "huffman"}, ValueError, "method must be one of kmeans, stochastic"),
         ({"initial": "random"}, ValueError, "initial must be one of linear, density"),

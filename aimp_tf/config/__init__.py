@@ -240,22 +240,11 @@ class PruningConfig:
         return self.budget if isinstance(self.budget, Latency) else None
 
     def fraction_to_go(self, total: int) -> float:
-        """The fraction of what the budget counts that is to go, of so much that the model has.
-
-        Raises ValueError where a call of the dense model takes no longer than it may.
-        """
-        if self.latency is None:
-            assert self.target_sparsity is not None
-            return self.target_sparsity
-        allowed = self.latency.microseconds(total)
-        if allowed < 1:
-            raise ValueError(f"{self.latency} takes {total / 1000:g} ms, and cannot take next to none. Ask for more.")
-        if allowed >= total:
-            raise ValueError(
-                f"Of the dense model, {self.latency} takes {total / 1000:g} ms, and may take {allowed / 1000:g} ms: "
-                "nothing need go. Ask for fewer milliseconds; speedup=2 is half of what it takes."
-            )
-        return 1 - allowed / total
+        """The fraction of what the budget counts that is to go, of so much that the model has; as that of `Latency`."""
+        if self.latency is not None:
+            return self.latency.fraction_to_go(total)
+        assert self.target_sparsity is not None
+        return self.target_sparsity
 
     def validate(self) -> None:
         """Checks every field.
@@ -289,18 +278,7 @@ class PruningConfig:
             ValueError: The text is not JSON, or of a version that is not known.
             TypeError: It is not an object with the fields of this class, or a required one is missing.
         """
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"A PruningConfig must be a JSON object; this is not JSON: {error}.") from error
-        if not isinstance(fields, dict):
-            raise TypeError(f"A PruningConfig must be a JSON object; got {type(fields).__name__}.")
-        fields = upgrade(fields)
-        del fields["version"]
-        for name in ("include", "exclude", "granularity"):
-            if isinstance(fields.get(name), list):
-                fields[name] = tuple(fields[name])
-        return cls.from_fields(fields)
+        return cls.from_fields(_fields_in(text))
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> "PruningConfig":
@@ -308,18 +286,7 @@ class PruningConfig:
         _check_names(fields)
         fields = {**fields, "budget": as_budget(fields.get("budget", cls.budget))}
         fields["distillation"] = as_distillation(fields.get("distillation"))
-        given = {name for name, value in fields.items() if value is not None}
-        timed = isinstance(fields.get("budget"), Latency)
-        missing = [name for name in ("target_sparsity", "epochs") if name not in given]
-        if timed:
-            missing = [name for name in missing if name != "target_sparsity"]
-        if "total_epochs" in given:
-            missing = [name for name in missing if name != "epochs"]
-        if missing:
-            raise TypeError(
-                f"{' and '.join(missing)} must be given, such as target_sparsity=0.9, epochs=30: the fraction of "
-                "weights to remove and the length of the final training."
-            )
+        _check_given(fields)
         return cls(**fields)
 
 
@@ -372,6 +339,33 @@ def _as_json(value: Any) -> Any:
         settings = ", ".join(f"{name}={setting}" for name, setting in shown.items())
         return f"{type(value).__module__}.{type(value).__qualname__}({settings})"
     return value.item()  # NumPy's numbers are numbers to validate(), but not to json.
+
+
+def _fields_in(text: str) -> dict[str, Any]:
+    """The fields that any version of `PruningConfig.to_json` wrote, as its constructor takes them."""
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"A PruningConfig must be a JSON object; this is not JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise TypeError(f"A PruningConfig must be a JSON object; got {type(fields).__name__}.")
+    fields = upgrade(fields)
+    del fields["version"]
+    for name in ("include", "exclude", "granularity"):
+        if isinstance(fields.get(name), list):
+            fields[name] = tuple(fields[name])
+    return fields
+
+
+def _check_given(fields: dict[str, Any]) -> None:
+    """Raises TypeError where nothing says how much is to go, or how long the final training is."""
+    target = isinstance(fields["budget"], Latency) or fields.get("target_sparsity") is not None
+    epochs = any(fields.get(name) is not None for name in ("epochs", "total_epochs"))
+    if missing := [name for name, given in (("target_sparsity", target), ("epochs", epochs)) if not given]:
+        raise TypeError(
+            f"{' and '.join(missing)} must be given, such as target_sparsity=0.9, epochs=30: the fraction of "
+            "weights to remove and the length of the final training."
+        )
 
 
 def _check_names(fields: dict[str, Any]) -> None:

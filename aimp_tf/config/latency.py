@@ -84,6 +84,21 @@ class Latency:
         """How many a call may take, at most, where that of the dense model takes so many."""
         return math.floor(dense / self.speedup if self.speedup else 1000 * (self.milliseconds or 0))
 
+    def fraction_to_go(self, dense: int) -> float:
+        """The fraction of so many microseconds, which a call of the dense model takes, that is to go.
+
+        Raises ValueError where that call takes no longer than it may, or so little that nothing would be left.
+        """
+        allowed = self.microseconds(dense)
+        if allowed < 1:
+            raise ValueError(f"{self} takes {dense / 1000:g} ms, and cannot take next to none. Ask for more.")
+        if allowed >= dense:
+            raise ValueError(
+                f"Of the dense model, {self} takes {dense / 1000:g} ms, and may take {allowed / 1000:g} ms: nothing "
+                "need go. Ask for fewer milliseconds; speedup=2 is half of what it takes."
+            )
+        return 1 - allowed / dense
+
 
 @dataclasses.dataclass
 class Timings:
