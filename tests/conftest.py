@@ -161,6 +161,39 @@ def make_mlp(K):
 
 
 @pytest.fixture
+def ends_alike(K, tmp_path):
+    """A function that asserts that a run which is stopped, time and again, ends with the weights of one that is not.
+
+    It takes `prune`, which takes `workdir` and `callbacks` and gives the model, and how many epochs each part has done
+    when it is stopped.
+    """
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(K.callbacks.Callback):
+        def __init__(self, epochs):
+            super().__init__()
+            self.left = epochs
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if self.left == 0:
+                raise Stop
+            self.left -= 1
+
+    def check(prune, parts):
+        whole = prune(workdir=tmp_path / "whole", callbacks=[])
+        for epochs in parts:
+            with pytest.raises(Stop):
+                prune(workdir=tmp_path / "parts", callbacks=[Stopping(epochs)])
+        ended = prune(workdir=tmp_path / "parts", callbacks=[])
+        for one, two in zip(whole.get_weights(), ended.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+    return check
+
+
+@pytest.fixture
 def make_gan():
     """A function that makes a compiled model of two networks, each with an optimizer of its own, in Keras 3; `compile`
     gets none of them. Always of the same weights."""
