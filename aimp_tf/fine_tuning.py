@@ -58,9 +58,9 @@ def fine_tune(
         weights: What is trained of the kernels. None is each of their weights; "shared" the values that weights share,
             as `share_weights` makes them: the gradients of those that have the same value are summed up, and they go on
             having the same. "int8" is for a model that is to be exported as "tflite_int8": each step sees the kernels
-            of Dense, EinsumDense and convolution layers rounded as int8 has them, with a scale for each output, and
-            what these layers read rounded to 256 values over its range in the batch. In the end the kernels are so.
-            What is evaluated after an epoch is the model with the weights themselves.
+            that it trains of Dense, EinsumDense and convolution layers rounded as int8 has them, with a scale for each
+            output, and what these layers read rounded to 256 values over its range in the batch. In the end the kernels
+            are so. What is evaluated after an epoch is the model with the weights themselves.
         verbose: As in `fit`.
         **options: The other arguments of `fit`, such as batch_size and class_weight.
 
@@ -69,8 +69,8 @@ def fine_tune(
 
     Raises:
         TypeError, ValueError: As `prune` and `wrap`, `epochs` is not a whole number above 0, `weights` is none of the
-            above, no weights share values that "shared" could train, or "int8" is asked of a model on several devices.
-            Raised before any training.
+            above, there is nothing that "shared" or "int8" could train, or "int8" is asked of a model on several
+            devices. Raised before any training.
         RuntimeError: Something, such as a callback that sets weights, gave pruned weights other values. They are zero
             again. Or a `train_step` of the model's own changes weights past its optimizer, though `weights` is given.
 

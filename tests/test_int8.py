@@ -145,6 +145,79 @@ def test_int8_files_hold_the_weights_that_were_trained(K, caplog):
         assert any(np.allclose(array, kernel / kernel.max(), atol=1e-6) for array in alike), kernel.size
 
 
+def classifier(K, hidden, **compiled):
+    """A network of 6-8-3 for made-up data, with a layer in its middle."""
+    K.utils.set_random_seed(1)
+    model = K.Sequential([K.Input((6,)), K.layers.Dense(8, activation="relu", name="first"), hidden, K.layers.Dense(3)])
+    model.compile(K.optimizers.SGD(0.1), K.losses.SparseCategoricalCrossentropy(from_logits=True), **compiled)
+    generator = np.random.default_rng(2)
+    return model, generator.normal(size=(32, 6)).astype(np.float32), generator.integers(0, 3, 32)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_what_is_zero_or_next_to_it_makes_no_nan(K, jit_compile):
+    for tiny in (0.0, 1e-37):
+        zeros = tf.function(rounded_to_range, jit_compile=jit_compile)(tf.fill([4], tiny))
+        np.testing.assert_array_equal(zeros, np.zeros(4))
+        kernel = tf.function(lambda kernel: rounded(kernel, [1]), jit_compile=jit_compile)(tf.fill([4, 2], tiny))
+        np.testing.assert_array_equal(kernel, np.zeros((4, 2)))
+    model, x, y = classifier(K, K.layers.Dense(8, name="dead"), jit_compile=jit_compile)
+    for name in ("first", "dead"):
+        layer = model.get_layer(name)
+        layer.set_weights([weight * 0 for weight in layer.get_weights()])
+    aimp_tf.fine_tune(model, x, y, epochs=1, weights="int8", verbose=0)
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_step_that_leaves_updates_to_later_ones_loses_nothing(K):
+
+    class Patient(K.Sequential):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, self(x, training=True)))
+            gradients = tape.gradient(loss, self.trainable_weights)
+            pairs = list(zip(gradients, self.trainable_weights, strict=True))
+            tf.cond(y[0] < 0, lambda: self.optimizer.apply_gradients(pairs) is None, lambda: False)
+            return {"loss": loss}
+
+    plain, x, y = classifier(K, K.layers.Dropout(0.0))
+    model = Patient(plain.layers)
+    model.build((None, 6))
+    model.compile(K.optimizers.SGD(0.1))
+    before, seen = model.get_weights(), []
+    see = K.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(model.get_weights()))
+    aimp_tf.fine_tune(model, x, y, epochs=1, batch_size=16, weights="int8", callbacks=[see], verbose=0)
+    assert len(seen) == 2
+    for weights in seen:
+        for one, other in zip(weights, before, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_layers_of_ones_own_and_such_that_are_never_called(K):
+    class Own(K.layers.Dense):
+        def call(self, inputs):
+            outputs = super().call(inputs)
+            if K.__name__ == "tf_keras" and tf.reduce_sum(outputs) > 1e9:  # By AutoGraph.
+                outputs = -outputs
+            return outputs
+
+    model, x, y = classifier(K, Own(8))
+    model.unused = K.layers.Dense(5)
+    frozen = model.get_layer("first")
+    frozen.trainable = False
+    model.compile(K.optimizers.SGD(0.1), model.loss)
+    before, kernel = frozen.get_weights()[0], np.asarray(model.layers[1].kernel)
+    aimp_tf.fine_tune(model, x, y, epochs=1, weights="int8", verbose=0)
+    np.testing.assert_array_equal(frozen.get_weights()[0], before)
+    assert not np.array_equal(np.asarray(model.layers[1].kernel), kernel)
+    recurrent = K.Sequential([K.Input((4, 3)), K.layers.LSTM(4)])
+    recurrent.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="weights='int8' is for kernels of Dense, EinsumDense and convolution layers"):
+        aimp_tf.fine_tune(recurrent, np.zeros((4, 4, 3)), np.zeros((4, 4)), epochs=1, weights="int8", verbose=0)
+
+
 def test_several_devices_and_unknown_words_are_refused(K):
     model, x, y = small(K)
     with pytest.raises(ValueError, match="weights must be None, 'shared' or 'int8'; got 'int4'"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from aimp_tf.config.latency import Latency
@@ -31,6 +32,8 @@ class TimingProcess:
         self._latency = latency
         self._running: subprocess.Popen[str] | None = None
         self._errors = tempfile.TemporaryFile("w+", errors="replace")
+        weakref.finalize(self, self._errors.close)
+        self._end: Callable[[], object] = lambda: None
 
     def seconds_in_turn(self, *paths: pathlib.Path) -> list[list[float]]:
         """The seconds of single calls of each of some exported models, timed in turn.
@@ -55,9 +58,8 @@ class TimingProcess:
 
     def close(self) -> None:
         """Ends the process, if there is one."""
-        if self._running is not None:
-            _end(self._running)
-            self._running = None
+        self._end()
+        self._running = None
 
     def _asked(self, job: str) -> str:
         """What the process answers; "" where it ended instead."""
@@ -75,9 +77,10 @@ class TimingProcess:
         except BaseException:  # Its answer would be taken for that of the next job.
             self.close()
             raise
-        if not answer:
-            self.close()
-        return answer
+        if answer.endswith("\n"):
+            return answer
+        self.close()  # It ended, perhaps in the middle of its answer.
+        return ""
 
     def _begun(self) -> subprocess.Popen[str]:
         self._errors.seek(0)
@@ -85,7 +88,7 @@ class TimingProcess:
         command: list[Any] = [sys.executable, "-P", os.fspath(_WORKER), str(_IDLE_SECONDS)]
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
-        weakref.finalize(self, _end, process)
+        self._end = weakref.finalize(self, _end, process)
         return process
 
 

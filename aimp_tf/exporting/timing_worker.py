@@ -10,6 +10,7 @@ It ends with its input, or when no job has come for so many seconds.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -31,6 +32,7 @@ def main(idle_seconds: str) -> None:
     os.dup2(2, 1)  # What others print is no answer.
     while select.select([sys.stdin], [], [], float(idle_seconds))[0] and (line := sys.stdin.readline()):
         print(json.dumps(_timed(json.loads(line))), file=answers, flush=True)
+        gc.collect()  # A SavedModel that nobody needs any more is in cycles, and keeps its weights.
 
 
 def _timed(job: dict[str, Any]) -> list[list[float]]:

@@ -134,7 +134,7 @@ def readers(root: Any) -> Iterator[tuple[Any, Any]]:
     """(kernel, layer) for each Dense, EinsumDense and convolution layer of a built Keras layer or model, which
     multiplies its input by that kernel."""
     for layer in layers_of(root):
-        if _kind(layer) in _READERS and (kernel := _as_variable(layer.kernel)) is not None:
+        if _kind(layer) in _READERS and (kernel := _as_variable(_built(layer, "kernel"))) is not None:
             yield kernel, layer
 
 
@@ -149,7 +149,7 @@ def kernels_and_outputs(root: Any) -> Iterator[tuple[Any, Any, tuple[int, ...]]]
         if _kind(layer).startswith(("Depthwise", "Separable")):
             names = ("depthwise_kernel", "pointwise_kernel", "kernel")
             for name, axes in zip(names, ((-2, -1), (-1,), (-2, -1)), strict=True):
-                if (kernel := _as_variable(getattr(layer, name, None))) is not None:
+                if (kernel := _as_variable(_built(layer, name))) is not None:
                     yield kernel, layer, tuple(len(kernel.shape) + axis for axis in axes)
 
 
@@ -346,6 +346,11 @@ def _output_axes(layer: Any, rank: int) -> tuple[int, ...]:
         operands, output = layer.equation.replace(" ", "").split("->")
         return tuple(axis for axis, letter in enumerate(operands.split(",")[1]) if letter in output)
     return (rank - 2,) if _kind(layer).endswith("Transpose") else (rank - 1,)
+
+
+def _built(layer: Any, name: str) -> Any:
+    """An attribute of a layer; None where the layer has none, or was never called, so that it has no weights yet."""
+    return getattr(layer, name, None) if layer.built else None
 
 
 def _as_variable(value: Any) -> Any | None:

@@ -304,7 +304,9 @@ def listening(
     """Within it, `note` hears of what each layer is called with, and gives what it is to be called with; or of what it
     gives."""
 
-    def noting(path: str, call: Any) -> Any:
+    def noting(path: str, layer: Any) -> Any:
+        call = layer.call
+
         def call_and_note(*arguments: Any, **settings: Any) -> Any:
             if outputs:
                 return note(path, call(*arguments, **settings))
@@ -313,11 +315,13 @@ def listening(
             given.arguments[first] = note(path, given.arguments[first])
             return call(*given.args, **given.kwargs)
 
-        return tf.autograph.experimental.do_not_convert(call_and_note)
+        # A layer of the user's own may be written for AutoGraph, by which tf_keras calls it.
+        of_keras = is_keras_own(type(layer).call)
+        return tf.autograph.experimental.do_not_convert(call_and_note) if of_keras else call_and_note
 
     with contextlib.ExitStack() as swaps:
         for path, layer in layers.items():
-            swaps.enter_context(Swap(layer, "call", noting(path, layer.call)))
+            swaps.enter_context(Swap(layer, "call", noting(path, layer)))
         yield
 
 
