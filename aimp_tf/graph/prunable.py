@@ -147,8 +147,7 @@ def kernels_and_outputs(root: Any) -> Iterator[tuple[Any, Any, tuple[int, ...]]]
         yield kernel, layer, _output_axes(layer, len(kernel.shape))
     for layer in layers_of(root):
         if _kind(layer).startswith(("Depthwise", "Separable")):
-            names = ("depthwise_kernel", "pointwise_kernel", "kernel")
-            for name, axes in zip(names, ((-2, -1), (-1,), (-2, -1)), strict=True):
+            for name, axes in (("depthwise_kernel", (-2, -1)), ("pointwise_kernel", (-1,)), ("kernel", (-2, -1))):
                 if (kernel := _as_variable(_built(layer, name))) is not None:
                     yield kernel, layer, tuple(len(kernel.shape) + axis for axis in axes)
 
