@@ -191,8 +191,9 @@ def test_a_run_that_goes_on_takes_times_as_they_were(K, digits, sizes, tmp_path,
     table = (tmp_path / "run" / "latency.json").read_text()
     before, seconds = set(json.loads(table)["by_counts"]), TimingProcess.seconds_in_turn
     # Another machine, where all takes twice as long; but for what is known, it is as before.
-    twice = lambda *arguments: [[2 * value] for (value,) in seconds(*arguments)]  # noqa: E731
-    monkeypatch.setattr(TimingProcess, "seconds_in_turn", twice)
+    monkeypatch.setattr(
+        TimingProcess, "seconds_in_turn", lambda *arguments: [[2 * value] for (value,) in seconds(*arguments)]
+    )
     result = aimp_tf.prune(residual(K), x, y, epochs=2, workdir=tmp_path / "run", **HALF)
     assert before < set(json.loads((tmp_path / "run" / "latency.json").read_text())["by_counts"])
     for path, mask in whole.masks.items():

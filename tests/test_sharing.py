@@ -286,15 +286,19 @@ def test_gradients_are_changed_within_and_not_after(K):
     assert (before[0] != model.get_weights()[0]).any()
 
 
+def loss_and_gradients(model, x, y):
+    """For a `train_step` of one's own."""
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x, training=True)))
+    return loss, tape.gradient(loss, model.trainable_weights)
+
+
 @pytest.mark.parametrize("way", ["apply", "apply_gradients", "past it"])
 @pytest.mark.parametrize("weights", ["shared", "int8"])
 def test_a_train_step_of_ones_own(K, way, weights):
     class Own(K.Model):
         def train_step(self, data):
-            x, y = data
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, self(x, training=True)))
-            gradients = tape.gradient(loss, self.trainable_weights)
+            loss, gradients = loss_and_gradients(self, *data)
             if way == "past it":
                 for gradient, weight in zip(gradients, self.trainable_weights, strict=True):
                     weight.assign(weight - 0.01 * gradient)

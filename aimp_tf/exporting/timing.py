@@ -59,7 +59,6 @@ class TimingProcess:
     def close(self) -> None:
         """Ends the process, if there is one."""
         self._end()
-        self._running = None
 
     def _asked(self, job: str) -> str:
         """What the process answers; "" where it ended instead."""

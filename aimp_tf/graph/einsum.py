@@ -9,6 +9,7 @@ import numpy as np
 
 from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call
+from aimp_tf.graph.prunable import einsum_operands
 from aimp_tf.graph.rules import Assumptions, Flows, Function, Kept, Reading, Rule
 
 
@@ -120,8 +121,7 @@ class Einsum(Rule):
 def letters_of(equation: str, rank: int) -> tuple[str, str, str]:
     """The letters of the input, the kernel and the output, of an input of this rank: axes that "..." stands for are
     capitals that it does not have."""
-    operands, output = equation.replace(" ", "").split("->")
-    source, kernel = operands.split(",")
+    source, kernel, output = einsum_operands(equation)
     missing = rank - len(source.replace("...", ""))
     spare = "".join(letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in equation)[:missing]
     return source.replace("...", spare), kernel, output.replace("...", spare)

@@ -12,6 +12,7 @@ import numpy as np
 from aimp_tf.compat.attention import given_to, projections
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.graph.model_graph import Call, ModelGraph
+from aimp_tf.graph.prunable import einsum_operands
 from aimp_tf.selection.channel_layout import Product
 
 Shape = tuple[int | None, ...]
@@ -149,7 +150,7 @@ def _dense(layer: Any, shape: Shape) -> list[Part]:
 
 
 def _einsum(layer: Any, shape: Shape) -> list[Part]:
-    source, kernel = layer.equation.split("->")[0].replace(" ", "").split(",")
+    source, kernel, _ = einsum_operands(layer.equation)
     before, _, after = source.partition("...")
     axes = [*before, *"." * (len(shape) - len(before) - len(after)), *after]
     times = _product(size for axis, size in list(zip(axes, shape, strict=True))[1:] if axis not in kernel)

@@ -152,6 +152,13 @@ def kernels_and_outputs(root: Any) -> Iterator[tuple[Any, Any, tuple[int, ...]]]
                     yield kernel, layer, tuple(len(kernel.shape) + axis for axis in axes)
 
 
+def einsum_operands(equation: str) -> tuple[str, str, str]:
+    """The letters of the input, the kernel and the output of an EinsumDense layer, such as "abc,cd->abd"."""
+    operands, output = equation.replace(" ", "").split("->")
+    inputs, kernel = operands.split(",")
+    return inputs, kernel, output
+
+
 def reasons_text(left_dense: Mapping[str, str], most: int = 8) -> str:
     """Path -> reason as "a/kernel, b/kernel (frozen); c/kernel (...)", of each reason `most` paths at most."""
     by_reason: dict[str, list[str]] = {}
@@ -334,16 +341,15 @@ def _input_axis(layer: Any, kind: str, rank: int) -> int | None:
         return rank - 1
     if kind != "EinsumDense":
         return rank - 2 if rank > 1 else None
-    operands, output = layer.equation.replace(" ", "").split("->")
-    inputs, kernel = operands.split(",")
+    inputs, kernel, output = einsum_operands(layer.equation)
     summed = [letter for letter in inputs if letter in kernel and letter not in output]
     return kernel.index(summed[-1]) if summed else None
 
 
 def _output_axes(layer: Any, rank: int) -> tuple[int, ...]:
     if _kind(layer) == "EinsumDense":
-        operands, output = layer.equation.replace(" ", "").split("->")
-        return tuple(axis for axis, letter in enumerate(operands.split(",")[1]) if letter in output)
+        _, kernel, output = einsum_operands(layer.equation)
+        return tuple(axis for axis, letter in enumerate(kernel) if letter in output)
     return (rank - 2,) if _kind(layer).endswith("Transpose") else (rank - 1,)
 
 

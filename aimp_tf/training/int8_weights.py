@@ -56,11 +56,15 @@ class Int8Weights:
         exact: list[tf.Tensor] = []
         are_rounded = tf.Variable(False, trainable=False)
 
+        def put_back_all() -> tf.Tensor:
+            for (kernel, _), value in zip(self._kernels, exact, strict=True):
+                kernel.assign(value)
+            are_rounded.assign(False)
+            return tf.constant(True)
+
         def put_back() -> None:
             if exact:  # Within a step.
-                for (kernel, _), value in zip(self._kernels, exact, strict=True):
-                    kernel.assign(tf.where(are_rounded, value, tf.convert_to_tensor(kernel)))
-                are_rounded.assign(False)
+                tf.cond(are_rounded, put_back_all, lambda: tf.constant(False))
 
         def change(train: Callable[[Any], Any]) -> Callable[[Any], Any]:
             def train_rounded(batch: Any) -> Any:
