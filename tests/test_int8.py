@@ -192,7 +192,26 @@ def test_a_step_that_leaves_updates_to_later_ones_loses_nothing(K):
             np.testing.assert_array_equal(one, other)
 
 
-def test_layers_of_ones_own_and_such_that_are_never_called(K):
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_layer_that_is_never_called_stays_out_of_it(K):
+    class Net(K.Model):
+        def __init__(self):
+            super().__init__()
+            self.head, self.unused = K.layers.Dense(3), K.layers.Dense(5)
+
+        def call(self, inputs):
+            return self.head(inputs)
+
+    _, x, y = classifier(K, K.layers.Dropout(0.0))
+    model = Net()
+    model(x)
+    model.compile(K.optimizers.SGD(0.1), K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = model.get_weights()[0]
+    aimp_tf.fine_tune(model, x, y, epochs=1, weights="int8", verbose=0)
+    assert not np.array_equal(model.get_weights()[0], before)
+
+
+def test_layers_of_ones_own_and_frozen_ones(K):
     class Own(K.layers.Dense):
         def call(self, inputs):
             outputs = super().call(inputs)
@@ -201,7 +220,6 @@ def test_layers_of_ones_own_and_such_that_are_never_called(K):
             return outputs
 
     model, x, y = classifier(K, Own(8))
-    model.unused = K.layers.Dense(5)
     frozen = model.get_layer("first")
     frozen.trainable = False
     model.compile(K.optimizers.SGD(0.1), model.loss)
