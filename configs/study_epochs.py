@@ -36,7 +36,7 @@ _NETWORKS: dict[str, tuple[Experiment, tuple[float, ...]]] = {
     "lenet_300_100": (_MLP, (0.9, 0.977)),
     "lenet_5": (dataclasses.replace(_MLP, architecture="lenet_5"), (0.95,)),
     "resnet_8": (_RESNET, (0.9, 0.98)),
-    "row_lstm": (dataclasses.replace(_MLP, architecture="row_lstm", learning_rate=0.1), (0.9,)),
+    "row_lstm": (dataclasses.replace(_RESNET, architecture="row_lstm", learning_rate=0.4), (0.9,)),
 }
 
 _SQUEEZED = {"round_schedule": "compress", "shrink": 1.0}
