@@ -11,7 +11,7 @@ from aimp_tf.exporting.compaction import compact_and_report
 
 GENERATIONS = ("keras", "tf_keras")
 
-EXAMPLES = int(os.environ.get("AIMP_TF_EXAMPLES", 12))
+EXAMPLES = int(os.environ.get("AIMP_TF_EXAMPLES", 8))
 """Networks that a test draws; 2000 in the long form, which draws others every time."""
 
 

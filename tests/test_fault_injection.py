@@ -44,7 +44,7 @@ def content_of(folder, read_events):
     return content
 
 
-@pytest.mark.parametrize("keras_name", ["keras", "tf_keras"])
+@pytest.mark.parametrize("keras_name", ["keras", pytest.param("tf_keras", marks=pytest.mark.exhaustive)])
 def test_killed_runs_end_as_if_nothing_had_happened(keras_name, tmp_path, request, read_events):
     kills = request.config.getoption("--kills")
     command = [sys.executable, PROGRAM, keras_name, tmp_path, str(kills), "1"]

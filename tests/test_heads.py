@@ -57,7 +57,7 @@ def test_an_excluded_projection_keeps_its_heads(K):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("granularity", ["head", ("channel", "head")])
+@pytest.mark.parametrize("granularity", ["head", pytest.param(("channel", "head"), marks=pytest.mark.exhaustive)])
 def test_digits_with_fewer_heads(granularity, digits, K, tmp_path):
     """Real data: the target, what is zero, and the smaller model, which computes the same."""
     images, labels = digits

@@ -608,7 +608,7 @@ def test_a_layer_that_mixes_dtypes_is_named_before_any_training(K, blobs):
     assert state_of(K, model) == before and MaskedModel.of(model) is None
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_bfloat16_is_as_accurate_as_float32(K, digits):
     """Real digits, 90% sparse: within half a point on 397 images, in the mean of three seeds."""

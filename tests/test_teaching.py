@@ -356,7 +356,7 @@ def test_features_are_drawn_to_those_of_the_teacher(make, data):
     assert added[1] - added[0] == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_better_teacher_makes_a_better_student(make, digits):
     """Of few labels, a teacher that was trained on all of the digits lets more be learnt."""
     teacher = make(3)
