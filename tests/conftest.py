@@ -40,8 +40,7 @@ def pytest_addoption(parser):
 
 
 _IN_BOTH_GENERATIONS = {
-    f"test_{room}.py"
-    for room in "masking callback statistics precision model_graph learning_rate compaction".split()
+    f"test_{room}.py" for room in "masking callback statistics precision model_graph learning_rate compaction".split()
 }
 """Files of tests that run in tf_keras by default, too: of what knows two generations of Keras, or leans on it most."""
 

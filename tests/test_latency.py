@@ -24,6 +24,7 @@ import aimp_tf
 from aimp_tf.exporting import clock, timing
 from aimp_tf.exporting.timing import TimingProcess
 from aimp_tf.graph.groups import channel_groups
+from aimp_tf.selection.planning import fraction_to_go
 from aimp_tf.selection.search import CLOSE, SAFE, nearly_largest
 
 HALF = {
@@ -77,7 +78,7 @@ def test_what_a_call_may_take():
     assert aimp_tf.Latency(speedup=3).microseconds(10_000) == 3333
     assert aimp_tf.Latency(milliseconds=2.5).microseconds(10_000) == 2500
     config = aimp_tf.PruningConfig(epochs=1, granularity="channel", budget=aimp_tf.Latency(milliseconds=2.5))
-    assert config.fraction_to_go(10_000) == 0.75
+    assert fraction_to_go(config, 10_000) == 0.75
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_every_variable_keeps_a_share(fields, sizes, expected):
 )
 def test_shares_are_never_more_than_is_kept(sizes, sparsity, share, block):
     config = PruningConfig(sparsity, epochs=1, granularity=block, min_layer_share=share)
-    unit = config.block_size
+    unit = config.structure.block
     named = {str(i): size * unit for i, size in enumerate(sizes)}
     blocks = sum(sizes)
     if not 0 < round(sparsity * blocks) < blocks:

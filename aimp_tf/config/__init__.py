@@ -215,19 +215,9 @@ class PruningConfig:
         return self.method in ("iterative", "soft", "dynamic")
 
     @property
-    def resolved_distillation(self) -> Distillation:
-        """`distillation`, with the default filled in."""
-        return self.distillation if isinstance(self.distillation, Distillation) else Distillation()
-
-    @property
     def structure(self) -> Structure:
         """What `granularity` stands for."""
         return Structure.of(self.granularity)
-
-    @property
-    def block_size(self) -> int:
-        """Number of weights that are kept or removed together."""
-        return self.structure.block
 
     @property
     def counted(self) -> str:
@@ -238,13 +228,6 @@ class PruningConfig:
     def latency(self) -> Latency | None:
         """The budget, if it is one of time."""
         return self.budget if isinstance(self.budget, Latency) else None
-
-    def fraction_to_go(self, total: int) -> float:
-        """The fraction of what the budget counts that is to go, of so much that the model has; as that of `Latency`."""
-        if self.latency is not None:
-            return self.latency.fraction_to_go(total)
-        assert self.target_sparsity is not None
-        return self.target_sparsity
 
     def validate(self) -> None:
         """Checks every field.

@@ -58,6 +58,11 @@ class Distillation:
                 f"loss of a Distillation must be a function (teacher_outputs, outputs) -> loss; got {self.loss!r}."
             )
 
+    @classmethod
+    def of(cls, given: object) -> "Distillation":
+        """What `PruningConfig.distillation` says, with the default filled in."""
+        return given if isinstance(given, cls) else cls()
+
 
 def as_distillation(value: Any) -> Any:
     """The Distillation that a dict of its fields means, as JSON has them; everything else as it is."""

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from aimp_tf.arguments import placed
@@ -146,14 +147,10 @@ def prune(
         directory = request.take_directory(stack)
         timings = Timings() if directory is None else directory.timings()
         outcome = _dense_outcome(request, directory, timings)
-        try:
+        with _told_how_to_go_on(directory):
             result = prune_in_rounds(
                 model, request.config, request.fitting, directory, masks, outcome, verbose, timings, request.taught_by
             )
-        except KeyboardInterrupt as interruption:
-            if directory is not None and os.path.lexists(directory.path / "signature.json"):
-                interruption.add_note(f"The same call, with a model as it was before, goes on with {directory.path}.")
-            raise
         _save(result, directory, cluster)
         _export(request, result)
     return result
@@ -180,6 +177,17 @@ def _dense_outcome(request: Request, directory: RunDirectory | None, timings: Ti
             directory.keep_teacher(weights)
     request.take_teacher(weights)
     return dataclasses.replace(outcome, examples=fitting.examples)
+
+
+@contextlib.contextmanager
+def _told_how_to_go_on(directory: RunDirectory | None) -> Iterator[None]:
+    """Within it, Ctrl-C says how to go on with what is in a run directory."""
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        if directory is not None and os.path.lexists(directory.path / "signature.json"):
+            interruption.add_note(f"The same call, with a model as it was before, goes on with {directory.path}.")
+        raise
 
 
 def _save(result: PruningResult, directory: RunDirectory | None, cluster: Cluster) -> None:

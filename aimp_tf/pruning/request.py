@@ -17,6 +17,7 @@ from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import check_model
 from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.config import PruningConfig
+from aimp_tf.config.distillation import Distillation
 from aimp_tf.exporting import Target, export
 from aimp_tf.files import checksum_of_arrays
 from aimp_tf.masking import Masks, select_prunable
@@ -173,8 +174,8 @@ class Request:
         model = self.model
         self.taught_by = teacher_of(self.teacher, model) if weights is None else teacher_with(weights, model)
         if self.taught_by is not None:
-            Distilled(self.taught_by, self.config.resolved_distillation, model)  # Raises what it would later.
-            if not self.config.resolved_distillation.features:
+            Distilled(self.taught_by, Distillation.of(self.config.distillation), model)  # Raises what it would later.
+            if not Distillation.of(self.config.distillation).features:
                 self.fitting.learn_from(self.taught_by)
 
     def try_export(self) -> None:

@@ -32,6 +32,14 @@ class Round:
     schedule_scale: float
 
 
+def fraction_to_go(config: PruningConfig, total: int) -> float:
+    """The fraction of what the budget counts that is to go, of so much that the model has; as that of `Latency`."""
+    if config.latency is not None:
+        return config.latency.fraction_to_go(total)
+    assert config.target_sparsity is not None
+    return config.target_sparsity
+
+
 def survivor_counts(
     weight_count: int,
     target_sparsity: float,
@@ -101,7 +109,7 @@ def settled(config: PruningConfig, weight_count: int, first: int | None = None) 
 
     Args:
         config: A valid config.
-        weight_count: Number of prunable weights, at least 1; a multiple of `config.block_size`.
+        weight_count: Number of prunable weights, at least 1; a multiple of `config.structure.block`.
         first: Number of weights that are left at the beginning; None is all.
 
     Raises:
@@ -145,7 +153,7 @@ def make_plan(config: PruningConfig, weight_count: int, first: int | None = None
 
     Args:
         config: A valid config, as `settled` returns it.
-        weight_count: Number of prunable weights, at least 1; a multiple of `config.block_size`.
+        weight_count: Number of prunable weights, at least 1; a multiple of `config.structure.block`.
         first: Number of weights that are left at the beginning; None is all.
 
     Returns:
@@ -183,7 +191,7 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
         sizes: Path -> number of weights.
 
     Returns:
-        Path -> number of weights, a multiple of `config.block_size`.
+        Path -> number of weights, a multiple of `config.structure.block`.
 
     Raises:
         ValueError: Without `min_layer_share`, these are more than `target_sparsity` keeps in all, or than "n:m" keeps
@@ -194,7 +202,7 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
         for path, size in sizes.items():
             # Rounded first, for 0.29 * 100 is less than 29 in floating point.
             least[path] = max(least[path], size - math.floor(round(config.max_layer_sparsity * size, 6)))
-    structure, block = config.structure, config.block_size
+    structure, block = config.structure, config.structure.block
     least = {path: math.ceil(count / block) * block for path, count in least.items()}
     for path, size in sizes.items():
         if structure.n and least[path] > size // structure.m * structure.n:
@@ -203,7 +211,7 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
                 f"{structure} keeps {size // structure.m * structure.n} of its {size}. Lower it."
             )
     total = sum(sizes.values())
-    kept = survivor_counts(total, config.fraction_to_go(total), config.rate, block)[-1]
+    kept = survivor_counts(total, fraction_to_go(config, total), config.rate, block)[-1]
     if sum(least.values()) > kept:
         raise ValueError(
             f"max_layer_sparsity={config.max_layer_sparsity} and min_layer_survivors={config.min_layer_survivors} keep "
@@ -217,8 +225,8 @@ def _with_shares(
     config: PruningConfig, sizes: Mapping[str, int], least: Mapping[str, int], kept: int
 ) -> dict[str, int]:
     """`least`, raised to the shares of `min_layer_share` as far as `kept` allows for all of them together."""
-    share = config.min_layer_share * (1 - config.fraction_to_go(sum(sizes.values())))
-    block = config.block_size
+    share = config.min_layer_share * (1 - fraction_to_go(config, sum(sizes.values())))
+    block = config.structure.block
     # In blocks. Rounded first, as above.
     wanted = {path: math.ceil(round(share * size / block, 6)) for path, size in sizes.items()}
     missing = {path: max(0, wanted[path] - least[path] // block) for path in sizes}
@@ -262,7 +270,7 @@ def imp_epochs(config: PruningConfig, weight_count: int, first: int | None = Non
 def _counts(config: PruningConfig, weight_count: int, first: int | None) -> list[int]:
     """Number of weights kept in each training of a run, if the method is iterative."""
     counts = survivor_counts(
-        weight_count, config.fraction_to_go(weight_count), config.rate, config.block_size, first, config.counted
+        weight_count, fraction_to_go(config, weight_count), config.rate, config.structure.block, first, config.counted
     )
     return counts[1:] if config.start == "trained" and len(counts) > 1 else counts
 

@@ -12,7 +12,7 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.criteria import Given
-from aimp_tf.selection.planning import Round, ramp_survivors
+from aimp_tf.selection.planning import Round, fraction_to_go, ramp_survivors
 from aimp_tf.training.gates import Gates
 from aimp_tf.training.ranking import RunRanking
 from aimp_tf.training.rounds import RoundResult
@@ -200,8 +200,8 @@ class Gradual(Method):
         ramp_step = int(min(1.0, progress / config.ramp) * _RAMP_STEPS)
         if ramp_step > run.state.ramp_step:
             run.state.ramp_step = ramp_step
-            progress, target = ramp_step / _RAMP_STEPS, config.fraction_to_go(masked.total)
-            keep = ramp_survivors(masked.total, target, progress, config.block_size, run.kept_first)
+            progress, target = ramp_step / _RAMP_STEPS, fraction_to_go(config, masked.total)
+            keep = ramp_survivors(masked.total, target, progress, config.structure.block, run.kept_first)
             if keep < masked.kept:
                 run.prune(masked, keep)
             run.terms.weigh(self.settled)
@@ -221,9 +221,9 @@ class Soft(Rounds):
         run, config = self._run, self._run.config
         super().end_epoch(masked, epoch)
         if run.round.index == 0:
-            done = (epoch + 1) / run.round.epochs
-            target = config.fraction_to_go(masked.total)
-            keep = ramp_survivors(masked.total, target, min(1.0, done / config.ramp), config.block_size, run.kept_first)
+            progress = min(1.0, (epoch + 1) / run.round.epochs / config.ramp)
+            target = fraction_to_go(config, masked.total)
+            keep = ramp_survivors(masked.total, target, progress, config.structure.block, run.kept_first)
             factor = config.softness * (run.round.epochs - epoch - 1) / max(run.round.epochs - 1, 1)
             _scale(masked, run.would_be_masks(masked, keep), factor)
         return False
@@ -280,7 +280,7 @@ class Dynamic(Rounds):
         """Lets the next step run those of most use, as many as after so many epochs of the round."""
         run, config, units = self._run, self._run.config, cast(ChannelUnits, masked.units)
         progress = min(1.0, epochs / run.round.epochs / config.ramp)
-        keep = ramp_survivors(masked.total, config.fraction_to_go(masked.total), progress, 1, run.kept_first)
+        keep = ramp_survivors(masked.total, fraction_to_go(config, masked.total), progress, 1, run.kept_first)
         assert self._gates is not None
         self._gates.let_through(run.ranking.choose(units, self._utility, units.kept(masked.masks()), keep))
 

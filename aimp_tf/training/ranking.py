@@ -100,7 +100,7 @@ class RunRanking:
         if not share:
             return 0
         removed = masked.units.spent(self._removed(statistics))
-        block = self._config.block_size
+        block = self._config.structure.block
         return block * (min(int(share * keep), removed, keep - sum(self._least.values())) // block)
 
     def _removed(self, statistics: Statistics) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from aimp_tf.compat.step import trace_in_fit
 from aimp_tf.config import PruningConfig
+from aimp_tf.config.distillation import Distillation
 from aimp_tf.exporting.clock import with_clock
 from aimp_tf.masking import WRAPPED_FIELDS, MaskedModel
 from aimp_tf.selection.planning import Round, make_plan
@@ -107,7 +108,7 @@ class Run:
             masked.optimizer.check_dead_rows()
         masked.units = with_clock(masked.units, self.config.latency, masked.original, masked.variables)
         looks = "regularizer" if self.config.regularizer is not None else ""
-        looks = looks or ("distillation with features" if self.config.resolved_distillation.features else "")
+        looks = looks or ("distillation with features" if Distillation.of(self.config.distillation).features else "")
         if self.compacts and looks:
             self.stay_whole(ValueError(f"{looks} looks at whole layers. Leave out compact_rounds."))
         if self.compacts:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from aimp_tf.compat.added_loss import Term, added_to_loss
 from aimp_tf.compat.models import compiled_loss
 from aimp_tf.config import PruningConfig
+from aimp_tf.config.distillation import Distillation
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.planning import Round
 from aimp_tf.training.regularizers import Regularizer, TrainedWeights, regularizer_of
@@ -100,7 +101,7 @@ class Terms:
     def _distilled(self, masked: MaskedModel) -> Term:
         if not isinstance(self.teacher, Teacher):
             self.teacher = Teacher(self.teacher, masked.original)
-        return Distilled(self.teacher, self._config.resolved_distillation, masked.model)
+        return Distilled(self.teacher, Distillation.of(self._config.distillation), masked.model)
 
     def _penalized(self, masked: MaskedModel) -> Term:
         regularizer = self._regularizer
