@@ -69,6 +69,21 @@ def test_functions_are_seen_through(name, dead, K):
     assert report.channels["first"] == (8, 3) and not report.left_alone
 
 
+@pytest.mark.parametrize("length", [16, 64, 200])
+def test_sums_of_many_products_are_seen_through(length, K):
+    """Whose rounding depends on how many there are side by side."""
+    tokens = K.Input((length, 4))
+    weights = K.layers.Dense(length, "softmax", name="weights")(tokens)
+    values = K.layers.Dense(16, name="values")
+    einsum = K.ops.einsum if hasattr(K, "ops") else tf.einsum
+    model = K.Model(tokens, K.layers.Dense(2)(einsum("abe,aed->abd", weights, values(tokens))))
+    fill(model, np.random.default_rng(0))
+    clear(values.kernel, range(5), -1)
+    clear(values.bias, range(5), -1)
+    _, report = compacted(model, length, 4)
+    assert report.channels["values"] == (16, 11)
+
+
 @pytest.mark.parametrize(
     ("function", "left"),
     [
