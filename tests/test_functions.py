@@ -1,5 +1,6 @@
 """What functions and other layers do with channels: mechanics only, on made-up networks, weights and inputs."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -356,8 +357,24 @@ def one_by_one(dense, x):
     return dense(x) * np.arange(1, keras.ops.shape(x)[0] + 1, dtype=np.float32).reshape(-1, 1, 1)
 
 
+def in_halves(dense, x):
+    """Reshapes by the number of examples, as attention does."""
+    import keras
+
+    examples, length = keras.ops.shape(x)[:2]
+    halves = keras.ops.reshape(dense(x), (examples, -1, 2, 2))
+    return keras.ops.reshape(halves[:, :, ::-1], (examples, length if length else -1, 4))
+
+
 @pytest.mark.parametrize(
-    ("call", "length", "opened"), [(looking_back, 5, True), (looking_back, None, False), (one_by_one, 5, False)]
+    ("call", "length", "opened"),
+    [
+        (looking_back, 5, True),
+        (looking_back, None, False),
+        (one_by_one, 5, False),
+        (in_halves, 5, True),
+        (in_halves, None, True),
+    ],
 )
 def test_layers_that_ask_for_the_number_of_examples(call, length, opened):
     """Of Keras 3: tf_keras' functions take sizes that are open."""
@@ -372,6 +389,55 @@ def test_layers_that_ask_for_the_number_of_examples(call, length, opened):
     small, report = check_same(model, np.random.default_rng(1).normal(size=(4, 5, 3)))
     assert report.channels["first"] == (6, 3 if opened else 6) and bool(report.left_alone) != opened
     assert small(np.zeros((7, 5, 3), np.float32)).shape == (7, 5, 2)
+
+
+class WithCache(keras.layers.Layer):
+    """A Dense layer as attention of KerasHub gives what it computes: with None beside it, where there is no cache."""
+
+    def __init__(self, own_weight=False, **settings):
+        super().__init__(**settings)
+        self.dense = keras.layers.Dense(8, name="dense")
+        self.own_weight = self.add_weight(shape=(8,), initializer="ones") if own_weight else 1.0
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x) * self.own_weight, None
+
+
+class Block(keras.layers.Layer):
+    """Two of these, whose layers have the same names, around an activation."""
+
+    def __init__(self, own_weight=False, **settings):
+        super().__init__(**settings)
+        self.first, self.second = WithCache(own_weight), WithCache()
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.second.build((*shape[:-1], 8))
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 8)
+
+    def call(self, x):
+        return self.second(keras.ops.relu(self.first(x)[0]))[0]
+
+
+@pytest.mark.parametrize("own_weight", [False, True])
+def test_layers_that_give_none_beside_a_tensor_are_part_of_what_is_around_them(own_weight):
+    """Keras 3 takes none such in a functional model. One that holds a weight itself stays, and is counted all the same."""
+    sequence, block = keras.Input((5, 3)), Block(own_weight, name="block")
+    model = keras.Model(sequence, keras.layers.Dense(2)(block(sequence)))
+    fill(model, np.random.default_rng(0))
+    clear(block.second.dense.kernel, range(5), 0)
+    names = [layer.name for layer in model._flatten_layers()]
+    _, report = compacted(model, 5, 3)
+    assert report.multiply_adds[0] == 5 * (3 * 8 + 8 * 8 + 8 * 2)
+    assert report.multiply_adds[1] == report.multiply_adds[0] - (0 if own_weight else 5 * 5 * (3 + 8))
+    assert report.left_alone == ({"block": "Block"} if own_weight else {})
+    assert [layer.name for layer in model._flatten_layers()] == names
+    assert type(block.first) is WithCache and "compute_output_spec" not in vars(block.first)
 
 
 def test_subclassed_models_are_opened(K):

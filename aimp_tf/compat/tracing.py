@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import tensorflow as tf
 from aimp_tf.compat.functional import calls_of, structures_of
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import children, layers_of
+from aimp_tf.compat.swap import Swap
 
 _TWO = 2
 """Examples to trace with where any number cannot be."""
@@ -36,13 +38,14 @@ def traced(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: li
         inputs: These tensors.
         keras: The generation of Keras.
     """
-    with _nodes_kept(layer), _shapes_told(layer):
-        functional = _functional(layer, args, kwargs, inputs, keras)
-        flat = tf.nest.flatten(inputs)
-        if functional is None and keras.__name__ == "keras" and all(None not in each.shape[1:] for each in flat):
-            two = {id(each): keras.Input(each.shape[1:], _TWO, dtype=each.dtype) for each in flat}
-            args, kwargs, inputs = replaced((args, kwargs, inputs), two)
-            functional = _for_any_batch(_functional(layer, args, kwargs, inputs, keras), keras)
+    with _nodes_kept(layer):
+        functional = seen(layer, args, kwargs, inputs, keras)
+        if functional is None:
+            return None
+        of_two = functional.inputs[0].shape[0] != tf.nest.flatten(inputs)[0].shape[0]
+        if of_two or _reshapes_examples(functional):
+            with _traceable(layer):
+                functional = _for_any_batch(functional, keras)
     if functional is None:
         return None
     calls = list(calls_of(functional))
@@ -53,17 +56,59 @@ def traced(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: li
     return None if any(hasattr(value, "assign") for value in given) else functional
 
 
-def _functional(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Any, keras: Any) -> Any | None:
+def seen(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Any], keras: Any) -> Any | None:
+    """As `traced`, with whatever weights it takes and, of a call that asks for the number of examples, of two."""
+    with _nodes_kept(layer), _traceable(layer) as incomplete:
+        functional = _functional(layer, args, kwargs, inputs, keras, incomplete)
+        flat = tf.nest.flatten(inputs)
+        asks = functional is None or _reshapes_examples(functional)
+        if asks and keras.__name__ == "keras" and all(None not in each.shape[1:] for each in flat):
+            two = {id(each): keras.Input(each.shape[1:], _TWO, dtype=each.dtype) for each in flat}
+            functional = _functional(layer, *replaced((args, kwargs, inputs), two), keras, incomplete) or functional
+    return functional
+
+
+def _functional(
+    layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Any, keras: Any, incomplete: list[Any]
+) -> Any | None:
+    """As `seen`. Layers that turn out to be `incomplete` are part of it by what their own `call` does."""
+    while True:
+        known = len(incomplete)
+        try:
+            with _entered(incomplete):
+                return keras.Model(inputs, layer.call(*args, **kwargs))
+        except Exception:  # Whatever code raises that was not made to be traced.
+            if len(incomplete) == known:
+                return None
+
+
+@contextlib.contextmanager
+def _entered(parts: Iterable[Any]) -> Iterator[None]:
+    """Has calls of layers run their `call` alone, so that Keras does not see the layers themselves."""
+    before = [(part, type(part)) for part in parts]
+    for part, kind in before:
+        # Python looks for this method in classes alone.
+        entered = type(kind.__name__, (kind,), {"__call__": lambda self, *args, **kwargs: self.call(*args, **kwargs)})
+        object.__setattr__(part, "__class__", entered)
     try:
-        return keras.Model(inputs, layer.call(*args, **kwargs))
-    except Exception:  # Whatever code raises that was not made to be traced.
-        return None
+        yield
+    finally:
+        for part, kind in before:
+            object.__setattr__(part, "__class__", kind)
 
 
-def _for_any_batch(functional: Any | None, keras: Any) -> Any | None:
+def _reshapes_examples(functional: Any) -> bool:
+    """Whether a functional model has a reshape that says how many examples there are."""
+    return any(_is_for_so_many(part) for part, *_ in calls_of(functional))
+
+
+def _is_for_so_many(part: Any) -> bool:
+    """Whether an operation in a layer's place is a reshape to a number of examples: none that is known, or two."""
+    return type(part).__name__ == "Reshape" and tuple(getattr(part, "newshape", ()))[:1] in ((None,), (_TWO,))
+
+
+def _for_any_batch(functional: Any, keras: Any) -> Any | None:
     """A functional model of two examples made again for any number, if arrays in it are the same for both."""
-    if functional is None:
-        return None
     inputs, outputs = structures_of(functional)
     made = {id(tensor): keras.Input(tensor.shape[1:], dtype=tensor.dtype) for tensor in functional.inputs}
 
@@ -74,6 +119,8 @@ def _for_any_batch(functional: Any | None, keras: Any) -> Any | None:
 
     try:
         for layer, args, kwargs, given in calls_of(functional):
+            if _is_for_so_many(layer):
+                layer = keras.layers.Reshape(given[0].shape[1:], name=layer.name)
             args, kwargs = tf.nest.map_structure(one_for_both, replaced((args, kwargs), made))
             found = tf.nest.flatten(layer(*args, **kwargs))
             made |= {id(before): after for before, after in zip(given, found, strict=True)}
@@ -88,26 +135,36 @@ def replaced(structure: Any, values: Mapping[int, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _shapes_told(layer: Any) -> Iterator[None]:
-    """Lets layers within a layer, whose own way to tell the shape of what they give fails, be called to find out."""
+def _traceable(layer: Any) -> Iterator[list[Any]]:
+    """Lets layers within a layer be told apart by their names, as Keras asks for, and those whose own way to tell the
+    shape of what they give fails be called to find out.
+
+    It gives a list of those that turn out to give None among tensors, which Keras does not take in a functional model.
+    """
+    incomplete: list[Any] = []
+    names = [(part, vars(part).get("name")) for part in layers_of(layer)]
+    taken = collections.Counter(name for _, name in names)
+    apart = [
+        Swap(part, "name", f"{name}_{place}") for place, (part, name) in enumerate(names) if name and taken[name] > 1
+    ]
     own = [part for part in layers_of(layer) if hasattr(part, "compute_output_spec") and not is_keras_own(type(part))]
 
     def telling(part: Any) -> Any:
         def told(*args: Any, **kwargs: Any) -> Any:
             try:
-                return type(part).compute_output_spec(part, *args, **kwargs)
+                spec = type(part).compute_output_spec(part, *args, **kwargs)
             except TypeError:  # It does not take all arguments of the call.
-                return importlib.import_module("keras").src.backend.compute_output_spec(part.call, *args, **kwargs)
+                spec = importlib.import_module("keras").src.backend.compute_output_spec(part.call, *args, **kwargs)
+            if part not in incomplete and any(each is None for each in tf.nest.flatten(spec)):
+                incomplete.append(part)
+            return spec
 
         return told
 
-    for part in own:
-        object.__setattr__(part, "compute_output_spec", telling(part))
-    try:
-        yield
-    finally:
-        for part in own:
-            object.__delattr__(part, "compute_output_spec")
+    with contextlib.ExitStack() as stack:
+        for swap in (*apart, *(Swap(part, "compute_output_spec", telling(part)) for part in own)):
+            stack.enter_context(swap)
+        yield incomplete
 
 
 @contextlib.contextmanager

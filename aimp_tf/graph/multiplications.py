@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from aimp_tf.compat.attention import given_to, projections
+from aimp_tf.compat.functional import function_name, is_function
 from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.graph.model_graph import Call, ModelGraph
+from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor
+from aimp_tf.graph.opening import look_into
 from aimp_tf.graph.prunable import einsum_operands
 from aimp_tf.selection.channel_layout import Product
 
@@ -57,7 +60,24 @@ def products(call: Call) -> list[Part] | None:
             return _attention(call)
         if kind == "ReversibleEmbedding" and (call.kwargs.get("reverse") or True in call.args[1:]):
             return [_part(layer.embeddings, _product(call.inputs[0].shape[1:-1]))]
-    return _parts(layer, call.inputs[0].shape if call.inputs else ())
+    parts = _parts(layer, call.inputs[0].shape if call.inputs else ())
+    return _of_its_parts(call) if parts is None else parts
+
+
+def _of_its_parts(call: Call) -> list[Part] | None:
+    """As `products`, of a layer that is made of others and may hold weights of its own, but multiplies no matrices."""
+    within = look_into(call.layer, call.args, call.kwargs, Tensor)
+    if within is None:
+        return None
+    calls = ModelGraph.of(within).calls
+    return None if any(map(_may_multiply_a_matrix, calls)) else _all_of(map(products, calls))
+
+
+def _may_multiply_a_matrix(call: Call) -> bool:
+    """Whether a function gets an array or variable of two axes or more, and may do more than take values of it."""
+    given = (leaf for leaf in tf.nest.flatten((call.args, dict(call.kwargs))) if not isinstance(leaf, Tensor))
+    matrices = any(len(getattr(leaf, "shape", ())) > 1 and tf.as_dtype(leaf.dtype).is_floating for leaf in given)
+    return matrices and is_function(call.layer) and function_name(call.layer) not in _WITHOUT_PRODUCTS
 
 
 def by_path(
@@ -225,6 +245,12 @@ _VALUE_BY_VALUE = (
     "UnitNormalization Normalization"
 ).split()
 """Layers of Keras with weights that may be matrices, but multiply none."""
+
+_WITHOUT_PRODUCTS = (
+    "add subtract multiply divide maximum minimum where take getitem concatenate concat broadcastto broadcast_to tile "
+    "repeat cast expanddims expand_dims reshape softmax"
+).split()
+"""Functions that multiply no matrices that they are given, as both generations call them."""
 
 _COUNTS: dict[str, Callable[[Any, Shape], list[Part] | None]] = {
     "Dense": _dense,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import tensorflow as tf
 from aimp_tf.compat.functional import declared_inputs, functional_within, structures_of
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import children
-from aimp_tf.compat.tracing import holds_weights_itself, replaced, traced
+from aimp_tf.compat.tracing import holds_weights_itself, replaced, seen, traced
 from aimp_tf.compat.variables import bare
 
 _log = logging.getLogger(__name__)
@@ -44,14 +45,30 @@ def opened(
         return None
     if not leaves or not children(layer) or holds_weights_itself(layer):
         return None
-    made = {id(leaf): keras.Input(leaf.shape[1:], leaf.shape[0], dtype=leaf.dtype) for leaf in leaves}
-    inside_args, inside_kwargs = replaced((args, dict(kwargs)), made)
     unique = list({id(leaf): leaf for leaf in leaves}.values())
-    functional = traced(layer, inside_args, inside_kwargs, list(made.values()), keras)
+    functional = traced(layer, *_symbolic(leaves, args, kwargs, keras), keras)
     if functional is None or not _computes_the_same(functional, layer, args, kwargs, unique):
         _log.debug("The layer %s is left as it is: its call cannot be traced.", layer.name)
         return None
     return functional, unique
+
+
+def look_into(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], flowing: Any) -> Any | None:
+    """A functional model that tells what a call of a layer computes, but cannot take its place: the layer may hold
+    weights itself, and the number of examples be fixed. None where that cannot be seen; arguments as of `opened`."""
+    leaves = [leaf for leaf in tf.nest.flatten((args, dict(kwargs))) if isinstance(leaf, flowing)]
+    keras = importlib.import_module("keras" if hasattr(layer, "compute_output_spec") else "tf_keras")
+    if not leaves or not isinstance(layer, keras.layers.Layer):
+        return None
+    return seen(layer, *_symbolic(leaves, args, kwargs, keras), keras)
+
+
+def _symbolic(
+    leaves: Sequence[Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], keras: Any
+) -> tuple[tuple[Any, ...], dict[str, Any], list[Any]]:
+    """What a layer is called with, Keras tensors in place of what flows, and these."""
+    made = {id(leaf): keras.Input(leaf.shape[1:], leaf.shape[0], dtype=leaf.dtype) for leaf in leaves}
+    return *replaced((args, dict(kwargs)), made), list(made.values())
 
 
 def opened_model(model: Any, keras: Any) -> Any | None:
