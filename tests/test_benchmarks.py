@@ -8,6 +8,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking.live_part import LiveNetwork
@@ -444,6 +445,34 @@ def test_what_can_go_is_found_by_numbers(K):
         truth = known[name]
         found = [np.flatnonzero(channels).tolist() for channels in (truth.dead, truth.constant, truth.held)]
         assert found == [dead, constant, held], name
+
+
+def test_what_is_tied_within_the_call_of_a_layer_is_found(K):
+    """Constants that are added to what moves, or multiplied with it as queries are with keys, and one that is not."""
+
+    class Own(K.layers.Layer):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.added, self.query, self.key = (K.layers.Dense(3, name=name) for name in ("added", "query", "key"))
+
+        def call(self, x):
+            scores = tf.einsum("bqd,bkd->bqk", self.query(x), self.key(x))
+            return tf.matmul(scores, self.added(x) + x) + scores[..., :3]
+
+    tokens = K.Input((4, 3))
+    own = Own(name="own")
+    model = K.Model(tokens, K.layers.Dense(2, name="end")(own(tokens)))
+    for weight in model.weights:
+        weight.assign(np.random.default_rng(len(weight.shape)).normal(size=weight.shape))
+    for layer, without in ((own.added, [0]), (own.query, [1, 2]), (own.key, [2])):
+        layer.kernel.assign(np.where(np.isin(np.arange(3), without), 0, np.asarray(layer.kernel)))
+    known = truths(model, [inputs_of(model, 8, np.random.default_rng(seed)) for seed in range(2)])
+    found = {
+        label.split("/")[-1]: (np.flatnonzero(truth.constant).tolist(), np.flatnonzero(truth.held).tolist())
+        for label, truth in known.items()
+        if truth.constant.any()
+    }
+    assert found == {"added": ([0], [0]), "query": ([1, 2], [1]), "key": ([2], [])}
 
 
 @pytest.mark.parametrize(("mode", "inputs", "outputs"), [("dead", [0, 1, 2], []), ("constant", [], [0, 1, 2])])

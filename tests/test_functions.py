@@ -426,7 +426,7 @@ class Block(keras.layers.Layer):
 
 @pytest.mark.parametrize("own_weight", [False, True])
 def test_layers_that_give_none_beside_a_tensor_are_part_of_what_is_around_them(own_weight):
-    """Keras 3 takes none such in a functional model. One that holds a weight itself stays, and is counted all the same."""
+    """Keras 3 takes none such in a functional model. What holds a weight itself stays, and is counted all the same."""
     sequence, block = keras.Input((5, 3)), Block(own_weight, name="block")
     model = keras.Model(sequence, keras.layers.Dense(2)(block(sequence)))
     fill(model, np.random.default_rng(0))

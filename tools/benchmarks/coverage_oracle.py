@@ -5,14 +5,19 @@ Nothing here knows the package's own graphs, for it is these that are measured.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import op_callbacks
 
 from benchmarks.coverage_kernels import Kernel, around_calls, kernels_of, labelled_layers
+
+_JOINING = ("Add", "AddV2", "Sub", "Mul", "RealDiv")
+"""Operations of TensorFlow that join channels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +28,9 @@ class Truth:
         layer: The layer.
         dead: Whether no output of the model depends on it.
         constant: Whether it is the same for all inputs and places.
-        held: Whether it is constant, but tied to what is not, such as added to a channel that moves or normalised
-            together with others; or one of those of which all other constant ones that a kernel reads are sums. Where
-            padding makes constants differ by place, one does not do for all.
+        held: Whether it is constant, but tied to what is not, such as added to or multiplied with a channel that moves
+            or normalised together with others; or one of those of which all other constant ones that a kernel reads are
+            sums. Where padding makes constants differ by place, one does not do for all.
     """
 
     layer: Any
@@ -69,8 +74,9 @@ class _Seen:
         """Takes in what a batch shows; `ties` says whether to look for what is tied, which takes more memory."""
         taps: list[tuple[int, Any]] = []
         tied: list[Any] = []
+        within = _operations_noted(tied) if ties else contextlib.nullcontext()
         with tf.GradientTape(persistent=ties, watch_accessed_variables=False) as tape:
-            with around_calls(self._layers(model, ties), self._recorder(tape, taps, tied if ties else None)):
+            with around_calls(self._layers(model, ties), self._recorder(tape, taps, tied if ties else None)), within:
                 outputs = [value for value in tf.nest.flatten(model(batch, training=False)) if value.dtype.is_floating]
             moving = tf.add_n([self._projected(output) for output in outputs])
             parts = [self._projected(part) for part in tied if part is not None]
@@ -136,6 +142,36 @@ class _Seen:
         for (layer, _), slope in zip(taps, slopes, strict=True):
             some = (self._kernels[layer][1].by_channel(slope) != 0).any(axis=0)
             found[layer] = found.get(layer, False) | some
+
+
+@contextlib.contextmanager
+def _operations_noted(tied: list[Any]) -> Iterator[None]:
+    """Adds to a list what operations tie that no layer stands for, such as sums in the `call` of a layer."""
+
+    def note(kind: str, inputs: Sequence[Any], attributes: Any, outputs: Sequence[Any], *_: Any, **__: Any) -> None:
+        operands = [each for each in inputs if _has_channels(each)]
+        if kind in _JOINING and _has_channels(outputs[0]):
+            tied.extend(_tied(operand, outputs[0]) for operand in operands)
+        if kind == "Einsum" and len(operands) == len(inputs) == 2:
+            named = dict(zip(attributes[::2], attributes[1::2], strict=True))
+            tied.extend(_multiplied(operands, named["equation"]))
+
+    op_callbacks.add_op_callback(note)
+    try:
+        yield
+    finally:
+        op_callbacks.remove_op_callback(note)
+
+
+def _multiplied(operands: Sequence[Any], equation: str | bytes) -> Iterator[Any]:
+    """The channels of either factor of a product that do not depend on the inputs of the model where those that they
+    are multiplied and added up with do, such as those of queries and keys."""
+    letters, result = (equation if isinstance(equation, str) else equation.decode()).split("->")
+    first, second = zip(letters.split(","), operands, strict=True)
+    for (axes, operand), (others, other) in ((first, second), (second, first)):
+        if axes[-1] in others and axes[-1] not in result:
+            moves = ~_fixed(np.moveaxis(other.numpy(), others.index(axes[-1]), -1))
+            yield _part(operand, moves & _fixed(operand.numpy()))
 
 
 def _tied(operand: Any, output: Any) -> Any | None:
