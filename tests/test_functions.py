@@ -223,6 +223,22 @@ def test_attention_loses_heads_and_dimensions(crossed, K):
     assert sorted(shapes) == sorted([queries, (2, 6), keys, (2, 6), values, (2, 5), (2, 5, 14), (14,)])
 
 
+@pytest.mark.parametrize(("K", "grouped"), [("keras", False), ("tf_keras", False), ("keras", True)], indirect=["K"])
+def test_attention_leaves_constant_values_to_a_bias(grouped, K):
+    """Those of a head, and a dimension of the others, which depend on biases alone: rows of attention add up to one."""
+    sequence = K.Input((7, 12))
+    kinds = K.layers
+    layer = kinds.GroupQueryAttention(5, 6, 3) if grouped else kinds.MultiHeadAttention(3, 5, value_dim=4)
+    model = K.Model(sequence, K.layers.Dense(3)(layer(sequence, sequence)))
+    fill(model, np.random.default_rng(0))
+    value = layer._value_dense.kernel
+    clear(value, [1], 1)
+    clear(value, [2], 2)
+    small, _ = compacted(model, 7, 12)
+    (left,) = (part for part in small.layers if type(part) is type(layer))
+    assert tuple(left._value_dense.kernel.shape) == ((12, 2, 5) if grouped else (12, 2, 3))
+
+
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_heads_that_share_keys_go_together(K):
     sequence = K.Input((5, 8))

@@ -29,7 +29,8 @@ class Attention(Rule):
     A head goes with the queries that it answers, their keys and values, and the rows that read them. A dimension of
     keys goes with that of queries, and a dimension of values with the rows that read it, in all heads at once. Since
     attention divides by the root of how many dimensions there are, the queries make up for it. In GroupQueryAttention
-    the dimensions stay, and as many channels come out as go in.
+    the dimensions stay, and as many channels come out as go in. Values that are always the same come out as they are,
+    for rows of attention add up to one: the bias of the output holds what is left out of them.
     """
 
     in_place = False
@@ -58,6 +59,8 @@ class Attention(Rule):
         for name, (kernel, *_) in self._values.items():
             sources, outputs = self._counted(name)
             connected = kernel != 0
+            if name == "output":
+                connected = connected & ~self._always_the_same()[..., np.newaxis]
             if self._grouped:  # Dimensions are not counted.
                 connected = connected.any(axis=1 if name == "output" else 2)
             found.append(Reading(connected, sources, outputs))
@@ -83,6 +86,7 @@ class Attention(Rule):
         assert weights is not None  # It has some.
         if all(now.shape == tuple(weight.shape) for now, weight in zip(weights, self.layer.weights, strict=True)):
             return None, {}
+        weights = self._with_bias(weights, kept)
         heads, sizes = len(kept.indices["heads"]), {}
         for name in ("query", "key", "value"):
             sizes[name] = len(kept.indices[f"read by {name}"])
@@ -106,6 +110,27 @@ class Attention(Rule):
     @property
     def is_tied(self) -> bool:
         return True
+
+    def _always_the_same(self) -> np.ndarray:
+        """Which values depend on biases alone, and can be left to that of the output, bool (queries, values)."""
+        kernel, *bias = self._values["value"]
+        found = ~(kernel != 0).any(axis=0)
+        if not bias or "gate" in self._dense:
+            return np.zeros_like(np.repeat(found, self._times, axis=0))
+        return np.repeat(found & ~np.isnan(bias[0]), self._times, axis=0)
+
+    def _with_bias(self, weights: list[np.ndarray], kept: Kept) -> list[np.ndarray]:
+        """The weights that stay, with what constant values that go gave in the bias of the output."""
+        gone = self._always_the_same()
+        within = kept.indices.get("values", np.arange(gone.shape[1]))
+        gone[np.ix_(kept.indices["queries"], within)] = False
+        if not gone.any():
+            return weights
+        (_, value), (kernel, _) = self._values["value"], self._values["output"]
+        given = np.where(gone, np.repeat(value, self._times, axis=0), 0.0).astype(np.float64)
+        sums = np.einsum("qv,qvo->o", given, kernel.astype(np.float64))[kept.outputs]
+        place = [key_of(weight) for weight in self.layer.weights].index(key_of(self._dense["output"].bias))
+        return [(each + sums).astype(each.dtype) if at == place else each for at, each in enumerate(weights)]
 
     def _counted(self, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What the kernel of a projection reads, and what it makes, of what is counted."""
