@@ -70,6 +70,58 @@ def test_functions_are_seen_through(name, dead, K):
     assert report.channels["first"] == (8, 3) and not report.left_alone
 
 
+def total_of(K, x):
+    return K.ops.sum(x, -1, keepdims=True) if hasattr(K, "ops") else tf.reduce_sum(x, -1, keepdims=True)
+
+
+def largest_of(K, x):
+    return K.ops.max(x, -1, keepdims=True) if hasattr(K, "ops") else tf.reduce_max(x, -1, keepdims=True)
+
+
+@pytest.mark.parametrize("dead", ["zero", "constant"])
+@pytest.mark.parametrize(
+    ("function", "sees_zeros"),
+    [
+        (lambda K, x: K.layers.UnitNormalization()(x), False),
+        (lambda K, x: K.layers.Dot((2, 2))([x, x]), False),
+        (lambda K, x: K.layers.Attention()([x, x]), False),
+        (total_of, False),
+        (largest_of, True),
+    ],
+    ids=["normalised", "multiplied", "attended", "added up", "the largest"],
+)
+def test_zeros_go_where_nothing_else_can(function, sees_zeros, dead, K):
+    """Also where they are the largest."""
+    tokens, first = K.Input((6, 3)), K.layers.Dense(40, name="first")
+    model = K.Model(tokens, K.layers.Dense(2)(function(K, first(tokens))))
+    fill(model, np.random.default_rng(0))
+    clear(first.kernel, range(5), -1)
+    if dead == "zero":
+        clear(first.bias, range(5), -1)
+    _, report = compacted(model, 6, 3)
+    stays = sees_zeros or dead == "constant"
+    assert report.channels["first"] == (40, 40 if stays else 35) and bool(report.left_alone) == sees_zeros
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda layers: layers.Normalization(mean=list(range(8)), variance=[2.0] * 8),
+        lambda layers: layers.Normalization(mean=0.5, variance=2.0),
+        lambda layers: layers.Resizing(6, 6),
+        lambda layers: layers.CenterCrop(3, 3),
+    ],
+    ids=["given statistics", "given one for all", "resized", "cropped"],
+)
+def test_layers_that_prepare_data_are_seen_through(make, K):
+    image, first = K.Input((5, 5, 2)), K.layers.Conv2D(8, 1, name="first")
+    model = K.Model(image, K.layers.Dense(2)(K.layers.Flatten()(make(K.layers)(first(image)))))
+    fill(model, np.random.default_rng(0))
+    clear(model.layers[-1].kernel, [row for row in range(model.layers[-1].kernel.shape[0]) if row % 8 < 5], 0)
+    _, report = compacted(model, 5, 5, 2)
+    assert report.channels["first"] == (8, 3) and not report.left_alone
+
+
 @pytest.mark.parametrize("length", [16, 64, 200])
 def test_sums_of_many_products_are_seen_through(length, K):
     """Whose rounding depends on how many there are side by side."""

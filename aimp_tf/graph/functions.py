@@ -73,6 +73,8 @@ class Tried(Rule):
         if movement is not None:
             self._found[call] = _Found(movement=movement)
             return movement.follow(call, flows, classes)
+        if left and trial.worked:
+            cuts, left = _cuts(trial, tracked, cuts, of_zeros=True)
         self._seen_through = self._seen_through and not left
         self._found[call] = _Found(cuts)
         if not cuts:
@@ -94,8 +96,12 @@ class Tried(Rule):
                 classes.join(there[0], each)
             if len(there) < len(along):
                 classes.pin(there[0], why)
+            if cut.of_zeros:
+                zero = np.all([each.constants == 0 for each in along if each is not None], axis=0)
+                classes.pin(there[0][~zero], why)
             for axes, axis in zip(tied, cut.outputs, strict=True):
-                axes[axis] = there[0]
+                if axis is not None:
+                    axes[axis] = there[0]
         for tensor, flow in flows.items():
             for axis, entries in flow.axes.items():
                 if axis not in seen[tensor]:
@@ -126,15 +132,17 @@ class Tried(Rule):
         return np.all(np.broadcast_arrays(*parts), axis=0)
 
 
-def _cuts(trial: Trial, tracked: Mapping[Tensor, Sequence[int]]) -> tuple[list[Cut], bool]:
+def _cuts(
+    trial: Trial, tracked: Mapping[Tensor, Sequence[int]], known: Sequence[Cut] = (), *, of_zeros: bool = False
+) -> tuple[list[Cut], bool]:
     """The cuts through all axes along which anything could go, and whether there are others without one."""
-    cuts: list[Cut] = []
+    cuts = list(known)
     left = False
     for place, tensor in trial.tensors.items():
         for axis in tracked[tensor]:
             if any(cut.inputs.get(place) == axis for cut in cuts):
                 continue
-            cut = trial.cut(place, axis)
+            cut = trial.cut(place, axis, of_zeros=of_zeros)
             if cut is None:
                 left = True
             else:

@@ -21,7 +21,17 @@ from aimp_tf.graph.linear import Depthwise, Grouped, Linear, Separable
 from aimp_tf.graph.merging import Concatenation, Elementwise, Repeat, Sum, added
 from aimp_tf.graph.model_graph import Call, Tensor
 from aimp_tf.graph.recurrent import GATES, Recurrent
-from aimp_tf.graph.rules import Assumptions, Function, GroupNormalized, LayerScale, Lookup, Opaque, PassThrough, Rule
+from aimp_tf.graph.rules import (
+    Assumptions,
+    Function,
+    GivenStatistics,
+    GroupNormalized,
+    LayerScale,
+    Lookup,
+    Opaque,
+    PassThrough,
+    Rule,
+)
 from aimp_tf.graph.trials import value_by_value
 from aimp_tf.graph.wrapping import BothDirections, Wrapped
 
@@ -79,7 +89,9 @@ def _may_be_tried(call: Call, assumptions: Assumptions) -> bool:
     """Whether what a call does on numbers that are made up says all of it."""
     layer = call.layer
     weights = getattr(layer, "weights", ())
-    if weights or declares_shape(layer) or not call.inputs or call.kwargs.get("training") not in (None, False):
+    if weights or declares_shape(layer) or not call.inputs:
+        return False
+    if call.kwargs.get("training") not in (None, False) and _is_random(layer):
         return False
     # In training, layers may do something else.
     return not assumptions.training or is_function(layer) or (is_keras_own(type(layer)) and not _is_random(layer))
@@ -183,9 +195,10 @@ def _layer_scale(call: Call, assumptions: Assumptions) -> Rule | None:
 
 def _normalization(call: Call, assumptions: Assumptions) -> Rule | None:
     layer = call.layer
-    if tf.nest.flatten(layer.axis) not in ([-1], [len(call.inputs[0].shape) - 1]) or not layer.weights:
+    if tf.nest.flatten(layer.axis) not in ([-1], [len(call.inputs[0].shape) - 1]):
         return None
-    return PassThrough(layer, lambda values: np.full_like(values, np.nan))
+    kind = PassThrough if layer.weights else GivenStatistics
+    return kind(layer, lambda values: np.full_like(values, np.nan))
 
 
 def _depthwise(call: Call, assumptions: Assumptions) -> Rule | None:

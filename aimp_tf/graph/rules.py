@@ -278,6 +278,16 @@ class GroupNormalized(PassThrough):
         return [Flow.of_channels(found.rank, channels)]
 
 
+class GivenStatistics(PassThrough):
+    """Normalization by means and variances that it was given, one for each channel or for all."""
+
+    in_place = False
+
+    def attributes(self, kept: Kept) -> dict[str, Any]:
+        given = {name: np.ravel(getattr(self.layer, f"input_{name}")) for name in ("mean", "variance")}
+        return {name: values[kept.inputs].tolist() for name, values in given.items() if len(values) > 1}
+
+
 class LayerScale(PassThrough):
     """A factor for each channel, of whose number the config of the layer tells."""
 

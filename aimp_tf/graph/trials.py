@@ -34,11 +34,14 @@ class Cut:
 
     Attributes:
         inputs: Place of what goes in -> its axis.
-        outputs: The axis of each output.
+        outputs: The axis of each output; None of one that stays as large, which a cut through zeros alone has.
+        of_zeros: Whether entries can be left out only where they are zero, as those of vectors that are normalised or
+            multiplied with others.
     """
 
     inputs: Mapping[int, int]
-    outputs: tuple[int, ...]
+    outputs: tuple[int | None, ...]
+    of_zeros: bool = False
 
 
 class Trial:
@@ -100,13 +103,23 @@ class Trial:
         scales = 10 ** self._generator.uniform(*sizes, examples)
         return {place: self._numbers(place, (examples, *shape[1:]), scales) for place, shape in self._shapes.items()}
 
-    def cut(self, place: int, axis: int) -> Cut | None:
-        """What else loses entries where a tensor loses them along an axis; None if there is no such way."""
+    def cut(self, place: int, axis: int, *, of_zeros: bool = False) -> Cut | None:
+        """What else loses entries, or zeros, where a tensor loses them along an axis; None if there is no such way."""
         size = self._shapes[place][axis]
+        bases = self._base
+        if of_zeros:  # They are the largest among negative numbers, and the least among positive ones.
+            sized = [{each: np.abs(numbers) for each, numbers in values.items()} for values, _ in bases]
+            bases = [
+                *bases,
+                *(({each: sign * values[each] for each in values}, []) for values in sized for sign in (1, -1)),
+            ]
         for inputs in itertools.islice(self._ways(place, axis, size), _MOST_WAYS):
-            found = [self._outputs_of(inputs, size, *base) for base in self._base]
-            if found[0] is not None and found[0] == found[1] and self._is_told(inputs, found[0]):
-                return Cut(inputs, found[0])
+            if of_zeros and not self.arrays.keys().isdisjoint(inputs):
+                continue
+            found = {self._outputs_of(inputs, size, *base, of_zeros=of_zeros) for base in bases}
+            outputs = found.pop()
+            if outputs is not None and not found and self._is_told(inputs, outputs):
+                return Cut(inputs, outputs, of_zeros)
         return None
 
     def constants(self, known: Mapping[int, Mapping[int, np.ndarray]], output: int, axis: int) -> np.ndarray:
@@ -133,7 +146,7 @@ class Trial:
         same = np.isfinite(by_entry).all(axis=1) & (by_entry == by_entry[:, :1]).all(axis=1)
         return np.where(same, by_entry[:, 0], np.nan)
 
-    def _is_told(self, inputs: Mapping[int, int], outputs: Sequence[int]) -> bool:
+    def _is_told(self, inputs: Mapping[int, int], outputs: Sequence[int | None]) -> bool:
         """Whether the shapes that the function tells are right with one entry less."""
         leaves, shapes = list(self._leaves), {}
         for place, axis in inputs.items():
@@ -199,19 +212,27 @@ class Trial:
             yield {other: each for other, each in zip(shapes, chosen, strict=True) if each >= 0}
 
     def _outputs_of(
-        self, inputs: Mapping[int, int], size: int, values: Values, outputs: Sequence[np.ndarray]
-    ) -> tuple[int, ...] | None:
+        self,
+        inputs: Mapping[int, int],
+        size: int,
+        values: Values,
+        outputs: Sequence[np.ndarray] | None,
+        *,
+        of_zeros: bool,
+    ) -> tuple[int | None, ...] | None:
         """The axis of each output that loses what these inputs lose; None if that is not all that changes."""
         kept = np.sort(self._generator.choice(size, max(1, size // 2), replace=False))
         given = {**self.arrays, **values}
         fewer = self.run({**values, **{place: np.take(given[place], kept, axis) for place, axis in inputs.items()}})
-        if fewer is None:
+        if of_zeros and fewer is not None:
+            outputs = self.run({**values, **{each: _only(kept, given[each], axis) for each, axis in inputs.items()}})
+        if fewer is None or outputs is None:
             return None
-        found = []
+        found: list[int | None] = []
         for before, after in zip(outputs, fewer, strict=True):
             fitting = (axis for axis in range(1, before.ndim) if before.shape[axis] == size)
             axis = next((axis for axis in fitting if alike(np.take(before, kept, axis), after)), None)
-            if axis is None:
+            if axis is None and not (of_zeros and alike(before, after)):
                 return None
             found.append(axis)
         return tuple(found)
@@ -256,7 +277,15 @@ def alike(some: np.ndarray, others: np.ndarray) -> bool:
     return bool(np.all(near | (some == others) | (np.isnan(some) & np.isnan(others))))
 
 
-def _one_less(shape: Sequence[int | None], axis: int) -> tuple[int | None, ...]:
+def _only(kept: np.ndarray, values: np.ndarray, axis: int) -> np.ndarray:
+    """Values with zeros in all but some places along an axis."""
+    found = np.zeros_like(values)
+    places = (slice(None),) * axis + (kept,)
+    found[places] = values[places]
+    return found
+
+
+def _one_less(shape: Sequence[int | None], axis: int | None) -> tuple[int | None, ...]:
     """A shape with one entry less along an axis, of which the size is known or stays open."""
     return tuple(size - 1 if size and place == axis else size for place, size in enumerate(shape))
 
