@@ -99,6 +99,7 @@ class Tried(Rule):
             if cut.of_zeros:
                 zero = np.all([each.constants == 0 for each in along if each is not None], axis=0)
                 classes.pin(there[0][~zero], why)
+                self._seen_through = self._seen_through and bool(zero.all())
             for axes, axis in zip(tied, cut.outputs, strict=True):
                 if axis is not None:
                     axes[axis] = there[0]
