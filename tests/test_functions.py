@@ -103,6 +103,18 @@ def test_zeros_go_where_nothing_else_can(function, sees_zeros, dead, K):
     assert len(report.left_alone) == 1  # For the others stay, whatever reads them.
 
 
+def test_what_comes_of_zeros_beside_others_is_not_always_the_same(K):
+    """A sum so far is that of the others where a zero is added, and what reads it reads that."""
+    image, first = K.Input((1, 1, 2)), K.layers.Conv2D(8, 1, name="first")
+    sums = K.layers.Lambda(lambda x: tf.cumsum(x, axis=-1))(first(image))
+    model = K.Model(image, K.layers.Flatten()(K.layers.Conv2D(3, 3, padding="same")(sums)))
+    fill(model, np.random.default_rng(0))
+    for variable in (first.kernel, first.bias):
+        clear(variable, [2, 5], -1)
+    _, report = compacted(model, 1, 1, 2)
+    assert report.channels["first"] == (8, 8)
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -64,7 +64,8 @@ def seen(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list
         asks = functional is None or _reshapes_examples(functional)
         if asks and keras.__name__ == "keras" and all(None not in each.shape[1:] for each in flat):
             two = {id(each): keras.Input(each.shape[1:], _TWO, dtype=each.dtype) for each in flat}
-            functional = _functional(layer, *replaced((args, kwargs, inputs), two), keras, incomplete) or functional
+            args, kwargs, inputs = replaced((args, kwargs, inputs), two)
+            functional = _functional(layer, args, kwargs, inputs, keras, incomplete) or functional
     return functional
 
 

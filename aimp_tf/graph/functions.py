@@ -100,9 +100,9 @@ class Tried(Rule):
                 zero = np.all([each.constants == 0 for each in along if each is not None], axis=0)
                 classes.pin(there[0][~zero], why)
                 self._seen_through = self._seen_through and bool(zero.all())
-            for axes, axis in zip(tied, cut.outputs, strict=True):
-                if axis is not None:
-                    axes[axis] = there[0]
+            for axes, out in zip(tied, cut.outputs, strict=True):
+                if out is not None:
+                    axes[out] = there[0]
         for tensor, flow in flows.items():
             for axis, entries in flow.axes.items():
                 if axis not in seen[tensor]:
@@ -124,13 +124,14 @@ class Tried(Rule):
 
     def _fixed(self, call: Call, flows: Flows, trial: Trial, output: int, axis: int) -> np.ndarray:
         """Whether each entry along an axis of an output is the same for all inputs, bool (size,), as those that it is
-        cut with are, and all of what is not cut with it."""
+        cut with are, and all of what is not cut with it. Of zeros that are left out, the others may come to be there."""
         cut = next(cut for cut in self._found[call].cuts if cut.outputs[output] == axis)
         parts = []
         for place, tensor in trial.tensors.items():
             along = flows[tensor].axes.get(cut.inputs[place]) if place in cut.inputs else None
             parts.append(flows[tensor].is_fixed if along is None else along.fixed)
-        return np.all(np.broadcast_arrays(*parts), axis=0)
+        found = np.all(np.broadcast_arrays(*parts), axis=0)
+        return np.logical_and(found, found.all()) if cut.of_zeros else found
 
 
 def _cuts(
