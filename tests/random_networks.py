@@ -311,6 +311,9 @@ class SequenceNetwork(Network):
             lambda: ops.transpose(self.L.Dense(3)(ops.transpose(x, (0, 2, 1))), (0, 2, 1)),
             lambda: ops.matmul(ops.matmul(x, ops.transpose(x, (0, 2, 1))), x),
             lambda: ops.einsum("btc,bsc->bts", x, x),
+            lambda: self.L.UnitNormalization()(x),
+            lambda: self.L.Attention()([x, x]),
+            lambda: self.L.Lambda(lambda y: tf.cumsum(y, axis=-1))(x),
         )()
 
     def model(self):
