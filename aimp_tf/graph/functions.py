@@ -124,7 +124,7 @@ class Tried(Rule):
 
     def _fixed(self, call: Call, flows: Flows, trial: Trial, output: int, axis: int) -> np.ndarray:
         """Whether each entry along an axis of an output is the same for all inputs, bool (size,), as those that it is
-        cut with are, and all of what is not cut with it. Of zeros that are left out, the others may come to be there."""
+        cut with are, and all of what is not cut with it; where zeros alone can go, as all of them are."""
         cut = next(cut for cut in self._found[call].cuts if cut.outputs[output] == axis)
         parts = []
         for place, tensor in trial.tensors.items():
