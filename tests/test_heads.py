@@ -51,9 +51,44 @@ def test_groups_of_heads(K):
         aimp_tf.groups(flat, granularity="head")
 
 
-def test_an_excluded_projection_keeps_its_heads(K):
-    found = aimp_tf.groups(transformer(K), granularity="head", exclude=["block_1_attention/*"])
+@pytest.mark.parametrize("excluded", ["*", "query/*", "key/*", "value/*"])
+def test_an_excluded_projection_keeps_its_heads(excluded, K):
+    found = aimp_tf.groups(transformer(K), granularity="head", exclude=[f"*block_1_attention/{excluded}"])
     assert [group.layers for group in found.groups] == [("block_2_attention",)]
+
+
+def test_groups_of_dimensions(K):
+    """Those of keys are those of queries; those of values are what the output reads; in 64 positions."""
+    model = transformer(K)
+    found = aimp_tf.groups(model, granularity="dimension", exclude=["*block_2_attention/query/*"])
+    assert [(group.layers, group.channels, group.weights, group.multiply_adds) for group in found.groups] == [
+        (("block_1_attention",), 16, 2 * 64 * 4, 64 * 2 * 64 * 4),
+        (("block_1_attention",), 16, 2 * 64 * 4, 64 * 2 * 64 * 4),
+        (("block_2_attention",), 16, 2 * 64 * 4, 64 * 2 * 64 * 4),
+    ]
+    assert all("/query/" in path or "/key/" in path for path in found.groups[0].variables)
+    if K.__name__ == "keras":
+        sequence = K.Input((5, 8))
+        grouped = K.Model(sequence, K.layers.Dense(2)(K.layers.GroupQueryAttention(4, 6, 2)(sequence, sequence)))
+        with pytest.raises(ValueError, match="No dimension of the model .* can go"):
+            aimp_tf.groups(grouped, granularity="dimension")
+
+
+def test_dimensions_go_with_the_scale_that_they_had(K):
+    """Attention divides by the root of how many there were, masked and compacted alike."""
+    images, labels = np.random.default_rng(0).random((32, 8, 8, 1), np.float32), np.arange(32) % 10
+    kinds = ("channel", "head", "dimension")
+    settings = {"granularity": kinds, "budget": "channels", "target_sparsity": 0.4, "rate": 0.4, "epochs": 1}
+    result = aimp_tf.prune(transformer(K), images, labels, min_layer_survivors=1, verbose=0, seed=0, **settings)
+    small = result.compact()
+    sizes = [
+        (layer.get_config()["num_heads"], layer.get_config()["key_dim"], layer.get_config()["value_dim"])
+        for layer in small.layers
+        if type(layer).__name__ == "MultiHeadAttention"
+    ]
+    assert len(sizes) == 2 and any(key < 16 for _, key, _ in sizes) and any(value < 16 for *_, value in sizes)
+    outputs = [np.asarray(model(images)) for model in (result.model, small)]
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=1e-5 * np.abs(outputs[0]).max())
 
 
 @pytest.mark.slow
@@ -90,6 +125,7 @@ def test_settings_of_heads():
     config = PruningConfig(0.5, epochs=3, granularity=("channel", "head"), budget="flops")
     config.validate()
     assert PruningConfig.from_json(config.to_json()) == config
+    assert config.replace(granularity=["dimension", "head"]).structure.kinds == ("head", "dimension")
     assert config.structure.kinds == ("channel", "head") and str(config.structure) == "granularity=('channel', 'head')"
     for changes, message in (
         ({"criterion": "votes"}, "criterion='votes' does not know heads"),

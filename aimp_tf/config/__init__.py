@@ -117,8 +117,8 @@ class PruningConfig:
             model whose `call` can be traced: a filter or unit with its bias and normalisation and all that reads it, so
             that `compact` makes a smaller model of the same outputs. They are ranked by the L2 norm of all that is tied
             to them, over the mean of those of the same layers. `aimp_tf.groups` shows them. "head" is attention heads,
-            and ("channel", "head") both in one ranking; what is said of channels holds of heads. "block" is residual
-            branches that are added to what goes on as it is, each with all its weights; all of them may go.
+            "dimension" those of keys or values in all heads of a layer, ("channel", "head") and the like several of
+            these in one ranking; what is said of channels holds of them. "block" is whole residual branches.
         budget: What `target_sparsity` and `rate` count with `granularity="channel"`: "weights" is the prunable ones,
             "channels" those that can go, "flops" the multiply-adds for one example. Of weights and multiply-adds, as
             many are left as the largest number of channels along the ranking has without going beyond the target. An

@@ -5,8 +5,8 @@ import re
 
 from aimp_tf.config.texts import nearest
 
-KINDS = ("channel", "head", "block")
-"""What whole structures there are. The first two can be ranked together."""
+KINDS = ("channel", "head", "dimension", "block")
+"""What whole structures there are. All but the last can be ranked together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Structure:
 
     @classmethod
     def of(cls, granularity: object) -> "Structure":
-        """The structure of "unstructured", "1x4" or the like, "2:4" or the like, "channel", "head", both of these, or
-        "block". Raises ValueError for another.
+        """The structure of "unstructured", "1x4" or the like, "2:4" or the like, one of `KINDS`, or several of those
+        that can be ranked together. Raises ValueError for another.
 
         Example:
             >>> Structure.of("2:4")
@@ -51,8 +51,9 @@ class Structure:
         if of_each and 0 < int(of_each[1]) < int(of_each[2]):
             return cls(m=int(of_each[2]), n=int(of_each[1]))
         raise ValueError(
-            "granularity must be 'unstructured', 'channel', 'head', ('channel', 'head'), 'block', blocks of weights "
-            f"such as '1x4', or so many of each few such as '2:4'; got {granularity!r}."
+            "granularity must be 'unstructured', 'channel', 'head', 'dimension', several of these three such as "
+            "('channel', 'head'), 'block', blocks of weights such as '1x4', or so many of each few such as '2:4'; got "
+            f"{granularity!r}."
             f"{nearest(granularity, ('unstructured', *KINDS, '1x4', '2:4'))}"
         )
 

@@ -52,7 +52,8 @@ class Attention(Rule):
         return {**named, **read, "queries": named["heads"].arranged(lambda each: np.repeat(each, self._times))}
 
     def makes(self) -> Mapping[str, str]:
-        return {"outputs": "channel", "heads": "head"}
+        within = {} if self._grouped else {"dimensions": "dimension", "values": "dimension"}
+        return {"outputs": "channel", "heads": "head", **within}
 
     def readings(self) -> Sequence[Reading]:
         found = []

@@ -157,7 +157,7 @@ class _Found:
                 if not trains and not matches(self._paths[key], include):
                     pin(call, names, f"{call.name} is frozen (trainable=False)")
                 elif key in self._prunable - self._selected:
-                    pin(call, set(rule.makes()) & set(names) or rule.makes(), f"{call.name} is excluded")
+                    pin(call, self._made(call, names), f"{call.name} is excluded")
         return reasons
 
     def units(self, reasons: Mapping[int, str]) -> ChannelUnits:
@@ -196,6 +196,12 @@ class _Found:
             other_products=others,
             kinds=tuple(self._kinds),
         )
+
+    def _made(self, call: Call, names: Iterable[str | None]) -> list[str]:
+        """Which of these names count what a layer makes."""
+        named = self._named(call)
+        made = [class_ for name in self._rules[call].makes() for class_ in named[name].classes.tolist()]
+        return [name for name in names if name is not None and np.isin(named[name].classes, made).all()]
 
     def _axes(self, unit_of: np.ndarray) -> tuple[dict[str, tuple[np.ndarray | None, ...]], dict[str, int]]:
         """`axes` and `reads` of `ChannelLayout`, of all variables that count channels or not, in their order."""

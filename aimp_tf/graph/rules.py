@@ -159,7 +159,7 @@ class Rule(abc.ABC):
         return tuple(flows[call.inputs[0]].others.values()) if self.is_tied else ()
 
     def makes(self) -> Mapping[str, str]:
-        """What the weights make, by name -> what kind of unit it is: "channel" or "head"."""
+        """What the weights make, by name -> what kind of unit it is: "channel", "head" or "dimension"."""
         return {"outputs": "channel"} if self.readings() else {}
 
     def completed(self, needed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

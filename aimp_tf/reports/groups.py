@@ -95,7 +95,7 @@ def groups(
 
     Args:
         model: A built model of either generation of Keras, whose `call` can be traced.
-        granularity: "channel", "head", or both in a tuple; or "block".
+        granularity: "channel", "head" or "dimension", or several of these in a tuple; or "block".
         include: As in `PruningConfig`.
         exclude: As in `PruningConfig`.
         min_layer_survivors: As in `PruningConfig`: how many channels of each group stay at least; 0 is a tenth.
