@@ -103,6 +103,123 @@ def test_zeros_go_where_nothing_else_can(function, sees_zeros, dead, K):
     assert len(report.left_alone) == 1  # For the others stay, whatever reads them.
 
 
+FUNCTIONS_OF_ALL = {
+    "all of many": (32, [3, 7], lambda x: tf.cast(tf.reduce_all(x > 0, axis=-1, keepdims=True), tf.float32)),
+    "largest whole number": (
+        32,
+        [3, 7],
+        lambda x: tf.cast(tf.reduce_max(tf.cast(-tf.abs(10 * x), tf.int32), -1), x.dtype),
+    ),
+    "neighbours": (3, [0, 2], lambda x: tf.reduce_sum(x[:, 1:] * x[:, :-1], axis=-1, keepdims=True)),
+    "the three largest": (12, [3, 7], lambda x: tf.math.top_k(tf.abs(x), 3).values),
+    "by how many there are": (12, [3, 7], lambda x: tf.reduce_sum(x, -1, keepdims=True) / min(4, x.shape[-1])),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS_OF_ALL)
+def test_zeros_stay_where_what_is_left_would_tell(name, K):
+    channels, left, function = FUNCTIONS_OF_ALL[name]
+    vector, first = K.Input((5,)), K.layers.Dense(channels, name="first")
+    model = K.Model(vector, K.layers.Lambda(function)(first(vector)))
+    fill(model, np.random.default_rng(0))
+    for variable in (first.kernel, first.bias):
+        clear(variable, [each for each in range(channels) if each not in left], -1)
+    _, report = compacted(model, 5)
+    assert report.channels["first"] == (channels, channels)
+
+
+def test_functions_that_look_back_keep_what_is_before(K):
+    """Of few channels, too, of which the first ones alone would do."""
+    vector, first, last = K.Input((5,)), K.layers.Dense(3, name="first"), K.layers.Dense(2)
+    model = K.Model(vector, last(K.layers.Lambda(lambda x: tf.cumsum(x, axis=-1))(first(vector))))
+    fill(model, np.random.default_rng(0))
+    clear(last.kernel, [0, 1], 0)
+    _, report = compacted(model, 5)
+    assert report.channels["first"] == (3, 3)
+
+
+def test_what_stands_for_nothing_hides_nothing(K):
+    """As large a number as masks have does not make differences beside it look small."""
+    image, mask, first, last = (
+        K.Input((4, 4, 8)),
+        K.Input((4, 4, 1)),
+        K.layers.Dense(16, name="first"),
+        K.layers.Dense(2),
+    )
+
+    def masked(given):
+        return tf.where(given[1] > 0, given[0] - tf.reduce_mean(given[0], axis=-1, keepdims=True), -1e9)
+
+    pooled = K.layers.GlobalMaxPooling2D()(K.layers.Lambda(masked)([first(image), mask]))
+    model = K.Model([image, mask], last(pooled))
+    fill(model, np.random.default_rng(0))
+    clear(last.kernel, range(8, 16), 0)
+    inputs = [np.random.default_rng(1).normal(size=(3, 4, 4, size)).astype(np.float32) for size in (8, 1)]
+    check_same(model, [inputs[0], np.abs(inputs[1])])
+
+
+@pytest.mark.parametrize("length", [10, None])
+def test_constants_that_are_added_up_over_time_are_not_folded(length, K):
+    """They are tried with shorter sequences than there will be."""
+    sequence, first = K.Input((length, 3)), K.layers.Dense(4, name="first")
+    summed = K.layers.Lambda(lambda x: tf.reduce_sum(x, axis=1))(first(sequence))
+    model = K.Model(sequence, K.layers.Dense(2)(summed))
+    fill(model, np.random.default_rng(0))
+    clear(first.kernel, [1], -1)
+    compacted(model, 10, 3)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_values_of_attention_that_may_see_nothing_stay(dropout):
+    """With dropout, Keras 3 gives zeros where all is masked."""
+    sequence, mask = keras.Input((5, 8)), keras.Input((5, 5), dtype="bool")
+    layer = keras.layers.MultiHeadAttention(3, 4, dropout=dropout)
+    model = keras.Model([sequence, mask], layer(sequence, sequence, attention_mask=mask))
+    fill(model, np.random.default_rng(0))
+    clear(layer._value_dense.kernel, [1], 1)
+    given = np.ones((2, 5, 5), bool)
+    given[:, 2] = False
+    small, _ = check_same(model, [np.random.default_rng(1).normal(size=(2, 5, 8)).astype(np.float32), given])
+    (left,) = (part for part in small.layers if type(part) is type(layer))
+    assert left._num_heads == (3 if dropout else 2)
+
+
+class GivenMatrix(keras.layers.Layer):
+    """Multiplies what it gets, and has no weights itself."""
+
+    def call(self, x, matrix):
+        return keras.ops.matmul(x, matrix)
+
+
+class Own(keras.layers.Layer):
+    """Does something with a matrix of its own."""
+
+    def __init__(self, function, **settings):
+        super().__init__(**settings)
+        self.function, self.product = function, GivenMatrix()
+
+    def build(self, shape):
+        self.matrix = self.add_weight(shape=(4, 6))
+
+    def call(self, x):
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda own, x: own.product(x, own.matrix),
+        lambda own, x: keras.ops.map(lambda row: keras.ops.matmul(row[None], own.matrix)[0], x),
+        lambda own, x: keras.ops.sum(keras.ops.expand_dims(x, -1) * own.matrix, 1),
+    ],
+    ids=["by another layer", "row by row", "and adds up"],
+)
+def test_matrices_of_a_layer_of_ones_own_are_named_where_they_may_be_multiplied(function):
+    vector = keras.Input((4,))
+    _, report = compacted(keras.Model(vector, keras.layers.Dense(2)(Own(function, name="own")(vector))), 4)
+    assert report.not_counted == {"own": "Own"}
+
+
 def test_what_comes_of_zeros_beside_others_is_not_always_the_same(K):
     """A sum so far is that of the others where a zero is added, and what reads it reads that."""
     image, first = K.Input((1, 1, 2)), K.layers.Conv2D(8, 1, name="first")

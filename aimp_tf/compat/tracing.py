@@ -86,16 +86,14 @@ def _functional(
 @contextlib.contextmanager
 def _entered(parts: Iterable[Any]) -> Iterator[None]:
     """Has calls of layers run their `call` alone, so that Keras does not see the layers themselves."""
-    before = [(part, type(part)) for part in parts]
-    for part, kind in before:
-        # Python looks for this method in classes alone.
-        entered = type(kind.__name__, (kind,), {"__call__": lambda self, *args, **kwargs: self.call(*args, **kwargs)})
-        object.__setattr__(part, "__class__", entered)
-    try:
+    with contextlib.ExitStack() as stack:
+        for part in parts:
+            kind = type(part)
+            # Python looks for this method in classes alone.
+            method = {"__call__": lambda self, *args, **kwargs: self.call(*args, **kwargs)}
+            stack.callback(object.__setattr__, part, "__class__", kind)
+            object.__setattr__(part, "__class__", type(kind.__name__, (kind,), method))
         yield
-    finally:
-        for part, kind in before:
-            object.__setattr__(part, "__class__", kind)
 
 
 def _reshapes_examples(functional: Any) -> bool:

@@ -42,6 +42,8 @@ class Attention(Rule):
             name: [assumptions.value(weight) for weight in (dense.kernel, dense.bias) if weight is not None]
             for name, dense in self._dense.items()
         }
+        self._tensors_with_masks = assumptions.masked
+        self._adds_up_to_one = True
         self._grouped = hasattr(layer, "num_repeats")
         self._times = layer.num_repeats if self._grouped else 1
 
@@ -116,7 +118,7 @@ class Attention(Rule):
         """Which values depend on biases alone, and can be left to that of the output, bool (queries, values)."""
         kernel, *bias = self._values["value"]
         found = ~(kernel != 0).any(axis=0)
-        if not bias or "gate" in self._dense:
+        if not bias or "gate" in self._dense or not self._adds_up_to_one:
             return np.zeros_like(np.repeat(found, self._times, axis=0))
         return np.repeat(found & ~np.isnan(bias[0]), self._times, axis=0)
 
@@ -146,6 +148,11 @@ class Attention(Rule):
         return found | (bias[0] != 0) if bias else found
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
+        # With dropout, Keras 3 has a row of which all is masked be zero.
+        masked = len(call.args) > 3 or call.kwargs.get("attention_mask") is not None
+        masked = masked or any(tensor in self._tensors_with_masks for tensor in call.inputs)
+        drops = any(getattr(self.layer, name, 0) for name in ("dropout", "_dropout"))
+        self._adds_up_to_one = self._adds_up_to_one and not (masked and drops)
         given = given_to(call.args, dict(call.kwargs))
         read = {id(tensor) for tensor in given.values()}
         for tensor, flow in zip(call.inputs, inputs, strict=True):

@@ -66,18 +66,31 @@ def products(call: Call) -> list[Part] | None:
 
 def _of_its_parts(call: Call) -> list[Part] | None:
     """As `products`, of a layer that is made of others and may hold weights of its own, but multiplies no matrices."""
-    within = look_into(call.layer, call.args, call.kwargs, Tensor)
-    if within is None:
+    try:
+        within = look_into(call.layer, call.args, call.kwargs, Tensor)
+        calls = () if within is None else ModelGraph.of(within).calls
+    except Exception:  # Whatever becomes of a layer of one's own that is looked into.
         return None
-    calls = ModelGraph.of(within).calls
-    return None if any(map(_may_multiply_a_matrix, calls)) else _all_of(map(products, calls))
+    seen = {id(weight) for each in calls for weight in (*_matrices_given(each), *getattr(each.layer, "weights", ()))}
+    matrices = (weight for weight in call.layer.weights if len(weight.shape) > 1)
+    if any(id(weight) not in seen for weight in matrices) or any(map(_may_multiply_a_matrix, calls)):
+        return None
+    return _all_of(map(products, calls))
+
+
+def _matrices_given(call: Call) -> list[Any]:
+    """The arrays and variables of two axes or more that a call is given."""
+    given = (leaf for leaf in tf.nest.flatten((call.args, dict(call.kwargs))) if not isinstance(leaf, Tensor))
+    return [leaf for leaf in given if len(getattr(leaf, "shape", ())) > 1 and tf.as_dtype(leaf.dtype).is_floating]
 
 
 def _may_multiply_a_matrix(call: Call) -> bool:
-    """Whether a function gets an array or variable of two axes or more, and may do more than take values of it."""
-    given = (leaf for leaf in tf.nest.flatten((call.args, dict(call.kwargs))) if not isinstance(leaf, Tensor))
-    matrices = any(len(getattr(leaf, "shape", ())) > 1 and tf.as_dtype(leaf.dtype).is_floating for leaf in given)
-    return matrices and is_function(call.layer) and function_name(call.layer) not in _WITHOUT_PRODUCTS
+    """Whether a call that is given a matrix may do more than take values of it."""
+    if not _matrices_given(call):
+        return False
+    name = function_name(call.layer) if is_function(call.layer) else ""
+    entries, given = (max(_product(each.shape[1:]) for each in some) for some in (call.outputs, call.inputs))
+    return name not in _WITHOUT_PRODUCTS and (name not in ("multiply", "divide") or entries > given)
 
 
 def by_path(
@@ -247,7 +260,7 @@ _VALUE_BY_VALUE = (
 """Layers of Keras with weights that may be matrices, but multiply none."""
 
 _WITHOUT_PRODUCTS = (
-    "add subtract multiply divide maximum minimum where take getitem concatenate concat broadcastto broadcast_to tile "
+    "add subtract maximum minimum where take getitem concatenate concat broadcastto broadcast_to tile "
     "repeat cast expanddims expand_dims reshape softmax"
 ).split()
 """Functions that multiply no matrices that they are given, as both generations call them."""

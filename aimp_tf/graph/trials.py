@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,14 +99,12 @@ class Trial:
     def sample(self, examples: int | None = None, sizes: tuple[float, float] = (-2.0, 2.5)) -> dict[int, np.ndarray]:
         """Numbers for all tensors, float32 but for integers and truths; those of an example are of one size, the powers
         of ten between these two. By default, as many examples as it is tried with."""
-        examples = examples or self._examples
-        scales = 10 ** self._generator.uniform(*sizes, examples)
-        return {place: self._numbers(place, (examples, *shape[1:]), scales) for place, shape in self._shapes.items()}
+        return self._sample(self._shapes, examples or self._examples, sizes)
 
     def cut(self, place: int, axis: int, *, of_zeros: bool = False) -> Cut | None:
         """What else loses entries, or zeros, where a tensor loses them along an axis; None if there is no such way."""
         size = self._shapes[place][axis]
-        bases = self._base
+        bases, sets = self._base, self._to_keep(size, 1 if of_zeros else 2)
         if of_zeros:  # They are the largest among negative numbers, and the least among positive ones.
             sized = [{each: np.abs(numbers) for each, numbers in values.items()} for values, _ in bases]
             bases = [
@@ -114,11 +112,12 @@ class Trial:
                 *(({each: sign * values[each] for each in values}, []) for values in sized for sign in (1, -1)),
             ]
         for inputs in itertools.islice(self._ways(place, axis, size), _MOST_WAYS):
-            if of_zeros and not self.arrays.keys().isdisjoint(inputs):
+            if of_zeros and not all(self._is_floating(each) for each in inputs):
                 continue
-            found = {self._outputs_of(inputs, size, *base, of_zeros=of_zeros) for base in bases}
-            outputs = found.pop()
-            if outputs is not None and not found and self._is_told(inputs, outputs):
+            outputs = self._agreed(
+                self._outputs_of(inputs, size, kept, *base, of_zeros=of_zeros) for base in bases for kept in sets
+            )
+            if outputs is not None and self._is_told(inputs, outputs):
                 return Cut(inputs, outputs, of_zeros)
         return None
 
@@ -134,7 +133,30 @@ class Trial:
         # An array that it is given may hold zeros, by which it multiplies.
         if not self.arrays and all(np.isnan(each).all() for axes in known.values() for each in axes.values()):
             return np.full(size, np.nan)
-        values = self.sample(_MANY_EXAMPLES, (-3.0, 4.0))
+        # What is added up along other axes depends on how long they are, and here some are shorter than they will be.
+        found, longer = (
+            self._constants(shapes, known, output, axis, size) for shapes in (self._shapes, self._longer())
+        )
+        return np.where(np.isclose(found, longer, rtol=1e-6, atol=0), found, np.nan)
+
+    def _longer(self) -> dict[int, tuple[int, ...]]:
+        """The shapes with one more along each axis whose real size is another, or not known."""
+        longer = {}
+        for place, (examples, *sizes) in self._shapes.items():
+            real = self.tensors[place].shape[1:]
+            longer[place] = (examples, *(size + (size != each) for size, each in zip(sizes, real, strict=True)))
+        return longer
+
+    def _constants(
+        self,
+        shapes: Mapping[int, tuple[int, ...]],
+        known: Mapping[int, Mapping[int, np.ndarray]],
+        output: int,
+        axis: int,
+        size: int,
+    ) -> np.ndarray:
+        """As `constants`, for tensors of these shapes."""
+        values = self._sample(shapes, _MANY_EXAMPLES, (-3.0, 4.0))
         for place, axes in known.items():
             for along, constants in axes.items():
                 lying = constants.reshape([-1 if other == along else 1 for other in range(values[place].ndim)])
@@ -187,6 +209,36 @@ class Trial:
                     return False
         return True
 
+    def _sample(
+        self, shapes: Mapping[int, tuple[int, ...]], examples: int, sizes: tuple[float, float]
+    ) -> dict[int, np.ndarray]:
+        scales = 10 ** self._generator.uniform(*sizes, examples)
+        return {place: self._numbers(place, (examples, *shape[1:]), scales) for place, shape in shapes.items()}
+
+    def _is_floating(self, place: int) -> bool:
+        """Whether it is a tensor, and of numbers that may be of any size."""
+        return place in self.tensors and tf.as_dtype(self.tensors[place].dtype).is_floating
+
+    def _to_keep(self, size: int, least: int) -> list[np.ndarray]:
+        """Sets of entries of so many: a few, about half and nearly all; of few entries, all that there are."""
+        if size <= _SMALL:
+            counts = range(1, max(size, 2))
+            return [np.array(kept) for count in counts for kept in itertools.combinations(range(size), count)]
+        few = self._generator.choice(np.arange(1, size), least, replace=False)
+        half = self._generator.choice(size, size // 2, replace=False)
+        most = np.delete(np.arange(size), self._generator.integers(size - 1))
+        return [np.sort(few), np.sort(half), most]
+
+    @staticmethod
+    def _agreed(found: Iterable[tuple[int | None, ...] | None]) -> tuple[int | None, ...] | None:
+        """What all of these are, if they are the same; they are looked at up to the first that differs."""
+        outputs = None
+        for each in found:
+            if each is None or outputs not in (None, each):
+                return None
+            outputs = each
+        return outputs
+
     def _numbers(self, place: int, shape: tuple[int, ...], scales: np.ndarray) -> np.ndarray:
         dtype = tf.as_dtype(self.tensors[place].dtype)
         if not dtype.is_floating:
@@ -215,13 +267,13 @@ class Trial:
         self,
         inputs: Mapping[int, int],
         size: int,
+        kept: np.ndarray,
         values: Values,
         outputs: Sequence[np.ndarray] | None,
         *,
         of_zeros: bool,
     ) -> tuple[int | None, ...] | None:
         """The axis of each output that loses what these inputs lose; None if that is not all that changes."""
-        kept = np.sort(self._generator.choice(size, max(1, size // 2), replace=False))
         given = {**self.arrays, **values}
         fewer = self.run({**values, **{place: np.take(given[place], kept, axis) for place, axis in inputs.items()}})
         if of_zeros and fewer is not None:
@@ -266,11 +318,11 @@ def value_by_value(function: Callable[[Any], Any]) -> Callable[[np.ndarray], np.
 
 def alike(some: np.ndarray, others: np.ndarray) -> bool:
     """Whether these are the same but for rounding, which a sum of what is large has, too, where little is left of it:
-    beside the largest of the same example."""
+    beside the largest of the same example that is not the same to the last bit."""
     if some.shape != others.shape:
         return False
     sizes = np.abs(np.where(np.isfinite(some), some, 0)).astype(np.float64)
-    of_example = sizes.max(axis=tuple(range(1, some.ndim)), keepdims=True, initial=0)
+    of_example = (sizes * (some != others)).max(axis=tuple(range(1, some.ndim)), keepdims=True, initial=0)
     slack = 1e-4 * sizes + 1e-5 * np.maximum(of_example, min(1.0, sizes.max(initial=0)))
     with np.errstate(invalid="ignore"):  # Infinity less infinity.
         near = np.abs(np.subtract(some, others, dtype=np.float64)) <= slack

@@ -193,9 +193,12 @@ def _fit_pquant(config: Any, experiment: Experiment, data: ImageData, epochs: in
         layer = PQDense(config, units, quantize_input=False, **options)
         return lambda x: keras.layers.Activation(activation)(layer(x))
 
+    def convolution(filters: int, kernel_size: int, strides: int = 1, **options: Any) -> Any:
+        return PQConv2d(config, filters, kernel_size, quantize_input=False, strides=strides, **options)
+
     # Its add_compression_layers takes chains of layers alone, so its layers are put in place of Keras' from the first.
     layers = types.SimpleNamespace(**vars(keras.layers))
-    layers.Conv2D = functools.partial(PQConv2d, config, quantize_input=False)
+    layers.Conv2D = convolution
     layers.Dense = dense
     stand_in = types.SimpleNamespace(Input=keras.Input, Model=keras.Model, layers=layers)
     plain = compiled_model(experiment, data, epochs=epochs)
