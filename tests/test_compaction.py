@@ -548,7 +548,7 @@ def test_layers_that_no_config_makes_are_shared(K, caplog, tmp_path):
         small, report = check_same(model, points)
     assert report.channels == {"wide": (50, 3), "last": (2, 2)}
     assert report.shared == {"much": "TooMuch", "none": "None_", "other": "OtherWeights", "nested_much": "TooMuch"}
-    assert report.not_counted == {"other": "OtherWeights"}
+    assert not report.not_counted  # The matrix of one is added up, and multiplied with nothing.
     assert "share their weights with the model: much (TooMuch), none (None_)" in caplog.text
     assert "model itself, for their configs do not make them: much (TooMuch)," in report.summary()
     # They have one memory, but the model is what it was, and can do what it could.

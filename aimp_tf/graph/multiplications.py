@@ -73,9 +73,18 @@ def _of_its_parts(call: Call) -> list[Part] | None:
         return None
     seen = {id(weight) for each in calls for weight in (*_matrices_given(each), *getattr(each.layer, "weights", ()))}
     matrices = (weight for weight in call.layer.weights if len(weight.shape) > 1)
-    if any(id(weight) not in seen for weight in matrices) or any(map(_may_multiply_a_matrix, calls)):
+    if any(id(weight) not in seen for weight in matrices) and (not calls or any(map(_may_hold_a_matrix, calls))):
+        return None
+    if any(map(_may_multiply_a_matrix, calls)):
         return None
     return _all_of(map(products, calls))
+
+
+def _may_hold_a_matrix(call: Call) -> bool:
+    """Whether a call does what code of the user's says, which may know weights that it is not given."""
+    functions = any(map(callable, tf.nest.flatten((call.args, dict(call.kwargs)))))
+    known = is_keras_own(type(call.layer)) or is_function(call.layer)
+    return functions or type(call.layer).__name__ == "Lambda" or not known
 
 
 def _matrices_given(call: Call) -> list[Any]:
