@@ -81,10 +81,9 @@ def _of_its_parts(call: Call) -> list[Part] | None:
 
 
 def _may_hold_a_matrix(call: Call) -> bool:
-    """Whether a call does what code of the user's says, which may know weights that it is not given."""
+    """Whether a call does what a function of the user's says, which may know weights that it is not given."""
     functions = any(map(callable, tf.nest.flatten((call.args, dict(call.kwargs)))))
-    known = is_keras_own(type(call.layer)) or is_function(call.layer)
-    return functions or type(call.layer).__name__ == "Lambda" or not known
+    return functions or type(call.layer).__name__ == "Lambda"
 
 
 def _matrices_given(call: Call) -> list[Any]:
