@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Iterable
@@ -106,6 +107,11 @@ def finalize(layers: Iterable[Any]) -> None:
     for layer in layers:
         if layer.weights and hasattr(layer, "finalize_state"):
             layer.finalize_state()
+
+
+def keras_of(layer: Any) -> Any:
+    """The module of the generation that a layer, or an operation in its place, is of."""
+    return importlib.import_module("keras" if hasattr(layer, "compute_output_spec") else "tf_keras")
 
 
 def children(layer: Any) -> list[Any]:

@@ -141,12 +141,13 @@ def _traceable(layer: Any) -> Iterator[list[Any]]:
     It gives a list of those that turn out to give None among tensors, which Keras does not take in a functional model.
     """
     incomplete: list[Any] = []
-    names = [(part, vars(part).get("name")) for part in layers_of(layer)]
+    parts = layers_of(layer)
+    names = [(part, vars(part).get("name")) for part in parts]
     taken = collections.Counter(name for _, name in names)
     apart = [
         Swap(part, "name", f"{name}_{place}") for place, (part, name) in enumerate(names) if name and taken[name] > 1
     ]
-    own = [part for part in layers_of(layer) if hasattr(part, "compute_output_spec") and not is_keras_own(type(part))]
+    own = [part for part in parts if hasattr(part, "compute_output_spec") and not is_keras_own(type(part))]
 
     def telling(part: Any) -> Any:
         def told(*args: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import tensorflow as tf
 
 from aimp_tf.compat.functional import declared_inputs, functional_within, structures_of
 from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.compat.models import children
+from aimp_tf.compat.models import children, keras_of
 from aimp_tf.compat.tracing import holds_weights_itself, replaced, seen, traced
 from aimp_tf.compat.variables import bare
 
@@ -57,7 +56,7 @@ def look_into(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], flow
     """A functional model that tells what a call of a layer computes, but cannot take its place: the layer may hold
     weights itself, and the number of examples be fixed. None where that cannot be seen; arguments as of `opened`."""
     leaves = [leaf for leaf in tf.nest.flatten((args, dict(kwargs))) if isinstance(leaf, flowing)]
-    keras = importlib.import_module("keras" if hasattr(layer, "compute_output_spec") else "tf_keras")
+    keras = keras_of(layer)
     if not leaves or not isinstance(layer, keras.layers.Layer):
         return None
     return seen(layer, *_symbolic(leaves, args, kwargs, keras), keras)

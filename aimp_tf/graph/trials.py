@@ -96,10 +96,17 @@ class Trial:
         except Exception:  # Whatever a function raises that was not made for this, or takes texts.
             return None
 
-    def sample(self, examples: int | None = None, sizes: tuple[float, float] = (-2.0, 2.5)) -> dict[int, np.ndarray]:
+    def sample(
+        self,
+        examples: int | None = None,
+        sizes: tuple[float, float] = (-2.0, 2.5),
+        shapes: Mapping[int, tuple[int, ...]] | None = None,
+    ) -> dict[int, np.ndarray]:
         """Numbers for all tensors, float32 but for integers and truths; those of an example are of one size, the powers
-        of ten between these two. By default, as many examples as it is tried with."""
-        return self._sample(self._shapes, examples or self._examples, sizes)
+        of ten between these two. By default, as many examples as it is tried with, and of the same shapes."""
+        examples, shapes = examples or self._examples, shapes or self._shapes
+        scales = 10 ** self._generator.uniform(*sizes, examples)
+        return {place: self._numbers(place, (examples, *shape[1:]), scales) for place, shape in shapes.items()}
 
     def cut(self, place: int, axis: int, *, of_zeros: bool = False) -> Cut | None:
         """What else loses entries, or zeros, where a tensor loses them along an axis; None if there is no such way."""
@@ -156,7 +163,7 @@ class Trial:
         size: int,
     ) -> np.ndarray:
         """As `constants`, for tensors of these shapes."""
-        values = self._sample(shapes, _MANY_EXAMPLES, (-3.0, 4.0))
+        values = self.sample(_MANY_EXAMPLES, (-3.0, 4.0), shapes)
         for place, axes in known.items():
             for along, constants in axes.items():
                 lying = constants.reshape([-1 if other == along else 1 for other in range(values[place].ndim)])
@@ -208,12 +215,6 @@ class Trial:
                 if real not in (None, size) and not (size == _SMALL < real):
                     return False
         return True
-
-    def _sample(
-        self, shapes: Mapping[int, tuple[int, ...]], examples: int, sizes: tuple[float, float]
-    ) -> dict[int, np.ndarray]:
-        scales = 10 ** self._generator.uniform(*sizes, examples)
-        return {place: self._numbers(place, (examples, *shape[1:]), scales) for place, shape in shapes.items()}
 
     def _is_floating(self, place: int) -> bool:
         """Whether it is a tensor, and of numbers that may be of any size."""
