@@ -128,14 +128,29 @@ def test_zeros_stay_where_what_is_left_would_tell(name, K):
     assert report.channels["first"] == (channels, channels)
 
 
-def test_functions_that_look_back_keep_what_is_before(K):
+def test_functions_of_whole_numbers_see_zeros(K):
+    """They are tried with the least of them, which may be zero there, too."""
+    vector, first = K.Input((5,)), K.layers.Dense(32, name="first")
+    cast = K.ops.cast if hasattr(K, "ops") else tf.cast
+    whole = cast(10 * first(vector), "int32")
+    largest = K.layers.Lambda(lambda x: tf.reduce_max(x**2 * (1 - x**2), axis=-1, keepdims=True))(whole)
+    model = K.Model(vector, largest)
+    fill(model, np.random.default_rng(0))
+    for variable in (first.kernel, first.bias):
+        clear(variable, [each for each in range(32) if each not in (3, 7)], -1)
+    _, report = compacted(model, 5)
+    assert report.channels["first"] == (32, 32)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_functions_that_look_back_keep_what_is_before(channels, K):
     """Of few channels, too, of which the first ones alone would do."""
-    vector, first, last = K.Input((5,)), K.layers.Dense(3, name="first"), K.layers.Dense(2)
+    vector, first, last = K.Input((5,)), K.layers.Dense(channels, name="first"), K.layers.Dense(2)
     model = K.Model(vector, last(K.layers.Lambda(lambda x: tf.cumsum(x, axis=-1))(first(vector))))
     fill(model, np.random.default_rng(0))
-    clear(last.kernel, [0, 1], 0)
+    clear(last.kernel, range(channels - 1), 0)
     _, report = compacted(model, 5)
-    assert report.channels["first"] == (3, 3)
+    assert report.channels["first"] == (channels, channels)
 
 
 def test_what_stands_for_nothing_hides_nothing(K):
