@@ -8,6 +8,7 @@ from aimp_tf.selection.activation_criteria import (
     Utility,
     Votes,
 )
+from aimp_tf.selection.block_criteria import OutputInformation
 from aimp_tf.selection.criteria import Fisher, Gradient, Lamp, Magnitude, Random, Scale, Taylor
 from aimp_tf.selection.criterion import Criterion
 from aimp_tf.selection.statistics import Channels, Statistics
@@ -22,6 +23,7 @@ __all__ = [
     "Lamp",
     "Magnitude",
     "MutualInformation",
+    "OutputInformation",
     "Random",
     "Reconstruction",
     "Scale",

@@ -122,6 +122,50 @@ def test_the_least_of_blocks_go(criterion, K):
     assert gone == {f"{part}_{block}" for part in ("a", "b", "norm") for block in (1, 3)}
 
 
+def halves(K, end=lambda y: y):
+    """A model of four blocks, of which the second and the last work on numbers that the outputs do not see."""
+    inputs = stream = K.Input((8,))
+    seen = np.arange(8) < 4
+    kernels = []
+    for block in range(4):
+        a, b = (
+            K.layers.Dense(8, activation, name=f"{name}_{block}") for name, activation in (("a", "relu"), ("b", None))
+        )
+        stream = K.layers.Add(name=f"block_{block}")([stream, end(b(a(stream)))])
+        kernels += [(layer, seen != block % 2) for layer in (a, b)]
+    head = K.layers.Dense(3, name="head")
+    model = K.Model(inputs, head(stream))
+    generator = np.random.default_rng(0)
+    for layer, half in [*kernels, (head, seen)]:
+        drawn = generator.normal(size=layer.kernel.shape)
+        layer.kernel.assign(drawn * half[:, np.newaxis] * (half[np.newaxis] if layer is not head else 1))
+    model.compile("sgd", "mse")
+    return model
+
+
+def test_blocks_that_tell_nothing_of_the_outputs_go(K):
+    """However much they add."""
+    model, generator = halves(K), np.random.default_rng(1)
+    for name in ("b_1", "b_3"):
+        model.get_layer(name).kernel.assign(100 * model.get_layer(name).kernel)
+    x, y = generator.normal(size=(512, 8)).astype(np.float32), generator.normal(size=(512, 3))
+    settings = {"granularity": "block", "budget": "channels", "target_sparsity": 0.5}
+    for criterion in ("output_information", aimp_tf.criteria.OutputInformation(batches=16)):
+        result = aimp_tf.one_shot(model, x, y, criterion=criterion, **settings)
+        gone = {path.split("/")[-2] for path, mask in result.masks.items() if not mask.any()}
+        assert gone == {"a_1", "b_1", "a_3", "b_3"}
+
+
+def test_what_no_layer_adds_is_told(K):
+    x, y = np.ones((32, 8), np.float32), np.ones((32, 3), np.float32)
+    shared = K.layers.Activation("relu", name="shared")
+    settings = {"granularity": "block", "budget": "channels", "target_sparsity": 0.5}
+    with pytest.raises(
+        ValueError, match="what block_0, block_1, block_2, block_3 adds is given by no layer, or by one"
+    ):
+        aimp_tf.one_shot(halves(K, shared), x, y, criterion="output_information", **settings)
+
+
 @pytest.mark.slow
 def test_digits_with_fewer_blocks(digits, K, tmp_path):
     """Real data: the target, rounds, what is zero, and the smaller model, which computes the same."""
@@ -155,6 +199,10 @@ def test_settings_of_blocks():
     config.validate()
     for changes, message in (
         ({"criterion": "votes"}, "criterion='votes' does not know blocks, which granularity='block' ranks"),
+        (
+            {"granularity": "channel", "criterion": "output_information"},
+            "ranks whole blocks. Write granularity='block'",
+        ),
         ({"repair": True}, "repair does not know blocks"),
         ({"method": "dynamic"}, "method='dynamic' does not know blocks"),
         ({"channel_multiple": 4}, "channel_multiple does not know blocks"),

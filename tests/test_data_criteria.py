@@ -7,8 +7,10 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
+from aimp_tf.config.granularity import OF_BLOCKS
 from aimp_tf.graph.windows import sampled_rows
 from aimp_tf.masking import mask_model
+from aimp_tf.selection.channel_layout import ChannelSet
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.criteria import CRITERIA, criterion_of
 from aimp_tf.selection.criterion import channel_scores_of, scores_of
@@ -16,7 +18,7 @@ from aimp_tf.selection.grams import Elimination, Gram, removal_costs_of_weights,
 from aimp_tf.selection.statistics import Channels, Statistics
 from aimp_tf.training.statistics import ModelSample
 
-OF_CHANNELS = sorted(set(CRITERIA) - {"magnitude", "lamp", "random"})
+OF_CHANNELS = sorted(set(CRITERIA) - {"magnitude", "lamp", "random", *OF_BLOCKS})
 OF_WEIGHTS = ["taylor", "fisher", "gradient", "reconstruction"]
 
 
@@ -329,6 +331,36 @@ def test_mutual_information_of_normal_variables():
     assert scores[0] == pytest.approx(-np.log(1 - 0.36) / 2, abs=0.02) and scores[1] < 0.005
     # Of what a kernel gives, all that cannot go: the more of a channel is in it, the more it tells.
     assert channel_scores_of(criterion_of("mutual_information"), made_up(x))[0] > 1
+
+
+def test_output_information_of_normal_variables():
+    """Of a block that has a part in the outputs, at any scale, of a wide one that has none, and of one that is gone."""
+    generator = np.random.default_rng(0)
+    branches = [100 * generator.normal(size=(1000, 1)), generator.normal(size=(1000, 128)), np.zeros((1000, 3))]
+    outputs = 0.6 * branches[0] / 100 + 0.8 * generator.normal(size=(1000, 1))
+
+    class Known:
+        def collect(self, names):
+            named = {str(index): np.split(branch, 4) for index, branch in enumerate(branches)}
+            return {"branches": named, "outputs": np.split(outputs, 4)}
+
+    kernels = {f"{index}/kernel": np.ones((2, 2)) for index in range(3)}
+    units = ChannelUnits(
+        axes={path: (None, np.full(2, index)) for index, path in enumerate(kernels)},
+        shapes=dict.fromkeys(kernels, (2, 2)),
+        sets=[ChannelSet("all", ("0", "1", "2"), np.arange(3))],
+        counted=frozenset(kernels),
+        scored=frozenset(kernels),
+        reads={},
+        products=(),
+        other_products=0,
+        others=("0", "1", "2"),
+        kinds=("block",),
+    )
+    masks = {path: kernel > 0 for path, kernel in kernels.items()}
+    channels = Channels(units, Statistics(kernels, masks, generator, Known()))
+    scores = channel_scores_of(criterion_of("output_information"), channels)
+    assert scores == pytest.approx([-np.log(1 - 0.36) / 2, 0, 0], abs=0.03) and scores[2] == 0
 
 
 def test_reconstruction_of_independent_inputs_is_their_share():

@@ -88,10 +88,10 @@ class PruningConfig:
             sum of the squares of the survivors of its variable that are not smaller (Lee et al., ICLR 2021, equation
             2). "random" draws lots. By the training data go "taylor", "fisher", "gradient" and "reconstruction", and
             with `granularity="channel"` also "utility", "votes", "activation_density", "discriminant" and
-            "mutual_information"; "scale" goes by that of normalisation. `aimp_tf.criteria` has a class for each, with
-            settings, such as `aimp_tf.criteria.Taylor(batches=16)`. A function `(weights, masks) -> scores` of dicts
-            from path to array gives scores of the weights' shapes; the largest are kept. An `aimp_tf.Criterion` of your
-            own may ask for what those ask for.
+            "mutual_information"; "output_information" is of blocks, "scale" goes by that of normalisation.
+            `aimp_tf.criteria` has a class for each, such as `aimp_tf.criteria.Taylor(batches=16)`. A function
+            `(weights, masks) -> scores` of dicts from path to array gives scores of the weights' shapes; the largest
+            are kept. An `aimp_tf.Criterion` of your own may ask for what those ask for.
         criterion_batches: On how many batches of the training data, from the first on, that is computed which
             `criterion` or `repair` goes by. None takes 8, or what the criterion says itself.
         repair: Whether, after a round, the weights of Dense and convolution layers that are left make up for those that

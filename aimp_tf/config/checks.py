@@ -33,6 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "discriminant",
         "mutual_information",
         "reconstruction",
+        "output_information",
     ),
     "regularizer": ("group_lasso", "hierarchical", "scale_l1", "norm_loss", "nuclear"),
     "projection": ("l1", "l21", "l11"),

@@ -11,6 +11,9 @@ OF_CHANNELS = ("budget", "channel_multiple")
 OF_ALL = ("magnitude", "taylor", "fisher")
 """Criteria that score heads and blocks as well."""
 
+OF_BLOCKS = ("output_information",)
+"""Criteria that score blocks alone."""
+
 
 def check_granularity(config: Any) -> None:
     """Refuses what the granularity does not use."""
@@ -51,13 +54,16 @@ def check_granularity(config: Any) -> None:
 def _check_kinds(config: Any) -> None:
     """Refuses what knows channels alone, where heads or blocks are ranked."""
     kinds = [kind for kind in config.structure.kinds if kind != "channel"]
+    if config.criterion in OF_BLOCKS and "block" not in kinds:
+        raise ValueError(f"criterion={config.criterion!r} ranks whole blocks. Write granularity='block'.")
     if not kinds:
         return
     others = f"{kinds[0]}s, which {config.structure} ranks"
-    if isinstance(config.criterion, str) and config.criterion not in OF_ALL:
+    known = (*OF_ALL, *(OF_BLOCKS if "block" in kinds else ()))
+    if isinstance(config.criterion, str) and config.criterion not in known:
         raise ValueError(
             f"criterion={config.criterion!r} does not know {others}. Write "
-            f"{' or '.join(f'criterion={name!r}' for name in OF_ALL)}."
+            f"{' or '.join(f'criterion={name!r}' for name in known)}."
         )
     if config.repair or config.method == "dynamic":
         what, write = ("repair", "repair=False") if config.repair else ("method='dynamic'", "another method")

@@ -44,6 +44,16 @@ class Block:
         return list(found.values())
 
 
+def ends_of(model: Any) -> dict[str, Any]:
+    """Name of the Add -> the layer or operation that gives what the residual branch adds, of a Keras model."""
+    return {
+        block.joint.name: call.layer
+        for block in blocks_of(ModelGraph.of(model))[0]
+        for call in block.calls
+        if block.end in call.outputs
+    }
+
+
 def blocks_of(graph: ModelGraph) -> tuple[list[Block], list[Call]]:
     """The residual branches of a graph, of those within one another the inner ones; and the Adds of two branches, of
     which neither is what goes on as it is."""

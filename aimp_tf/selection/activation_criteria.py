@@ -7,11 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from aimp_tf.selection.criterion import OfChannels, OfData, relative
+from aimp_tf.selection.gaussian import covariance, standardized
 from aimp_tf.selection.grams import MOST_ROWS, Elimination, elimination_costs, removal_costs_of_weights, without
 from aimp_tf.selection.statistics import Arrays, Channels, Statistics, check_read
-
-_RIDGE = 1e-2
-"""What is added to the diagonal of covariances of pooled channels, as a fraction of the mean of it."""
 
 
 class Utility(OfChannels, OfData):
@@ -132,12 +130,12 @@ class _Discriminance:
     """The discriminant information of channels (examples, channels), of examples with these labels."""
 
     def __init__(self, activations: np.ndarray, labels: np.ndarray) -> None:
-        centred = _centred(activations)
+        centred = standardized(activations)
         _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
         self._means = np.zeros((len(counts), activations.shape[1]))
         np.add.at(self._means, classes.reshape(-1), centred)
         self._means /= np.sqrt(counts * len(labels))[:, np.newaxis]
-        self._inverse = np.linalg.inv(_covariance(centred))
+        self._inverse = np.linalg.inv(covariance(centred))
 
     def costs(self, units: np.ndarray) -> np.ndarray:
         costs: np.ndarray = ((self._means @ self._inverse[:, units]) ** 2).sum(axis=0)
@@ -165,7 +163,7 @@ class MutualInformation(_OfActivations):
 
     def channel_scores(self, channels: Channels) -> np.ndarray:
         scores = np.zeros(channels.units.count)
-        centred = _centred(np.concatenate(channels.activations))
+        centred = standardized(np.concatenate(channels.activations))
         for each in channels.sets:
             found = _Information(centred[:, each.units], list(self._made_of(each.units, channels, centred)))
             scores[each.units] = elimination_costs([found], len(each.units))
@@ -184,7 +182,7 @@ class MutualInformation(_OfActivations):
                 if (outputs < 0).any():
                     kernel = np.moveaxis(statistics.weights[path], units.reads[path], -1)
                     kernel = kernel.sum(axis=tuple(range(kernel.ndim - 2)))[outputs < 0]
-                    yield _centred(np.concatenate(statistics.activations[path]) @ kernel.T)
+                    yield standardized(np.concatenate(statistics.activations[path]) @ kernel.T)
         others = sorted(made - {-1, *these.tolist()})
         yield centred[:, others]
 
@@ -193,7 +191,7 @@ class _Information:
     """What channels (examples, channels) tell of all that is made of them, both centred."""
 
     def __init__(self, these: np.ndarray, made: Sequence[np.ndarray]) -> None:
-        count, both = these.shape[1], _covariance(np.concatenate([these, *made], axis=1))
+        count, both = these.shape[1], covariance(np.concatenate([these, *made], axis=1))
         self._with_made, self._alone = np.linalg.inv(both), np.linalg.inv(both[:count, :count])
 
     def costs(self, units: np.ndarray) -> np.ndarray:
@@ -265,15 +263,3 @@ class Reconstruction(OfData):
         rows = np.broadcast_to(read, (len(kernel) // len(read), len(read))).reshape(-1)
         parts = [np.flatnonzero(rows == unit) for unit in these.tolist()]
         return Elimination(statistics.grams[path], kernel, np.any(mask, axis=1), parts)
-
-
-def _centred(values: np.ndarray) -> np.ndarray:
-    """Less their mean over examples, and with a mean square of 1 in each column that is not constant."""
-    centred = values - values.mean(axis=0)
-    deviations = np.sqrt((centred**2).mean(axis=0))
-    return centred / np.where(deviations > 1e-12 * np.abs(values).max(initial=1e-30), deviations, 1.0)
-
-
-def _covariance(centred: np.ndarray) -> np.ndarray:
-    matrix = centred.T @ centred / len(centred)
-    return matrix + _RIDGE * np.eye(len(matrix))

@@ -15,6 +15,7 @@ from aimp_tf.selection.activation_criteria import (
     Utility,
     Votes,
 )
+from aimp_tf.selection.block_criteria import OutputInformation
 from aimp_tf.selection.criterion import Criterion, OfChannels, OfData, relative
 from aimp_tf.selection.statistics import Arrays, Channels, Statistics
 
@@ -219,6 +220,7 @@ CRITERIA: dict[str, type[Criterion]] = {
     "discriminant": Discriminant,
     "mutual_information": MutualInformation,
     "reconstruction": Reconstruction,
+    "output_information": OutputInformation,
 }
 """By their names in `PruningConfig.criterion`."""
 

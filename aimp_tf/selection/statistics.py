@@ -108,6 +108,21 @@ class Statistics:
         example, a few positions are taken, which depend on nothing but the batch. Raises as `inputs`."""
         return self._collected("grams")
 
+    @property
+    def branches(self) -> Batches:
+        """What residual blocks add, the mean over positions: name of the Add -> of each batch, float32 (examples,
+        channels).
+
+        Raises:
+            ValueError: As `inputs`; or a block ends with what is no layer, or one that is called more than once.
+        """
+        return self._collected("branches")
+
+    @property
+    def outputs(self) -> Sequence[np.ndarray]:
+        """Of each batch, what the model gives, means over positions of all its outputs: float32 (examples, values)."""
+        return self._collected("outputs")
+
     def inputs(self) -> Iterator[Mapping[str, Sequence[np.ndarray]]]:
         """What the weights multiply, batch by batch: path -> float array (examples, ..., channels), one for each call
         of the layer. Of kernels of Dense, EinsumDense and convolution layers.
@@ -167,6 +182,9 @@ class Units(Protocol):
 
     @property
     def others(self) -> tuple[str, ...]: ...
+
+    @property
+    def kinds(self) -> tuple[str, ...]: ...
 
     @property
     def axes(self) -> Mapping[str, tuple[np.ndarray | None, ...]]: ...

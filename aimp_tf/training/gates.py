@@ -13,7 +13,7 @@ from aimp_tf.graph.windows import has_channels_last
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.statistics import check_read
-from aimp_tf.training.statistics import listening, reading_layers
+from aimp_tf.training.listening import listening, reading_layers
 
 
 class Gates:

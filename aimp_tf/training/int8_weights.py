@@ -13,7 +13,7 @@ from aimp_tf.compat.step import changed_step
 from aimp_tf.compat.variables import key_of
 from aimp_tf.graph.prunable import kernels_and_outputs
 from aimp_tf.masking import MaskedModel
-from aimp_tf.training.statistics import listening
+from aimp_tf.training.listening import listening
 
 _LARGEST = 127
 _LEAST = 1e-30

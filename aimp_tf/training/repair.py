@@ -13,7 +13,7 @@ from aimp_tf.compat.variables import local_view
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.grams import repaired
 from aimp_tf.selection.statistics import Statistics
-from aimp_tf.training.statistics import reading_layers
+from aimp_tf.training.listening import reading_layers
 
 logger = logging.getLogger(__name__)
 

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import collections
-import contextlib
-import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import compiled_loss
-from aimp_tf.compat.swap import Swap
-from aimp_tf.compat.variables import bare, key_of
-from aimp_tf.graph.prunable import readers
-from aimp_tf.graph.windows import has_channels_last, has_rows, sampled_rows, takes_intercept
+from aimp_tf.graph.windows import takes_intercept
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.grams import Gram
-
-_LOSS_SCALES = (2.0**10, 1.0, 2.0**-10)
-"""The first with which no gradient is infinite: those that float16 would round to zero pass with the first one. They
-are powers of two, so that others stay the same."""
-
-_OF_WEIGHTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "gradients": lambda gradient, examples: gradient,
-    "absolute_gradients": lambda gradient, examples: np.abs(gradient),
-    "squared_gradients": lambda gradient, examples: examples * gradient**2,
-}
-"""Name -> what is averaged over batches of a gradient, and of the examples in its batch."""
-
-_OF_INPUTS = ("activations", "densities", "contributions", "grams")
-_OF_LOSS = (*_OF_WEIGHTS, "contributions")
+from aimp_tf.training.listening import listening, reading_layers
+from aimp_tf.training.observer import OF_GRADIENTS, OF_INPUTS, OF_LOSS, Observer
 
 
 class ModelSample:
@@ -52,7 +34,7 @@ class ModelSample:
         self._masked = masked
         self._data = data
         self._count = batches
-        self._observers: dict[frozenset[str], _Observer] = {}
+        self._observers: dict[frozenset[str], Observer] = {}
         self._compiled: Any = None
 
     def is_of(self, masked: MaskedModel, data: Any) -> bool:
@@ -75,7 +57,7 @@ class ModelSample:
             self._observers.clear()
             self._compiled = compiled
         if names not in self._observers:
-            self._observers[names] = _Observer(self._masked, names)
+            self._observers[names] = Observer(self._masked, names)
         collected = _Collected(self._masked, names, self._observers[names])
         for batch in batches_of(self._data, self._count):
             collected.add(*batch)
@@ -97,106 +79,10 @@ class ModelSample:
             yield masked.cluster.from_chief(seen)
 
 
-class _Observer:
-    """What a batch tells, traced once for all batches and all rounds.
-
-    Attributes:
-        layers: Path -> layer, of the kernels whose inputs are looked at.
-        variables: Path -> variable, of those whose gradients are.
-    """
-
-    def __init__(self, masked: MaskedModel, names: frozenset[str]) -> None:
-        layers = reading_layers(masked) if names & set(_OF_INPUTS) else {}
-        self.layers = {path: layer for path, layer in layers.items() if has_channels_last(layer)}
-        self.variables = masked.variables if names & _OF_WEIGHTS.keys() else {}
-        self._masked, self._names = masked, names
-        # Windows are of sizes that are known when it is traced.
-        self._traced = tf.function(self._on_replicas, autograph=False, reduce_retracing="grams" not in names)
-
-    def __call__(
-        self, number: int, x: Any, y: Any, sample_weight: Any
-    ) -> tuple[list[np.ndarray], Mapping[str, Mapping[str, Sequence[Any]]]]:
-        """The gradients of the variables, and name -> path -> what each call of the layer gives."""
-        model = self._masked.model
-        local = model.distribute_strategy.experimental_local_results
-        for scale in _LOSS_SCALES:
-            with model.distribute_strategy.scope(), _metrics_kept(model):
-                of_weights, of_inputs = self._traced(tf.constant(number), tf.constant(scale), x, y, sample_weight)
-            gradients = [gradient.numpy() for gradient in of_weights]
-            seen = tf.nest.map_structure(lambda each: local(each)[0], of_inputs)
-            of_loss = [*gradients, *tf.nest.flatten(seen.get("contributions", ()))]
-            if all(np.isfinite(values).all() for values in of_loss):
-                break
-        return gradients, seen
-
-    def _on_replicas(self, *batch: Any) -> tuple[list[tf.Tensor], dict[str, Any]]:
-        strategy = self._masked.model.distribute_strategy
-        # Each of several replicas has the whole batch, and its share of the loss, as in a step.
-        gradients, seen = strategy.run(self._observe, batch)
-        return [strategy.reduce("SUM", gradient, axis=None) for gradient in gradients], seen
-
-    def _observe(
-        self, number: tf.Tensor, scale: tf.Tensor, x: Any, y: Any, sample_weight: Any
-    ) -> tuple[list[tf.Tensor], dict[str, Any]]:
-        """As `__call__`, of a batch of this number, on one replica."""
-        model, names = self._masked.model, self._names
-        seen: dict[str, dict[str, list[Any]]] = {
-            name: {path: [] for path in self.layers} for name in names & set(_OF_INPUTS)
-        }
-        inputs: dict[str, list[tf.Tensor]] = {path: [] for path in self.layers}
-        watched = [bare(variable) for variable in self.variables.values()]
-        with contextlib.ExitStack() as stack:
-            tape = None
-            if names & set(_OF_LOSS):
-                tape = stack.enter_context(tf.GradientTape(watch_accessed_variables=False))
-                tape.watch(watched)
-
-            graph = tf.compat.v1.get_default_graph()
-
-            def note(path: str, value: tf.Tensor) -> tf.Tensor:
-                if value.graph is not graph:  # A step of a recurrent layer, which is not seen from without.
-                    return value
-                if tape is not None and "contributions" in names:
-                    value = tf.identity(value)  # Of which this layer alone makes something.
-                    tape.watch(value)
-                    inputs[path].append(value)
-                self._note(path, tf.stop_gradient(value), number, seen)
-                return value
-
-            stack.enter_context(listening(self.layers, note))
-            outputs = model(x, training=False)
-            if tape is None:
-                return [], seen
-            _check_loss(model)  # Now, for losses that layers add come with a call.
-            loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight)
-            loss = scale * tf.cast(loss, tf.float32)
-        gradients, slopes = tape.gradient(loss, (watched, inputs), unconnected_gradients="zero")
-        for path in self.layers if "contributions" in names else ():
-            for value, slope in zip(inputs[path], slopes[path], strict=True):
-                product = tf.cast(value, tf.float32) * (tf.cast(slope, tf.float32) / scale)
-                seen["contributions"][path].append(tf.reduce_sum(product, _positions(product)))
-        # Some are gathered rows alone.
-        return [tf.convert_to_tensor(each) / tf.cast(scale, each.dtype) for each in gradients], seen
-
-    def _note(self, path: str, value: tf.Tensor, number: tf.Tensor, seen: Mapping[str, dict[str, list[Any]]]) -> None:
-        """Takes what a layer is called with, as little of it as is needed."""
-        if "activations" in seen:
-            seen["activations"][path].append(tf.reduce_mean(tf.cast(value, tf.float32), _positions(value)))
-        if "densities" in seen:
-            nonzero = tf.cast(value != 0, tf.float32)
-            seen["densities"][path].append(tf.reduce_mean(nonzero, _positions(value)))
-        if "grams" in seen and has_rows(self.layers[path]):
-            # By the number of the batch and the place of the layer alone, so that it is the same whenever it is drawn.
-            rows = sampled_rows(self.layers[path], value, tf.stack([number, list(self.layers).index(path)]))
-            rows = tf.cast(rows, tf.float64)  # Of products in float32, nothing is left where means are large.
-            moments = tf.matmul(rows, rows, transpose_a=True)
-            seen["grams"][path].append((moments, tf.reduce_sum(rows, 0), tf.cast(tf.shape(rows)[0], tf.float64)))
-
-
 class _Collected:
     """What one pass gathers."""
 
-    def __init__(self, masked: MaskedModel, names: frozenset[str], observe: _Observer) -> None:
+    def __init__(self, masked: MaskedModel, names: frozenset[str], observe: Observer) -> None:
         self._masked, self._names, self._observe = masked, names, observe
         self._sums: dict[str, dict[str, Any]] = collections.defaultdict(dict)
         self._tables: dict[str, dict[str, list[np.ndarray]]] = collections.defaultdict(dict)
@@ -206,7 +92,7 @@ class _Collected:
     def add(self, x: Any, y: Any, sample_weight: Any) -> None:
         """Takes the next batch."""
         examples = int(tf.nest.flatten(x)[0].shape[0])
-        of_loss = self._names & set(_OF_LOSS) and getattr(self._masked.model, "loss", None)
+        of_loss = self._names & set(OF_LOSS) and getattr(self._masked.model, "loss", None)
         if y is None and (of_loss or "labels" in self._names):
             raise ValueError("The criterion asks for targets, and the training data has none.")
         if "labels" in self._names:
@@ -225,9 +111,13 @@ class _Collected:
         sums, layers = self._sums, self._observe.layers
         of_weights = {
             name: {path: (total / self._count).astype(np.float32) for path, total in sums[name].items()}
-            for name in self._names & _OF_WEIGHTS.keys()
+            for name in self._names & OF_GRADIENTS.keys()
         }
-        others: dict[str, Any] = {name: self._tables[name] for name in self._names & set(_OF_INPUTS) if name != "grams"}
+        others: dict[str, Any] = {
+            name: self._tables[name] for name in self._names & {*OF_INPUTS, "branches"} if name != "grams"
+        }
+        if "outputs" in self._names:
+            others["outputs"] = self._tables["outputs"][""]
         if "labels" in self._names:
             others["labels"] = self._labels
         if "grams" in self._names:
@@ -241,8 +131,8 @@ class _Collected:
         return of_weights | others
 
     def _add_gradient(self, path: str, gradient: np.ndarray, examples: int) -> None:
-        for name in self._names & _OF_WEIGHTS.keys():
-            self._sums[name][path] = self._sums[name].get(path, 0.0) + _OF_WEIGHTS[name](gradient, examples)
+        for name in self._names & OF_GRADIENTS.keys():
+            self._sums[name][path] = self._sums[name].get(path, 0.0) + OF_GRADIENTS[name](gradient, examples)
 
     def _add_calls(self, name: str, path: str, calls: Sequence[Any], examples: int) -> None:
         if name == "grams":
@@ -262,14 +152,6 @@ class _Collected:
         else:
             table = np.mean(of_calls, axis=0)
         self._tables[name].setdefault(path, []).append(table)
-
-
-def reading_layers(masked: MaskedModel) -> dict[str, Any]:
-    """Path of a kernel -> the layer that multiplies what it is called with by it, of a masked model's variables."""
-    keys = {key_of(variable): path for path, variable in masked.variables.items()}
-    return {
-        path: layer for variable, layer in readers(masked.original) if (path := keys.get(key_of(variable))) is not None
-    }
 
 
 def batches_of(data: Any, count: int) -> Iterator[tuple[Any, Any, Any]]:
@@ -297,53 +179,6 @@ def _as_tensor(part: Any) -> Any:
     return part if part is None or isinstance(part, composite) else tf.convert_to_tensor(part)
 
 
-@contextlib.contextmanager
-def listening(
-    layers: Mapping[str, Any], note: Callable[[str, tf.Tensor], tf.Tensor], *, outputs: bool = False
-) -> Iterator[None]:
-    """Within it, `note` hears of what each layer is called with, and gives what it is to be called with; or of what it
-    gives."""
-
-    def noting(path: str, layer: Any) -> Any:
-        call = layer.call
-
-        def call_and_note(*arguments: Any, **settings: Any) -> Any:
-            if outputs:
-                return note(path, call(*arguments, **settings))
-            given = inspect.signature(call).bind(*arguments, **settings)
-            first = next(iter(given.arguments))
-            given.arguments[first] = note(path, given.arguments[first])
-            return call(*given.args, **given.kwargs)
-
-        # A layer of the user's own may be written for AutoGraph, by which tf_keras calls it.
-        of_keras = is_keras_own(type(layer).call)
-        return tf.autograph.experimental.do_not_convert(call_and_note) if of_keras else call_and_note
-
-    with contextlib.ExitStack() as swaps:
-        for path, layer in layers.items():
-            swaps.enter_context(Swap(layer, "call", noting(path, layer)))
-        yield
-
-
-@contextlib.contextmanager
-def _metrics_kept(model: Any) -> Iterator[None]:
-    """Computing a loss may count towards the metrics of the epoch that goes on."""
-    variables = [variable for metric in model.metrics for variable in metric.variables]
-    values = [tf.identity(variable) for variable in variables]
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-
-
-def _check_loss(model: Any) -> None:
-    if is_keras_own(type(model).compute_loss) and not getattr(model, "loss", None) and not model.losses:
-        raise ValueError(
-            f"The criterion asks for gradients of the loss, and the model {model.name!r} was compiled without one."
-        )
-
-
 def _classes(y: Any, examples: int) -> np.ndarray:
     """The class of each example, of targets that are numbers of classes or one-hot."""
     flat = tf.nest.flatten(y)
@@ -357,8 +192,3 @@ def _classes(y: Any, examples: int) -> np.ndarray:
             f"shape {shapes} for {examples} examples. Take a criterion that goes by the loss, such as 'taylor'."
         )
     return targets.reshape(-1).astype(np.int64)
-
-
-def _positions(value: tf.Tensor) -> list[int]:
-    """The axes between examples and channels."""
-    return list(range(1, len(value.shape) - 1))

@@ -14,7 +14,7 @@ from aimp_tf.compat.models import check_built, keras_generation, keras_mask, lay
 from aimp_tf.compat.step import changed_batches
 from aimp_tf.config.distillation import Distillation
 from aimp_tf.config.texts import nearest
-from aimp_tf.training.statistics import listening
+from aimp_tf.training.listening import listening
 
 _BATCH, _TAUGHT = "aimp_tf_batch", "aimp_tf_taught"
 _LEAST_PROBABILITY = 1e-7
