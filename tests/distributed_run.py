@@ -25,7 +25,7 @@ from aimp_tf.training import input_pipeline
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.4, "epochs": 2, "round_epochs": 2, "rewind": "weights", "verbose": 0}
 
 CHANNELS = {"granularity": "channel", "budget": "flops", "target_sparsity": 0.5, "rewind": "learning_rate"}
-CHANNELS |= {"criterion": "taylor", "repair": True}
+CHANNELS |= {"criterion": "taylor", "repair": True, "compact_rounds": True}
 
 
 def points(count=64):
@@ -47,7 +47,7 @@ def make_model(K, strategy, policy="float32"):
         with strategy.scope():
             K.utils.set_random_seed(3)
             layers = [K.Input((8,)), K.layers.Dense(16, activation="relu", name="hidden")]
-            layers += [K.layers.BatchNormalization(), K.layers.Dense(3, dtype="float32", name="logits")]
+            layers += [K.layers.BatchNormalization(name="norm"), K.layers.Dense(3, dtype="float32", name="logits")]
             model = K.Sequential(layers)
             loss = K.losses.SparseCategoricalCrossentropy(from_logits=True)
             model.compile(K.optimizers.SGD(0.05, momentum=0.9), loss, metrics=["accuracy"])
@@ -77,11 +77,17 @@ def step_with_infinity(model, strategy):
     return before, after
 
 
-def record(path, result, strategy, seed):
+def record(path, result, strategy, seed, widths):
     arrays = {f"masks/{name}": mask for name, mask in result.masks.items()}
     for index, values in enumerate(components(result.model, strategy)):
         arrays |= {f"weights/{index}/{replica}": value for replica, value in enumerate(values)}
-    np.savez(path, **arrays, seed=seed, losses=[round_.metrics["loss"] for round_ in result.rounds])
+    np.savez(
+        path,
+        **arrays,
+        seed=seed,
+        widths=[widths[0], widths[-1]],
+        losses=[round_.metrics["loss"] for round_ in result.rounds],
+    )
 
 
 def error_of(function):
@@ -133,12 +139,12 @@ def main(folder, cells):
         K = importlib.import_module(keras_name)
         path = folder / f"{cell}_{index}"
 
-        class Kill(K.callbacks.Callback):
-            batches = 0
+        class Watch(K.callbacks.Callback):
+            widths, killed = [], what == "killed" and index == 0
 
             def on_train_batch_end(self, batch, logs=None):
-                self.batches += 1
-                if index == 0 and self.batches == 15:  # In the second epoch of the second round.
+                self.widths.append(self.model.layers[0].kernel.shape[-1])
+                if self.killed and len(self.widths) == 15:  # In the second epoch of the second round.
                     os.kill(os.getpid(), signal.SIGKILL)
 
         if what == "refusals":
@@ -161,12 +167,12 @@ def main(folder, cells):
                 make_model(K, strategy),
                 points(),
                 validation_data=points(32),
-                callbacks=[Kill()] if what == "killed" else [],
+                callbacks=[Watch()],
                 workdir=folder / f"{keras_name}_killed" if what in ("killed", "again") else folder / cell,
                 batch_size=16,
                 **{**SETTINGS, **settings},
             )
-            record(path, result, strategy, seeds[-1])
+            record(path, result, strategy, seeds[-1], Watch.widths)
 
 
 if __name__ == "__main__":

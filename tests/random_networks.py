@@ -1,5 +1,6 @@
 """Networks that hypothesis draws, made up like their weights, and what compaction must not change of them."""
 
+import contextlib
 import importlib
 import os
 
@@ -17,6 +18,18 @@ EXAMPLES = int(os.environ.get("AIMP_TF_EXAMPLES", 8))
 
 def outputs_of(model, inputs):
     return [np.asarray(output) for output in tf.nest.flatten(model(inputs, training=False))]
+
+
+@contextlib.contextmanager
+def in_float64(generation):
+    """Models made within it compute in float64: where what is next to constant is normalised, rounding of float32 is
+    more than tests allow for."""
+    backend = importlib.import_module(generation).backend
+    backend.set_floatx("float64")
+    try:
+        yield
+    finally:
+        backend.set_floatx("float32")
 
 
 def check_same(model, inputs, slack=1e-5):

@@ -503,8 +503,6 @@ def refused(message, model, blobs, error=ValueError, **settings):
 
 @pytest.mark.slow
 def test_what_cannot_be_done_is_refused(K, blobs, tmp_path):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    refused("the model was made under MirroredStrategy", classifier(K, strategy=strategy), blobs)
     for optimizer, what in [
         (K.optimizers.SGD(0.1, clipnorm=1.0), "with clipnorm"),
         (K.optimizers.Adam(global_clipnorm=1.0), "with global_clipnorm"),

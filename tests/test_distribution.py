@@ -108,6 +108,45 @@ def test_a_mirrored_run_goes_on_exactly(K, strategy, tmp_path, monkeypatch):
         np.testing.assert_array_equal(here, there)
 
 
+@pytest.mark.parametrize("policy", [None, "mixed_float16"])
+def test_replicas_train_what_is_left_alone(K, strategy, policy, tmp_path, monkeypatch):
+    """As the whole network is trained, also from the middle of a round on."""
+    monkeypatch.setattr(saving, "_SECONDS_PER_BACKUP_SECOND", 0)
+    sizes = {}
+
+    class Watch(K.callbacks.Callback):
+        batches = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            kernel = self.model.layers[0].kernel
+            sizes.setdefault(compact_rounds, []).append(tuple(kernel.shape))
+            self.batches += 1
+            if self.batches == crash_after:
+                raise KeyboardInterrupt
+
+    settings = {**distributed_run.CHANNELS, "mixed_precision": policy}
+    results, crash_after = [], None
+    for compact_rounds in (False, True):
+        model = distributed_run.make_model(K, strategy)
+        results.append(prune(model, **{**settings, "compact_rounds": compact_rounds}, callbacks=[Watch()]))
+    whole, small = results
+    kept = np.count_nonzero(small.masks["hidden/bias"])
+    assert set(sizes[False]) == {(8, 16)} and sizes[True][-1] == (8, kept) and 0 < kept <= 8
+    for path, mask in whole.masks.items():
+        np.testing.assert_array_equal(small.masks[path], mask)
+    losses = [[round_.metrics["loss"] for round_ in result.rounds] for result in results]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-2 if policy else 1e-4)
+    for first, second in distributed_run.components(small.model, strategy):
+        np.testing.assert_array_equal(first, second)
+    crash_after, run = 15, {**settings, "compact_rounds": True, "workdir": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        prune(distributed_run.make_model(K, strategy), **run, callbacks=[Watch()])
+    crash_after = None
+    resumed = prune(distributed_run.make_model(K, strategy), **run, callbacks=[Watch()])
+    for here, there in zip(resumed.model.get_weights(), small.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
 def test_batches_too_small_for_keras_3(strategy):
     model = distributed_run.make_model(keras, strategy)
     data = distributed_run.points(65)
@@ -215,6 +254,7 @@ def test_workers_prune_the_same_channels(workers, keras_name):
     assert_same(chief, other)
     hidden, logits = (chief[f"masks/{name}/kernel"] for name in ("hidden", "logits"))
     kept = hidden.any(axis=0)
+    assert chief["widths"][0] == 16 and chief["widths"][-1] == kept.sum()  # Rounds train what is left alone.
     assert 0 < kept.sum() <= 8 and (hidden == kept).all() and (logits == kept[:, np.newaxis]).all()
     served = tf.saved_model.load(str(workers / f"{keras_name}-channels" / "final" / "saved_model"))
     assert sum(int(np.prod(variable.shape)) for variable in served.variables) == kept.sum() * (8 + 1 + 4 + 3) + 3

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from aimp_tf.compat.swap import Swap
-from aimp_tf.compat.variables import resource_of
+from aimp_tf.compat.variables import components_of
 
 Indices = tuple[np.ndarray, ...]
 """Along each axis of a variable, the indices of what stays, rising."""
@@ -22,7 +23,8 @@ class SmallerVariables:
     they stand for. A function of TensorFlow keeps to the memory that was there when it was traced.
 
     Args:
-        variables: (variable, what stays of it), of either generation of Keras or of TensorFlow itself, on one device.
+        variables: (variable, what stays of it), of either generation of Keras or of TensorFlow itself; of a
+            distributed one, that of each replica of this process.
         attributes: (layer, its attributes that change with that -> what they become).
         layers: All layers. They do not insist on the shapes of their inputs meanwhile.
     """
@@ -37,13 +39,13 @@ class SmallerVariables:
         self._copies = []
         self._swaps: list[Swap] = []
         for variable, indices in variables:
-            whole = resource_of(variable)
-            with tf.device(whole.device):
-                part = tf.Variable(tf.zeros([len(index) for index in indices], whole.dtype), trainable=False)
-            self._copies.append((whole, part, np.ix_(*indices)))
-            self._swaps += [Swap(whole, "_handle", part._handle), Swap(whole, "_shape", part._shape)]
-            if variable is not whole and hasattr(variable, "_ndim"):  # Of Keras 3.
-                self._swaps.append(Swap(variable, "_shape", tuple(part.shape)))
+            shape = tuple(map(len, indices))
+            for whole in components_of(variable):
+                part = _part_of(whole, shape)
+                self._copies.append((whole, part, np.ix_(*indices)))
+                self._swaps += [Swap(whole, "_handle", part._handle), Swap(whole, "_shape", part._shape)]
+            if hasattr(variable, "_ndim"):  # Of Keras 3.
+                self._swaps.append(Swap(variable, "_shape", shape))
         for layer, values in attributes:
             self._swaps += [Swap(layer, name, value) for name, value in values.items()]
         for layer in layers:
@@ -73,3 +75,13 @@ class SmallerVariables:
             values[indices] = np.asarray(part.read_value())
             whole.assign(values)
         self._in_place = False
+
+
+def _part_of(whole: Any, shape: tuple[int, ...]) -> Any:
+    """A variable of this shape beside a plain one, on its device, also within the scope of a strategy."""
+    with tf.device(whole.device):
+        part = ResourceVariable(tf.zeros(shape, whole.dtype), trainable=False)
+    replicas = getattr(whole._handle, "_distributed_container", None)
+    if replicas is not None:  # By which an optimizer knows the variable of all replicas.
+        part._handle._distributed_container = replicas
+    return part

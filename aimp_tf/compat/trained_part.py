@@ -19,7 +19,7 @@ class TrainedPart:
     part. What the rest computes must not matter to it.
 
     Args:
-        model: A compiled model of either generation, on one device.
+        model: A compiled model of either generation.
     """
 
     def __init__(self, model: Any) -> None:

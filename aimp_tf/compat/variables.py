@@ -11,7 +11,13 @@ import tensorflow as tf
 
 def resource_of(variable: Any) -> Any:
     """TensorFlow's variable within one of Keras; of a distributed one, that of the first replica of this process."""
-    return _components_of(variable)[0]
+    return components_of(variable)[0]
+
+
+def components_of(variable: Any) -> Sequence[Any]:
+    """TensorFlow's variable within one of Keras; of a distributed one, that of each replica of this process."""
+    whole = bare(variable)
+    return getattr(whole, "values", (whole,))
 
 
 def key_of(variable: Any) -> int:
@@ -37,7 +43,7 @@ def bare(variable: Any) -> Any:
 
 def set_constraint(variable: Any, constraint: Any) -> None:
     """Gives a variable of tf_keras a constraint, on each replica; None takes it off."""
-    for component in _components_of(variable):
+    for component in components_of(variable):
         component._constraint = constraint
 
 
@@ -55,9 +61,3 @@ class Values(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._variables)
-
-
-def _components_of(variable: Any) -> Sequence[Any]:
-    """TensorFlow's variable within one of Keras; of a distributed one, that of each replica of this process."""
-    whole = bare(variable)
-    return getattr(whole, "values", (whole,))

@@ -143,10 +143,10 @@ class PruningConfig:
             "mixed_bfloat16" from 8.0 on and on CPUs that have it in hardware, else None.
         compact_rounds: Whether rounds train without the units and channels that nothing reads any more, for all weights
             that lead on from them are pruned: less to compute, and the same results but for rounding and what
-            docs/performance.md lists, such as weight decay. It takes a functional or Sequential model on one device,
-            which is traced anew whenever a tenth of the multiplications has become needless. Each epoch begins and ends
-            with the whole model; only between batches it is smaller. None does so with `granularity="channel"`, where
-            model, optimizer and callbacks allow it, as soon as it saves more than tracing takes, and not otherwise.
+            docs/performance.md lists, such as weight decay. It takes a functional or Sequential model, which is traced
+            anew whenever a tenth of the multiplications has become needless. Each epoch begins and ends with the whole
+            model; only between batches it is smaller. None does so with `granularity="channel"`, where model, optimizer
+            and callbacks allow it, as soon as it saves more than tracing takes, and not otherwise.
         seed: Seeds the shuffling of array data and what is drawn at random. None takes it from the global seed.
 
     Example:

@@ -172,7 +172,7 @@ class GlobalMagnitudePruning(EpochCallback):
         Raises:
             ValueError: The target or the limits cannot be met with the model's sizes, the criterion cannot rank,
                 a field that `wrap` heeds is not what the model was wrapped with, or `compact_rounds` is asked
-                for a model that is not functional, on several devices, or with an optimizer that does not allow it.
+                for a model that is not functional, or with an optimizer that does not allow it.
             TypeError: The criterion gives something other than scores.
         """
         if not self.run.plan:

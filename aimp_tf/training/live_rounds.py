@@ -31,7 +31,7 @@ class LiveRounds:
         worth: How many multiply-adds a round must save to be traced for.
 
     Raises:
-        ValueError: It is not functional, is on several devices, or has an optimizer or a step that does not allow it.
+        ValueError: It is not functional, or has an optimizer or a step that does not allow it.
     """
 
     def __init__(self, masked: MaskedModel, worth: int = 0) -> None:
@@ -80,11 +80,6 @@ class LiveRounds:
 
 
 def _graph_of(masked: MaskedModel) -> ModelGraph:
-    if not masked.cluster.on_one_device:
-        raise ValueError(
-            f"compact_rounds trains without a strategy or under OneDeviceStrategy; the model was made under "
-            f"{type(masked.model.distribute_strategy).__name__}. Set compact_rounds=False."
-        )
     for name in ("train_step", "compute_loss"):
         if not is_keras_own(getattr(type(masked.original), name)):
             raise ValueError(
