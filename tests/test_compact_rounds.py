@@ -514,12 +514,43 @@ def test_what_cannot_be_done_is_refused(K, blobs, tmp_path):
     saving = K.callbacks.ModelCheckpoint(str(tmp_path / "x.weights.h5"), save_weights_only=True, save_freq=3)
     refused("save_freq=3, but with compact_rounds", classifier(K), blobs, callbacks=[saving], workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    plain = classifier(K)
-    stepping = type("Steps", (K.Model,), {"train_step": lambda self, data: K.Model.train_step(self, data)})
-    own = stepping(plain.inputs, plain.outputs)
-    own.compile("sgd", plain.loss)
-    refused("cannot know what the train_step of Steps looks at", own, blobs)
     refused("True or False; got 1", classifier(K), blobs, TypeError, compact_rounds=1)
+
+
+def test_a_train_step_of_ones_own(K, blobs, caplog):
+    """With an optimizer of its own for the last layer. It is trusted where `compact_rounds` is asked for."""
+
+    class Stepping(K.Model):
+        def train_step(self, data):
+            x, y = data[:2]
+            sizes.append(tuple(self.get_layer("first").kernel.shape))
+            with tf.GradientTape(persistent=True) as tape:
+                loss = tf.reduce_mean(
+                    K.losses.sparse_categorical_crossentropy(y, self(x, training=True), from_logits=True)
+                )
+            last = self.get_layer("logits").trainable_variables
+            rest = [each for each in self.trainable_variables if not any(each is other for other in last)]
+            for optimizer, variables in ((self.optimizer, rest), (self.other, last)):
+                optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+            return {"loss": loss}
+
+    caplog.set_level("INFO", "aimp_tf")
+    results = []
+    for compact_rounds in (None, True):
+        plain, sizes = classifier(K), []
+        model = Stepping(plain.inputs, plain.outputs)
+        model.other = K.optimizers.Adam(0.01)
+        model.other.build(model.get_layer("logits").trainable_variables)
+        model.compile(K.optimizers.SGD(0.05, momentum=0.9))
+        settings = {**SETTINGS, "granularity": "channel", "target_sparsity": 0.6, "compact_rounds": compact_rounds}
+        results.append(aimp_tf.prune(model, blobs, **settings))
+        assert (len(set(sizes)) > 2) == bool(compact_rounds)
+    assert "What the train_step of Stepping looks at beside the model's outputs is not known" in caplog.text
+    whole, small = results
+    for path, mask in whole.masks.items():
+        np.testing.assert_array_equal(small.masks[path], mask)
+    for here, there in zip(small.rounds, whole.rounds, strict=True):
+        assert here.metrics["loss"] == pytest.approx(there.metrics["loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize("K", ["keras"], indirect=True)

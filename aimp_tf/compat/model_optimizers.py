@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,8 +33,7 @@ class ModelOptimizers:
         self._all = [self.main]
         try:
             for name, optimizer in held_optimizers(model).items():
-                # Keras 3 knows which variables one was built for, which may be some of the model's.
-                own = getattr(optimizer, "_trainable_variables", None) or variables
+                own = _built_for(optimizer, variables) or variables
                 self._all.append(ResettableOptimizer(optimizer, own, f"The optimizer in {name},"))
         except BaseException:
             self.release()
@@ -48,6 +48,24 @@ class ModelOptimizers:
         """Whether these are still the optimizers of a model, which may have been compiled again."""
         now = [model.optimizer, *held_optimizers(model).values()]
         return set(map(id, now)) == {id(optimizer.optimizer) for optimizer in self._all}
+
+    def check_by_weight(self) -> None:
+        """As `ResettableOptimizer.check_by_weight`, of all."""
+        for optimizer in self._all:
+            optimizer.check_by_weight()
+
+    def slots(self) -> dict[int, list[Any]]:
+        """As `ResettableOptimizer.slots`, of all."""
+        slots: dict[int, list[Any]] = collections.defaultdict(list)
+        for optimizer in self._all:
+            for key, of_variable in optimizer.slots().items():
+                slots[key] += of_variable
+        return slots
+
+    def forget_traced(self) -> None:
+        """As `ResettableOptimizer.forget_traced`, of all."""
+        for optimizer in self._all:
+            optimizer.forget_traced()
 
     def note_rates(self) -> None:
         """As `ResettableOptimizer.note_rate`."""
@@ -78,6 +96,15 @@ class ModelOptimizers:
         """As `ResettableOptimizer.release`."""
         for optimizer in self._all:
             optimizer.release()
+
+
+def _built_for(optimizer: Any, variables: Sequence[Any]) -> Sequence[Any]:
+    """The variables that it was built for, which may be some of the model's; none where that is not known."""
+    places = getattr(optimizer, "_index_dict", None)  # Of tf_keras.
+    if places is None:
+        return getattr(optimizer, "_trainable_variables", ())
+    of_key = {optimizer._var_key(variable): variable for variable in variables}
+    return [of_key[key] for key in sorted(places, key=places.__getitem__) if key in of_key]
 
 
 def held_optimizers(model: Any) -> dict[str, Any]:

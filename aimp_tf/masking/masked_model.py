@@ -189,14 +189,14 @@ class MaskedModel(abc.ABC):
     ) -> None:
         """Lets `fit` train a part of the model only, as `TrainedPart` says, with its slots and masks."""
         self.part.end()
-        slots = self.optimizer.slots()
+        slots = self.optimizers.slots()
         masks = {key_of(variable): self._masks[path] for path, variable in self.variables.items()}
         smaller = []
         for weight, indices in weights:
             key = key_of(weight)
             with_it = [weight, *slots.get(key, ()), *([masks[key]] if key in masks else [])]
             smaller += [(variable, indices) for variable in with_it]
-        self.optimizer.forget_traced()
+        self.optimizers.forget_traced()
         self.part.begin(smaller, attributes)
 
     @property

@@ -29,13 +29,14 @@ class LiveRounds:
     Args:
         masked: The model.
         worth: How many multiply-adds a round must save to be traced for.
+        own_step: Whether a `train_step` or `compute_loss` of the user's may look at the model's outputs alone.
 
     Raises:
         ValueError: It is not functional, or has an optimizer or a step that does not allow it.
     """
 
-    def __init__(self, masked: MaskedModel, worth: int = 0) -> None:
-        self._graph = _graph_of(masked)
+    def __init__(self, masked: MaskedModel, worth: int = 0, *, own_step: bool = False) -> None:
+        self._graph = _graph_of(masked, own_step)
         self._worth = worth
         # Which classes of channels `fit` has been traced for in this process. None is all.
         self._traced: np.ndarray | None = None
@@ -79,14 +80,14 @@ class LiveRounds:
         )
 
 
-def _graph_of(masked: MaskedModel) -> ModelGraph:
+def _graph_of(masked: MaskedModel, own_step: bool) -> ModelGraph:
     for name in ("train_step", "compute_loss"):
-        if not is_keras_own(getattr(type(masked.original), name)):
+        if not own_step and not is_keras_own(getattr(type(masked.original), name)):
             raise ValueError(
-                f"compact_rounds cannot know what the {name} of {type(masked.original).__name__} looks at beside the "
-                "model's outputs. Leave it to Keras, or set compact_rounds=False."
+                f"What the {name} of {type(masked.original).__name__} looks at beside the model's outputs is not "
+                "known. If it is nothing, set compact_rounds=True."
             )
-    masked.optimizer.check_by_weight()
+    masked.optimizers.check_by_weight()
     try:
         graph = ModelGraph.of(masked.original)
         LiveNetwork(graph, masked)

@@ -113,7 +113,8 @@ class Run:
             self.stay_whole(ValueError(f"{looks} looks at whole layers. Leave out compact_rounds."))
         if self.compacts:
             try:
-                self._live = LiveRounds(masked, worth=0 if self.config.compact_rounds else _WORTH_MULTIPLY_ADDS)
+                asked = bool(self.config.compact_rounds)
+                self._live = LiveRounds(masked, 0 if asked else _WORTH_MULTIPLY_ADDS, own_step=asked)
             except ValueError as why:
                 self.stay_whole(why)
         plan = make_plan(self.config, masked.total, masked.kept)
