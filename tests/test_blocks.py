@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from random_networks import check_same, fill
 
 import aimp_tf
 from aimp_tf import PruningConfig
 from aimp_tf.exporting.compaction import compact_and_report
+from aimp_tf.masking import mask_model
+from aimp_tf.selection.statistics import Statistics
+from aimp_tf.training.statistics import ModelSample
 
 
 def residual(K, blocks=4, width=12):
@@ -154,6 +158,31 @@ def test_blocks_that_tell_nothing_of_the_outputs_go(K):
         result = aimp_tf.one_shot(model, x, y, criterion=criterion, **settings)
         gone = {path.split("/")[-2] for path, mask in result.masks.items() if not mask.any()}
         assert gone == {"a_1", "b_1", "a_3", "b_3"}
+
+
+def test_what_a_block_adds_may_be_one_of_several_outputs(K):
+    inputs = stream = K.Input((5, 4))
+    for block in range(2):
+        layer = K.layers.LSTM(4, return_sequences=True, return_state=True, name=f"lstm_{block}")
+        stream = K.layers.Add(name=f"block_{block}")([stream, layer(stream)[0]])
+    outputs = K.layers.Dense(3)(K.layers.Flatten()(stream))
+    total = K.layers.Lambda(lambda x: tf.reduce_mean(x), output_shape=())(outputs)
+    model = K.Model(inputs, [outputs, total])
+    model.compile("sgd", ["mse", None])
+    x = np.random.default_rng(0).normal(size=(64, 5, 4)).astype(np.float32)
+    masked = mask_model(model, granularity="block")
+    statistics = Statistics(masked.weights(), masked.masks(), np.random.default_rng(0), ModelSample(masked, [(x,)], 1))
+    added = model.layers[1](x)[0]
+    np.testing.assert_allclose(statistics.branches["block_0"][0], np.mean(added, axis=1), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(statistics.outputs[0], model(x)[0], rtol=0, atol=1e-6)  # Of examples alone.
+    masked.strip()
+    settings = {"granularity": "block", "budget": "channels", "target_sparsity": 0.5}
+    with pytest.raises(ValueError, match="OutputInformation goes by several examples; got 1"):
+        aimp_tf.one_shot(model, x[:1], criterion="output_information", **settings)
+    alone = K.Model(inputs, total)
+    alone.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="it gives one number for all"):
+        aimp_tf.one_shot(alone, x, criterion="output_information", **settings)
 
 
 def test_what_no_layer_adds_is_told(K):

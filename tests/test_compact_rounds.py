@@ -596,6 +596,32 @@ def test_one_device_of_a_strategy(K, blobs, caplog):
     assert shares(caplog) and result.sparsity == pytest.approx(0.9, abs=1e-3)
 
 
+def test_the_users_own_model_is_evaluated_whole(K, blobs):
+    """In a batch of the part, by the object that `prune` was given, traced then or before; and afterwards."""
+
+    class Evaluates(K.callbacks.Callback):
+        batches, seen = 0, []
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.batches += 1
+            if shapes_of(self.model) != whole or self.batches == first:
+                loss = model.loss(blobs[1], model(blobs[0], training=False))
+                outputs = model.predict(blobs[0], verbose=0)
+                self.seen.append((float(loss), model.evaluate(*blobs, verbose=0)[0], outputs))
+                np.testing.assert_allclose(outputs, model(blobs[0], training=False), rtol=0, atol=1e-5)
+
+    for first in (0, 1):
+        model, evaluates = classifier(K), Evaluates()
+        whole = shapes_of(model)
+        settings = {**SETTINGS, "granularity": "channel", "target_sparsity": 0.6, "compact_rounds": True}
+        aimp_tf.prune(model, blobs, callbacks=[evaluates], **settings)
+        assert len(evaluates.seen) > 4
+        for loss, evaluated, _ in evaluates.seen:
+            assert evaluated == pytest.approx(loss, abs=1e-5)
+        model.set_weights([np.zeros_like(weight) for weight in model.get_weights()])
+        assert model.evaluate(*blobs, verbose=0)[0] == pytest.approx(np.log(3), abs=1e-5)
+
+
 def test_a_loop_of_ones_own(K, blobs, caplog):
     """One that is interrupted while the model is smaller, and begins that round anew."""
 

@@ -14,6 +14,7 @@ from aimp_tf.selection.channel_layout import ChannelSet
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.criteria import CRITERIA, criterion_of
 from aimp_tf.selection.criterion import channel_scores_of, scores_of
+from aimp_tf.selection.gaussian import covariance, log_determinant, standardized
 from aimp_tf.selection.grams import Elimination, Gram, removal_costs_of_weights, repaired
 from aimp_tf.selection.statistics import Channels, Statistics
 from aimp_tf.training.statistics import ModelSample
@@ -360,7 +361,17 @@ def test_output_information_of_normal_variables():
     masks = {path: kernel > 0 for path, kernel in kernels.items()}
     channels = Channels(units, Statistics(kernels, masks, generator, Known()))
     scores = channel_scores_of(criterion_of("output_information"), channels)
-    assert scores == pytest.approx([-np.log(1 - 0.36) / 2, 0, 0], abs=0.03) and scores[2] == 0
+    assert scores == pytest.approx([-np.log(1 - 0.36) / 2, 0, 0], abs=0.03) and abs(scores[2]) < 1e-12
+
+
+def test_determinants_by_variables_and_by_examples():
+    values = np.random.default_rng(0).normal(size=(6, 4))
+    values[:, 1] = np.finfo(np.float32).min  # As a class that is masked.
+    for wide in (values, values.T):
+        centred = standardized(wide)
+        expected = np.linalg.slogdet(covariance(centred) / covariance(np.zeros_like(centred))[0, 0])[1]
+        assert log_determinant(centred) == pytest.approx(expected)
+    assert not standardized(values)[:, 1].any() and np.abs(standardized(values)).max() < 3
 
 
 def test_reconstruction_of_independent_inputs_is_their_share():

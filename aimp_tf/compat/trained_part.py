@@ -20,10 +20,12 @@ class TrainedPart:
 
     Args:
         model: A compiled model of either generation.
+        original: What holds the same layers and may be evaluated in its place.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, original: Any) -> None:
         self._model = model
+        self._evaluated = list({id(each): each for each in (model, original)}.values())
         self._smaller: SmallerVariables | None = None
         self._evaluations = contextlib.ExitStack()
 
@@ -39,9 +41,9 @@ class TrainedPart:
         layers = [layer for layer in layers_of(self._model) if layer is not self._model]
         self._smaller = SmallerVariables(variables, attributes, layers)
         begin_steps_with(self._model, self._smaller.put_in)
-        for name in ("make_test_function", "make_predict_function"):
-            make = getattr(self._model, name)
-            self._evaluations.enter_context(Swap(self._model, name, self._on_the_whole(make)))
+        for model in self._evaluated:
+            for name in ("make_test_function", "make_predict_function"):
+                self._evaluations.enter_context(Swap(model, name, self._on_the_whole(getattr(model, name))))
 
     def put_back(self) -> None:
         """Brings the model back to its own size, with what training has made of its part."""

@@ -44,10 +44,11 @@ class Block:
         return list(found.values())
 
 
-def ends_of(model: Any) -> dict[str, Any]:
-    """Name of the Add -> the layer or operation that gives what the residual branch adds, of a Keras model."""
+def ends_of(model: Any) -> dict[str, tuple[Any, int]]:
+    """Name of the Add -> the layer or operation that gives what the residual branch adds, and which of its outputs that
+    is, of a Keras model."""
     return {
-        block.joint.name: call.layer
+        block.joint.name: (call.layer, call.outputs.index(block.end))
         for block in blocks_of(ModelGraph.of(model))[0]
         for call in block.calls
         if block.end in call.outputs

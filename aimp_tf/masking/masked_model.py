@@ -78,7 +78,7 @@ class MaskedModel(abc.ABC):
             self._steps_before = self.optimizers.steps
             undo.callback(self._detach)
             self._attach()
-            self.part = TrainedPart(self.model)
+            self.part = TrainedPart(self.model, self.original)
             undo.enter_context(Swap(self.model, "fit", self.fits.around(self.model.fit)))
             for either in (self.model, self.original):
                 undo.enter_context(Swap(either, _ATTRIBUTE, self))

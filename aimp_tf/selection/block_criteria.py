@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from aimp_tf.selection.criterion import OfData
-from aimp_tf.selection.gaussian import covariance, standardized
+from aimp_tf.selection.gaussian import log_determinant, standardized
 from aimp_tf.selection.statistics import Arrays, Channels, Statistics
 
 _SHUFFLE = 0
@@ -35,22 +35,20 @@ class OutputInformation(OfData):
     def channel_scores(self, channels: Channels) -> np.ndarray:
         if "block" not in channels.units.kinds:
             raise ValueError(self._refusal)
-        outputs = np.concatenate(channels.statistics.outputs)
-        others = outputs[np.random.default_rng(_SHUFFLE).permutation(len(outputs))]
+        outputs = standardized(np.concatenate(channels.statistics.outputs))
+        if len(outputs) < 2:
+            raise ValueError(f"The criterion {self.name} goes by several examples; got {len(outputs)}.")
+        order = np.random.default_rng(_SHUFFLE).permutation(len(outputs))
+        others = np.empty_like(outputs)
+        others[order] = outputs[np.roll(order, 1)]
         scores = np.zeros(channels.units.count)
         for unit, name in enumerate(channels.units.others):
-            branch = np.concatenate(channels.statistics.branches[name])
-            scores[unit] = _information(branch, outputs) - _information(branch, others)
+            branch = standardized(np.concatenate(channels.statistics.branches[name]))
+            # What each of the two has alone is the same.
+            apart, together = (log_determinant(np.concatenate([branch, those], axis=1)) for those in (others, outputs))
+            scores[unit] = (apart - together) / 2
         return scores
 
     @property
     def _refusal(self) -> str:
         return f"The criterion {self.name} ranks whole blocks. Write granularity='block', or take another criterion."
-
-
-def _information(these: np.ndarray, those: np.ndarray) -> float:
-    """The mutual information of two arrays (examples, values), in nats."""
-    both = covariance(standardized(np.concatenate([these, those], axis=1)))
-    count = these.shape[1]
-    alone, apart, together = (np.linalg.slogdet(part)[1] for part in (both[:count, :count], both[count:, count:], both))
-    return float(alone + apart - together) / 2

@@ -106,7 +106,10 @@ def channel_scores_of(criterion: Criterion, channels: Channels) -> np.ndarray:
         raise ValueError(f"{expected}; got one of shape {scores.shape}.")
     alive = np.concatenate([each.units for each in channels.sets])
     if not np.all(np.isfinite(scores[alive])):
-        raise ValueError("criterion gives NaN or infinity for channels that survive; scores must be finite.")
+        raise ValueError(
+            f"The criterion {criterion.name} gives NaN or infinity for {channels.units.noun}s that survive; scores "
+            "must be finite."
+        )
     return scores
 
 

@@ -187,6 +187,9 @@ class Units(Protocol):
     def kinds(self) -> tuple[str, ...]: ...
 
     @property
+    def noun(self) -> str: ...
+
+    @property
     def axes(self) -> Mapping[str, tuple[np.ndarray | None, ...]]: ...
 
     @property

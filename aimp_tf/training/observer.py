@@ -41,7 +41,7 @@ class Observer:
 
     Attributes:
         layers: Path -> layer, of the kernels whose inputs are looked at.
-        ends: Name of a block -> layer, of those whose outputs are.
+        ends: Name of a block -> layer, of those whose outputs are, and which of them.
         variables: Path -> variable, of those whose gradients are.
     """
 
@@ -156,15 +156,15 @@ def _check_loss(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def _hearing(layers: Mapping[str, Any]) -> Iterator[dict[str, list[tf.Tensor]]]:
-    """Name -> what each call of the layer gives within it."""
-    heard: dict[str, list[tf.Tensor]] = {name: [] for name in layers}
+def _hearing(ends: Mapping[str, tuple[Any, int]]) -> Iterator[dict[str, list[tf.Tensor]]]:
+    """Name -> that output of each call of the layer within it."""
+    heard: dict[str, list[tf.Tensor]] = {name: [] for name in ends}
 
-    def note(name: str, value: tf.Tensor) -> tf.Tensor:
-        heard[name].append(value)
+    def note(name: str, value: Any) -> Any:
+        heard[name].append(tf.nest.flatten(value)[ends[name][1]])
         return value
 
-    with listening(layers, note, outputs=True):
+    with listening({name: layer for name, (layer, _) in ends.items()}, note, outputs=True):
         yield heard
 
 
@@ -186,7 +186,10 @@ def _contribution(scale: tf.Tensor, value: tf.Tensor, slope: tf.Tensor) -> tf.Te
 
 def _beside(outputs: Sequence[tf.Tensor]) -> tf.Tensor:
     """All values of each example, the means over positions, float32 (examples, values)."""
-    return tf.concat([tf.reshape(_pooled(each), (tf.shape(each)[0], -1)) for each in outputs], axis=1)
+    of_examples = [each for each in outputs if each.shape.rank]
+    if not of_examples:
+        raise ValueError("The criterion asks what the model gives for each example, and it gives one number for all.")
+    return tf.concat([tf.reshape(_pooled(each), (tf.shape(each)[0], -1)) for each in of_examples], axis=1)
 
 
 def _pooled(value: tf.Tensor) -> tf.Tensor:
