@@ -12,8 +12,7 @@ network trained from scratch, and tools/benchmark.py criteria what is left witho
 import dataclasses
 
 from aimp_tf import PruningConfig
-from aimp_tf.config.checks import CHOICES
-from aimp_tf.config.granularity import OF_BLOCKS
+from aimp_tf.config.checks import CRITERIA_OF_CHANNELS
 from experiments.experiment import Experiment
 from experiments.study import Arm, Study
 
@@ -50,9 +49,9 @@ def get_config(network: str = "small_cnn") -> Study:
         raise ValueError(f"After the colon comes {', '.join(_NETWORKS)}, or that and _repair; got {network!r}.")
     experiment = _NETWORKS[name]
     channels = experiment.pruning.granularity == "channel"
-    # Of the plain CNN, layers have no scale.
-    without = {*OF_BLOCKS, *(["scale"] if name == "small_cnn" else [])}
-    criteria = [each for each in CHOICES["criterion"] if each not in without] if channels else _OF_WEIGHTS
+    criteria = CRITERIA_OF_CHANNELS if channels else _OF_WEIGHTS
+    if name == "small_cnn":
+        criteria = tuple(criterion for criterion in criteria if criterion != "scale")  # It has layers without one.
     sparsities = (experiment.pruning.target_sparsity or 0.5,)
     arms = {criterion: Arm(pruning={"criterion": criterion}) for criterion in criteria}
     if network.endswith("_repair"):

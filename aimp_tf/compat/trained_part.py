@@ -25,7 +25,7 @@ class TrainedPart:
 
     def __init__(self, model: Any, original: Any) -> None:
         self._model = model
-        self._evaluated = list({id(each): each for each in (model, original)}.values())
+        self._original = original
         self._smaller: SmallerVariables | None = None
         self._evaluations = contextlib.ExitStack()
 
@@ -41,7 +41,7 @@ class TrainedPart:
         layers = [layer for layer in layers_of(self._model) if layer is not self._model]
         self._smaller = SmallerVariables(variables, attributes, layers)
         begin_steps_with(self._model, self._smaller.put_in)
-        for model in self._evaluated:
+        for model in (self._model, self._original):
             for name in ("make_test_function", "make_predict_function"):
                 self._evaluations.enter_context(Swap(model, name, self._on_the_whole(getattr(model, name))))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from aimp_tf.config.distillation import Distillation
-from aimp_tf.config.granularity import OF_CHANNELS, check_granularity
+from aimp_tf.config.granularity import OF_BLOCKS, OF_CHANNELS, check_granularity
 from aimp_tf.config.latency import Latency
 from aimp_tf.config.texts import as_fraction, as_whole, given_of, is_number, nearest
 
@@ -41,6 +41,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mixed_precision": ("auto", "mixed_float16", "mixed_bfloat16"),
 }
 
+CRITERIA_OF_CHANNELS = tuple(name for name in CHOICES["criterion"] if name not in OF_BLOCKS)
+"""Those that rank whole channels."""
 
 _OF_MANY_ROUNDS = ("rate", "start", "fade_epochs", "regrow", "stop_mask_distance")
 _OF_ROUNDS = (

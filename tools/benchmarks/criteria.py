@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.config.checks import CHOICES
-from aimp_tf.config.granularity import OF_BLOCKS
+from aimp_tf.config.checks import CRITERIA_OF_CHANNELS
 from aimp_tf.masking import mask_model
 from aimp_tf.post_training import one_shot
 from aimp_tf.training.input_pipeline import array_dataset
@@ -66,7 +65,7 @@ def run(
         for name, ratio in _ratios_of_passes(model, seeded, data).items():
             figures["passes"][name].append(ratio)
         trained = model.get_weights()
-        for criterion in criteria or [each for each in CHOICES["criterion"] if each not in OF_BLOCKS]:
+        for criterion in criteria or CRITERIA_OF_CHANNELS:
             of_criterion = figures["one_shot"].setdefault(criterion, {"without": [], "with repair": [], "seconds": []})
             for side, repair in (("without", False), ("with repair", True)):
                 model.set_weights(trained)
