@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import pathlib
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.exporting.compaction import compact_and_report
 from aimp_tf.selection.planning import make_plan
 from benchmarks.peers import pruned
-from benchmarks.side_by_side import tell
+from benchmarks.side_by_side import tell, work_in_fresh_process
 from experiments.datasets import ImageData
 from experiments.experiment import Experiment
 from experiments.run import accuracy_of, compiled_model, load_data
@@ -67,7 +71,7 @@ def run(
             pruning = experiment.pruning.replace(target_sparsity=sparsity, seed=seed)
             seeded = dataclasses.replace(experiment, pruning=pruning, seed=seed)
             of_sparsity = figures.setdefault(str(sparsity), {})
-            for name, measured in _measure(seeded, data, torch_pruning=installed).items():
+            for name, measured in _measured(seeded, data, torch_pruning=installed):
                 tell(f"seed {seed}, {sparsity:.0%} gone, {name}: {measured}")
                 of_side = of_sparsity.setdefault(name, {key: [] for key in measured})
                 for key, value in measured.items():
@@ -84,35 +88,43 @@ def run(
     return {**figures, "table": "\n".join(lines)}
 
 
-def _measure(experiment: Experiment, data: ImageData, *, torch_pruning: bool) -> dict[str, dict[str, float]]:
-    measured = {}
+def _measured(
+    experiment: Experiment, data: ImageData, *, torch_pruning: bool
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each side and its figures, as soon as they are known."""
     begun_at = time.perf_counter()
     result = pruned(experiment, data)
     small, report = compact_and_report(result)
     dense, left = report.multiply_adds
-    measured["AIMP"] = {
-        "accuracy": accuracy_of(result.model, data),
-        "multiply_adds": left / dense,
-        "seconds": time.perf_counter() - begun_at,
-    }
+    yield "AIMP", _figures(accuracy_of(result.model, data), left / dense, begun_at)
     begun_at = time.perf_counter()
-    measured["from scratch"] = {
-        "accuracy": accuracy_of(_from_scratch(small, experiment, data, result.epochs), data),
-        "multiply_adds": left / dense,
-        "seconds": time.perf_counter() - begun_at,
-    }
+    model = _from_scratch(small, experiment, data, result.epochs)
+    yield "from scratch", _figures(accuracy_of(model, data), left / dense, begun_at)
     if torch_pruning:
-        from benchmarks.torch_pruning_peer import train_and_prune
-
         begun_at = time.perf_counter()
         rounds = make_plan(experiment.pruning, weight_count(experiment))
-        accuracy, share = train_and_prune(experiment, data, [(each.epochs, each.kept / dense) for each in rounds])
-        measured["Torch-Pruning"] = {
-            "accuracy": accuracy,
-            "multiply_adds": share,
-            "seconds": time.perf_counter() - begun_at,
-        }
-    return measured
+        shares = [(each.epochs, each.kept / dense) for each in rounds]
+        yield "Torch-Pruning", _figures(*_by_torch_pruning(experiment, data, shares), begun_at)
+
+
+def _figures(accuracy: float, multiply_adds: float, begun_at: float) -> dict[str, float]:
+    return {"accuracy": accuracy, "multiply_adds": multiply_adds, "seconds": time.perf_counter() - begun_at}
+
+
+def _by_torch_pruning(
+    experiment: Experiment, data: ImageData, rounds: Sequence[tuple[int, float]]
+) -> tuple[float, float]:
+    """The accuracy and the fraction of the multiply-adds that `torch_pruning_peer` is left with."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        np.savez(folder / "data.npz", **dataclasses.asdict(data))
+        fields = ("architecture", "seed", "batch_size", "learning_rate", "momentum")
+        job = {field: getattr(experiment, field) for field in fields}
+        job |= {"data": str(folder / "data.npz"), "rounds": rounds}
+        # Beside this module, and not imported by it: it needs PyTorch.
+        worker = pathlib.Path(__file__).with_name("torch_pruning_peer.py")
+        figures = work_in_fresh_process(str(worker), job, folder, "Torch-Pruning")
+    return figures["accuracy"], figures["multiply_adds"]
 
 
 def _from_scratch(small: Any, experiment: Experiment, data: ImageData, epochs: int) -> Any:

@@ -1,8 +1,22 @@
-"""The ResNets of `experiments.models` in PyTorch, trained by the same recipe and pruned by Torch-Pruning."""
+"""Trains a ResNet of `experiments.models` in PyTorch, by the same recipe, and prunes it by Torch-Pruning.
+
+    python torch_pruning_peer.py JOB.json RESULT.json
+
+In a process of its own, for PyTorch and TensorFlow do not go together in one: it ends in a segmentation fault.
+
+The job: "architecture"; "seed"; "batch_size", "learning_rate" and "momentum"; "data", an NPZ file of the arrays of
+`experiments.datasets.ImageData`; and "rounds", the epochs and the fraction of the multiply-adds that is left of each
+training. Rounds keep the first learning rate; the last training has all of its schedule, tenfold drops after half and
+after three quarters.
+The result: "accuracy", on the test images; and "multiply_adds", the fraction that is left.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import pathlib
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,9 +24,6 @@ import torch
 import torch.nn.functional as F
 import torch_pruning
 from torch import nn
-
-from experiments.datasets import ImageData
-from experiments.experiment import Experiment
 
 _BLOCKS = {"resnet_8": (1, 16), "resnet_20": (3, 16), "wide_resnet_20": (3, 64)}
 _STEPS = 400
@@ -55,23 +66,12 @@ def _convolution(inputs: int, filters: int, size: int, strides: int) -> nn.Seque
     return nn.Sequential(convolution, nn.BatchNorm2d(filters, eps=1e-3, momentum=0.01))
 
 
-def train_and_prune(
-    experiment: Experiment, data: ImageData, rounds: Sequence[tuple[int, float]]
-) -> tuple[float, float]:
-    """Trains and prunes the network of an experiment.
-
-    Args:
-        experiment: What is trained, and how. Rounds keep the first learning rate; the last training has all of its
-            schedule, tenfold drops after half and after three quarters.
-        data: Its data.
-        rounds: (epochs, the fraction of the multiply-adds that is left) of each training.
-
-    Returns:
-        The accuracy on the test images, and the fraction of the multiply-adds that is left.
-    """
-    torch.manual_seed(experiment.seed)
-    images, labels = _tensors(data.train_images, data.train_labels)
-    model = _ResNet(*_BLOCKS[experiment.architecture], data.classes)
+def main(job_file: str, result_file: str) -> None:
+    job = json.loads(pathlib.Path(job_file).read_text())
+    data = np.load(job["data"])
+    torch.manual_seed(job["seed"])
+    images, labels = _tensors(data["train_images"], data["train_labels"])
+    model = _ResNet(*_BLOCKS[job["architecture"]], int(data["classes"]))
     example = images[:1]
     pruner = torch_pruning.pruner.BasePruner(
         model,
@@ -84,31 +84,32 @@ def train_and_prune(
         ignored_layers=[model.logits],
     )
     dense = left = _multiply_adds(model, example)
-    for index, (epochs, share) in enumerate(rounds):
+    for index, (epochs, share) in enumerate(job["rounds"]):
         while left > share * dense:
             pruner.step()
             left = _multiply_adds(model, example)
-        _train(model, images, labels, epochs, experiment, drops=index == len(rounds) - 1)
+        _train(model, images, labels, epochs, job, drops=index == len(job["rounds"]) - 1)
     model.eval()
-    tests, classes = _tensors(data.test_images, data.test_labels)
+    tests, classes = _tensors(data["test_images"], data["test_labels"])
     with torch.no_grad():
         right = sum(
             int((model(part).argmax(1) == truth).sum())
             for part, truth in zip(tests.split(1000), classes.split(1000), strict=True)
         )
-    return right / len(classes), left / dense
+    figures = {"accuracy": right / len(classes), "multiply_adds": left / dense}
+    pathlib.Path(result_file).write_text(json.dumps(figures))
 
 
 def _train(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int, experiment: Experiment, *, drops: bool
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int, job: Mapping[str, Any], *, drops: bool
 ) -> None:
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), experiment.learning_rate, momentum=experiment.momentum)
-    steps = epochs * -(-len(labels) // experiment.batch_size)
+    optimizer = torch.optim.SGD(model.parameters(), job["learning_rate"], momentum=job["momentum"])
+    steps = epochs * -(-len(labels) // job["batch_size"])
     milestones = [steps // 2, steps * 3 // 4] if drops else []
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
     for _ in range(epochs):
-        for batch in torch.randperm(len(labels)).split(experiment.batch_size):
+        for batch in torch.randperm(len(labels)).split(job["batch_size"]):
             optimizer.zero_grad()
             F.cross_entropy(model(images[batch]), labels[batch]).backward()
             optimizer.step()
@@ -125,3 +126,7 @@ def _multiply_adds(model: nn.Module, example: torch.Tensor) -> float:
 def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, Any]:
     """Channels first, as PyTorch has them."""
     return torch.from_numpy(np.moveaxis(images, -1, 1).copy()), torch.from_numpy(labels.astype(np.int64))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
