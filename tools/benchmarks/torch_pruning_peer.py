@@ -2,7 +2,8 @@
 
     python torch_pruning_peer.py JOB.json RESULT.json
 
-In a process of its own, for PyTorch and TensorFlow do not go together in one: it ends in a segmentation fault.
+In a process of its own: beside TensorFlow 2.21, the first step of an optimizer of PyTorch 2.14 ends in a segmentation
+fault.
 
 The job: "architecture"; "seed"; "batch_size", "learning_rate" and "momentum"; "data", an NPZ file of the arrays of
 `experiments.datasets.ImageData`; and "rounds", the epochs and the fraction of the multiply-adds that is left of each
