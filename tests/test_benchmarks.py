@@ -354,20 +354,20 @@ def in_no_time(monkeypatch):
 
 
 def test_the_benchmark_of_channels(monkeypatch, in_no_time):
-    figures = channels.run(1, None, {"small_cnn": 128}, dataset="digits", epochs=1)
+    config = PruningConfig(0.5, epochs=1, granularity="channel", budget="flops")
+    experiments = [Experiment("digits", "small_cnn", config, train_examples=128)]
+    figures = channels.run(1, None, experiments)
     half, quarter = (figures[f"small_cnn, {times} x fewer multiply-adds"] for times in (2, 4))
     assert quarter["parameters"] < half["parameters"]
     assert all(len(form["ratio"]) == 1 for form in half.values() if isinstance(form, dict))
-    assert len(figures["table"].splitlines()) == 7
-    prune = channels._prune
-
-    def prune_otherwise(architecture, data, examples, fraction, epochs, *, compact_rounds=None, seed=0):
-        return prune(architecture, data, examples, 0.9 if compact_rounds is False else fraction, epochs, seed=seed)
-
-    monkeypatch.setattr(channels, "_prune", prune_otherwise)
+    whole_run = figures["small_cnn, whole run"]
+    assert whole_run["whole"]["ratio"] == [1] and whole_run["shrinking, by eights"]["accuracy"][0] > 0.1
+    assert len(figures["table"].splitlines()) == 15
     monkeypatch.setattr(channels, "_calls", lambda *given: {})
+    otherwise = {**channels._WHOLE_RUNS, "whole": {"compact_rounds": False, "target_sparsity": 0.9}}
+    monkeypatch.setattr(channels, "_WHOLE_RUNS", otherwise)
     with pytest.raises(RuntimeError, match="The runs do not compare, for their masks keep"):
-        channels.run(1, None, {"small_cnn": 128}, dataset="digits", epochs=1)
+        channels.run(1, None, experiments)
 
 
 def test_the_benchmark_of_latency(monkeypatch, in_no_time):

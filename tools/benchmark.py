@@ -24,7 +24,7 @@ Commands:
                    tfmot and, where it is installed (the extra benchmark), PQuantML; a ResNet-8 on a twelfth of
                    Fashion-MNIST; a repetition is a seed
     channels       calls of networks with a half and a quarter of their multiply-adds beside the dense ones, and a
-                   whole run whose rounds shrink beside one whose rounds do not; about half an hour a repetition
+                   whole run whose rounds shrink beside one whose rounds do not; about an hour a repetition
     channel_peers  accuracy for the same epochs of AIMP by whole channels, of the small network trained from scratch
                    and, where it is installed (the extra benchmark), of Torch-Pruning; a repetition is a seed, and takes
                    some half an hour
