@@ -55,6 +55,7 @@ def get_config(network: str = "lenet_300_100") -> Study:
             "imp": Arm(pruning={**full, **kept}),
             "imp_shrink": Arm(pruning=full),
             "squeezed": Arm(pruning=_SQUEEZED),
+            "kept": Arm(pruning=kept),
         }
         return Study(experiment=experiment, arms=arms, sparsities=sparsities, seeds=(0, 1, 2, 3, 4))
     arms |= {
