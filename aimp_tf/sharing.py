@@ -13,11 +13,12 @@ import numpy as np
 from aimp_tf.coding.levels import INITIAL, kmeans, stochastic
 from aimp_tf.coding.tensors import MOST_LEVELS, levels_of
 from aimp_tf.compat.models import HasModel, model_of
+from aimp_tf.compat.variables import key_of
 from aimp_tf.config.checks import check_patterns
 from aimp_tf.config.texts import is_number
-from aimp_tf.graph.copies import rebuilt
+from aimp_tf.graph.copies import Copies, rebuilt
 from aimp_tf.graph.folding import fold_statistics
-from aimp_tf.graph.model_graph import ModelGraph
+from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.graph.prunable import named_weights, prunable_variables, select
 from aimp_tf.masking import check_plain
 
@@ -97,12 +98,17 @@ def share_weights(
     check_patterns("include", include)
     check_patterns("exclude", exclude)
     chosen = select(prunable_variables(model), include, exclude)
-    copy = _copied(model)
+    copy, copied = _copied(model)
     if fold_normalization:
         fold_statistics(copy)
     weights = named_weights(copy)
     arrays = {path: np.asarray(weight) for path, weight in weights.items()}
-    kernels = {path: arrays[path] for path in weights if path in chosen and arrays[path].dtype == np.float32}
+    places = {key_of(copied[key]) for variable in chosen.values() if (key := key_of(variable)) in copied}
+    kernels = {
+        path: arrays[path]
+        for path, weight in weights.items()
+        if key_of(weight) in places and arrays[path].dtype == np.float32
+    }
     if not kernels:
         raise ValueError(
             f"No kernel of {model.name!r} that is chosen has float32 weights, which alone can share values."
@@ -158,15 +164,24 @@ def _check(fold_normalization: bool, seed: int, **settings: str) -> None:
             raise ValueError(f"{name} must be one of {', '.join(choices[name])}; got {value!r}.")
 
 
-def _copied(model: Any) -> Any:
-    copy, copies = rebuilt(ModelGraph.of(model), lambda call, copies: copies.of(call))
+def _copied(model: Any) -> tuple[Any, dict[int, Any]]:
+    """A copy of a model, and the key of each of its variables -> that of the copy."""
+    pairs: list[tuple[Any, Any]] = []
+
+    def layer_for(call: Call, copies: Copies) -> Any:
+        pairs.append((call.layer, copies.of(call)))
+        return pairs[-1][1]
+
+    copy, copies = rebuilt(ModelGraph.of(model), layer_for)
     if copies.shared:
         names = ", ".join(f"{name} ({kind})" for name, kind in copies.shared.items())
         raise ValueError(
             f"Layers that cannot be made from their configs cannot be copied: {names}. A layer of your own must give "
             "all arguments of its constructor in get_config."
         )
-    return copy
+    layers = [pair for pair in pairs if hasattr(pair[0], "weights")]
+    weights = (zip(layer.weights, new.weights, strict=True) for layer, new in layers)
+    return copy, {key_of(variable): new for pairs_ in weights for variable, new in pairs_}
 
 
 def _shared(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from random_networks import EXAMPLES, GENERATIONS, SequenceNetwork, check_same, drawn, feed_forward, fill
 
 import aimp_tf
+from aimp_tf.exporting.compaction import compact_and_report
 
 
 def clear(variable, entries, axis):
@@ -199,6 +200,18 @@ def test_values_of_attention_that_may_see_nothing_stay(dropout):
     assert left._num_heads == (3 if dropout else 2)
 
 
+def test_values_of_attention_along_several_axes_stay_where_they_may_be_masked(K):
+    """Where all is masked, its scores do not add up to one, in Keras 3 nor in tf_keras."""
+    image, mask = K.Input((2, 3, 8)), K.Input((2, 3, 2, 3), dtype="bool")
+    layer = K.layers.MultiHeadAttention(3, 4)
+    model = K.Model([image, mask], layer(image, image, attention_mask=mask))
+    fill(model, np.random.default_rng(0))
+    clear(layer._value_dense.kernel, [1], 1)
+    given = np.ones((2, 2, 3, 2, 3), bool)
+    given[:, 0, 0] = False
+    check_same(model, [np.random.default_rng(1).normal(size=(2, 2, 3, 8)).astype(np.float32), given])
+
+
 class GivenMatrix(keras.layers.Layer):
     """Multiplies what it gets, and has no weights itself."""
 
@@ -264,6 +277,80 @@ def test_layers_that_prepare_data_are_seen_through(make, K):
     clear(model.layers[-1].kernel, [row for row in range(model.layers[-1].kernel.shape[0]) if row % 8 < 5], 0)
     _, report = compacted(model, 5, 5, 2)
     assert report.channels["first"] == (8, 3) and not report.left_alone
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda layers: layers.Normalization(mean=list(range(8)), variance=[2.0] * 8),
+        lambda layers: layers.GroupNormalization(4, scale=False, center=False),
+        lambda layers: layers.Rescaling(2.0, list(range(8))),
+    ],
+    ids=["statistics", "groups", "offsets"],
+)
+def test_what_counts_channels_without_weights_keeps_the_same_in_all_its_calls(make, both, K):
+    image, shared = K.Input((5, 5, 2)), make(K.layers)
+    branches = [K.layers.Conv2D(8, 1, name=name) for name in ("one", "other")]
+    readers = [K.layers.Conv2D(3, 1) for _ in branches]
+    model = K.Model(image, [reader(shared(branch(image))) for branch, reader in zip(branches, readers, strict=True)])
+    fill(model, np.random.default_rng(0))
+    for reader in readers if both else readers[:1]:
+        clear(reader.kernel, range(4), 2)
+    _, report = compacted(model, 5, 5, 2)
+    assert report.channels["one"] == report.channels["other"] == (8, 4 if both else 8) and not report.left_alone
+
+
+def test_what_is_told_by_place_to_train_is_left_alone():
+    tf_keras = pytest.importorskip("tf_keras")
+    vector, first = tf_keras.Input((3,)), tf_keras.layers.Dense(8, name="first")
+    normalized = tf_keras.layers.BatchNormalization()(first(vector), True)
+    model = tf_keras.Model(vector, tf_keras.layers.Dense(2)(normalized))
+    fill(model, np.random.default_rng(0))
+    clear(first.kernel, range(4), -1)
+    assert compact_and_report(model)[1].channels["first"] == (8, 8)
+
+
+def test_units_become_channels_of_images(K):
+    vector, first = K.Input((6,)), K.layers.Dense(72, "relu", name="first")
+    reader = K.layers.Conv2DTranspose(4, 2, strides=2)
+    model = K.Model(vector, reader(K.layers.Reshape((3, 3, 8))(first(vector))))
+    fill(model, np.random.default_rng(0))
+    clear(reader.kernel, range(3), 3)
+    _, report = compacted(model, 6)
+    assert report.channels["first"] == (72, 45) and not report.left_alone
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_values_that_move_in_half_precision(policy, K):
+    """More of them than half precision counts."""
+    K.mixed_precision.set_global_policy(policy)
+    try:
+        ops, sequence, first = of_ops(K), K.Input((60, 3)), K.layers.Dense(48, name="first")
+        moved = ops.transpose(ops.reshape(first(sequence), (-1, 10, 6, 48)), (0, 2, 1, 3))
+        reader = K.layers.Dense(2)
+        model = K.Model(sequence, K.layers.Activation("linear", dtype="float32")(reader(moved)))
+    finally:
+        K.mixed_precision.set_global_policy("float32")
+    fill(model, np.random.default_rng(0))
+    clear(reader.kernel, range(30), 0)
+    small, report = compact_and_report(model)
+    assert report.channels["first"] == (48, 18) and not report.left_alone
+    inputs = np.random.default_rng(1).normal(size=(3, 60, 3)).astype(np.float32)
+    np.testing.assert_allclose(small(inputs), model(inputs), rtol=0.02, atol=0.02)
+
+
+def test_a_network_is_compacted_again_where_constants_became_an_offset(K):
+    image, reader = K.Input((6, 6, 3)), K.layers.Conv2D(4, 3, padding="same")
+    zero, other = (K.layers.Conv2D(8, 3, padding="same") for _ in range(2))
+    model = K.Model(image, reader(K.layers.ReLU()(K.layers.Add()([zero(image), other(image)]))))
+    fill(model, np.random.default_rng(0))
+    clear(zero.kernel, range(8), 3)
+    small, _ = compacted(model, 6, 6, 3)
+    assert any(type(layer).__name__ == "Rescaling" for layer in small.layers)
+    clear(small.layers[-1].kernel, [0, 3], 2)
+    _, report = compacted(small, 6, 6, 3)
+    assert report.channels[other.name] == (8, 6) and not report.left_alone
 
 
 @pytest.mark.parametrize("length", [16, 64, 200])

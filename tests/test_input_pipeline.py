@@ -145,6 +145,7 @@ def test_datasets_of_keras_are_passed_on(K):
     [
         (None, TypeError, "data must be a tf.data.Dataset.*got NoneType"),
         ((batch for batch in []), TypeError, "got generator. Every round reads it from the start"),
+        (type("Endless", (), {"__getitem__": len})(), TypeError, "how many batches.*give Endless a method __len__"),
         (np.zeros((4, 2)), TypeError, "must hold inputs and targets.*got ndarray"),
         ([np.zeros(4), np.zeros(4)], TypeError, "must hold inputs and targets.*got list"),
         ((np.zeros(4),) * 4, TypeError, "got a tuple of 4"),

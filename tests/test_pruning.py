@@ -459,3 +459,27 @@ def test_examples_come_in_another_order_in_each_round(K):
     assert len({tuple(order) for order in first}) == 6
     np.testing.assert_array_equal(orders(seed=1), first)
     assert not np.array_equal(orders(seed=2), first)
+
+
+def test_an_error_after_an_epoch_is_told_as_it_is(blobs):
+    """Also where a step does without the optimizer, whose steps are counted."""
+    import keras
+
+    class Own(keras.Sequential):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x, training=True))
+            variables = [weight.value for weight in self.trainable_variables]
+            for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+                variable.assign_sub(0.01 * gradient)
+            return {"loss": loss}
+
+    def fail(epoch, logs):
+        raise ValueError("mine")
+
+    model = Own([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(3)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    failing = keras.callbacks.LambdaCallback(on_epoch_end=fail)
+    with pytest.raises(ValueError, match="^mine$"):
+        aimp_tf.prune(model, blobs, target_sparsity=0.5, epochs=2, callbacks=[failing], verbose=0)

@@ -126,6 +126,15 @@ def test_patterns_choose_kernels(pruned):
     assert len(levels_of(kernels(model)[second])) == 2
 
 
+def test_kernels_of_nested_models_share_values(K):
+    inner = K.Sequential([K.Input((8,)), K.layers.Dense(20, name="inner")])
+    model = K.Sequential([K.Input((8,)), inner, K.layers.Dense(3, name="outer")])
+    of_inner, of_outer = kernels(model)
+    assert [len(levels_of(each)) for each in kernels(aimp_tf.share_weights(model, levels=4)).values()] == [4, 4]
+    shared = kernels(aimp_tf.share_weights(model, levels=4, include=[of_inner]))
+    assert [len(levels_of(each)) for each in shared.values()] == [4, 60]
+
+
 def test_stochastic_levels_are_drawn_by_a_seed(pruned):
     models = [aimp_tf.share_weights(pruned, levels=3, method="stochastic", seed=seed) for seed in (0, 0, 1)]
     first, again, other = (list(kernels(model).values())[0] for model in models)

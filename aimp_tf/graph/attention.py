@@ -148,11 +148,12 @@ class Attention(Rule):
         return found | (bias[0] != 0) if bias else found
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
-        # With dropout, Keras 3 has a row of which all is masked be zero.
+        # With dropout, or more axes than one to attend along, a row of which all is masked may not add up to one.
         masked = len(call.args) > 3 or call.kwargs.get("attention_mask") is not None
         masked = masked or any(tensor in self._tensors_with_masks for tensor in call.inputs)
         drops = any(getattr(self.layer, name, 0) for name in ("dropout", "_dropout"))
-        self._adds_up_to_one = self._adds_up_to_one and not (masked and drops)
+        several_axes = len(call.inputs[0].shape) > 3
+        self._adds_up_to_one = self._adds_up_to_one and not (masked and (drops or several_axes))
         given = given_to(call.args, dict(call.kwargs))
         read = {id(tensor) for tensor in given.values()}
         for tensor, flow in zip(call.inputs, inputs, strict=True):

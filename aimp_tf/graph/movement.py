@@ -19,6 +19,11 @@ _NOTHING = -1
 
 _ATTEMPTS = 50
 
+_COUNTS = 2**24
+"""So far float32 counts."""
+_HALF_COUNTS = 2**8
+"""So far bfloat16 counts, and float16 too."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Way:
@@ -60,7 +65,7 @@ class Movement:
     def of(cls, call: Call, flows: Flows) -> Movement | None:
         """The movement of a call; None if it does more than that."""
         trial = Trial(call, None)
-        if not trial.worked or (sources := _sources(trial)) is None:
+        if not trial.worked or (sources := _sources(trial, call.outputs)) is None:
             return None
         return cls(trial, sources, flows)
 
@@ -111,7 +116,8 @@ class Movement:
                 continue
             entries = np.unravel_index(np.where(present, sources - first, 0), shape)
             for axis in flows[tensor].axes:
-                found = _axis_of(entries[axis - 1], present, shape[axis - 1])
+                # Sequences are split into heads, others into what a layer looks at and the channels in its place.
+                found = _axis_of(entries[axis - 1], present, shape[axis - 1], last=len(shape) != 2)
                 if found is not None and not any(way.place == place for way in ways.get(found[0], ())):
                     ways.setdefault(found[0], []).append(_Way(place, axis, found[1]))
         return ways
@@ -224,23 +230,23 @@ def _places(trial: Trial) -> dict[int, int]:
     return places
 
 
-def _sources(trial: Trial) -> list[np.ndarray] | None:
+def _sources(trial: Trial, outputs: Sequence[Tensor]) -> list[np.ndarray] | None:
     """Of each output, where its values come from, as `Movement` has it; None if it does more than move them."""
     places = _places(trial)
     total = sum(int(np.prod(shape[1:])) for shape in trial.shapes.values())
-    if trial.arrays or 2 * total >= 2**24:  # So far float32 counts.
+    if trial.arrays or 2 * total >= _COUNTS:
         return None
     numbers = {}
     for place, shape in trial.shapes.items():
         of_one = places[place] + 1 + np.arange(int(np.prod(shape[1:])))
-        numbers[place] = np.stack([of_one, of_one + total]).reshape(shape).astype(np.float32)
-    counted, values = trial.run(numbers), trial.sample()
+        numbers[place] = np.stack([of_one, of_one + total]).reshape(shape)
+    counted, values = _counted(trial, numbers, outputs), trial.sample()
     moved = trial.run(values)
     if counted is None or moved is None:
         return None
     of_all = np.concatenate([values[place].reshape(len(values[place]), -1) for place in places], axis=1)
     found = []
-    for output, check in zip(counted, moved, strict=True):
+    for tensor, output, check in zip(outputs, counted, moved, strict=True):
         source = output.astype(np.int64) - 1
         first = source[0]
         if not np.array_equal(output, source + 1) or first.min(initial=0) < _NOTHING or first.max(initial=0) >= total:
@@ -248,23 +254,39 @@ def _sources(trial: Trial) -> list[np.ndarray] | None:
         if not np.array_equal(source[1], np.where(first == _NOTHING, _NOTHING, first + total)):
             return None
         expected = np.where(first == _NOTHING, 0.0, of_all[:, first.reshape(-1)].reshape(output.shape))
-        if not np.array_equal(expected.astype(np.float32), check):
+        if not np.array_equal(tf.cast(tf.cast(expected, tensor.dtype), tf.float32), check):
             return None
         found.append(first)
     return found
 
 
-def _axis_of(entries: np.ndarray, present: np.ndarray, size: int) -> tuple[int, np.ndarray] | None:
+def _counted(trial: Trial, numbers: Mapping[int, np.ndarray], outputs: Sequence[Tensor]) -> list[np.ndarray] | None:
+    """What comes out for whole numbers, digit by digit where these are more than half precision can tell apart."""
+    dtypes = {tf.as_dtype(tensor.dtype) for tensor in (*trial.tensors.values(), *outputs)}
+    base = _HALF_COUNTS if dtypes & {tf.float16, tf.bfloat16} else _COUNTS
+    found: list[np.ndarray] = []
+    for power in range(3 if base == _HALF_COUNTS else 1):
+        digits = {place: (each // base**power % base).astype(np.float32) for place, each in numbers.items()}
+        of_digits = trial.run(digits)
+        if of_digits is None:
+            return None
+        scaled = [base**power * output.astype(np.float64) for output in of_digits]
+        found = [sum_ + each for sum_, each in zip(found, scaled, strict=True)] if found else scaled
+    return found
+
+
+def _axis_of(entries: np.ndarray, present: np.ndarray, size: int, *, last: bool) -> tuple[int, np.ndarray] | None:
     """The axis of an output along which the entries of an input's axis lie, and which lies where.
 
     Args:
         entries: Of each value, its entry along the axis of the input.
         present: Whether it comes from that input at all.
         size: Of the axis of the input.
+        last: Which of several axes is taken that tie entries together, the last or the first.
 
     Returns:
         The axis, the one of examples being the first, and pairs as `_Way` has them: the one where each place has one
-        entry, or else the first where each entry is in one place, which ties entries together.
+        entry, or else one where each entry is in one place, which ties entries together.
     """
     tying: tuple[int, np.ndarray] | None = None
     for axis in range(entries.ndim):
@@ -277,7 +299,7 @@ def _axis_of(entries: np.ndarray, present: np.ndarray, size: int) -> tuple[int, 
             return None  # One entry of several is taken out, which must be there then.
         if (met.sum(axis=1) <= 1).all():
             return axis + 1, pairs
-        if tying is None and (met.sum(axis=0) <= 1).all() and met.any(axis=1).sum() > 1:
+        if (last or tying is None) and (met.sum(axis=0) <= 1).all() and met.any(axis=1).sum() > 1:
             tying = axis + 1, pairs
     return tying
 

@@ -20,13 +20,18 @@ from aimp_tf.graph.functions import Tried
 from aimp_tf.graph.linear import Depthwise, Grouped, Linear, Separable
 from aimp_tf.graph.merging import Concatenation, Elementwise, Repeat, Sum, added
 from aimp_tf.graph.model_graph import Call, Tensor
+from aimp_tf.graph.normalization import (
+    Given,
+    batch_normalization,
+    group_normalization,
+    layer_scale,
+    normalization,
+    unknown,
+)
 from aimp_tf.graph.recurrent import GATES, Recurrent
 from aimp_tf.graph.rules import (
     Assumptions,
     Function,
-    GivenStatistics,
-    GroupNormalized,
-    LayerScale,
     Lookup,
     Opaque,
     PassThrough,
@@ -91,10 +96,15 @@ def _may_be_tried(call: Call, assumptions: Assumptions) -> bool:
     weights = getattr(layer, "weights", ())
     if weights or declares_shape(layer) or not call.inputs:
         return False
-    if call.kwargs.get("training") not in (None, False) and _is_random(layer):
+    if _is_told_to_train(call) and _is_random(layer):
         return False
     # In training, layers may do something else.
     return not assumptions.training or is_function(layer) or (is_keras_own(type(layer)) and not _is_random(layer))
+
+
+def _is_told_to_train(call: Call) -> bool:
+    """Whether a call says so, by name or, in tf_keras, perhaps by place."""
+    return call.kwargs.get("training") not in (None, False) or any(each is True for each in call.args)
 
 
 def _is_random(layer: Any) -> bool:
@@ -120,7 +130,7 @@ def _is_plain(call: Call, kind: str) -> bool:
         inputs = inputs[:1]  # Of Keras 3, which hands on masks of padding like this.
     tensors = call.outputs if kind in (*_ATTENTION, "Embedding") else (*inputs, *call.outputs)
     return (
-        call.kwargs.get("training") in (None, False)
+        not _is_told_to_train(call)
         and (kind in _MERGING or kind in _ATTENTION or len(inputs) == 1)
         and all(tensor.channels for tensor in tensors)
         and getattr(call.layer, "data_format", None) in (None, "channels_last")
@@ -188,19 +198,6 @@ def _parametric_relu(call: Call, assumptions: Assumptions) -> Rule | None:
     return PassThrough(call.layer, lambda values: np.where(values >= 0, values, slope * values), moves=True)
 
 
-def _layer_scale(call: Call, assumptions: Assumptions) -> Rule | None:
-    gamma = assumptions.value(call.layer.gamma)
-    return LayerScale(call.layer, lambda values: values * gamma, deaf=gamma == 0)
-
-
-def _normalization(call: Call, assumptions: Assumptions) -> Rule | None:
-    layer = call.layer
-    if tf.nest.flatten(layer.axis) not in ([-1], [len(call.inputs[0].shape) - 1]):
-        return None
-    kind = PassThrough if layer.weights else GivenStatistics
-    return kind(layer, lambda values: np.full_like(values, np.nan))
-
-
 def _depthwise(call: Call, assumptions: Assumptions) -> Rule | None:
     layer, activation = call.layer, _activation(call.layer, assumptions)
     return activation and Depthwise(layer, _values(layer, assumptions), activation, bordered=is_bordered(layer))
@@ -220,9 +217,15 @@ def _activation_layer(call: Call, assumptions: Assumptions) -> Rule | None:
 
 def _value_by_value(call: Call, assumptions: Assumptions) -> Rule | None:
     layer = call.layer
-    if getattr(layer, "weights", ()) or any(np.ndim(getattr(layer, name, 0)) for name in ("scale", "offset")):
+    given = {name: getattr(layer, name, 0) for name in ("scale", "offset")}
+    sizes = {np.shape(values) for values in given.values()}
+    if getattr(layer, "weights", ()) or sizes - {(), (call.inputs[0].channels,)}:
         return None
-    return PassThrough(layer, lambda values: np.asarray(layer(tf.constant(values[np.newaxis], tf.float32)))[0])
+
+    def value(values: np.ndarray) -> np.ndarray:
+        return np.asarray(layer(tf.constant(values[np.newaxis], tf.float32)))[0]
+
+    return PassThrough(layer, value) if sizes == {()} else Given(layer, value, given)
 
 
 def _unchanged(call: Call, assumptions: Assumptions) -> Rule | None:
@@ -244,7 +247,7 @@ def _noise(call: Call, assumptions: Assumptions) -> Rule | None:
         return PassThrough(call.layer)
     if _counts_channels(call.layer):
         return None
-    return PassThrough(call.layer, lambda values: np.full_like(values, np.nan))
+    return PassThrough(call.layer, unknown)
 
 
 def _counts_channels(layer: Any) -> bool:
@@ -259,27 +262,6 @@ def _zero_padding(call: Call, assumptions: Assumptions) -> Rule | None:
 
 def _permute(call: Call, assumptions: Assumptions) -> Rule | None:
     return PassThrough(call.layer, moves=True) if call.layer.dims[-1] == len(call.layer.dims) else None
-
-
-def _batch_normalization(call: Call, assumptions: Assumptions) -> Rule | None:
-    layer, rank = call.layer, len(call.inputs[0].shape)
-    if tf.nest.flatten(layer.axis) not in ([-1], [rank - 1]) or getattr(layer, "renorm", False):
-        return None
-    value = assumptions.value
-    mean, variance = (np.float64(value(weight)) for weight in (layer.moving_mean, layer.moving_variance))
-    scale = (value(layer.gamma) if layer.scale else 1.0) / np.sqrt(variance + layer.epsilon)
-    shift = value(layer.beta) if layer.center else 0.0
-    return PassThrough(layer, lambda values: (values - mean) * scale + shift, deaf=scale == 0)
-
-
-def _group_normalization(call: Call, assumptions: Assumptions) -> Rule | None:
-    """Of each channel, what is known is its shift where it has no scale: others depend on their whole group."""
-    layer, channels = call.layer, call.inputs[0].channels
-    if tf.nest.flatten(layer.axis) not in ([-1], [len(call.inputs[0].shape) - 1]):
-        return None
-    gamma = assumptions.value(layer.gamma) if layer.scale else np.ones(channels)
-    beta = assumptions.value(layer.beta) if layer.center else np.zeros(channels)
-    return GroupNormalized(layer, lambda values: np.where(gamma == 0, beta, np.nan), deaf=gamma == 0, moves=True)
 
 
 def _wrapped(call: Call, assumptions: Assumptions) -> Rule | None:
@@ -371,10 +353,10 @@ _FACTORIES: dict[str, Factory] = {
     **dict.fromkeys(_ATTENTION, _attention),
     "Embedding": _lookup,
     "PReLU": _parametric_relu,
-    "LayerScale": _layer_scale,
-    "Normalization": _normalization,
-    "BatchNormalization": _batch_normalization,
-    "GroupNormalization": _group_normalization,
+    "LayerScale": layer_scale,
+    "Normalization": normalization,
+    "BatchNormalization": batch_normalization,
+    "GroupNormalization": group_normalization,
     **dict.fromkeys(("TimeDistributed", "SpectralNormalization"), _wrapped),
     "Bidirectional": _both_directions,
     "Activation": _activation_layer,

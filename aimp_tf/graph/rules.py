@@ -262,39 +262,6 @@ class PassThrough(Rule):
         return bool(getattr(self.layer, "weights", ()))
 
 
-class GroupNormalized(PassThrough):
-    """GroupNormalization, whose channels stand or fall with all of their group."""
-
-    def attributes(self, kept: Kept) -> dict[str, Any]:
-        return {"groups": len(kept.inputs) * self.layer.groups // len(kept.constants)}
-
-    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
-        (source,) = inputs
-        by_group = source.classes.reshape(self.layer.groups, -1)
-        classes.join(by_group[:, :-1].reshape(-1), by_group[:, 1:].reshape(-1))
-        (found,) = super()._flow(call, inputs, classes)
-        fixed = np.repeat(source.channels.fixed.reshape(by_group.shape).all(axis=1), by_group.shape[1])
-        channels = Axis(source.classes, found.constants, fixed | self._deaf)
-        return [Flow.of_channels(found.rank, channels)]
-
-
-class GivenStatistics(PassThrough):
-    """Normalization by means and variances that it was given, one for each channel or for all."""
-
-    in_place = False
-
-    def attributes(self, kept: Kept) -> dict[str, Any]:
-        given = {name: np.ravel(getattr(self.layer, f"input_{name}")) for name in ("mean", "variance")}
-        return {name: values[kept.inputs].tolist() for name, values in given.items() if len(values) > 1}
-
-
-class LayerScale(PassThrough):
-    """A factor for each channel, of whose number the config of the layer tells."""
-
-    def attributes(self, kept: Kept) -> dict[str, Any]:
-        return {"projection_dim": len(kept.inputs)}
-
-
 class Lookup(Rule):
     """Embedding: each channel is a column of a table."""
 

@@ -138,7 +138,7 @@ def _telling_shapes(
     try:
         yield
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
-        if any(masked.optimizers.steps) or pruning.rounds:
+        if any(masked.optimizers.steps) or pruning.rounds or pruning.epoch_logs:
             raise
         raise ValueError(
             f"fit failed before its first step, and nothing was trained. The training data gives "

@@ -172,11 +172,17 @@ class GlobalMagnitudePruning(EpochCallback):
         Raises:
             ValueError: The target or the limits cannot be met with the model's sizes, the criterion cannot rank,
                 a field that `wrap` heeds is not what the model was wrapped with, or `compact_rounds` is asked
-                for a model that is not functional, or with an optimizer that does not allow it.
+                for a model that is not functional, or with an optimizer that does not allow it; or the run has begun
+                with a model of other weights.
             TypeError: The criterion gives something other than scores.
         """
         if not self.run.plan:
             self.run.begin(masked, stretch)
+        elif not self.finished and self.run.paths != list(masked.prunable):
+            raise ValueError(
+                f"This run has begun with {', '.join(self.run.paths[:3])}, ...; the model {masked.original.name!r} has "
+                f"{', '.join(list(masked.prunable)[:3])}, .... Make a GlobalMagnitudePruning for each model."
+            )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         masked = self._masked()

@@ -110,6 +110,10 @@ def prepare(
         return in_batches(
             *array_positions(data, name, batch_size=batch_size, order=order, floatx=floatx, least_batch=least_batch)
         )
+    if hasattr(data, "__getitem__") and not hasattr(data, "__len__"):
+        raise TypeError(
+            f"{name} does not tell how many batches an epoch has: give {type(data).__name__} a method __len__."
+        )
     if isinstance(data, Iterator) or not hasattr(data, "__len__") and not isinstance(data, tf.data.Dataset):
         raise TypeError(
             f"{name} must be a tf.data.Dataset, a tuple (x, y) or (x, y, sample_weight) of arrays, or a PyDataset; got "

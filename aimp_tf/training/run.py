@@ -90,6 +90,11 @@ class Run:
         return self.plan[len(self.rounds)]
 
     @property
+    def paths(self) -> list[str]:
+        """Those of the prunable variables that it has begun with."""
+        return [] if self.state.shrinking is None else list(self.state.shrinking.factors)
+
+    @property
     def told(self) -> list[str]:
         """Names of what it adds to the logs of training."""
         return [*self.terms.names, *(["mask_distance"] if self.config.stop_mask_distance is not None else [])]

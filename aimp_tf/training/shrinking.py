@@ -38,7 +38,7 @@ class Shrinking:
     def __init__(self, factor: float, masked: MaskedModel) -> None:
         self.factors = dict.fromkeys(masked.prunable, 1.0)
         self._factor = factor
-        self._trained = {path for path in trained_variables(masked) if path in masked.prunable}
+        self._trained = {path for path in trained_variables(masked) if _may_be_small(masked.prunable.get(path))}
         self._normalized = _normalized(masked) if factor < 1 else {}
         self._sample: list[np.ndarray] = []
         self._moved = 0.0
@@ -112,6 +112,14 @@ def fraction_moved(sample: Sequence[np.ndarray], weights: Mapping[str, np.ndarra
 def _spaced(weight: np.ndarray) -> np.ndarray:
     # An odd step passes through all columns of a kernel whose width is a power of two.
     return weight.reshape(-1)[:: -(-weight.size // _SAMPLE_SIZE) | 1]
+
+
+def _may_be_small(variable: Any | None) -> bool:
+    """Whether it is prunable, and no constraint of the user's may grow it again at once, as UnitNorm does."""
+    if variable is None:
+        return False
+    kind = type(variable.constraint.previous)
+    return kind is type(None) or (is_keras_own(kind) and kind.__name__ in ("MaxNorm", "NonNeg"))
 
 
 def _normalized(masked: MaskedModel) -> dict[str, list[tuple[Any, Any]]]:
