@@ -285,7 +285,7 @@ def test_compacted_and_coded_models_go_through_all_formats(K, tmp_path):
 
 def test_onnx_takes_any_batch_by_the_names_of_the_signature(K, tmp_path):
     a, b = K.Input((4, 4, 2), name="a"), K.Input((3,), name="b")
-    h = K.layers.Concatenate()([K.layers.Flatten()(K.layers.Conv2D(3, 3)(a)), b])
+    h = K.layers.Concatenate()([K.layers.Flatten()(K.layers.Conv2D(3, 3, activation="gelu")(a)), b])
     model = K.Model({"a": a, "b": b}, {name: K.layers.Dense(2, name=name)(h) for name in ("x", "y")})
     aimp_tf.export(model, tmp_path / "model.onnx", verify=False)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
