@@ -324,14 +324,10 @@ def test_units_become_channels_of_images(K):
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_values_that_move_in_half_precision(policy, K):
     """More of them than half precision counts."""
-    K.mixed_precision.set_global_policy(policy)
-    try:
-        ops, sequence, first = of_ops(K), K.Input((60, 3)), K.layers.Dense(48, name="first")
-        moved = ops.transpose(ops.reshape(first(sequence), (-1, 10, 6, 48)), (0, 2, 1, 3))
-        reader = K.layers.Dense(2)
-        model = K.Model(sequence, K.layers.Activation("linear", dtype="float32")(reader(moved)))
-    finally:
-        K.mixed_precision.set_global_policy("float32")
+    ops, sequence, first = of_ops(K), K.Input((60, 3)), K.layers.Dense(48, dtype=policy, name="first")
+    moved = ops.transpose(ops.reshape(first(sequence), (-1, 10, 6, 48)), (0, 2, 1, 3))
+    reader = K.layers.Dense(2, dtype=policy)
+    model = K.Model(sequence, K.layers.Activation("linear", dtype="float32")(reader(moved)))
     fill(model, np.random.default_rng(0))
     clear(reader.kernel, range(30), 0)
     small, report = compact_and_report(model)
