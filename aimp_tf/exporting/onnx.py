@@ -38,8 +38,9 @@ def write_onnx(model: Any, path: str | os.PathLike[str]) -> None:
     with computing_in_float32(model), explaining(what, "Export another format."), quiet():
         module = ServingModule(model)
         serve = module.serving_default
-        handlers = {"Erfc": (_as_erf, [])}
-        found, _ = convert.from_function(serve, serve.input_signature, opset=_OPSET, custom_op_handlers=handlers)
+        found, _ = convert.from_function(
+            serve, serve.input_signature, opset=_OPSET, custom_op_handlers={"Erfc": (_as_erf, [])}
+        )
         onnx.checker.check_model(found)
     onnx.save(found, os.fspath(path))
 
