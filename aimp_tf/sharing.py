@@ -103,7 +103,7 @@ def share_weights(
         fold_statistics(copy)
     weights = named_weights(copy)
     arrays = {path: np.asarray(weight) for path, weight in weights.items()}
-    places = {key_of(copied[key]) for variable in chosen.values() if (key := key_of(variable)) in copied}
+    places = {copied.get(key_of(variable)) for variable in chosen.values()}
     kernels = {
         path: arrays[path]
         for path, weight in weights.items()
@@ -164,8 +164,8 @@ def _check(fold_normalization: bool, seed: int, **settings: str) -> None:
             raise ValueError(f"{name} must be one of {', '.join(choices[name])}; got {value!r}.")
 
 
-def _copied(model: Any) -> tuple[Any, dict[int, Any]]:
-    """A copy of a model, and the key of each of its variables -> that of the copy."""
+def _copied(model: Any) -> tuple[Any, dict[int, int]]:
+    """A copy of a model, whose nested models are opened, and the key of each variable -> that of its copy."""
     pairs: list[tuple[Any, Any]] = []
 
     def layer_for(call: Call, copies: Copies) -> Any:
@@ -179,9 +179,11 @@ def _copied(model: Any) -> tuple[Any, dict[int, Any]]:
             f"Layers that cannot be made from their configs cannot be copied: {names}. A layer of your own must give "
             "all arguments of its constructor in get_config."
         )
-    layers = [pair for pair in pairs if hasattr(pair[0], "weights")]
-    weights = (zip(layer.weights, new.weights, strict=True) for layer, new in layers)
-    return copy, {key_of(variable): new for pairs_ in weights for variable, new in pairs_}
+    return copy, {
+        key_of(old): key_of(new)
+        for pair in pairs
+        for old, new in zip(*(getattr(layer, "weights", ()) for layer in pair), strict=True)
+    }
 
 
 def _shared(

@@ -463,7 +463,6 @@ def test_examples_come_in_another_order_in_each_round(K):
 
 def test_an_error_after_an_epoch_is_told_as_it_is(blobs):
     """Also where a step does without the optimizer, whose steps are counted."""
-    import keras
 
     class Own(keras.Sequential):
         def train_step(self, data):

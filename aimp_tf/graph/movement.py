@@ -263,16 +263,16 @@ def _sources(trial: Trial, outputs: Sequence[Tensor]) -> list[np.ndarray] | None
 def _counted(trial: Trial, numbers: Mapping[int, np.ndarray], outputs: Sequence[Tensor]) -> list[np.ndarray] | None:
     """What comes out for whole numbers, digit by digit where these are more than half precision can tell apart."""
     dtypes = {tf.as_dtype(tensor.dtype) for tensor in (*trial.tensors.values(), *outputs)}
-    base = _HALF_COUNTS if dtypes & {tf.float16, tf.bfloat16} else _COUNTS
-    found: list[np.ndarray] = []
-    for power in range(3 if base == _HALF_COUNTS else 1):
-        digits = {place: (each // base**power % base).astype(np.float32) for place, each in numbers.items()}
-        of_digits = trial.run(digits)
-        if of_digits is None:
+    base, digits = (_HALF_COUNTS, 3) if dtypes & {tf.float16, tf.bfloat16} else (_COUNTS, 1)
+    found = []
+    for power in range(digits):
+        of_digit = trial.run(
+            {place: (each // base**power % base).astype(np.float32) for place, each in numbers.items()}
+        )
+        if of_digit is None:
             return None
-        scaled = [base**power * output.astype(np.float64) for output in of_digits]
-        found = [sum_ + each for sum_, each in zip(found, scaled, strict=True)] if found else scaled
-    return found
+        found.append([base**power * output.astype(np.float64) for output in of_digit])
+    return [np.sum(outputs_, axis=0) for outputs_ in zip(*found, strict=True)]
 
 
 def _axis_of(entries: np.ndarray, present: np.ndarray, size: int, *, last: bool) -> tuple[int, np.ndarray] | None:

@@ -61,7 +61,7 @@ class LayerScale(PassThrough):
 def normalization(call: Call, assumptions: Assumptions) -> Rule | None:
     """Of Normalization."""
     layer = call.layer
-    if tf.nest.flatten(layer.axis) not in ([-1], [len(call.inputs[0].shape) - 1]):
+    if not _over_channels(call):
         return None
     if layer.weights:
         return PassThrough(layer, unknown)
@@ -70,8 +70,8 @@ def normalization(call: Call, assumptions: Assumptions) -> Rule | None:
 
 def batch_normalization(call: Call, assumptions: Assumptions) -> Rule | None:
     """Of BatchNormalization, by its moving statistics."""
-    layer, rank = call.layer, len(call.inputs[0].shape)
-    if tf.nest.flatten(layer.axis) not in ([-1], [rank - 1]) or getattr(layer, "renorm", False):
+    layer = call.layer
+    if not _over_channels(call) or getattr(layer, "renorm", False):
         return None
     value = assumptions.value
     mean, variance = (np.float64(value(weight)) for weight in (layer.moving_mean, layer.moving_variance))
@@ -84,7 +84,7 @@ def group_normalization(call: Call, assumptions: Assumptions) -> Rule | None:
     """Of GroupNormalization. What is known of a channel is its shift where it has no scale: others depend on their
     whole group."""
     layer, channels = call.layer, call.inputs[0].channels
-    if tf.nest.flatten(layer.axis) not in ([-1], [len(call.inputs[0].shape) - 1]):
+    if not _over_channels(call):
         return None
     gamma = assumptions.value(layer.gamma) if layer.scale else np.ones(channels)
     beta = assumptions.value(layer.beta) if layer.center else np.zeros(channels)
@@ -95,6 +95,11 @@ def layer_scale(call: Call, assumptions: Assumptions) -> Rule | None:
     """Of LayerScale."""
     gamma = assumptions.value(call.layer.gamma)
     return LayerScale(call.layer, lambda values: values * gamma, deaf=gamma == 0)
+
+
+def _over_channels(call: Call) -> bool:
+    """Whether the layer's axis is the last of its inputs, and no other."""
+    return tf.nest.flatten(call.layer.axis) in ([-1], [len(call.inputs[0].shape) - 1])
 
 
 def unknown(values: np.ndarray) -> np.ndarray:

@@ -118,8 +118,8 @@ def _may_be_small(variable: Any | None) -> bool:
     """Whether it is prunable, and no constraint of the user's may grow it again at once, as UnitNorm does."""
     if variable is None:
         return False
-    kind = type(variable.constraint.previous)
-    return kind is type(None) or (is_keras_own(kind) and kind.__name__ in ("MaxNorm", "NonNeg"))
+    previous = variable.constraint.previous
+    return previous is None or (is_keras_own(type(previous)) and type(previous).__name__ in ("MaxNorm", "NonNeg"))
 
 
 def _normalized(masked: MaskedModel) -> dict[str, list[tuple[Any, Any]]]:

@@ -27,6 +27,7 @@ _EXPERIMENTS = (RECIPE, dataclasses.replace(RECIPE, architecture="wide_resnet_20
 _FRACTIONS = (0.5, 0.75)
 _CALLS = (Latency(speedup=2, batch_size=32), Latency(speedup=2, format="tflite"))
 _BY_EIGHTS = {"channel_multiple": 8}
+_CHANNELS: Mapping[str, Mapping[str, Any]] = {"": {}, ", by eights": _BY_EIGHTS}
 _WHOLE_RUNS: Mapping[str, Mapping[str, Any]] = {
     "whole": {"compact_rounds": False},
     "shrinking": {},
@@ -62,7 +63,7 @@ def run(
     figures: dict[str, Any] = {}
     for experiment in experiments:
         data = load_data(experiment, data_dir)
-        for fraction, (name, settings) in itertools.product(_FRACTIONS, {"": {}, ", by eights": _BY_EIGHTS}.items()):
+        for fraction, (name, settings) in itertools.product(_FRACTIONS, _CHANNELS.items()):
             title = f"{experiment.architecture}, {1 / (1 - fraction):g} x fewer multiply-adds{name}"
             figures[title] = _calls(repetitions, _with(experiment, target_sparsity=fraction, **settings), data)
             tell(f"{title}: {figures[title]}")
@@ -71,10 +72,10 @@ def run(
 
 
 def _calls(repetitions: int, experiment: Experiment, data: ImageData) -> dict[str, Any]:
-    small = pruned(_with(experiment, epochs=1), data).compact()
+    small, dense = pruned(_with(experiment, epochs=1), data).compact(), compiled_model(experiment, data)
     forms: dict[str, Any] = {"parameters": small.count_params()}
     for call in _CALLS:
-        medians = medians_of_calls(call, compiled_model(experiment, data), small, repetitions)
+        medians = medians_of_calls(call, dense, small, repetitions)
         forms[str(call)] = {
             "dense_seconds": [of_dense for of_dense, _ in medians],
             "ratio": [of_dense / of_small for of_dense, of_small in medians],
@@ -87,9 +88,9 @@ def _whole_runs(repetitions: int, experiment: Experiment, data: ImageData) -> di
     for seed in range(repetitions):
         kept = {}
         for name in list(_WHOLE_RUNS)[:: 1 if seed % 2 == 0 else -1]:
-            settings = {"target_sparsity": 0.5, "seed": seed, **_WHOLE_RUNS[name]}
+            seeded = dataclasses.replace(experiment, seed=seed)
             begun_at = time.perf_counter()
-            result = pruned(dataclasses.replace(_with(experiment, **settings), seed=seed), data)
+            result = pruned(_with(seeded, **{"target_sparsity": 0.5, **_WHOLE_RUNS[name]}), data)
             seconds, accuracy = time.perf_counter() - begun_at, accuracy_of(result.model, data)
             figures[name]["seconds"].append(seconds)
             figures[name]["accuracy"].append(accuracy)
