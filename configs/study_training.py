@@ -3,8 +3,9 @@
     python tools/study.py --config=configs/study_training.py:resnet_20 --data_dir=runs/data --workdir=runs/training
 
 After the colon: resnet_20, whole channels down to half of the multiply-adds, or lenet_300_100, single weights down to
-2.3%; both on a twelfth of Fashion-MNIST, three seeds. All arms train as many epochs as aimp, but teacher, whose dense
-network is trained three times as long as the last training beside that; teacher_within has it within these epochs.
+2.3%; both on a twelfth of Fashion-MNIST, three seeds. All arms train as many epochs as aimp, but dense and
+dense_teacher, as long as the last training and three times as long, and teacher, which has the latter beside that;
+teacher_within trains its teacher within these epochs.
 About six hours and one hour on two cores; --arms takes some of it. Without a network, tools/prepare_fashion_mnist.py
 fills --data_dir first.
 """

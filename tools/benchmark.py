@@ -1,4 +1,4 @@
-"""Measures what the package costs, both sides in turn in one process, and prints ratios.
+"""Measures what the package costs, all sides in turn, and prints ratios.
 
     python tools/benchmark.py checkpoints
     python tools/benchmark.py checkpoints --repetitions=5 --output=runs/checkpoints.json
@@ -27,7 +27,7 @@ Commands:
                    whole run whose rounds shrink beside one whose rounds do not; about an hour a repetition
     channel_peers  accuracy for the same epochs of AIMP by whole channels, of the small network trained from scratch
                    and, where it is installed (the extra benchmark), of Torch-Pruning; a repetition is a seed, and takes
-                   some half an hour
+                   an hour or more of a core
     latency        whether networks that were asked to be twice as fast are, in both formats; about 15 minutes
     criteria       what a pass over the data for a criterion costs beside training on it, and what is left of a trained
                    ResNet-20 that loses half of its multiply-adds at once by each, with and without repair; a
@@ -40,8 +40,8 @@ Commands:
                    memory of the GPU beside the host's, on ResNet-20 and ResNet-50; without a GPU it says so and
                    measures nothing
 
-No ratio is printed unless both sides computed the same. The exit code is 0 when it is done, 1 when it failed, 2 when a
-setting was wrong and nothing was written, and 130 after Ctrl-C.
+Where sides must compute the same, no ratio is printed unless they did. The exit code is 0 when it is done, 1 when it
+failed, 2 when a setting was wrong and nothing was written, and 130 after Ctrl-C.
 """
 
 import importlib
@@ -51,28 +51,8 @@ import pathlib
 from absl import flags
 
 from aimp_tf.files import check_writable, write_atomically
-from benchmarks import options_of
+from benchmarks import COMMANDS, options_of
 from experiments import command_line
-
-_COMMANDS = (
-    "checkpoints",
-    "inference",
-    "layers",
-    "ranking",
-    "step",
-    "rounds",
-    "end_to_end",
-    "memory",
-    "compact_rounds",
-    "peers",
-    "channels",
-    "channel_peers",
-    "latency",
-    "criteria",
-    "coverage",
-    "coded",
-    "gpu",
-)
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "How often each side is timed.", lower_bound=1)
 _MODEL = flags.DEFINE_string("model", None, "The .keras file of a pruned model. For `inference`, which needs it.")
@@ -117,9 +97,10 @@ def main(command: str) -> None:
     figures = importlib.import_module(f"benchmarks.{command}").run(_REPETITIONS.value, **options)
     print(figures.pop("table"))
     if _OUTPUT.value is not None:
-        pathlib.Path(_OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(pathlib.Path(_OUTPUT.value), json.dumps(figures, indent=2))
+        output = pathlib.Path(_OUTPUT.value).expanduser()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":
-    command_line.run(main, commands=_COMMANDS)
+    command_line.run(main, commands=tuple(COMMANDS))

@@ -13,7 +13,7 @@ but after 0, nothing is written.
 from absl import flags
 
 from aimp_tf.files import check_writable
-from experiments import command_line
+from experiments import command_line, datasets
 from experiments.experiment import Experiment
 
 _CONFIG = command_line.define_config(Experiment, "That of the run in --workdir.")
@@ -46,13 +46,13 @@ def main() -> None:
             from experiments import exports
 
         exports.choose_formats(_FORMATS.value)
+        inputs = None if _INPUTS.value is None else exports.load_inputs(_INPUTS.value)
         if _MODEL.value is not None:
-            model, inputs = exports.load_keras_file(_MODEL.value), None
+            model = exports.load_keras_file(_MODEL.value)
         else:
             model = exports.load_run(_CONFIG.value, _WORKDIR.value)
-            inputs = exports.test_images(_CONFIG.value, _DATA_DIR.value)
-        if _INPUTS.value is not None:
-            inputs = exports.load_inputs(_INPUTS.value)
+            if inputs is None:
+                inputs = datasets.load(_CONFIG.value.dataset, _DATA_DIR.value).test_images
     print(
         exports.export_and_tell(
             model, inputs, _OUTPUT.value, _FORMATS.value, _OVERWRITE.value, _COMPACT.value, _BATCH_SIZE.value

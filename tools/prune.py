@@ -8,6 +8,7 @@ a page about the run, report.html. The same command goes on with a run that was 
 is done, 1 when it failed, 2 when a setting was wrong and nothing was written, and 130 after Ctrl-C.
 """
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -98,12 +99,14 @@ def _tell_what_is_next(experiment: Experiment, workdir: pathlib.Path) -> None:
         except (OSError, ValueError) as error:
             raise SystemExit(f"The run is done, but not its page: {error}") from error
         print(f"The page: {page}")
-    if experiment.pruning.target_sparsity is not None:
-        sparsity = 1 - (1 - experiment.pruning.target_sparsity) / 2
-        print(
-            "Next: the same command with --config.pruning.target_sparsity="
-            f"{sparsity:g} and another --workdir, or with your own file for --config."
-        )
+    if experiment.pruning.target_sparsity is not None and experiment.pruning.method != "dense":
+        further = experiment.pruning.replace(target_sparsity=1 - (1 - experiment.pruning.target_sparsity) / 2)
+        with contextlib.suppress(ValueError):  # 2:4 is half of all weights and nothing else.
+            further.validate()
+            print(
+                "Next: the same command with --config.pruning.target_sparsity="
+                f"{further.target_sparsity:g} and another --workdir, or with your own file for --config."
+            )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ _INFERENCE = flags.DEFINE_string("inference", None, "What tools/benchmark.py inf
 
 def main() -> None:
     with command_line.refusing():
-        workdirs = [workdir for value in _WORKDIR.value for workdir in value.split(",") if workdir]
+        workdirs = command_line.split(_WORKDIR.value)
         runs = [read_run(workdir) for workdir in workdirs]
         page = pathlib.Path(_OUTPUT.value or pathlib.Path(workdirs[0] if len(workdirs) == 1 else "", "report.html"))
         for path in (page, page.with_suffix(".md")):

@@ -6,7 +6,7 @@ r"""Codes what finished runs have pruned, with fewer and fewer values, and tells
 
 The runs are of tools/prune.py, by the same config but for their seeds. Each is compacted, its weights share values,
 which are fine-tuned, and everything else is rounded to float16. All files are read back to be tested; they lie in the
-output with steps.json and, where matplotlib is installed, steps.png.
+output with steps.json and, where matplotlib is installed, steps.png. It needs the extra coded.
 
 The exit code is 0 when all is written, 1 when that failed, 2 when a setting was wrong and nothing was written, and 130
 after Ctrl-C.
@@ -47,9 +47,9 @@ def main() -> None:
             from experiments import chain
 
         levels = chain.levels_of(_LEVELS.value)
-        workdirs = [workdir for value in _WORKDIR.value for workdir in value.split(",") if workdir]
+        workdirs = command_line.split(_WORKDIR.value)
         chains = chain.load(_CONFIG.value, workdirs, _DATA_DIR.value)
-    print(chain.run(chains, pathlib.Path(_OUTPUT.value), levels, _PER.value, _EPOCHS.value, _RATE.value))
+    print(chain.run(chains, pathlib.Path(_OUTPUT.value).expanduser(), levels, _PER.value, _EPOCHS.value, _RATE.value))
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Run nothing, and report 
 
 
 def main() -> int:
-    study, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value).absolute()
-    data_dir = os.path.abspath(_DATA_DIR.value) if _DATA_DIR.value else None
+    study, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value).expanduser().absolute()
+    data_dir = os.path.abspath(os.path.expanduser(_DATA_DIR.value)) if _DATA_DIR.value else None
     with command_line.refusing():
         check_matplotlib("study")
         jobs, results = run_study.plan_study(study, workdir, [] if _REPORT_ONLY.value else _ARMS.value)

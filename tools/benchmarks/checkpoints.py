@@ -14,8 +14,8 @@ import tensorflow as tf
 from aimp_tf.pruning import prune
 from aimp_tf.runs.run_directory import RunDirectory
 from aimp_tf.runs.saving import RunSaver
+from benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images
 from benchmarks.side_by_side import spread_text, time_in_turn, timing
-from experiments import models
 
 _SAVING = ((RunSaver, "begin"), (RunSaver, "on_epoch_end"), (RunSaver, "save_round"))
 _EXPORTING = ((RunDirectory, "save_model"),)
@@ -72,23 +72,15 @@ def run(repetitions: int, architecture: str = "resnet_20", steps_per_epoch: int 
 
 
 def _prune(architecture: str, steps_per_epoch: int, workdir: pathlib.Path | None) -> Any:
-    keras.utils.set_random_seed(0)
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 10, 128 * steps_per_epoch)
-    images = generator.normal(size=(len(labels), 28, 28, 1)).astype(np.float32)
-    model = models.build(architecture, keras, images.shape[1:], 10)
-    model.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
     return prune(
-        model,
-        (images, labels),
+        compiled_model(architecture, keras, learning_rate=0.01),
+        made_up_images(BATCH_SIZE * steps_per_epoch),
         target_sparsity=0.5,
         rate=0.3,
         epochs=6,
         round_epochs=2,
         seed=0,
         workdir=workdir,
-        batch_size=128,
+        batch_size=BATCH_SIZE,
         verbose=0,
     )

@@ -17,6 +17,7 @@ from benchmarks.coverage_networks import Network, inputs_of, specs_of
 from benchmarks.coverage_oracle import Truth, truths
 from benchmarks.coverage_package import Outcome
 from benchmarks.coverage_products import count_products
+from benchmarks.side_by_side import tell
 
 _EXAMPLES = 16
 """Of a batch."""
@@ -64,7 +65,7 @@ def run(
         figures[network.name] = _measure(network, compact == "all" or network.is_first, batches, repetitions)
         rows = _rows(network.name, figures[network.name])
         lines += rows
-        print("\n".join([*rows, f"    {time.perf_counter() - begun_at:.0f} s in all"]), flush=True)
+        tell("\n".join([*rows, f"    {time.perf_counter() - begun_at:.0f} s in all"]))
     return {**figures, "table": "\n".join([*lines, *notes])}
 
 

@@ -51,44 +51,24 @@ class Outcome:
     refused: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Reading:
-    """What one look at the graph tells.
-
-    Attributes:
-        removed: Id of a layer -> how many of its channels go.
-        left_alone: Classes of layers that are not seen through.
-        not_counted: Classes of layers whose multiplications are not known.
-        multiply_adds: The others.
-    """
-
-    removed: Mapping[int, int]
-    left_alone: Sequence[str]
-    not_counted: Sequence[str]
-    multiply_adds: int
-
-
 def read(model: Any, known: Mapping[str, Truth], repetitions: int) -> Outcome:
     """Has the package read the graph of a model so often, which says what one pass of a compaction takes out."""
     outcome, seconds = Outcome(), []
     try:
         for _ in range(repetitions):
             begun_at = time.perf_counter()
-            reading = _reading(model)
+            removed = _read(model, outcome)
             seconds.append(time.perf_counter() - begun_at)
     except Exception as error:  # Whatever comes of layers of others.
         outcome.refused = f"{type(error).__name__}: {error}"
         return outcome
     outcome.read = statistics.median(seconds)
-    outcome.left_alone = collections.Counter(reading.left_alone)
-    outcome.not_counted = collections.Counter(reading.not_counted)
-    outcome.multiply_adds = reading.multiply_adds
-    outcome.taken = {label: reading.removed.get(id(truth.layer), 0) for label, truth in known.items()}
+    outcome.taken = {label: removed.get(id(truth.layer), 0) for label, truth in known.items()}
     return outcome
 
 
-def _reading(model: Any) -> _Reading:
-    """The one place that knows the package's own parts."""
+def _read(model: Any, outcome: Outcome) -> dict[int, int]:
+    """Id of a layer -> how many of its channels go. The one place that knows the package's own parts."""
     graph = ModelGraph.of(model)
     liveness = Liveness(graph)
     removed: dict[int, int] = {}
@@ -98,12 +78,10 @@ def _reading(model: Any) -> _Reading:
     counts = {call: multiply_adds(call) for call in graph.calls}
     left_alone = {call.name: call.layer for call in graph.calls if liveness.rules[call].is_opaque}
     not_counted = {call.name: call.layer for call, count in counts.items() if count is None}
-    return _Reading(
-        removed,
-        [type(layer).__name__ for layer in left_alone.values()],
-        [type(layer).__name__ for layer in not_counted.values()],
-        sum(count or 0 for count in counts.values()),
-    )
+    outcome.left_alone = collections.Counter(type(layer).__name__ for layer in left_alone.values())
+    outcome.not_counted = collections.Counter(type(layer).__name__ for layer in not_counted.values())
+    outcome.multiply_adds = sum(count or 0 for count in counts.values())
+    return removed
 
 
 def _removed(layer: Any, weights: Sequence[np.ndarray] | None) -> dict[int, int]:

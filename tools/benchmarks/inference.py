@@ -145,6 +145,8 @@ def _load_inputs(model: Any, path: str | os.PathLike[str] | None) -> np.ndarray:
     shape = tuple(model.inputs[0].shape)[1:]
     if None in shape:
         raise ValueError(f"The model takes examples of the open shape {shape}; it must be known but for the batch.")
+    if not np.issubdtype(model.inputs[0].dtype, np.floating):
+        raise ValueError(f"The model takes {model.inputs[0].dtype}; only floating point numbers are measured.")
     if path is None:
         return np.random.default_rng(0).random((_EXAMPLES, *shape), np.float32)
     data = _read(load_inputs, path)

@@ -25,6 +25,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.side_by_side import resident_bytes
+
 Function = Callable[[np.ndarray], np.ndarray]
 
 
@@ -34,7 +36,7 @@ def main(job_file: str, result_file: str) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(job["threads"])
         tf.config.threading.set_inter_op_parallelism_threads(job["threads"])
     tf.linalg.matmul(tf.ones((8, 8)), tf.ones((8, 8))).numpy()  # Whatever TensorFlow sets up at its first operation.
-    before = _peak_bytes()
+    before = resident_bytes("VmHWM")
     inputs = np.load(job["inputs"])
     batches = {size: inputs[:size] for size in job["batch_sizes"]}
     functions = {
@@ -48,7 +50,7 @@ def main(job_file: str, result_file: str) -> None:
         np.save(outputs[name], by_size[largest](batches[largest]))
         for size, batch in batches.items():
             by_size[size](batch)
-    memory = _peak_bytes() - before
+    memory = resident_bytes("VmHWM") - before
     seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in batches} for name in functions}
     for round_ in range(job["rounds"]):
         for name in list(functions)[:: 1 if round_ % 2 == 0 else -1]:
@@ -105,14 +107,6 @@ def in_litert(shape: tuple[int, ...], threads: int = 0, **source: Any) -> Functi
         return interpreter.get_tensor(given["index"])
 
     return run
-
-
-def _peak_bytes() -> int:
-    """The most memory that was resident. `resource` would count what the parent had, too."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What lies between one round and the next: from the end of an epoch to the beginning of the next one's first batch."""
+"""What lies between one round and the next: from the end of an epoch to the beginning of the next one's first step."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _counted(train_step: Any, clock: Any) -> Any:
 
 def _clock(keras: Any) -> Any:
     class Clock(keras.callbacks.Callback):
-        """Remembers when epochs begin and end, and how often `train_step` had been called then."""
+        """Remembers when epochs take their first step and end, and how often `train_step` had been called then."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -92,8 +92,9 @@ def _clock(keras: Any) -> Any:
             self.calls = 0
             self.traces: list[int] = []
 
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.begins.append(time.perf_counter())
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            if batch == 0:
+                self.begins.append(time.perf_counter())
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             self.ends.append(time.perf_counter())

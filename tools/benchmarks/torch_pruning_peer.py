@@ -87,6 +87,8 @@ def main(job_file: str, result_file: str) -> None:
     dense = left = _multiply_adds(model, example)
     for index, (epochs, share) in enumerate(job["rounds"]):
         while left > share * dense:
+            if pruner.current_step == _STEPS:
+                raise SystemExit(f"Torch-Pruning leaves {left / dense:.3f} of the multiply-adds at least, not {share}.")
             pruner.step()
             left = _multiply_adds(model, example)
         _train(model, images, labels, epochs, job, drops=index == len(job["rounds"]) - 1)

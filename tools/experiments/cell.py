@@ -6,7 +6,6 @@ done, result.json, which is written last.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import fcntl
 import json
@@ -62,9 +61,7 @@ def start(folder: pathlib.Path, order: str, data_dir: str | None, threads: int) 
         "TF_NUM_INTEROP_THREADS": str(threads),
     }
     # -P: this folder must not come before the installed package.
-    command = [sys.executable, "-P", "-m", "experiments.cell", os.fspath(folder), "--end_with_stdin"]
-    if data_dir is not None:
-        command += ["--data_dir", data_dir]
+    command = [sys.executable, "-P", "-m", "experiments.cell", os.fspath(folder), *filter(None, [data_dir])]
     with open(folder / "log.txt", "ab") as log:
         try:
             # The process inherits the lock with the file, and holds it until it ends.
@@ -114,17 +111,12 @@ def run_cell(folder: pathlib.Path, data_dir: str | None) -> CellResult:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.cell", description="Runs one cell of a study.")
-    parser.add_argument("folder", type=pathlib.Path, help="The cell's folder, with cell.json in it.")
-    parser.add_argument("--data_dir", help="Where tensorflow-datasets keeps its data.")
-    parser.add_argument("--end_with_stdin", action="store_true", help="End when standard input does.")
-    arguments = parser.parse_args()
-    if arguments.end_with_stdin:
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+def main(folder: str, data_dir: str | None = None) -> None:
+    """Runs the cell of a folder, and ends when standard input does."""
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("aimp_tf").setLevel(logging.INFO)
-    run_cell(arguments.folder, arguments.data_dir)
+    run_cell(pathlib.Path(folder), data_dir)
 
 
 def _end_with_stdin() -> None:
@@ -136,4 +128,4 @@ def _end_with_stdin() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

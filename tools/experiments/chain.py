@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aimp_tf.coding.tensors import MOST_LEVELS
 from aimp_tf.exporting.coded import load_coded, write_coded
 from aimp_tf.exporting.compaction import compact
+from aimp_tf.extras import imported
 from aimp_tf.files import write_atomically
 from aimp_tf.fine_tuning import fine_tune
 from aimp_tf.runs.recorded_run import read_run
@@ -71,9 +72,15 @@ def load(
         data_dir: As `datasets.load` takes it.
 
     Raises:
-        ValueError, RuntimeError: As `exports.load_run` and `datasets.load`, or a run has no dense network beside it.
+        ValueError: A run has no dense network beside it, or two have the same seed.
+        RuntimeError, ValueError: As `exports.load_run` and `datasets.load`.
+        ImportError: The extra `coded` is not installed.
     """
+    imported("coded", "constriction")
     seeded = [dataclasses.replace(experiment, seed=int(read_run(workdir).config["seed"])) for workdir in workdirs]
+    seeds = [each.seed for each in seeded]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"The runs must be of different seeds; theirs are {', '.join(map(str, seeds))}.")
     data = load_data(experiment, data_dir)
     return [Chain(each, workdir, data) for each, workdir in zip(seeded, workdirs, strict=True)]
 

@@ -53,7 +53,7 @@ def run(
 
     Args:
         main: Does the work, once the flags are parsed, and gives the exit code; None is 0. A RuntimeError that aimp_tf
-            raises in it is printed in a line, and so is a ValueError or TypeError, which it raises before it trains.
+            raises in it is printed in a line, and so are others, which it raises before it trains or writes.
             Other errors keep their traceback.
         required: Names of the flags that must be given.
         resumable: Whether the same command goes on after an interruption; the last line then says so.
@@ -71,7 +71,7 @@ def run(
         resume = f" Resume with: {shlex.join(command)}" if resumable else ""
         print(f"{after_caret_c}Interrupted.{resume}", file=sys.stderr)
         sys.exit(130)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
         if not _is_own(error):
             raise
         _end(error, 1 if isinstance(error, RuntimeError) else 2)
@@ -99,6 +99,14 @@ def silent_stderr() -> Iterator[None]:
         os.dup2(stderr, 2)
         os.close(nothing)
         os.close(stderr)
+
+
+def split(values: Sequence[str]) -> list[str]:
+    """What a flag was given that may be repeated, with commas between or not. Raises ValueError where it is nothing."""
+    parts = [part for value in values for part in value.split(",") if part]
+    if not parts:
+        raise ValueError(f"A folder must be given; got {','.join(values)!r}.")
+    return parts
 
 
 def check_either(groups: Sequence[Sequence[str]]) -> None:

@@ -115,7 +115,8 @@ class RayExecutor:
                 try:
                     failure = ray.get(ended)
                 except ray.exceptions.RayError as error:
-                    failure = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+                    *_, reason = ("", *str(error).strip().splitlines())
+                    failure = f"{type(error).__name__}: {reason}"
                 yield running.pop(ended), failure
         finally:
             ray.shutdown()

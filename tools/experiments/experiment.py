@@ -11,23 +11,11 @@ from typing import Any
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.texts import is_number, nearest
 from experiments.datasets import IMAGE_SETS
+from experiments.models import ARCHITECTURES
 
 CHOICES = {
     "dataset": tuple(IMAGE_SETS),
-    "architecture": (
-        "lenet_300_100",
-        "lenet_5",
-        "wide_mlp",
-        "small_cnn",
-        "tiny_mobilenet",
-        "row_attention",
-        "row_lstm",
-        "tiny_bert",
-        "small_vit",
-        "resnet_8",
-        "resnet_20",
-        "wide_resnet_20",
-    ),
+    "architecture": tuple(ARCHITECTURES),
     "schedule": ("steps", "cosine", "linear"),
     "keras": ("keras", "tf_keras"),
 }
@@ -43,8 +31,7 @@ class Experiment:
 
     Attributes:
         dataset: "digits" or "fashion_mnist".
-        architecture: "lenet_300_100", "lenet_5", "wide_mlp", "small_cnn", "tiny_mobilenet", "row_attention",
-            "row_lstm", "tiny_bert", "small_vit", "resnet_8", "resnet_20" or "wide_resnet_20".
+        architecture: A name in `experiments.models.ARCHITECTURES`, such as "lenet_300_100" or "resnet_20".
         pruning: The pruning run; the dense training takes its `epochs`. Its `seed` is that of the experiment.
         learning_rate: First learning rate, above 0.
         schedule: How the rate falls over `pruning.epochs`: "steps" is tenfold after half and again after three quarters
@@ -121,6 +108,13 @@ class Experiment:
             raise ValueError(
                 "An experiment compares with dense training of pruning.epochs; give these in place of total_epochs."
             )
+
+    @property
+    def counted_by(self) -> tuple[Any, ...]:
+        """What the number of its prunable weights depends on."""
+        pruning = self.pruning
+        selected = tuple(pruning.include), tuple(pruning.exclude), pruning.granularity, pruning.budget
+        return self.architecture, self.dataset, *selected
 
     @property
     def judged_by(self) -> str:

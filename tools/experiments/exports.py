@@ -21,7 +21,7 @@ from aimp_tf.runs.recorded_run import final_weights, read_run
 from experiments import datasets, models
 from experiments.experiment import Experiment
 
-__all__ = ["choose_formats", "export_and_tell", "load_inputs", "load_keras_file", "load_run", "test_images"]
+__all__ = ["choose_formats", "export_and_tell", "load_inputs", "load_keras_file", "load_run"]
 
 # What prune writes there is not what it was given: "auto" has become what it chose.
 _RESOLVED = "mixed_precision"
@@ -79,11 +79,6 @@ def load_run(experiment: Experiment, workdir: str | os.PathLike[str]) -> Any:
             f"{weights} does not fit the architecture {experiment.architecture} in {experiment.keras}: {error}"
         ) from error
     return model
-
-
-def test_images(experiment: Experiment, data_dir: str | os.PathLike[str] | None) -> np.ndarray:
-    """All of them. Raises RuntimeError as `datasets.load`."""
-    return datasets.load(experiment.dataset, data_dir).test_images
 
 
 def export_and_tell(

@@ -27,10 +27,10 @@ def build(name: str, keras: Any, input_shape: tuple[int, ...], classes: int) -> 
     Raises:
         ValueError: The name is unknown.
     """
-    if name not in _FEATURES:
-        raise ValueError(f"Unknown architecture {name!r}; the architectures are {', '.join(_FEATURES)}.")
+    if name not in ARCHITECTURES:
+        raise ValueError(f"Unknown architecture {name!r}; the architectures are {', '.join(ARCHITECTURES)}.")
     inputs = keras.Input(input_shape)
-    features = _FEATURES[name](keras.layers, inputs)
+    features = ARCHITECTURES[name](keras.layers, inputs)
     return keras.Model(inputs, keras.layers.Dense(classes, name="logits")(features), name=name)
 
 
@@ -165,7 +165,7 @@ def _resnet(blocks: int, width: int = 16) -> Callable[[Any, Any], Any]:
     return features
 
 
-_FEATURES: dict[str, Callable[[Any, Any], Any]] = {
+ARCHITECTURES: dict[str, Callable[[Any, Any], Any]] = {
     "lenet_300_100": _mlp(300, 100),
     "lenet_5": _lenet_5,
     "wide_mlp": _mlp(2048, 2048),

@@ -27,13 +27,11 @@ from aimp_tf.pruning import prune
 from aimp_tf.reports.display import RunDisplay, fit_verbose
 from aimp_tf.reports.measuring import measure_calls
 from aimp_tf.reports.result import PruningResult
-from aimp_tf.runs.run_files import check_workdir
-from aimp_tf.selection.planning import make_plan
+from aimp_tf.selection.planning import Round
 from aimp_tf.training.input_pipeline import Order, prepare
 from aimp_tf.training.rounds import RoundResult
 from experiments import datasets, models
 from experiments.experiment import Experiment
-from experiments.sizes import weight_count
 
 _TEST_BATCH_SIZE = 1024
 
@@ -103,34 +101,6 @@ class Comparison:
         return "\n".join(f"{name:18}" + "".join(f"{cell:>16}" for cell in cells) for name, *cells in rows)
 
 
-def run(
-    experiment: Experiment,
-    workdir: str | os.PathLike[str],
-    data_dir: str | os.PathLike[str] | None = None,
-    verbose: str | int = "auto",
-    *,
-    overwrite: bool = False,
-) -> Comparison:
-    """Prunes a model, trains the dense one of the same initial weights, exports both and compares them.
-
-    Args:
-        experiment: What to run.
-        workdir: As in `compare`.
-        data_dir: Where tensorflow-datasets keeps its data.
-        verbose: As in `prune`.
-        overwrite: As in `prune`.
-
-    Raises:
-        ValueError, TypeError: As `Experiment.validate` and `prune`; nothing is trained then.
-        RuntimeError: The data cannot be had, or as `compare`.
-    """
-    experiment.validate()
-    check_workdir(workdir)
-    comparison = compare(experiment, load_data(experiment, data_dir), workdir, verbose, overwrite=overwrite)
-    assert comparison is not None
-    return comparison
-
-
 def compare(
     experiment: Experiment,
     data: datasets.ImageData,
@@ -141,7 +111,7 @@ def compare(
     strategy: tf.distribute.Strategy | None = None,
     equal_epochs: bool = False,
 ) -> Comparison | None:
-    """As `run`, with data that is loaded.
+    """Prunes a model, trains the dense one of the same initial weights, exports both and compares them.
 
     Args:
         experiment: What to run.
@@ -203,12 +173,13 @@ def _compare(
 ) -> Comparison:
     saved_model = workdir / "final" / "saved_model"
     dense_accuracy, pruned_accuracy = _accuracies([dense, saved_model], data)
+    last = result.rounds[-1]
     comparison = Comparison(
         dense_accuracy=dense_accuracy,
         pruned_accuracy=pruned_accuracy,
         sparsity=result.sparsity,
-        survivors=sum(int(np.count_nonzero(mask)) for mask in result.masks.values()),
-        weights=sum(mask.size for mask in result.masks.values()),
+        survivors=last.kept,
+        weights=sum(layer.size for layer in last.layers),
         dense_epochs=experiment.pruning.resolved_epochs,
         epochs=result.epochs,
         imp_epochs=result.imp_epochs,
@@ -221,20 +192,17 @@ def _compare(
     )
     if Cluster(result.model.distribute_strategy).size == 1:  # Others would have to save it, too.
         export(result, workdir / "final" / "model.keras", verify=False, overwrite=True)
-    outcome = dataclasses.replace(
-        result.measured,
-        dense_metrics={"val_accuracy": dense_accuracy},
-        dense_epochs=comparison.dense_epochs,
-        examples=len(data.test_labels),
-        **measure_calls(result.model),
-    )
+    outcome = dataclasses.replace(result.measured, examples=len(data.test_labels), **measure_calls(result.model))
+    if not experiment.teacher_epochs:  # Otherwise it tells of the teacher, by which the run knows it again.
+        dense_metrics = {"val_accuracy": dense_accuracy}
+        outcome = dataclasses.replace(outcome, dense_metrics=dense_metrics, dense_epochs=comparison.dense_epochs)
     write_json(workdir / "outcome.json", outcome.to_fields())
     return comparison
 
 
 def load_data(experiment: Experiment, data_dir: str | os.PathLike[str] | None) -> datasets.ImageData:
     """The images of an experiment: `train_examples` to train on and, for testing, what judges. Raises RuntimeError as
-    `run`."""
+    `datasets.load`."""
     data = datasets.load(experiment.dataset, data_dir)
     count = experiment.train_examples
     if experiment.validation_examples is not None:
@@ -300,7 +268,9 @@ def train_dense(
     """
     epochs = epochs or experiment.pruning.resolved_epochs
     model = compiled_model(experiment, data, strategy, epochs)
-    display = _dense_display(experiment, verbose, epochs, Cluster(model.distribute_strategy).chief)
+    plan = [Round(0, epochs, kept=1, rewind=None, schedule_start=0.0, schedule_scale=1.0)]
+    chief = Cluster(model.distribute_strategy).chief
+    display = RunDisplay(verbose, plan, total=1, chief=chief, title=f"dense, {epochs} epochs")
     order = Order(experiment.seed)
     keras = importlib.import_module(experiment.keras)
     started_at = time.monotonic()
@@ -329,14 +299,8 @@ def train_dense(
         # Those of the validation may be of an earlier epoch.
         counts = {epochs, epochs / experiment.validation_freq}
         last = {name: values[-1] for name, values in history.history.items() if len(values) in counts}
-        display.round_done(RoundResult(0, epochs, weight_count(experiment), 0.0, seconds, last))
+        display.round_done(RoundResult(0, epochs, 1, 0.0, seconds, last))
     return model, seconds
-
-
-def _dense_display(experiment: Experiment, verbose: str | int, epochs: int, chief: bool) -> RunDisplay:
-    count = weight_count(experiment)
-    plan = make_plan(experiment.pruning.replace(method="dense", epochs=epochs), count)
-    return RunDisplay(verbose, plan, count, chief=chief, title=f"dense, {epochs} epochs")
 
 
 def compiled_model(
@@ -365,11 +329,11 @@ def compiled_model(
 
 def accuracy_of(model: Any, data: datasets.ImageData) -> float:
     """Fraction of the test images that a model of `compiled_model`, or what was made of it, gets right."""
-    return float(
-        model.evaluate(data.test_images, data.test_labels, batch_size=_TEST_BATCH_SIZE, verbose=0, return_dict=True)[
-            "accuracy"
-        ]
-    )
+    with fit_ready(model):
+        logs = model.evaluate(
+            data.test_images, data.test_labels, batch_size=_TEST_BATCH_SIZE, verbose=0, return_dict=True
+        )
+    return float(logs["accuracy"])
 
 
 def _schedule(experiment: Experiment, keras: Any, steps: int) -> Any:

@@ -131,7 +131,7 @@ def run_jobs(
 
 def _weight_counts(experiments: Sequence[Experiment]) -> Callable[[Experiment], int]:
     """Counts the prunable weights of models in another process, so that this one does without TensorFlow."""
-    models = {_model_key(experiment): experiment for experiment in experiments}
+    models = {experiment.counted_by: experiment for experiment in experiments}
     done = subprocess.run(
         [sys.executable, "-P", "-c", _COUNT_WEIGHTS],
         input=json.dumps([to_fields(experiment) for experiment in models.values()]),
@@ -140,13 +140,7 @@ def _weight_counts(experiments: Sequence[Experiment]) -> Callable[[Experiment], 
         env=environment_of_tools(),
     )
     if done.returncode != 0:
-        raise ValueError(f"A model of the study cannot be built: {done.stderr.strip().splitlines()[-1]}")
+        *_, reason = ("its process was killed", *done.stderr.strip().splitlines())
+        raise ValueError(f"A model of the study cannot be built: {reason}")
     counts = dict(zip(models, json.loads(done.stdout), strict=True))
-    return lambda experiment: counts[_model_key(experiment)]
-
-
-def _model_key(experiment: Experiment) -> tuple[object, ...]:
-    """What the number of prunable weights depends on."""
-    pruning = experiment.pruning
-    selected = tuple(pruning.include), tuple(pruning.exclude), pruning.granularity, pruning.budget
-    return experiment.architecture, experiment.dataset, *selected
+    return lambda experiment: counts[experiment.counted_by]

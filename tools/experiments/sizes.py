@@ -13,14 +13,7 @@ from experiments.experiment import Experiment
 
 def weight_count(experiment: Experiment) -> int:
     """Number of prunable weights of an experiment, or of what else its budget counts. The data is not loaded."""
-    return _weight_count(
-        experiment.architecture,
-        experiment.dataset,
-        tuple(experiment.pruning.include),
-        tuple(experiment.pruning.exclude),
-        experiment.pruning.granularity,
-        experiment.pruning.budget,
-    )
+    return _weight_count(*experiment.counted_by)
 
 
 @functools.cache
