@@ -9,9 +9,10 @@ from aimp_tf.selection.activation_criteria import (
     Votes,
 )
 from aimp_tf.selection.block_criteria import OutputInformation
+from aimp_tf.selection.channel_layout import Channels
 from aimp_tf.selection.criteria import Fisher, Gradient, Lamp, Magnitude, Random, Scale, Taylor
 from aimp_tf.selection.criterion import Criterion
-from aimp_tf.selection.statistics import Channels, Statistics
+from aimp_tf.selection.statistics import Statistics
 
 __all__ = [
     "ActivationDensity",

@@ -32,7 +32,7 @@ def check_writable(path: str | os.PathLike[str], name: str) -> None:
     Raises:
         ValueError: It is not; the message speaks of it by `name`.
     """
-    absolute = pathlib.Path(path).absolute()
+    absolute = pathlib.Path(path).expanduser().absolute()
     existing = next(folder for folder in (absolute, *absolute.parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(

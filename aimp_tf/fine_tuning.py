@@ -99,7 +99,7 @@ def fine_tune(
         )
     callbacks = as_callbacks(callbacks, generation)
     fitting = Fitting(data, validation_data, callbacks, options, verbose, None, generation, cluster, order_goes_on=True)
-    fitting.make_ready(model, data, validation_data, cluster)
+    fitting.make_ready(model)
     masked = mask_model(model, masks=masks)
     try:
         if masked.optimizer.rate == 0:

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import numbers
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from aimp_tf.arguments import check_names, placed, split_off, training_data
@@ -96,13 +95,13 @@ def one_shot(
         )
     options = {} if batch_size is None else {"batch_size": batch_size}
     fitting = Fitting(data, validation_data, (), options, 0, config.seed, generation, cluster)
-    fitting.make_ready(model, data, validation_data, cluster)
+    fitting.make_ready(model)
     run = Run(config, lambda: None)
     run.state.started_at = time.monotonic()
     masked = mask_for(model, config, masks)
     before, kept = masked.snapshot(), masked.masks()
     try:
-        dense = _validated(masked.model, fitting)
+        dense = fitting.validated(masked.model) or None
         rounds = [_pruned_at_once(run, masked, fitting, recalibrate_batches)]
         last = masked.masks()
     except BaseException:
@@ -143,12 +142,4 @@ def _pruned_at_once(run: Run, masked: MaskedModel, fitting: Fitting, recalibrate
         count = recalibrate(masked, run.ranking.sample, recalibrate_batches)
         logger.info("Recalibrated %d layers of normalisation.", count)
     run.end_round(masked, None)
-    return dataclasses.replace(run.rounds[0], metrics=dict(_validated(masked.model, fitting) or {}))
-
-
-def _validated(model: Any, fitting: Fitting) -> Mapping[str, Any] | None:
-    """The metrics on the validation data, by names as those of an epoch have; None where there is none."""
-    if fitting.validation is None:
-        return None
-    measured = model.evaluate(fitting.validation, verbose=0, return_dict=True)
-    return {f"val_{name}": value for name, value in measured.items()}
+    return dataclasses.replace(run.rounds[0], metrics=fitting.validated(masked.model))

@@ -10,12 +10,13 @@ from aimp_tf.arguments import check_no_data, config_of, placed
 from aimp_tf.compat.models import keras_generation
 from aimp_tf.compat.variables import Values
 from aimp_tf.config import PruningConfig
+from aimp_tf.config.texts import aligned
 from aimp_tf.exporting.clock import with_clock
 from aimp_tf.graph.groups import select_units
 from aimp_tf.graph.prunable import other_weights
 from aimp_tf.masking import Masks, check_plain, first_masks
 from aimp_tf.selection.planning import Round, imp_epochs, make_plan, settled
-from aimp_tf.training.rounds import aligned, percent_text, plan_text
+from aimp_tf.training.rounds import percent_text, plan_text
 
 
 @dataclasses.dataclass(frozen=True)

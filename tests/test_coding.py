@@ -112,7 +112,7 @@ def test_numbers_of_any_size(values):
     values = np.array(values, np.int64)
     numbers = Numbers.of(values)
     encoder = entropy.Encoder()
-    table = entropy.Table.of(entropy.counted(numbers.symbols.astype(np.int64)))
+    table = entropy.Table.of(np.bincount(numbers.symbols.astype(np.int64)))
     numbers.write(encoder, table)
     decoder = entropy.Decoder(encoder.words())
     np.testing.assert_array_equal(Numbers.read(decoder, len(values), table), values)
@@ -233,7 +233,7 @@ def test_absurd_sizes_are_refused(model, tmp_path, offset, kind, value, message)
 def test_an_architecture_of_other_sizes_is_refused_before_it_takes_memory(K, tmp_path):
     path = tmp_path / "model.coded"
     model = K.Sequential([K.Input((4,)), K.layers.Dense(3)])
-    content, _ = container.pack({"keras": K.__name__, "model": {}}, model.get_weights())
+    content, *_ = container.pack({"keras": K.__name__, "model": {}}, model.get_weights())
     write_coded(model, path)
     description, arrays = container.unpack(path.read_bytes())
     text = json.dumps(description).replace('"units": 3', f'"units": {10**11}')

@@ -254,6 +254,30 @@ def test_a_branch_of_zeros_stays_as_wide_as_the_other(K):
 
 
 @pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
+@pytest.mark.parametrize("what", ["given statistics", "offsets"])
+def test_layers_that_were_given_a_number_for_each_channel_stay_as_they_are(what, K):
+    layers = K.layers
+    given = (
+        layers.Rescaling(2.0, np.arange(8.0)) if what == "offsets" else layers.Normalization(-1, range(8), [2.0] * 8)
+    )
+    names = "first", "second"
+    dense = [layers.Dense(8, activation="relu", name=name) for name in names]
+    model = K.Sequential([K.Input((4,)), dense[0], given, dense[1], layers.Dense(3)])
+    model.compile(K.optimizers.SGD(0.01), "mse")
+    masked = mask_model(model)
+    masks = masked.masks()
+    for path, mask in masks.items():
+        if path.startswith("second"):
+            mask[:, :5] = False
+        elif not path.startswith("first"):
+            mask[:5] = False
+    masked.set_masks(masks)
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(8, 4)).astype(np.float32), generator.normal(size=(8, 3)).astype(np.float32)
+    part = check_same(masked, x, y)
+    assert part.weights and given not in [layer for layer, _ in part.attributes]
+
+
 def test_a_loss_off_the_way_to_the_outputs_is_heeded(K):
     """What only `add_loss` reads, and what leads there."""
     layers = K.layers

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import sys
 import typing
@@ -80,6 +81,8 @@ def test_defaults_are_valid_and_rounds_take_a_fifth():
         ({"criterion": "magnitud"}, ValueError, "or a function.*Did you mean 'magnitude'"),
         ({"include": "head/*"}, TypeError, "tuple of patterns"),
         ({"exclude": (1,)}, TypeError, "tuple of patterns"),
+        ({"include": {"head/*"}}, TypeError, "tuple of patterns"),
+        ({"include": (pattern for pattern in ("head/*",))}, TypeError, "tuple of patterns"),
         ({"mixed_precision": "float16"}, ValueError, "mixed_precision must be None or one of 'auto', .*'mixed_fl"),
         ({"mixed_precision": True}, ValueError, "mixed_precision must be None or one of"),
         ({"seed": "a"}, TypeError, "seed must be a whole number"),
@@ -112,6 +115,19 @@ def test_a_function_is_written_by_its_name():
     assert f'"criterion": "{__name__}.squares"' in config(criterion=squares).to_json()
     with pytest.raises(ValueError, match="criterion must be one of .*got 'test_config.squares'"):
         PruningConfig.from_json(config(criterion=squares).to_json()).validate()
+
+
+def test_objects_are_written_without_where_they_lie():
+    """For the same config is another object in another process."""
+
+    class Sign:
+        def __call__(self, weights, masks):
+            return weights
+
+    for make in (Sign, lambda: functools.partial(squares, Sign())):
+        one, other = config(criterion=make()), config(criterion=make())
+        assert one.to_json() == other.to_json()
+    assert "squares" in config(criterion=functools.partial(squares)).to_json()
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,15 @@ def test_a_baseline_that_stops_early_tells_its_epochs(K, make, blobs):
     assert result.outcome.dense_epochs == 2 < result.config.epochs
 
 
+@pytest.mark.slow
+def test_a_shorter_baseline_is_not_taken_for_a_longer_one_that_stopped(make, blobs, tmp_path, K):
+    settings = {**SETTINGS, "workdir": tmp_path / "run"}
+    for asked, trained in ((1, 1), (True, 3), (True, 3)):
+        callbacks = K.callbacks.EarlyStopping("loss", patience=9)
+        result = aimp_tf.prune(make(), *blobs, **settings, dense_baseline=asked, callbacks=callbacks)
+        assert result.outcome.dense_epochs == trained
+
+
 def test_what_a_run_refuses_is_refused_before_its_baseline(K, make, blobs, tmp_path):
     aimp_tf.prune(make(), *blobs, **SETTINGS, workdir=tmp_path / "run")
     for settings, message in (

@@ -567,6 +567,50 @@ def test_einsum_loses_entries_along_each_axis(bias_axes, K):
     assert tuple(small.get_layer("narrow").kernel.shape) == (2, 4, 4)
 
 
+@pytest.mark.parametrize("equation", ["abc,c->ab", "abc,b->ac"])
+def test_einsum_that_makes_nothing_needs_what_it_reads(equation, K):
+    sequence, first = K.Input((4, 5)), K.layers.Dense(7, name="first")
+    last = K.layers.EinsumDense(equation, (4 if equation.endswith("ab") else 7,), name="last")
+    model = K.Model(sequence, last(K.layers.Permute((1, 2))(first(sequence))))
+    fill(model, np.random.default_rng(0))
+    if equation.endswith("ab"):
+        clear(last.kernel, [0, 1], 0)
+    _, report = compacted(model, 4, 5)
+    assert report.channels["first"] == (7, 5 if equation.endswith("ab") else 7)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_einsum_that_ends_with_what_is_not_counted(activation, K):
+    sequence, first = K.Input((4, 5)), K.layers.Dense(7, name="first")
+    swapped = K.layers.EinsumDense("abc,cd->adb", (6, 4), activation=activation, name="swapped")
+    model = K.Model(sequence, K.layers.Dense(2, name="last")(K.layers.ReLU()(swapped(first(sequence)))))
+    fill(model, np.random.default_rng(0))
+    clear(swapped.kernel, [1, 2], 0)
+    clear(model.get_layer("last").kernel, [1], 0)
+    _, report = compacted(model, 4, 5)
+    assert report.channels["first"] == (7, 5)
+    model.compile("sgd", "mse")
+    assert "first" in str(aimp_tf.groups(model))
+
+
+def test_einsum_whose_output_ends_with_what_is_not_spelt_out(K):
+    image, first = K.Input((5, 3)), K.layers.EinsumDense("ab...,bc->ac...", (8,), name="first")
+    second = K.layers.EinsumDense("ab...,bc->ac...", (2,), name="second")
+    model = K.Model(image, second(first(image)))
+    fill(model, np.random.default_rng(0))
+    clear(second.kernel, [0, 3], 0)
+    small, report = compacted(model, 5, 3)
+    assert tuple(small.get_layer("first").kernel.shape) == (5, 6)
+
+
+def test_recurrent_convolutions_over_time_are_left_alone(K):
+    video = K.Input((2, 3, 6, 6, 2))
+    model = K.Model(video, K.layers.TimeDistributed(K.layers.ConvLSTM2D(3, 2), name="steps")(video))
+    fill(model, np.random.default_rng(0))
+    _, report = compacted(model, 2, 3, 6, 6, 2)
+    assert set(report.left_alone) == {"steps"}
+
+
 def test_tables_and_slopes_lose_channels(K):
     layers = K.layers
     tokens = K.Input((6,))

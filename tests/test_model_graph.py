@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from aimp_tf.graph.copies import copy_with
+from aimp_tf.graph.copies import rebuilt
 from aimp_tf.graph.model_graph import ModelGraph
 
 
@@ -26,7 +26,7 @@ def model(K):
 
 def test_a_copy_computes_the_same_and_shares_nothing(model):
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    copy = copy_with(model, lambda layer: None)
+    copy, _ = rebuilt(ModelGraph.of(model))
     before = outputs_of(model, images)
     for here, there in zip(outputs_of(copy, images), before, strict=True):
         np.testing.assert_allclose(here, there, rtol=1e-6)
@@ -43,9 +43,22 @@ def test_layers_are_replaced_in_nested_models(model, K):
     def without_bias(layer):
         return K.layers.Dense(5, use_bias=False, name="other") if isinstance(layer, K.layers.Dense) else None
 
-    copy = copy_with(model, without_bias)
+    copy, _ = rebuilt(ModelGraph.of(model), lambda call, copies: without_bias(call.layer) or copies.of(call))
     assert [layer.name for layer in copy.layers if isinstance(layer, K.layers.Dense)] == ["other"]
     assert copy.count_params() == model.count_params() - 5
+
+
+@pytest.mark.parametrize("training", [None, False])
+def test_a_nested_model_that_does_not_train_does_not_in_a_copy(training, K):
+    """When what is around it trains, that is; in Keras 3 it does train then."""
+    nested, vector = K.Sequential([K.Input((4,)), K.layers.BatchNormalization()]), K.Input((4,))
+    model = K.Model(vector, K.layers.Dense(2)(nested(vector, training=training)))
+    copy, _ = rebuilt(ModelGraph.of(model))
+    values = np.random.default_rng(0).normal(3, 2, (8, 4)).astype(np.float32)
+    rests = np.asarray(copy(values, training=False))
+    here, there = (np.asarray(each(values, training=True)) for each in (model, copy))
+    np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-6)
+    assert np.allclose(there, rests) == (training is False and K.__name__ == "tf_keras")
 
 
 def test_several_inputs_and_one_that_is_not_used(K):
@@ -56,7 +69,7 @@ def test_several_inputs_and_one_that_is_not_used(K):
     except ValueError:
         pytest.skip(f"{K.__name__} {K.__version__} takes no input that is not used")
     inputs = [np.eye(4, dtype=np.float32), np.ones((4, 4), np.float32)]
-    copy = copy_with(model, lambda layer: None)
+    copy, _ = rebuilt(ModelGraph.of(model))
     for here, there in zip(outputs_of(copy, inputs), outputs_of(model, inputs), strict=True):
         np.testing.assert_array_equal(here, there)
     assert len(copy.inputs) == 2
@@ -106,7 +119,7 @@ def test_weights_of_layers_that_no_config_makes_are_shared(K):
             return inputs * tf.convert_to_tensor(self.factor)
 
     model = K.Sequential([K.Input((3,)), K.layers.Dense(2, name="first"), Scale(2.0)])
-    copy = copy_with(model, lambda layer: None)
+    copy, _ = rebuilt(ModelGraph.of(model))
     model.layers[1].factor.assign(5.0)
     model.layers[0].kernel.assign(np.ones((3, 2)))
     before = copy(np.ones((1, 3)))

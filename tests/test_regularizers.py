@@ -332,6 +332,22 @@ def test_compiled_again_with_the_same_optimizer(K, make_cnn, images):
     assert pruning.rounds[1].metrics["penalty"] > 10 > pruning.rounds[1].metrics["loss"]
 
 
+def test_masked_again_between_rounds(make_cnn, images):
+    """By the same run, which then penalises and projects the model as it is masked now."""
+    settings = {"target_sparsity": 0.6, "rate": 0.3, "epochs": 1, "round_epochs": 1, "regularizer": "group_lasso"}
+    ball = aimp_tf.projections.L1(radius=0.5, every="step")
+    pruning = aimp_tf.GlobalMagnitudePruning(**settings, projection=ball)
+    masked = aimp_tf.wrap(make_cnn())
+    masked.fit(*images, callbacks=[pruning], verbose=0)
+    masked.fit(*images, callbacks=[pruning], verbose=0)
+    masks = MaskedModel.of(masked).masks()
+    masked = aimp_tf.wrap(aimp_tf.strip(masked, unfinished=True), masks=masks)
+    history = masked.fit(*images, callbacks=[pruning], verbose=0).history
+    assert not pruning.finished and history["penalty"][0] > 0
+    for path, kernel in MaskedModel.of(masked).weights().items():
+        assert path not in MaskedModel.of(masked).prunable or np.abs(kernel).sum() < 0.5 + 1e-3
+
+
 def test_compiled_again_between_rounds(make_cnn, images, K):
     model = make_cnn()
     pruning = aimp_tf.GlobalMagnitudePruning(target_sparsity=0.4, rate=0.3, epochs=1, regularizer="group_lasso")

@@ -611,6 +611,14 @@ def test_what_former_versions_had_and_this_one_has_not_is_reported(tmp_path):
     assert "| **method** | **tfmot** | **iterative** |" in page and "| **head** | **tail** |" in page, page
 
 
+def test_settings_that_are_objects_are_reported_by_their_names(tmp_path):
+    settings = {"regularizer": "module.Lasso(strength=0.1)", "projection": "module.Ball(radius=1)", "scope": "a.shares"}
+    run = made_up_run("own", **settings, distillation={"weight": 0.5, "temperature": 2.0, "loss": "module.loss"})
+    write_report([run, made_up_run("plain")], tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert all(setting in page for setting in settings.values()), page
+
+
 def test_a_config_of_something_else_is_refused(tmp_path):
     run = dataclasses.replace(made_up_run(), config={"target_sparsity": "x", "epochs": 2})
     with pytest.raises(ValueError, match="config of made up is not that of a run: target_sparsity must be a number"):

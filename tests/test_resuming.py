@@ -188,6 +188,23 @@ def test_a_run_goes_on_in_the_order_of_examples_that_it_drew(K, make_model, blob
 
 @pytest.mark.slow
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_run_goes_on_with_the_sample_that_it_drew(K, make_model, blobs, tmp_path, backup_each_epoch):
+    """Of a seed that it drew itself, as the order of the examples is."""
+
+    def make_where_others_are_drawn(optimizer):
+        model = make_model(optimizer)
+        np.random.seed(99)
+        return model
+
+    settings = {"seed": None, "criterion": "gradient", "criterion_batches": 1}
+    whole = run(make_model, blobs, tmp_path / "whole", **settings)
+    with pytest.raises(Crash):
+        run(make_model, blobs, tmp_path / "run", [CrashAt(K, 2)], **settings)
+    assert_same(run(make_where_others_are_drawn, blobs, tmp_path / "run", **settings), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
 def test_a_run_goes_on_with_its_masks(K, make_model, blobs, tmp_path, backup_each_epoch):
     """What `test_a_run_goes_on_bit_for_bit` cannot tell: that what is the same is right."""
     n = 8 * 16 + 16 * 3

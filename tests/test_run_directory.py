@@ -10,6 +10,7 @@ import aimp_tf
 from aimp_tf import exporting
 from aimp_tf.runs.run_directory import RunDirectory
 from aimp_tf.runs.run_files import check_workdir
+from aimp_tf.runs.signature import data_signature
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
 
@@ -87,6 +88,16 @@ def test_a_failed_export_does_not_lose_the_run(make_mlp, blobs, tmp_path, monkey
         aimp_tf.prune(model, blobs, workdir=tmp_path / "run", **SETTINGS)
     assert aimp_tf.sparsity(model) == 0.75
     assert (tmp_path / "run" / "final" / "result.json").exists()
+
+
+def test_texts_are_told_apart_by_what_they_say():
+    def signature(texts):
+        data = (np.array(texts, object), np.zeros(2))
+        return data_signature(data, tf.data.Dataset.from_tensors(0), {})["crc32"]
+
+    # In two pieces, so that the same texts are other objects.
+    assert signature(["a text", "another"]) == signature(["a " + "text"[:], "".join(["an", "other"])])
+    assert signature(["a text", "another"]) != signature(["a text", "yet another"])
 
 
 def test_a_folder_that_holds_something_is_refused(make_mlp, blobs, tmp_path):

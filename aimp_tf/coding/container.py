@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import lzma
 import struct
@@ -30,23 +29,9 @@ _ENTRIES_A_BYTE = 2**13
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2**20}]
 
 
-@dataclasses.dataclass(frozen=True)
-class Content:
-    """What a file takes, piece by piece.
-
-    Attributes:
-        parts: A part for each tensor.
-        description_bytes: What the description takes, compressed.
-        bytes: The whole file.
-    """
-
-    parts: tuple[tensors.Part, ...]
-    description_bytes: int
-    bytes: int
-
-
-def pack(description: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> tuple[bytes, Content]:
-    """A file of a description, of what JSON knows, and tensors, in their order.
+def pack(description: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> tuple[bytes, list[tensors.Part], int]:
+    """A file of a description, of what JSON knows, and tensors, in their order; what each tensor takes of it, and how
+    many bytes the description does, compressed.
 
     Raises:
         TypeError: The description holds something that JSON does not know.
@@ -67,7 +52,7 @@ def pack(description: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> tuple[
             "Compact the model first: aimp_tf.compact(model)."
         )
     content[_AFTER_SUM - 4 : _AFTER_SUM] = struct.pack("<I", zlib.crc32(memoryview(content)[_AFTER_SUM:]))
-    return bytes(content), Content(tuple(part for _, part in written), len(packed), len(content))
+    return bytes(content), [part for _, part in written], len(packed)
 
 
 def unpack(content: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:

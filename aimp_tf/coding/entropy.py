@@ -137,10 +137,5 @@ def entropy_of(counts: np.ndarray) -> float:
     return float((counts * np.log2(counts.sum() / counts)).sum())
 
 
-def counted(symbols: np.ndarray, size: int = 0) -> np.ndarray:
-    """How often each symbol occurs, int (at least size,)."""
-    return np.bincount(symbols, minlength=size)
-
-
 def _constriction() -> Any:
     return imported("coded", "constriction")

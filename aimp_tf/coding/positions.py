@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from aimp_tf.coding.entropy import Decoder, Encoder, Table, counted, entropy_of
+from aimp_tf.coding.entropy import Decoder, Encoder, Table, entropy_of
 from aimp_tf.coding.reading import Bytes, number
 from aimp_tf.files import DamagedFileError
 
@@ -43,7 +43,7 @@ class Numbers:
     @functools.cached_property
     def counts(self) -> np.ndarray:
         """How often each symbol occurs, int (symbols,)."""
-        return counted(self.symbols)
+        return np.bincount(self.symbols)
 
     def bits(self, table: Table) -> float:
         """What they cost with a table of theirs, which is not counted."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
-from aimp_tf.coding.entropy import Decoder, Encoder, Table, counted, entropy_of
+from aimp_tf.coding.entropy import Decoder, Encoder, Table, entropy_of
 from aimp_tf.coding.positions import Positions, PositionsReader
 from aimp_tf.coding.reading import Bytes, number
 from aimp_tf.files import DamagedFileError
@@ -128,13 +128,13 @@ def _shared(array: np.ndarray, kept: np.ndarray, part: Part, common: np.ndarray 
     common = common if common is not None and np.isin(levels, common).all() else None
     levels = levels if common is None else common
     codes = np.searchsorted(levels, array[kept])
-    positions, table = Positions.of(kept), Table.of(counted(codes))
+    positions, table = Positions.of(kept), Table.of(np.bincount(codes))
     encoder = Encoder()
     positions.write(encoder)
     encoder.write(codes, table)
     book = number(0) if common is not None else write_levels(levels)
     content = bytes([_SHARED]) + book + number(len(table.costs)) + table.costs.tobytes() + positions.header()
-    entropy = positions.entropy() + entropy_of(counted(codes))
+    entropy = positions.entropy() + entropy_of(np.bincount(codes))
     return _with_stream(content, encoder, part, "shared", positions, entropy, len(np.unique(codes)))
 
 

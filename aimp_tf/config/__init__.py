@@ -6,6 +6,7 @@ Annotations are not postponed here, for ml_collections reads the types of the fi
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -316,12 +317,17 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, (Latency, Distillation)):
         return dataclasses.asdict(value)
     if callable(value):
-        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else _shown(value)
     if any(hasattr(value, method) for method in ("scores", "penalty", "project")):  # A criterion, or the like.
-        shown = {name: _as_json(each) if callable(each) else repr(each) for name, each in vars(value).items()}
+        shown = {name: _as_json(each) if callable(each) else _shown(each) for name, each in vars(value).items()}
         settings = ", ".join(f"{name}={setting}" for name, setting in shown.items())
         return f"{type(value).__module__}.{type(value).__qualname__}({settings})"
     return value.item()  # NumPy's numbers are numbers to validate(), but not to json.
+
+
+def _shown(value: Any) -> str:
+    """Its `repr` without addresses, which are others in another process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _fields_in(text: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from aimp_tf.config.distillation import Distillation
@@ -236,7 +236,7 @@ def check_patterns(name: str, patterns: object) -> None:
         # Paths of variables have a layer's name before a slash.
         pattern = patterns if set("/*?[") & set(patterns) else f"{patterns}/*"
         raise TypeError(f"{name} must be a tuple of patterns; got {patterns!r}. Write {name}=({pattern!r},).")
-    if not isinstance(patterns, Iterable) or not all(isinstance(pattern, str) for pattern in patterns):
+    if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(f"{name} must be a tuple of patterns such as ('head/*',); got {patterns!r}.")
 
 

@@ -22,8 +22,9 @@ def check_granularity(config: Any) -> None:
     if given:
         instead = "min_layer_survivors counts channels" if channels else "granularity='channel' has"
         raise ValueError(f"{config.structure} has no use for {', '.join(given)}; {instead}.")
-    if isinstance(config.budget, Latency) and (config.method == "gradual" or config.stop_mask_distance is not None):
-        what = "method='gradual'" if config.method == "gradual" else "stop_mask_distance"
+    many_times = config.method in ("gradual", "soft", "dynamic")
+    if isinstance(config.budget, Latency) and (many_times or config.stop_mask_distance is not None):
+        what = f"method={config.method!r}" if many_times else "stop_mask_distance"
         raise ValueError(
             f"{what} ranks many times within a training, and each time a Latency would have to time models. Leave it "
             "out, or write budget='flops'."
@@ -42,11 +43,6 @@ def check_granularity(config: Any) -> None:
     _check_kinds(config)
     if config.method == "dynamic" and not channels:
         raise ValueError(f"method='dynamic' is of channels; got {config.structure}. Write granularity='channel'.")
-    if isinstance(config.budget, Latency) and config.method in ("soft", "dynamic"):
-        raise ValueError(
-            f"method={config.method!r} ranks many times within a training, and each time a Latency would have to time "
-            "models. Write budget='flops'."
-        )
     if config.channel_multiple < 1:
         raise ValueError(f"channel_multiple must be at least 1; got {config.channel_multiple}.")
 

@@ -1,7 +1,7 @@
-"""What errors say: the nearest name, what to write instead, what two settings do not have in common."""
+"""What errors and tables say: the nearest name, what two settings do not have in common, rows as lines."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -14,6 +14,17 @@ def nearest(name: object, names: Iterable[str]) -> str:
     """ " Did you mean 'x'?" for the nearest of `names`, or nothing where none is near."""
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of texts as lines, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
 
 
 def given_of(config: Any, names: Iterable[str]) -> list[str]:

@@ -233,7 +233,7 @@ class Target:
     def of(cls, path: str | os.PathLike[str], formats: Sequence[str] | None = None) -> Target:
         """As `export` takes its arguments. Raises ValueError for formats that are unknown, or do not fit a file."""
         path = pathlib.Path(path).expanduser()
-        near = difflib.get_close_matches(path.suffix.lower(), _SUFFIXES, n=1)
+        near = difflib.get_close_matches(path.suffix.lower(), _SUFFIXES, n=1, cutoff=0.7)
         if path.suffix not in _SUFFIXES and near and not path.is_dir():
             raise ValueError(f"{path} would be a folder. Write {path.with_suffix(near[0])} for a file.")
         if path.suffix.lower() in (".h5", ".hdf5", ".pb", ".pkl", ".pt"):

@@ -14,6 +14,7 @@ from aimp_tf.coding.container import pack, unpack
 from aimp_tf.coding.tensors import Part
 from aimp_tf.compat.descriptions import described, made_of
 from aimp_tf.compat.models import finalize, layers_of
+from aimp_tf.config.texts import aligned
 from aimp_tf.exporting.saved_model import explaining
 from aimp_tf.files import DamagedFileError
 from aimp_tf.graph.prunable import named_weights
@@ -37,26 +38,17 @@ class CodedReport:
 
     def table(self) -> str:
         """A line for each weight that is coded: what a survivor costs in bits, and the least that it could."""
-        rows: list[tuple[str, ...]] = [
-            ("weight", "survivors", "values", "positions", "bits each", "entropy", "of it positions", "bytes")
-        ]
+        rows = [["weight", "survivors", "values", "positions", "bits each", "entropy", "of it positions", "bytes"]]
         coded = {path: part for path, part in self.parts.items() if part.kind != "whole"}
         for path, part in coded.items():
             each = [8 * part.stream_bytes, part.entropy_bits, part.position_bits]
             numbers = [f"{bits / max(1, part.survivors):.3f}" for bits in each]
-            rows.append((path, f"{part.survivors:,}", str(part.levels or "own"), part.way, *numbers, f"{part.bytes:,}"))
+            rows.append([path, f"{part.survivors:,}", str(part.levels or "own"), part.way, *numbers, f"{part.bytes:,}"])
         others = sum(part.bytes for path, part in self.parts.items() if path not in coded)
         rest = self.bytes - self.architecture_bytes - sum(part.bytes for part in self.parts.values())
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            f"{name:{widths[0]}}  "
-            + "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-            for name, *cells in rows
-        ]
-        lines.append(f"other weights {others:,}, architecture {self.architecture_bytes:,}, the rest {rest:,} bytes")
-        return "\n".join(
-            [*lines, f"{self.bytes:,} bytes: {self.dense_bytes / self.bytes:.1f} times smaller than the weights"]
-        )
+        smaller = f"{self.dense_bytes / self.bytes:.1f} times smaller than the weights"
+        rest_text = f"other weights {others:,}, architecture {self.architecture_bytes:,}, the rest {rest:,} bytes"
+        return "\n".join([*aligned(rows), rest_text, f"{self.bytes:,} bytes: {smaller}"])
 
 
 def write_coded(model: Any, path: str | os.PathLike[str]) -> CodedReport:
@@ -86,10 +78,10 @@ def write_coded(model: Any, path: str | os.PathLike[str]) -> CodedReport:
     # In their order, which goes by the structure of the model alone, and not by what is frozen.
     weights = named_weights(model)
     arrays = [np.asarray(weight) for weight in weights.values()]
-    content, told = pack(description, arrays)
+    content, parts, architecture_bytes = pack(description, arrays)
     pathlib.Path(path).write_bytes(content)
-    parts = dict(zip(weights, told.parts, strict=True))
-    return CodedReport(parts, told.description_bytes, told.bytes, sum(array.nbytes for array in arrays))
+    of_weights = dict(zip(weights, parts, strict=True))
+    return CodedReport(of_weights, architecture_bytes, len(content), sum(array.nbytes for array in arrays))
 
 
 def load_coded(path: str | os.PathLike[str], custom_objects: Mapping[str, Any] | None = None) -> Any:

@@ -199,7 +199,9 @@ class _Compaction:
             weights, changes = self._liveness.rules[call].rewritten(self._liveness.kept(call))
             return copies.of(call, weights, **changes)
 
-        smaller = self._graph.build(layer_for, {**self._sums(), **self._remade(copies)})
+        rules, flows = self._liveness.rules, self._liveness.flows
+        rewritten = {**self._sums(), **self._remade(copies)}
+        smaller = self._graph.build(layer_for, rewritten, lambda call: rules[call].sources(call, flows))
         copies.set_weights()
         self.shared = copies.shared
         return smaller

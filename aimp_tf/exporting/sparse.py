@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.models import HasModel, model_of
-from aimp_tf.config.texts import is_number
-from aimp_tf.graph.copies import Copies, compile_alike
+from aimp_tf.config.texts import aligned, is_number
+from aimp_tf.graph.copies import rebuilt
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.masking import check_plain
 
@@ -64,18 +64,12 @@ class SparseReport:
 
     def table(self) -> str:
         """A line for each layer, with the times in microseconds."""
-        rows = [("layer", "kernel", "sparsity", *(f"{method}, us" for method in ("dense", *METHODS)), "chosen")]
+        rows = [["layer", "kernel", "sparsity", *(f"{method}, us" for method in ("dense", *METHODS)), "chosen"]]
         for layer in self.layers:
             times = (f"{layer.seconds[name] * 1e6:.0f}" if layer.seconds else "-" for name in ("dense", *METHODS))
             chosen = f"{layer.chosen}: {layer.note}" if layer.note else layer.chosen
-            rows.append((layer.name, "x".join(map(str, layer.shape)), f"{layer.sparsity:.2%}", *times, chosen))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = (
-            f"{name:{widths[0]}}  "
-            + "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=False))
-            for name, *cells in rows
-        )
-        return "\n".join((f"batch size {self.batch_size}", *lines))
+            rows.append([layer.name, "x".join(map(str, layer.shape)), f"{layer.sparsity:.2%}", *times, chosen])
+        return "\n".join((f"batch size {self.batch_size}", *aligned(rows)))
 
 
 def sparse_inference(model: Any | HasModel, batch_size: int = 1) -> Any:
@@ -102,7 +96,7 @@ def sparse_inference(model: Any | HasModel, batch_size: int = 1) -> Any:
         they are logged at level INFO.
 
     Raises:
-        TypeError, ValueError: `batch_size` is not a whole number above 0; or as `graph.copies.copy_with`.
+        TypeError, ValueError: `batch_size` is not a whole number above 0; or as `ModelGraph.of`.
     """
     return sparse_inference_and_report(model, batch_size)[0]
 
@@ -128,13 +122,10 @@ def sparse_inference_and_report(model: Any | HasModel, batch_size: int = 1) -> t
             choices.append(choice)
     report = SparseReport(batch_size, tuple(choices))
     _log.info("Sparse inference: %s", report.table())
-    copies = Copies(graph)
-    sparse = graph.build(lambda call: replacements.get(id(call.layer)) or copies.of(call))
-    copies.set_weights()
+    sparse, copies = rebuilt(graph, lambda call, copies: replacements.get(id(call.layer)) or copies.of(call))
     for layer in sparse.layers:
         if layer.name not in copies.shared:  # Those would not train in the model itself any more, either.
             layer.trainable = False
-    compile_alike(sparse, model)
     return sparse, report
 
 

@@ -17,33 +17,18 @@ from aimp_tf.graph.model_graph import Call, ModelGraph, filled_in
 _log = logging.getLogger(__name__)
 
 
-def copy_with(model: Any, replacement: Callable[[Any], Any | None]) -> Any:
-    """A copy of a model in which some layers are other ones.
-
-    Args:
-        model: A built functional or Sequential model of either generation. Nested models are opened: the copy has
-            their layers in their place.
-        replacement: Gives the layer to stand in for a layer, or None to copy it with its weights.
-
-    Returns:
-        A functional model with the inputs and outputs of `model`, compiled with the same loss and metrics where it is
-        compiled and these can be made from their configs. Layers that cannot be made from theirs share their weights
-        with `model`; they are logged at level INFO.
-
-    Raises:
-        TypeError, ValueError: As `ModelGraph.of`.
-    """
-    graph = ModelGraph.of(model)
-    copies = Copies(graph)
-    copy = graph.build(lambda call: replacement(call.layer) or copies.of(call))
-    copies.set_weights()
-    compile_alike(copy, model)
-    return copy
+def copied(call: Call, copies: Copies) -> Any:
+    """The layer of a call as it is, for `rebuilt`."""
+    return copies.of(call)
 
 
-def rebuilt(graph: ModelGraph, layer_for: Callable[[Call, Copies], Any]) -> tuple[Any, Copies]:
+def rebuilt(graph: ModelGraph, layer_for: Callable[[Call, Copies], Any] = copied) -> tuple[Any, Copies]:
     """A model of what `layer_for` gives for the first call of each layer, compiled and distributed as the graph's; and
-    the copies that it was given to take from."""
+    the copies that it was given to take from.
+
+    It is compiled with the same loss and metrics where these can be made from their configs. Layers that cannot be made
+    from theirs share their weights with the graph's model; they are logged at level INFO.
+    """
     with graph.model.distribute_strategy.scope():
         copies = Copies(graph)
         model = graph.build(lambda call: layer_for(call, copies))

@@ -10,7 +10,7 @@ import numpy as np
 from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call
 from aimp_tf.graph.prunable import einsum_operands
-from aimp_tf.graph.rules import Assumptions, Flows, Function, Kept, Reading, Rule
+from aimp_tf.graph.rules import Assumptions, Flows, Function, Kept, Reading, Rule, as_it_is
 
 
 class Einsum(Rule):
@@ -58,9 +58,11 @@ class Einsum(Rule):
     def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
         weights, _ = super().rewritten(kept)
         shape = self.layer.partial_output_shape
+        # What "..." stands for is not told, and is the last of an output that begins with what is.
+        first = 1 if self.layer.equation.endswith("...") else len(self._output) - len(shape)
         sizes = tuple(
             len(kept.indices[name]) if size and (name := self._name(letter)) in kept.indices else size
-            for letter, size in zip(self._output[-len(shape) :], shape, strict=True)
+            for letter, size in zip(self._output[first : first + len(shape)], shape, strict=True)
         )
         return weights, {} if sizes == tuple(shape) else {"output_shape": sizes}
 
@@ -96,6 +98,8 @@ class Einsum(Rule):
                     classes.pin(axes[axis].classes, f"the activation of {call.name} is not known")
             elif letter in by_letter:
                 axes[axis] = Axis.varied(by_letter[letter].classes)
+        if len(self._output) - 1 not in axes:
+            axes |= as_it_is(call.outputs[0], classes, f"{call.name} hands it on").axes
         return [Flow(len(self._output), axes)]
 
     def _constants(self, letter: str, by_letter: dict[str, Axis]) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,26 +16,16 @@ from aimp_tf.graph.rules import Flows, Opaque, Rule, as_it_is
 from aimp_tf.graph.trials import Cut, Trial
 
 
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What a call does.
-
-    Attributes:
-        cuts: What can be left out of its inputs, and is then left out of its outputs.
-        movement: How it moves values, if it does no more than that, and cuts do not say it all.
-    """
-
-    cuts: Sequence[Cut] = ()
-    movement: Movement | None = None
-
-
 class Tried(Rule):
     """A function, or a layer without weights, that is tried: with some entries left out of what goes in, does it give
     the same but for some entries? Or does it only move values?"""
 
     def __init__(self, layer: Any) -> None:
         super().__init__(layer)
-        self._found: dict[Call, _Found] = {}
+        # What can be left out of its inputs, and is then left out of its outputs; or how it moves values, of calls that
+        # do no more than that, of which cuts do not say it all.
+        self._cuts: dict[Call, Sequence[Cut]] = {}
+        self._movements: dict[Call, Movement] = {}
         self._seen_through = True
 
     @property
@@ -46,17 +35,15 @@ class Tried(Rule):
     @property
     def in_place(self) -> bool:  # type: ignore[override]
         """Whether the same call does with less of its inputs."""
-        return all(
-            (found.movement is None or found.movement.as_it_is) and not _cut_arrays(call, found.cuts)
-            for call, found in self._found.items()
-        )
+        cuts = any(_cut_arrays(call, cuts) for call, cuts in self._cuts.items())
+        return not cuts and all(movement.as_it_is for movement in self._movements.values())
 
     def remade(self, call: Call, kept: Callable[[Tensor], Mapping[int, np.ndarray]], keras: Any) -> Any:
-        found = self._found[call]
-        if found.movement is not None and not found.movement.as_it_is:
-            return found.movement.remade(call, kept, keras)
+        movement = self._movements.get(call)
+        if movement is not None and not movement.as_it_is:
+            return movement.remade(call, kept, keras)
         smaller = {}
-        for place, (axis, source, along) in _cut_arrays(call, found.cuts).items():
+        for place, (axis, source, along) in _cut_arrays(call, self._cuts.get(call, ())).items():
             if along in (stays := kept(source)):
                 smaller[place] = (axis, stays[along])
         return None if not smaller else lambda layer, get: _with_arrays(call, layer(), get, smaller)
@@ -71,12 +58,12 @@ class Tried(Rule):
         cuts, left = _cuts(trial, tracked) if trial.worked else ([], True)
         movement = Movement.of(call, flows) if left else None
         if movement is not None:
-            self._found[call] = _Found(movement=movement)
+            self._movements[call] = movement
             return movement.follow(call, flows, classes)
         if left and trial.worked:
             cuts, left = _cuts(trial, tracked, cuts, of_zeros=True)
         self._seen_through = self._seen_through and not left
-        self._found[call] = _Found(cuts)
+        self._cuts[call] = cuts
         if not cuts:
             return Opaque(self.layer)._flow(call, inputs, classes)
         return self._cut(call, flows, classes, trial)
@@ -86,7 +73,7 @@ class Tried(Rule):
         why = f"{call.name} ({type(self.layer).__name__}) needs all of it"
         tied: list[dict[int, np.ndarray]] = [{} for _ in call.outputs]
         seen: dict[Tensor, set[int]] = collections.defaultdict(set)
-        for cut in self._found[call].cuts:
+        for cut in self._cuts[call]:
             together = {(trial.tensors[place], axis) for place, axis in cut.inputs.items() if place in trial.tensors}
             along = [flows[tensor].axes.get(axis) for tensor, axis in together]
             there = [each.classes for each in along if each is not None]
@@ -125,7 +112,7 @@ class Tried(Rule):
     def _fixed(self, call: Call, flows: Flows, trial: Trial, output: int, axis: int) -> np.ndarray:
         """Whether each entry along an axis of an output is the same for all inputs, bool (size,), as those that it is
         cut with are, and all of what is not cut with it; where zeros alone can go, as all of them are."""
-        cut = next(cut for cut in self._found[call].cuts if cut.outputs[output] == axis)
+        cut = next(cut for cut in self._cuts[call] if cut.outputs[output] == axis)
         parts = []
         for place, tensor in trial.tensors.items():
             along = flows[tensor].axes.get(cut.inputs[place]) if place in cut.inputs else None

@@ -22,8 +22,8 @@ from aimp_tf.graph.rules import Assumptions, Rule
 from aimp_tf.selection.channel_layout import ChannelSet
 from aimp_tf.selection.channels import ChannelUnits
 
-_STATISTICS = ("moving_mean", "moving_variance")
-"""Weights of normalisation that no gradient changes: they get no masks."""
+_STATISTICS = ("moving_mean", "moving_variance", "vector_u")
+"""Weights of normalisation, of kernels too, that no gradient changes: they get no masks."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,7 +99,7 @@ class Liveness:
         """Multiplications with weights in a call, for one example, where these classes of channels stay, or all. None
         where they are not known, as `multiply_adds` says, which is then all that is known of any part."""
         rule = self.rules[call]
-        if needed is None or not rule.is_tied or (parts := products(call)) is None:
+        if needed is None or not rule.is_tied or not (parts := products(call)):
             return multiply_adds(call)
         stay = {name: float(needed[along.classes].mean()) for name, along in rule.named(call, self.flows).items()}
         places = math.prod(float(needed[along.classes].mean()) for along in rule.places(call, self.flows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import inspect
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -103,14 +104,11 @@ class ModelGraph:
         tensors: dict[int, Tensor] = {}
         inputs, outputs = structures_of(functional)
         new_inputs = tf.nest.map_structure(lambda tensor: _register(tensor, tensors), inputs)
-        steps = list(_walk(functional, keras, tensors, ()))
+        walked = list(_walk(functional, keras, tensors, ()))
         new_outputs = _replaced(outputs, tensors)
         output_names = dict(zip(tf.nest.flatten(new_outputs), functional.output_names, strict=True))
-        names = _named(steps, input_names(functional), output_names)
-        calls = tuple(
-            Call(step.layer, names[id(step.layer)], step.args, step.kwargs, step.inputs, step.outputs, step.training)
-            for step in steps
-        )
+        names = _named(walked, input_names(functional), output_names)
+        calls = tuple(dataclasses.replace(call, name=names[id(call.layer)]) for call, _ in walked)
         return cls(model, keras, new_inputs, new_outputs, calls, functional)._with_sizes()
 
     @functools.cached_property
@@ -186,6 +184,7 @@ class ModelGraph:
         self,
         layer_for: Callable[[Call], Any],
         rewritten: Mapping[Call, Callable[[Callable[[Tensor], Any]], Any]] | None = None,
+        sources: Callable[[Call], Iterable[Tensor]] = lambda call: call.inputs,
     ) -> Any:
         """A model with the same inputs and outputs, and of the calls those that these outputs need.
 
@@ -193,11 +192,11 @@ class ModelGraph:
             layer_for: Gives the new layer for the first call of each layer. Its weights may be set once it is called.
             rewritten: Calls that become something else: a function that is given the means to get the new Keras tensor
                 of any `Tensor`, and returns the new output.
+            sources: Gives the tensors that the new outputs of a call need.
         """
         made: dict[Tensor, Any] = {}
         layers: dict[int, Any] = {}
         rewritten = rewritten or {}
-        origin = {output: call for call in self.calls for output in call.outputs}
         names = input_names(self.functional)
         for tensor, name, original in zip(tf.nest.flatten(self.inputs), names, self.functional.inputs, strict=True):
             made[tensor] = self.keras.Input(tensor.shape[1:], tensor.shape[0], dtype=tensor.dtype, name=name)
@@ -205,54 +204,27 @@ class ModelGraph:
                 # It may differ from that of the layer, and is the one that the signature of a SavedModel has.
                 made[tensor].name = original.name
 
-        def make(tensor: Tensor) -> Any:
-            pending = [tensor]
-            while pending:  # No recursion, for models may be deep.
-                call = origin.get(pending[-1])
-                if pending[-1] in made or call is None:
-                    pending.pop()
-                    continue
-                try:
-                    self._make_call(call, made, layers, layer_for, rewritten)
-                except _Missing as missing:
-                    pending.append(missing.tensor)
-            return made[tensor]
-
-        outputs = tf.nest.map_structure(make, self.outputs)
-        inputs = tf.nest.map_structure(lambda tensor: made[tensor], self.inputs)
+        needed = set(tf.nest.flatten(self.outputs))
+        for call in reversed(self.calls):
+            if not needed.isdisjoint(call.outputs):
+                needed.update(sources(call))
+        for call in self.calls:
+            if needed.isdisjoint(call.outputs):
+                continue
+            if call in rewritten:
+                outputs = rewritten[call](made.__getitem__)
+            else:
+                args, kwargs = filled_in(call, made.__getitem__)
+                if call.training is not None and "training" in inspect.signature(call.layer.call).parameters:
+                    kwargs.setdefault("training", call.training)
+                if id(call.layer) not in layers:
+                    layers[id(call.layer)] = layer_for(call)
+                outputs = layers[id(call.layer)](*args, **kwargs)
+            made.update(zip(call.outputs, tf.nest.flatten(outputs), strict=True))
+        inputs, outputs = (
+            tf.nest.map_structure(made.__getitem__, structure) for structure in (self.inputs, self.outputs)
+        )
         return self.keras.Model(inputs, outputs, name=self.model.name)
-
-    def _make_call(self, call, made, layers, layer_for, rewritten) -> None:
-        def get(tensor: Tensor) -> Any:
-            if tensor not in made:
-                raise _Missing(tensor)
-            return made[tensor]
-
-        if call in rewritten:
-            outputs = rewritten[call](get)
-        else:
-            args, kwargs = filled_in(call, get)
-            if id(call.layer) not in layers:
-                layers[id(call.layer)] = layer_for(call)
-            outputs = layers[id(call.layer)](*args, **kwargs)
-        made.update(zip(call.outputs, tf.nest.flatten(outputs), strict=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """A `Call` that has no name yet, and the names of the nested models around it."""
-
-    layer: Any
-    folders: tuple[str, ...]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    outputs: tuple[Tensor, ...]
-    training: Any
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        flat = tf.nest.flatten((self.args, dict(self.kwargs)))
-        return tuple(value for value in flat if isinstance(value, Tensor))
 
 
 def filled_in(call: Call, get: Callable[[Tensor], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -273,12 +245,6 @@ def _may_mask(layer: Any) -> bool:
     )
 
 
-class _Missing(Exception):
-    def __init__(self, tensor: Tensor) -> None:
-        super().__init__(tensor)
-        self.tensor = tensor
-
-
 def _register(tensor: Any, tensors: dict[int, Tensor]) -> Tensor:
     """The `Tensor` in place of a Keras tensor."""
     dtype = getattr(tensor.dtype, "name", tensor.dtype)
@@ -291,14 +257,17 @@ def _replaced(structure: Any, tensors: Mapping[int, Tensor]) -> Any:
 
 def _walk(
     functional: Any, keras: Any, tensors: dict[int, Tensor], folders: tuple[str, ...], training: Any = None
-) -> Iterator[_Step]:
-    """The calls of a model whose inputs are among `tensors`, to which their outputs are added."""
+) -> Iterator[tuple[Call, tuple[str, ...]]]:
+    """The calls of a model whose inputs are among `tensors`, to which their outputs are added, without a name; and the
+    names of the nested models around each."""
     for layer, called_with, named, outputs in calls_of(functional):
         args, kwargs = _replaced((called_with, named), tensors)
         within = opened(layer, keras, args, kwargs, Tensor)
         if within is None:
+            flat = tf.nest.flatten((args, dict(kwargs)))
+            inputs = tuple(value for value in flat if isinstance(value, Tensor))
             given = tuple(_register(output, tensors) for output in outputs)
-            yield _Step(layer, folders, args, kwargs, given, training)
+            yield Call(layer, "", args, kwargs, inputs, given, training), folders
             continue
         nested, given_to_it = within
         known = dict(zip(map(id, nested.inputs), given_to_it, strict=True))
@@ -307,8 +276,10 @@ def _walk(
         tensors |= {id(outside): known[id(inside)] for outside, inside in zip(outputs, nested.outputs, strict=True)}
 
 
-def _named(steps: Sequence[_Step], taken: Iterable[str], outputs: Mapping[Tensor, str]) -> dict[int, str]:
-    """A name for each layer, by its id: its own if no other has it, with the outer ones first."""
+def _named(
+    walked: Sequence[tuple[Call, tuple[str, ...]]], taken: Iterable[str], outputs: Mapping[Tensor, str]
+) -> dict[int, str]:
+    """A name for each layer of what `_walk` gives, by its id: its own if no other has it, with the outer ones first."""
     names: dict[int, str] = {}
     used = set(taken)
 
@@ -320,14 +291,14 @@ def _named(steps: Sequence[_Step], taken: Iterable[str], outputs: Mapping[Tensor
             used.add(names[id(layer)])
 
     # The name of an output is that of the layer it comes from, and what `compile` is given may go by it.
-    for step in steps:
-        for tensor in step.outputs:
+    for call, _ in walked:
+        for tensor in call.outputs:
             if tensor in outputs and outputs[tensor] not in used:
-                give(step.layer, outputs[tensor])
-    for step in steps:
-        if not step.folders:
-            give(step.layer, step.layer.name)
-    for step in steps:
-        own = step.layer.name
-        give(step.layer, own if own not in used else "_".join((*step.folders, own)))
+                give(call.layer, outputs[tensor])
+    for call, folders in walked:
+        if not folders:
+            give(call.layer, call.layer.name)
+    for call, folders in walked:
+        own = call.layer.name
+        give(call.layer, own if own not in used else "_".join((*folders, own)))
     return names

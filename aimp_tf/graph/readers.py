@@ -53,7 +53,7 @@ class Reader:
             first, *others = (named[name].constants for named in calls)
             self.constants.append(np.where(np.all([other == first for other in others], axis=0), first, np.nan))
         self.read = [np.zeros(len(each), bool) for each in self.constants]
-        self._outputs_seen = 0
+        self._outputs_seen = -1
         fixed = np.all([named[reading.sources[0]].fixed for named in calls], axis=0)
         self._patterns, self._sizes = np.full((1, len(fixed)), np.nan), np.ones(len(fixed))
         if reading.pattern is not None and (fixed & ~reading.foldable(self.constants[0])).any():

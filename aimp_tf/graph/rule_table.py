@@ -273,9 +273,10 @@ def _wrapped(call: Call, assumptions: Assumptions) -> Rule | None:
 
     inner = dataclasses.replace(call, layer=within, inputs=inside(call.inputs), outputs=inside(call.outputs))
     kind = _kind(within, assumptions.keras)
-    if not (kind == "Dense" or "Conv" in kind) or not _is_plain(inner, kind) or hides_functions(call.layer):
+    factory = _FACTORIES.get(kind)
+    if factory not in (_weighted, _depthwise, _separable) or not _is_plain(inner, kind) or hides_functions(call.layer):
         return None
-    rule = _FACTORIES[kind](inner, assumptions)
+    rule = factory(inner, assumptions)
     return rule and Wrapped(call.layer, rule, assumptions.keras)
 
 

@@ -86,7 +86,9 @@ class LiveNetwork:
                 if tuple(map(len, indices)) != tuple(variable.shape):
                     weights.append((variable, indices))
             changes = {
-                name: value for name, value in rule.attributes(kept).items() if value != getattr(call.layer, name)
+                name: value
+                for name, value in rule.attributes(kept).items()
+                if rule.in_place and value != getattr(call.layer, name)
             }
             if changes:
                 attributes.append((call.layer, changes))

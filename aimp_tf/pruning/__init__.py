@@ -12,12 +12,12 @@ from typing import Any
 from aimp_tf.arguments import placed
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import keras_generation
+from aimp_tf.compat.random_state import drawing_apart
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.latency import Timings
 from aimp_tf.exporting import export
 from aimp_tf.masking import Masks
 from aimp_tf.pruning.dense_baseline import measure_dense
-from aimp_tf.pruning.learning import teacher_of
 from aimp_tf.pruning.loop import check_run, prune_in_rounds
 from aimp_tf.pruning.request import Request
 from aimp_tf.reports.result import PruningResult
@@ -121,12 +121,13 @@ def prune(
     with contextlib.ExitStack() as stack:
         stack.enter_context(cluster.explaining_losses())
         with cluster.as_one():
-            request = Request.of(
+            request = Request(
                 prune,
                 model,
                 (x, y, sample_weight),
                 config,
                 settings,
+                cluster,
                 validation_split=validation_split,
                 validation_data=validation_data,
                 callbacks=callbacks,
@@ -138,7 +139,6 @@ def prune(
                 data_on_device=data_on_device,
                 verbose=verbose,
                 overwrite=overwrite,
-                cluster=cluster,
             )
         request.build()
         if data_on_device:
@@ -148,9 +148,7 @@ def prune(
         timings = Timings() if directory is None else directory.timings()
         outcome = _dense_outcome(request, directory, timings)
         with _told_how_to_go_on(directory):
-            result = prune_in_rounds(
-                model, request.config, request.fitting, directory, masks, outcome, verbose, timings, request.taught_by
-            )
+            result = prune_in_rounds(request, directory, outcome, timings)
         _save(result, directory, cluster)
         _export(request, result)
     return result
@@ -162,21 +160,21 @@ def _dense_outcome(request: Request, directory: RunDirectory | None, timings: Ti
     with request.cluster.as_one():
         if directory is not None:
             outcome = directory.outcome()
-    model, config, fitting = request.model, request.config, request.fitting
     teaches = isinstance(request.teacher, str)
     weights = directory.teacher() if teaches and directory is not None else None
     if request.dense_baseline is not False:
         # Before the baseline trains, not after.
-        config = check_run(model, config, fitting, timings, teacher_of(request.teacher, model))
+        with drawing_apart():
+            config = check_run(request, timings)
         keep = teaches and weights is None
         outcome, trained = measure_dense(
-            model, config, fitting, request.dense_baseline, request.verbose, outcome, keep=keep
+            request.model, config, request.fitting, request.dense_baseline, request.verbose, outcome, keep=keep
         )
         weights = trained if keep else weights
         if directory is not None:
             directory.keep_teacher(weights)
     request.take_teacher(weights)
-    return dataclasses.replace(outcome, examples=fitting.examples)
+    return dataclasses.replace(outcome, examples=request.fitting.examples)
 
 
 @contextlib.contextmanager

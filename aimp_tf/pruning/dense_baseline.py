@@ -20,7 +20,6 @@ from aimp_tf.masking import MaskedModel, mask_model
 from aimp_tf.reports.display import RunDisplay
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.runs.saving import RunSaver
-from aimp_tf.selection.planning import make_plan
 from aimp_tf.training.callback import GlobalMagnitudePruning
 from aimp_tf.training.fitting import Fitting
 from aimp_tf.training.rounds import RoundResult
@@ -88,7 +87,8 @@ def measure_dense(
             epochs = dense_baseline
         stops = any(hasattr(callback, "start_from_epoch") for callback in fitting.callbacks if _is_heeded(callback))
         before = known.dense_epochs or 0
-        same = known.dense_metrics is not None and (before == epochs or stops and 0 < before <= epochs)
+        ended = stops and 0 < before <= epochs and known.dense_asked in (None, epochs)
+        same = known.dense_metrics is not None and (before == epochs or ended)
         if same and not keep:
             return known, None
         if not epochs:
@@ -97,7 +97,10 @@ def measure_dense(
         with _left_as_it_was(masked):
             trained = _train(masked, config, fitting, epochs, verbose)
             weights = masked.snapshot()
-        return dataclasses.replace(known, dense_metrics=trained.metrics, dense_epochs=trained.epochs), weights
+        outcome = dataclasses.replace(
+            known, dense_metrics=trained.metrics, dense_epochs=trained.epochs, dense_asked=epochs
+        )
+        return outcome, weights
     finally:
         masked.strip()
 
@@ -118,8 +121,8 @@ def _train(
     order = RunSaver(training, masked, fitting.order, None)
     order.begin()
     callbacks = [callback for callback in fitting.callbacks if _is_heeded(callback)]
-    plan = make_plan(dense, masked.total)
-    with RunDisplay(verbose, plan, masked.total, chief=masked.cluster.chief, title="dense baseline") as display:
+    plan, chief = training.run.plan, masked.cluster.chief
+    with RunDisplay(verbose, plan, masked.total, chief=chief, title="dense baseline") as display:
         display.begin()
         fitting.fit(masked.model, [*training.among(callbacks), display, order], epochs=epochs)
         display.round_done(training.rounds[-1])

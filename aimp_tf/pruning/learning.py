@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.graph.copies import copy_with
+from aimp_tf.graph.copies import rebuilt
+from aimp_tf.graph.model_graph import ModelGraph
 from aimp_tf.training.teaching import Teacher
 
 DENSE = "dense"
@@ -35,7 +36,7 @@ def teacher_of(teacher: Any, model: Any) -> Teacher | None:
     if teacher != DENSE:
         return Teacher(teacher, model)
     try:
-        return Teacher(copy_with(model, lambda layer: None), model)
+        return Teacher(rebuilt(ModelGraph.of(model))[0], model)
     except (TypeError, ValueError) as error:
         raise ValueError(
             "teacher='dense' takes a functional or Sequential model whose layers can be copied. Train a model of your "

@@ -12,13 +12,15 @@ import tensorflow as tf
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.latency import Timings
 from aimp_tf.exporting.clock import with_clock
-from aimp_tf.masking import MaskedModel, Masks, mask_for, sparsity
+from aimp_tf.masking import MaskedModel, mask_for, sparsity
+from aimp_tf.pruning.learning import teacher_of
+from aimp_tf.pruning.request import Request
 from aimp_tf.reports.display import RunDisplay
 from aimp_tf.reports.result import PruningResult
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.runs.run_directory import RunDirectory
 from aimp_tf.runs.saving import RunSaver
-from aimp_tf.selection.planning import imp_epochs, make_plan, settled
+from aimp_tf.selection.planning import imp_epochs, settled
 from aimp_tf.training.callback import GlobalMagnitudePruning
 from aimp_tf.training.fitting import Fitting
 from aimp_tf.training.input_pipeline import spec_of
@@ -27,45 +29,34 @@ from aimp_tf.training.teaching import Teacher
 
 
 def prune_in_rounds(
-    model: Any,
-    config: PruningConfig,
-    fitting: Fitting,
-    directory: RunDirectory | None,
-    masks: Masks,
-    outcome: Outcome,
-    verbose: str | int,
-    timings: Timings,
-    teacher: Teacher | None = None,
+    request: Request, directory: RunDirectory | None, outcome: Outcome, timings: Timings
 ) -> PruningResult:
     """Prunes a model in consecutive calls of `fit`, and saves after each where there is a folder for that.
 
     Args:
-        model: A compiled, built model. It is pruned in place.
-        config: What to do.
-        fitting: The data, and what else `fit` is called with.
+        request: What is asked for. Its model is compiled and built, and is pruned in place.
         directory: Where the run is saved, and goes on from; None on others than the chief, or where it is not saved.
-        masks: What is pruned already, as in `prune`.
         outcome: What is known of the dense model.
-        verbose: As in `prune`.
         timings: What was timed, for a budget of time.
-        teacher: What the model learns from beside the targets.
 
     Raises:
         As `prune`.
     """
-    masked = mask_for(model, config, masks)
+    fitting = request.fitting
+    masked = mask_for(request.model, request.config, request.masks)
     try:
-        pruning = _begun(masked, config, fitting, timings, teacher)
+        pruning = _begun(masked, request, timings, request.taught_by)
         first, trained = masked.kept, max(masked.optimizers.steps)
         if pruning.run.method.hears_batches or follows_batches(fitting.callbacks):
             pruning.batches = masked.cluster.from_chief(fitting.batches())
         config = pruning.config
         saver = RunSaver(pruning, masked, fitting.order, directory)
         saver.begin()
+        pruning.sample = fitting.sample()  # Of a run that goes on, by the seed that it began with.
         timings.save(timings)
         if directory is not None and outcome.dense_metrics is not None:
             directory.save_outcome(outcome)
-        with _display_of(verbose, config, fitting, masked.total, first, masked.cluster.chief) as display:
+        with _display_of(request.verbose, pruning, masked, fitting) as display:
             display.begin(pruning.rounds, saver.initial_epoch)
             if config.mixed_precision is not None:
                 display.tell(f"trained in {config.mixed_precision}")
@@ -95,30 +86,27 @@ def prune_in_rounds(
     )
 
 
-def check_run(
-    model: Any, config: PruningConfig, fitting: Fitting, timings: Timings, teacher: Teacher | None
-) -> PruningConfig:
+def check_run(request: Request, timings: Timings) -> PruningConfig:
     """The config of the run, with its `epochs`. Raises what the run itself would before it trains, which the baseline's
     training would come before."""
-    masked = mask_for(model, config)
+    masked = mask_for(request.model, request.config)
     try:
-        pruning = _begun(masked, config, fitting, timings, teacher)
-        pruning.among(fitting.callbacks)
+        pruning = _begun(masked, request, timings, teacher_of(request.teacher, request.model))
+        pruning.among(request.fitting.callbacks)
         return pruning.config
     finally:
         masked.strip()
 
 
-def _begun(
-    masked: MaskedModel, config: PruningConfig, fitting: Fitting, timings: Timings, teacher: Teacher | None
-) -> GlobalMagnitudePruning:
+def _begun(masked: MaskedModel, request: Request, timings: Timings, teacher: Teacher | None) -> GlobalMagnitudePruning:
     """A run on a masked model, planned and checked against it and the data."""
+    config, fitting = request.config, request.fitting
     masked.units = with_clock(masked.units, config.latency, masked.original, masked.variables, timings)
     pruning = GlobalMagnitudePruning(settled(config, masked.total, masked.kept))
     pruning.measure = functools.partial(fitting.measure, masked.model)
     pruning.sample, pruning.teacher = fitting.sample(), teacher
     if fitting.validation is not None:
-        _check_validation_data(masked.model, fitting, config, pruning.run.told)
+        _check_validation_data(masked.model, fitting, config, pruning.run.terms.names)
     pruning.begin(masked)
     return pruning
 
@@ -148,18 +136,14 @@ def _telling_shapes(
 
 
 def _display_of(
-    verbose: str | int,
-    config: PruningConfig,
-    fitting: Fitting,
-    total: int,
-    first: int,
-    chief: bool,
+    verbose: str | int, pruning: GlobalMagnitudePruning, masked: MaskedModel, fitting: Fitting
 ) -> RunDisplay:
-    """The display of a run, as `RunDisplay` has it."""
+    """The display of a run that has begun."""
+    config = pruning.config
     may_stop = config.stop_mask_distance is not None or any(
         hasattr(callback, "start_from_epoch") for callback in fitting.callbacks
     )
-    plan = make_plan(config, total, first)
+    plan, total, chief = pruning.run.plan, masked.total, masked.cluster.chief
     return RunDisplay(verbose, plan, total, counted=config.counted, may_stop=may_stop, chief=chief)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import tempfile
@@ -32,46 +31,38 @@ from aimp_tf.training.other_callbacks import as_callbacks, check_for_rounds, che
 from aimp_tf.training.teaching import Distilled, Teacher
 
 
-@dataclasses.dataclass
 class Request:
-    """A call of `prune`, whose settings are checked as far as they can be before the model is built.
+    """A call of `prune`, whose settings are checked as far as that can be before its model is built. Writes nothing.
+
+    Args:
+        call: What was called.
+        model: Its model.
+        data: Its x, y and sample_weight.
+        config: Its config.
+        settings: Fields of a config and arguments of `fit`.
+        cluster: The workers of the model.
+        validation_split, ...: As in `prune`.
 
     Attributes:
-        model: Its model; the other attributes are its arguments of the same names.
         config: What to do.
         data: The training data, as `training_data` gives it.
         fitting: The data, and what else `fit` is called with.
         options: The arguments of `fit`.
         replaces: Whether what `export_to` names may be there already.
         taught_by: Its teacher, once it is known.
+
+    Raises:
+        TypeError, ValueError: As `prune`.
     """
 
-    model: Any
-    config: PruningConfig
-    data: Any
-    validation_data: Any
-    fitting: Fitting
-    options: Mapping[str, Any]
-    masks: Masks
-    teacher: Any
-    workdir: pathlib.Path | None
-    dense_baseline: bool | int
-    export_to: str | os.PathLike[str] | None
-    data_on_device: bool
-    verbose: str | int
-    overwrite: bool
-    replaces: bool
-    cluster: Cluster
-    taught_by: Teacher | None = None
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         call: Callable[..., Any],
         model: Any,
         data: tuple[Any, Any, Any],
         config: PruningConfig | None,
         settings: Mapping[str, Any],
+        cluster: Cluster,
         *,
         validation_split: float,
         validation_data: Any,
@@ -84,63 +75,26 @@ class Request:
         data_on_device: bool,
         verbose: str | int,
         overwrite: bool,
-        cluster: Cluster,
-    ) -> Request:
-        """Checks what came, and writes nothing.
-
-        Args:
-            call: What was called.
-            model: Its model.
-            data: Its x, y and sample_weight.
-            config: Its config.
-            settings: Fields of a config and arguments of `fit`.
-            validation_split: As in `prune`, like the rest.
-            validation_data: As in `prune`.
-            callbacks: As in `prune`.
-            masks: As in `prune`.
-            teacher: As in `prune`.
-            workdir: As in `prune`.
-            dense_baseline: As in `prune`.
-            export_to: As in `prune`.
-            data_on_device: As in `prune`.
-            verbose: As in `prune`.
-            overwrite: As in `prune`.
-            cluster: The workers of the model.
-
-        Raises:
-            TypeError, ValueError: As `prune`.
-        """
-        fields, options = sort_arguments(call, settings, model)
-        data = training_data(call.__name__, model, *data)
-        config = config_of(config, fields)
+    ) -> None:
+        self.model, self.masks, self.teacher, self.cluster = model, masks, teacher, cluster
+        self.dense_baseline, self.export_to, self.data_on_device = dense_baseline, export_to, data_on_device
+        self.verbose, self.overwrite = verbose, overwrite
+        self.taught_by: Teacher | None = None
+        fields, self.options = sort_arguments(call, settings, model)
+        self.data = training_data(call.__name__, model, *data)
+        self.config = config_of(config, fields)
         generation = check_model(model)
         if validation_data is None:
-            data, validation_data = split_off(data, validation_split)
-        folder = check_workdir(workdir) if workdir is not None and cluster.chief else None
-        callbacks = as_callbacks(callbacks, generation)
-        request = cls(
-            model=model,
-            config=config,
-            data=data,
-            validation_data=validation_data,
-            fitting=Fitting(
-                data, validation_data, callbacks, options, fit_verbose(verbose), config.seed, generation, cluster
-            ),
-            options=options,
-            masks=masks,
-            teacher=teacher,
-            workdir=folder,
-            dense_baseline=dense_baseline,
-            export_to=export_to,
-            data_on_device=data_on_device,
-            verbose=verbose,
-            overwrite=overwrite,
-            # Where the run that is there goes on, or is done, it may be what this call wrote before.
-            replaces=overwrite or folder is not None and os.path.lexists(folder / "signature.json"),
-            cluster=cluster,
+            self.data, validation_data = split_off(self.data, validation_split)
+        self.validation_data = validation_data
+        folder = self.workdir = check_workdir(workdir) if workdir is not None and cluster.chief else None
+        callbacks, seed = as_callbacks(callbacks, generation), self.config.seed
+        self.fitting = Fitting(
+            self.data, validation_data, callbacks, self.options, fit_verbose(verbose), seed, generation, cluster
         )
-        request._check()
-        return request
+        # Where the run that is there goes on, or is done, it may be what this call wrote before.
+        self.replaces = overwrite or folder is not None and os.path.lexists(folder / "signature.json")
+        self._check()
 
     def _check(self) -> None:
         """Refuses what does not go together."""
@@ -151,7 +105,7 @@ class Request:
         if not isinstance(self.data_on_device, bool):
             raise TypeError(f"data_on_device must be True or False; got {self.data_on_device!r}.")
         if self.data_on_device:
-            self.fitting.check_on_device(self.model, self.cluster)
+            self.fitting.check_on_device(self.model)
         check_teacher(self.teacher, self.dense_baseline)
         check_dense_baseline(self.dense_baseline, self.config, self.masks, validated)
         if self.cluster.size > 1 and (self.dense_baseline is not False or self.export_to is not None):
@@ -167,7 +121,7 @@ class Request:
         # Here, so that what "auto" chose is what a run directory holds, and the same on all workers.
         policy = self.cluster.from_chief(resolve_policy(self.config.mixed_precision))
         self.config = self.config.replace(mixed_precision=policy)
-        self.fitting.make_ready(self.model, self.data, self.validation_data, self.cluster)
+        self.fitting.make_ready(self.model)
 
     def take_teacher(self, weights: Sequence[np.ndarray] | None) -> None:
         """Gets the teacher ready, be it a model or one with the weights of the dense baseline."""

@@ -12,9 +12,9 @@ import numpy as np
 from aimp_tf.compat.models import keras_generation
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.structure import Structure
+from aimp_tf.config.texts import aligned
 from aimp_tf.graph.groups import channel_groups
 from aimp_tf.masking import check_plain
-from aimp_tf.training.rounds import aligned
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,6 +81,8 @@ def plot_metric(
     label: str,
     dense: Mapping[str, float] | None = None,
     examples: Mapping[str, int] | None = None,
+    *,
+    axes: Any = None,
 ) -> Figure:
     """A metric at the end of each round against the sparsity, a line for each run.
 
@@ -90,21 +92,9 @@ def plot_metric(
         label: What to write beside the axis.
         dense: Name -> the metric of the dense model, a dashed line.
         examples: Name -> number of examples that an accuracy is of, for the 95% interval of the last round.
+        axes: Those of matplotlib to draw on; None makes a figure of its own.
     """
-    figure = _figure(_WIDTH, 3.4)
-    draw_metric(figure.add_subplot(), runs, metric, label, dense, examples)
-    return figure
-
-
-def draw_metric(
-    axes: Any,
-    runs: Mapping[str, Sequence[RoundResult]],
-    metric: str,
-    label: str,
-    dense: Mapping[str, float] | None = None,
-    examples: Mapping[str, int] | None = None,
-) -> None:
-    """What `plot_metric` shows, on axes of matplotlib."""
+    axes = _figure(_WIDTH, 3.4).add_subplot() if axes is None else axes
     highest = 0.0
     in_percent = True
     for number, (name, rounds) in enumerate(runs.items()):
@@ -138,6 +128,7 @@ def draw_metric(
     tidy(axes)
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(frameon=False, labelcolor=_INK)
+    return axes.figure
 
 
 def plot_cost(costs: Mapping[str, Sequence[tuple[str, float, float]]]) -> Figure:

@@ -31,7 +31,6 @@ from aimp_tf.reports.blocks import (
 )
 from aimp_tf.reports.plots import (
     check_matplotlib,
-    draw_metric,
     plot_channels,
     plot_cost,
     plot_latency,
@@ -117,7 +116,7 @@ def html_view(run: RecordedRun) -> str:
 def draw(run: RecordedRun, axes: Any, metric: str | None = None) -> None:
     """Draws the metric of a run against its sparsity on axes of matplotlib. Raises ValueError for an unknown one."""
     plan, chosen = ReportedRun(_with_fields_of_today(run)), choose_metric([run], metric)
-    draw_metric(axes, *_drawn([plan], chosen, _label(chosen)))
+    plot_metric(*_drawn([plan], chosen, _label(chosen)), axes=axes)
 
 
 def _with_fields_of_today(run: RecordedRun) -> RecordedRun:
@@ -177,7 +176,7 @@ def _title(runs: Sequence[RecordedRun]) -> str:
 
 
 def _drawn(plans: Sequence[ReportedRun], metric: str, label: str) -> tuple[Any, ...]:
-    """What `plot_metric` and `draw_metric` show of runs."""
+    """What `plot_metric` shows of runs."""
     rounds = {plan.run.name: plan.run.rounds for plan in plans}
     dense = {plan.run.name: value for plan in plans if (value := plan.dense(metric)) is not None}
     examples = {plan.run.name: count for plan in plans if (count := plan.examples(metric)) is not None}

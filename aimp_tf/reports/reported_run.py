@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.texts import nearest
-from aimp_tf.runs.outcome import Outcome
 from aimp_tf.runs.recorded_run import RecordedRun
 from aimp_tf.selection.planning import imp_epochs, make_plan, settled
 from aimp_tf.training.rounds import telling_metric
+
+_NOT_PLANNED_BY: Mapping[str, Any] = {
+    "criterion": "magnitude",
+    "round_schedule": "head",
+    "scope": "global",
+    "regularizer": None,
+    "projection": None,
+    "distillation": None,
+}
+"""Settings that the plan of a run does not depend on, as they may stand beside any others."""
 
 
 class ReportedRun:
@@ -20,9 +30,9 @@ class ReportedRun:
         layers = run.rounds[-1].layers
         self.weight_count = sum(layer.size for layer in layers)
         try:
-            # Without what does not matter to the plan and can be no choice of today: a criterion of the user's, which
-            # is stored by its name, and a schedule and a method, of one `fit`, of earlier versions.
-            fields = {**run.config, "criterion": "magnitude", "round_schedule": "head"}
+            # Without what does not matter to the plan and can be no choice of today: functions and objects of the
+            # user's, which are stored by their names, and a schedule and a method, of one `fit`, of earlier versions.
+            fields = {**run.config, **_NOT_PLANNED_BY}
             if fields.get("method") == "tfmot":
                 fields["method"] = "gradual"
             config = PruningConfig.from_fields(fields)
@@ -39,8 +49,7 @@ class ReportedRun:
         self.imp_seconds = self.seconds / self.epochs * self.imp_epochs if self.epochs else 0.0
         self.last = run.rounds[-1]
         # The files and the calls are of the pruned model, which a run that is not done has not got.
-        dense, epochs, examples = run.outcome.dense_metrics, run.outcome.dense_epochs, run.outcome.examples
-        self.outcome = run.outcome if run.finished else Outcome(dense, epochs, examples)
+        self.outcome = run.outcome if run.finished else run.outcome.without_the_pruned()
 
     @property
     def state(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.config import PruningConfig
+from aimp_tf.config.texts import aligned
 from aimp_tf.exporting.compaction import compact
 from aimp_tf.reports.measuring import measure_calls, measure_sizes
 from aimp_tf.reports.plots import check_matplotlib
@@ -24,7 +25,6 @@ from aimp_tf.runs.recorded_run import RecordedRun
 from aimp_tf.training.rounds import (
     Budget,
     RoundResult,
-    aligned,
     budget_text,
     counted_text,
     layer_notes,

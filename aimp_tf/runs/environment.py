@@ -18,9 +18,17 @@ def describe_environment() -> dict[str, Any]:
         "command": list(sys.argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "devices": [
             tf.config.experimental.get_device_details(device).get("device_name", device.device_type)
             for device in tf.config.list_physical_devices()
         ],
     }
+
+
+def _version(name: str) -> str | None:
+    """Of a package; None where it is not installed by that name, as of tensorflow-cpu."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

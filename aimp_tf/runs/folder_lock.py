@@ -51,8 +51,8 @@ class FolderLock:
             vanish: Whether the folder goes again, with those that were made for it, if nothing but the lock is there.
         """
         assert self._descriptor is not None
-        if vanish and {entry.name for entry in self._path.iterdir()} == {LOCK}:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if vanish and {entry.name for entry in self._path.iterdir()} == {LOCK}:
                 (self._path / LOCK).unlink()
                 for folder in self._made:
                     folder.rmdir()

@@ -19,6 +19,7 @@ class Outcome:
     Attributes:
         dense_metrics: Those of the dense model, with names as in `RoundResult.metrics`, such as {"val_accuracy": 0.9}.
         dense_epochs: Epochs that the dense model was trained for; 0 where it was evaluated as it came.
+        dense_asked: Epochs that it was to be trained for, which a callback may have ended early.
         examples: Number of examples that the validation metrics are of, of both models.
         file_format: What the file is, such as "SavedModel".
         bytes: Size of that file of the dense model and of the pruned one.
@@ -34,6 +35,7 @@ class Outcome:
 
     dense_metrics: Mapping[str, Any] | None = None
     dense_epochs: int | None = None
+    dense_asked: int | None = None
     examples: int | None = None
     file_format: str | None = None
     bytes: tuple[int, int] | None = None
@@ -50,6 +52,7 @@ class Outcome:
         read: dict[str, Callable[[Any], Any]] = {
             "dense_metrics": dict,
             "dense_epochs": int,
+            "dense_asked": int,
             "examples": int,
             "file_format": str,
             "bytes": _pair_of(int),
@@ -65,6 +68,10 @@ class Outcome:
         )
         outcome._check()
         return outcome
+
+    def without_the_pruned(self) -> Outcome:
+        """What is known of the dense model alone."""
+        return Outcome(self.dense_metrics, self.dense_epochs, self.dense_asked, self.examples)
 
     def to_fields(self) -> dict[str, Any]:
         """As JSON can hold it. What was not measured is left out."""

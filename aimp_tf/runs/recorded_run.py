@@ -102,10 +102,10 @@ def final_weights(path: str | os.PathLike[str]) -> pathlib.Path:
         ValueError: As `read_run`, or the run is not finished.
         RuntimeError: It cannot be read.
     """
-    run = read_run(path)
-    if not run.finished:
+    path = pathlib.Path(path).expanduser()
+    if not read_run(path).finished:
         raise ValueError(f"The run in {path} is not finished; the call that began it goes on with it.")
-    folder = pathlib.Path(path) / "final"
+    folder = path / "final"
     with naming_the_folder(folder.parent):
         try:
             _check_noted(folder / "result.json", read_json(folder / "result.json"), ROUND_FILES)

@@ -65,7 +65,7 @@ class RunDirectory(RunFolder):
                 if os.path.lexists(self.path / "final" / "result.json"):
                     return known
                 # The sizes are of a pruned model that is to be trained anew.
-                return Outcome(known.dense_metrics, known.dense_epochs, known.examples)
+                return known.without_the_pruned()
             except DamagedFileError as error:
                 raise ValueError(f"{error}. Remove the file, and the same call measures it anew.") from error
 

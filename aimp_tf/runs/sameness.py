@@ -22,6 +22,8 @@ _TOLD = 6
 _CHECKSUMS = {
     "data.crc32": "the values of its training data were others",
     "validation_data.crc32": "the values of its validation data were others",
+    "teacher": "it learned from another teacher, or another one's weights",
+    "masks": "it began with other masks",
     "trained_weights": "it began with other weights than the model has (start='trained': load that model anew)",
 }
 

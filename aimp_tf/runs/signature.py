@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.models import keras_generation, layers_of
+from aimp_tf.files import checksum_of_arrays
 from aimp_tf.masking import select_prunable
 from aimp_tf.training.input_pipeline import batch_count, spec_of
 
@@ -51,12 +51,14 @@ def data_signature(data: Any, prepared: Any, options: Mapping[str, Any]) -> dict
     """
     signature = {"fit_options": options, "batches": batch_count(prepared), "spec": spec_of(prepared)}
     if isinstance(data, tuple):
-        checksum = 0
-        for array in tf.nest.flatten(data):
-            if array is not None:
-                checksum = zlib.crc32(np.asarray(array).tobytes(), checksum)
-        signature["crc32"] = checksum
+        signature["crc32"] = checksum_of_arrays(_values(part) for part in tf.nest.flatten(data) if part is not None)
     return _plain(signature)
+
+
+def _values(part: Any) -> np.ndarray:
+    array = np.asarray(part)
+    # Of texts, an array holds addresses.
+    return np.frombuffer(repr(array.tolist()).encode(), np.uint8) if array.dtype.hasobject else array
 
 
 def _layer_signature(layer: Any) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from aimp_tf.selection.channel_layout import Channels
 from aimp_tf.selection.criterion import OfChannels, OfData, relative
 from aimp_tf.selection.gaussian import covariance, standardized
 from aimp_tf.selection.grams import MOST_ROWS, Elimination, elimination_costs, removal_costs_of_weights, without
-from aimp_tf.selection.statistics import Arrays, Channels, Statistics, check_read
+from aimp_tf.selection.statistics import Arrays, Statistics
 
 
 class Utility(OfChannels, OfData):
@@ -241,7 +242,7 @@ class Reconstruction(OfData):
 
     def channel_scores(self, channels: Channels) -> np.ndarray:
         units, scores = channels.units, np.zeros(channels.units.count)
-        check_read(units.others)
+        units.check_read()
         for each in channels.sets:
             readers = [
                 self._elimination(path, read, each.units, channels.statistics)

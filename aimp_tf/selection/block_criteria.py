@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from aimp_tf.selection.channel_layout import Channels
 from aimp_tf.selection.criterion import OfData
 from aimp_tf.selection.gaussian import log_determinant, standardized
-from aimp_tf.selection.statistics import Arrays, Channels, Statistics
+from aimp_tf.selection.statistics import Arrays, Statistics
 
 _SHUFFLE = 0
 """Seed of the order in which examples are paired with the outputs of others."""

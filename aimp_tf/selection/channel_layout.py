@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from aimp_tf.config.structure import Structure
-from aimp_tf.selection.statistics import Arrays
+from aimp_tf.selection.statistics import Arrays, Batches, Statistics
 
 HARDLY_PRUNED = 0.01
 """A variable with fewer zeros than this fraction was hardly pruned."""
@@ -221,6 +221,89 @@ class ChannelLayout:
             for axis, units in enumerate(self.axes[path])
             if units is not None and (units >= 0).any()
         ]
+
+    def check_read(self) -> None:
+        """Raises ValueError where there are `others`, for what knows Dense layers and convolutions alone."""
+        if self.others:
+            raise ValueError(
+                "This criterion or method goes by what Dense layers and plain convolutions read and make, and "
+                f"{', '.join(self.others[:4])} read or make channels otherwise. Take one that goes by weights and "
+                "their gradients, such as 'magnitude' or 'taylor', or name in exclude what makes these channels."
+            )
+
+    def pool_made(self, scores: Arrays, masks: Arrays) -> np.ndarray:
+        """The sum over the weights of the kernels that make a unit, those that survive, float64 (units,)."""
+        self.check_read()
+        made = [(path, self.axis_of_outputs(path), self.made_by(path)) for path in self.reads]
+        return self._pool(scores, masks, made)
+
+    def pool(self, scores: Arrays, masks: Arrays, signed: bool) -> np.ndarray:
+        """The score of each unit, float64 (units,): the sum of those of its members that survive, or their L2 norm
+        unless `signed`. An entry in which two units meet belongs to both."""
+        axes = self.axes_of(self.scored)
+        return self._pool(scores, masks, axes) if signed else np.sqrt(self._pool(scores, masks, axes, power=2))
+
+    def _pool(
+        self, scores: Arrays, masks: Arrays, axes: Iterable[tuple[str, int, np.ndarray]], power: int = 1
+    ) -> np.ndarray:
+        """The sum of the powers of what survives along some axes, as `axes_of` gives them, float64 (units,)."""
+        pooled = np.zeros(self.count)
+        for path, axis, units in axes:
+            score = np.where(masks[path], scores[path], 0).astype(np.float64)
+            sums = (score**power).sum(axis=others_than(axis, score.ndim))
+            np.add.at(pooled, units[units >= 0], sums[units >= 0])
+        return pooled
+
+
+class Channels:
+    """`Statistics` as whole channels see them: scores are arrays (units,), of all channels that can go.
+
+    Attributes:
+        units: The channels.
+        statistics: Of the weights, and of the data.
+        sets: The channels that survive, in sets of those that the same variables make and read.
+    """
+
+    def __init__(self, units: ChannelLayout, statistics: Statistics) -> None:
+        self.units = units
+        self.statistics = statistics
+        self.sets = units.surviving(statistics.masks)
+
+    def pool(self, scores: Arrays, signed: bool) -> np.ndarray:
+        """The score of each channel by those of its weights, as `ChannelLayout.pool`."""
+        return self.units.pool(scores, self.statistics.masks, signed)
+
+    @functools.cached_property
+    def contributions(self) -> list[np.ndarray]:
+        """Of each batch, float64 (examples, units): `Statistics.contributions`, the sum of all that read a channel."""
+        return self._tabulated(self.statistics.contributions, mean=False)
+
+    @functools.cached_property
+    def activations(self) -> list[np.ndarray]:
+        """Of each batch, float64 (examples, units): `Statistics.activations`, the mean of all that read a channel."""
+        return self._tabulated(self.statistics.activations, mean=True)
+
+    @functools.cached_property
+    def densities(self) -> list[np.ndarray]:
+        """Of each batch, float64 (examples, units): `Statistics.densities`, the mean of all that read a channel."""
+        return self._tabulated(self.statistics.densities, mean=True)
+
+    def _tabulated(self, batches: Batches, *, mean: bool) -> list[np.ndarray]:
+        """Per unit, what the statistics have per channel of a kernel's input."""
+        self.units.check_read()
+        count, places = self.units.count, self.units.read_by()
+        places = {path: units for path, units in places.items() if path in batches}
+        times = np.zeros(count)
+        for units in places.values():
+            times += np.bincount(units[units >= 0], minlength=count)
+        tables = []
+        for number in range(max(map(len, batches.values()), default=0)):
+            examples = len(next(iter(batches.values()))[number])
+            table = np.zeros((count, examples))
+            for path, units in places.items():
+                np.add.at(table, units[units >= 0], batches[path][number].T[units >= 0])
+            tables.append((table / np.maximum(times, 1)[:, np.newaxis] if mean else table).T)
+        return tables
 
 
 def _weights(units: ChannelLayout, kept: np.ndarray) -> int:

@@ -42,7 +42,18 @@ class ChannelRanking:
         self._order = free[np.argsort(-places[free], kind="stable")]
 
     def within(self, amount: int) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Which units stay, and which sets kept more than their rank gave them, as `ChannelUnits.choose` says."""
+        """The largest number of units along their ranking that stays within an amount, or nearly so of a time.
+
+        Args:
+            amount: How much may be left, in what the budget counts.
+
+        Returns:
+            Which units stay, bool (units,), ties by position; and the names of the sets that kept more than their rank
+            gave them.
+
+        Raises:
+            ValueError: As `check`.
+        """
         self.check(amount)
         units, size = self._units, len(self._order)
         if units.budget == "latency":

@@ -16,8 +16,9 @@ from aimp_tf.selection.activation_criteria import (
     Votes,
 )
 from aimp_tf.selection.block_criteria import OutputInformation
+from aimp_tf.selection.channel_layout import Channels
 from aimp_tf.selection.criterion import Criterion, OfChannels, OfData, relative
-from aimp_tf.selection.statistics import Arrays, Channels, Statistics
+from aimp_tf.selection.statistics import Arrays, Statistics
 
 
 class Magnitude(Criterion):

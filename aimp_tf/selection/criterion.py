@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.selection.statistics import Arrays, Channels, Statistics
+from aimp_tf.selection.channel_layout import Channels
+from aimp_tf.selection.statistics import Arrays, Statistics
 
 
 class Criterion:

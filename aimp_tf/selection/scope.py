@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.selection.activation_criteria import ActivationDensity
-from aimp_tf.selection.statistics import Channels, Statistics
+from aimp_tf.selection.channel_layout import Channels
+from aimp_tf.selection.statistics import Statistics
 
 BY_DENSITY = "activation_density"
 

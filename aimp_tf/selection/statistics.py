@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -161,107 +160,4 @@ class _OfKernels(dict[str, Any]):
     def __missing__(self, path: str) -> Any:
         raise KeyError(
             f"There are no {self._name} of {path}: aimp_tf.criteria.Statistics tells what there are some of."
-        )
-
-
-class ChannelSet(Protocol):
-    """What `Channels` uses of a `channels.ChannelSet`."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def units(self) -> np.ndarray: ...
-
-
-class Units(Protocol):
-    """What `Channels` and criteria use of `channels.ChannelUnits`, which says what each is."""
-
-    @property
-    def count(self) -> int: ...
-
-    @property
-    def others(self) -> tuple[str, ...]: ...
-
-    @property
-    def kinds(self) -> tuple[str, ...]: ...
-
-    @property
-    def noun(self) -> str: ...
-
-    @property
-    def axes(self) -> Mapping[str, tuple[np.ndarray | None, ...]]: ...
-
-    @property
-    def reads(self) -> Mapping[str, int]: ...
-
-    def surviving(self, masks: Arrays) -> Sequence[ChannelSet]: ...
-
-    def pool(self, scores: Arrays, masks: Arrays, signed: bool) -> np.ndarray: ...
-
-    def pool_made(self, scores: Arrays, masks: Arrays) -> np.ndarray: ...
-
-    def read_by(self) -> dict[str, np.ndarray]: ...
-
-    def made_by(self, path: str) -> np.ndarray: ...
-
-
-class Channels:
-    """`Statistics` as whole channels see them: scores are arrays (units,), of all channels that can go.
-
-    Attributes:
-        units: The channels.
-        statistics: Of the weights, and of the data.
-        sets: The channels that survive, in sets of those that the same variables make and read.
-    """
-
-    def __init__(self, units: Units, statistics: Statistics) -> None:
-        self.units = units
-        self.statistics = statistics
-        self.sets = units.surviving(statistics.masks)
-
-    def pool(self, scores: Arrays, signed: bool) -> np.ndarray:
-        """The score of each channel by those of its weights, as `ChannelUnits.pool`."""
-        return self.units.pool(scores, self.statistics.masks, signed)
-
-    @functools.cached_property
-    def contributions(self) -> list[np.ndarray]:
-        """Of each batch, float64 (examples, units): `Statistics.contributions`, the sum of all that read a channel."""
-        return self._tabulated(self.statistics.contributions, mean=False)
-
-    @functools.cached_property
-    def activations(self) -> list[np.ndarray]:
-        """Of each batch, float64 (examples, units): `Statistics.activations`, the mean of all that read a channel."""
-        return self._tabulated(self.statistics.activations, mean=True)
-
-    @functools.cached_property
-    def densities(self) -> list[np.ndarray]:
-        """Of each batch, float64 (examples, units): `Statistics.densities`, the mean of all that read a channel."""
-        return self._tabulated(self.statistics.densities, mean=True)
-
-    def _tabulated(self, batches: Batches, *, mean: bool) -> list[np.ndarray]:
-        """Per unit, what the statistics have per channel of a kernel's input."""
-        check_read(self.units.others)
-        count, places = self.units.count, self.units.read_by()
-        places = {path: units for path, units in places.items() if path in batches}
-        times = np.zeros(count)
-        for units in places.values():
-            times += np.bincount(units[units >= 0], minlength=count)
-        tables = []
-        for number in range(max(map(len, batches.values()), default=0)):
-            examples = len(next(iter(batches.values()))[number])
-            table = np.zeros((count, examples))
-            for path, units in places.items():
-                np.add.at(table, units[units >= 0], batches[path][number].T[units >= 0])
-            tables.append((table / np.maximum(times, 1)[:, np.newaxis] if mean else table).T)
-        return tables
-
-
-def check_read(others: Sequence[str]) -> None:
-    """Raises ValueError where there are `ChannelUnits.others`, for what knows Dense layers and convolutions alone."""
-    if others:
-        raise ValueError(
-            "This criterion or method goes by what Dense layers and plain convolutions read and make, and "
-            f"{', '.join(others[:4])} read or make channels otherwise. Take one that goes by weights and their "
-            "gradients, such as 'magnitude' or 'taylor', or name in exclude what makes these channels."
         )

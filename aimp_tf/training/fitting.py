@@ -28,6 +28,7 @@ from aimp_tf.training.input_pipeline import (
     spec_of,
 )
 from aimp_tf.training.rounds import plain_logs
+from aimp_tf.training.statistics import batches_of
 from aimp_tf.training.targets import check_class_weight, check_targets
 from aimp_tf.training.teaching import Teacher, with_outputs
 
@@ -83,6 +84,7 @@ class Fitting:
         # Keras 3 makes NaN of a replica's share of a batch where there is nothing in it.
         least_batch = cluster.replicas if generation == "keras" else 1
         self.callbacks = callbacks
+        self._given, self._cluster = (train_data, validation_data), cluster
         options_of_fit = {**options, "verbose": verbose}
         self.options = {name: value for name, value in options_of_fit.items() if name not in _BATCH_SIZES}
         batch_size, validation_batch_size = map(options.get, _BATCH_SIZES)
@@ -154,44 +156,42 @@ class Fitting:
 
     def measure(self, model: Any, logs: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The metrics that evaluating a model on the data gives; of those in the logs of a `fit`, if there are any."""
-        settings = {"verbose": 0, "return_dict": True}
-        measured = model.evaluate(self.train, steps=self.options.get("steps_per_epoch"), **settings)
-        if self.validation is not None:
-            steps = self.options.get("validation_steps")
-            validated = model.evaluate(self.validation, steps=steps, **settings)
-            measured |= {f"val_{name}": value for name, value in validated.items()}
+        steps = self.options.get("steps_per_epoch")
+        measured = model.evaluate(self.train, steps=steps, verbose=0, return_dict=True)
+        measured |= self.validated(model)
         return plain_logs({name: measured[name] for name in logs or measured if name in measured})
 
-    def make_ready(self, model: Any, data: Any, validation_data: Any, cluster: Cluster) -> None:
-        """Settles the order of the examples, builds the model, and looks whether it takes the data.
+    def validated(self, model: Any) -> dict[str, Any]:
+        """The metrics on the validation data alone, by the names that the logs of a `fit` have for them."""
+        if self.validation is None:
+            return {}
+        steps = self.options.get("validation_steps")
+        measured = model.evaluate(self.validation, steps=steps, verbose=0, return_dict=True)
+        return {f"val_{name}": value for name, value in measured.items()}
 
-        Args:
-            model: A compiled model.
-            data: The training data that this was made of.
-            validation_data: The validation data; None is none.
-            cluster: The workers of the model.
+    def make_ready(self, model: Any) -> None:
+        """Settles the order of the examples, builds a compiled model, and looks whether it takes the data.
 
         Raises:
             TypeError, ValueError: The model cannot be built from the data, or does not take it.
         """
-        self._settle_order(cluster)
+        self._settle_order()
         _build(model, self.train)
-        for name, given, batches in (
-            ("the training data", data, self.train),
-            ("validation_data", validation_data, self.validation),
+        for name, given, batches in zip(
+            ("the training data", "validation_data"), self._given, (self.train, self.validation), strict=True
         ):
             _check_batches(model, batches, name)
             check_targets(model, given, name)
-        check_class_weight(data, self.options.get("class_weight"))
+        check_class_weight(self._given[0], self.options.get("class_weight"))
 
-    def _settle_order(self, cluster: Cluster) -> None:
+    def _settle_order(self) -> None:
         """Lets all workers read arrays in the order of the chief, whose seed may be drawn."""
-        seed = cluster.from_chief(None if self.order is None else self.order.seed)
+        seed = self._cluster.from_chief(None if self.order is None else self.order.seed)
         if self.order is not None:
             self.order.seed = seed
             self.order.begin(0, 0)
 
-    def check_on_device(self, model: Any, cluster: Cluster) -> None:
+    def check_on_device(self, model: Any) -> None:
         """Raises TypeError or ValueError if `data_on_device` cannot be done."""
         if self._arrays is None:
             raise TypeError(
@@ -204,7 +204,7 @@ class Fitting:
                     f"data_on_device takes arrays of numbers; got one of dtype {array.dtype.name}. Make "
                     "numbers of it, or set data_on_device=False."
                 )
-        if not cluster.on_one_device:
+        if not self._cluster.on_one_device:
             raise ValueError(
                 "data_on_device takes a model made without a strategy or under OneDeviceStrategy; this one was made "
                 f"under {type(model.distribute_strategy).__name__}. Set data_on_device=False."
@@ -280,10 +280,9 @@ def _build(model: Any, train: Any) -> None:
     """Gives a model that has no weights yet its weights, by calling it on one batch."""
     if is_built(model):
         return
-    batch = train[0] if hasattr(train, "__getitem__") else next(iter(train.take(1)))
     try:
         with model.distribute_strategy.scope():
-            model(batch[0] if isinstance(batch, tuple) else batch)
+            model(next(batches_of(train, 1))[0])
     except Exception as error:
         raise ValueError(
             f"The model {model.name!r} cannot be built from the training data, which gives {spec_of(train)}. The error "

@@ -12,7 +12,6 @@ from aimp_tf.compat.step import forget_traced
 from aimp_tf.graph.windows import has_channels_last
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.channels import ChannelUnits
-from aimp_tf.selection.statistics import check_read
 from aimp_tf.training.listening import listening, reading_layers
 
 
@@ -36,7 +35,7 @@ class Gates:
                 "method='dynamic' takes a model made without a strategy or under OneDeviceStrategy; this one was made "
                 f"under {type(masked.model.distribute_strategy).__name__}."
             )
-        check_read(masked.units.others)
+        masked.units.check_read()
         self._units, self._read = masked.units, masked.units.read_by()
         layers = {path: layer for path, layer in reading_layers(masked).items() if has_channels_last(layer)}
         if others := [path for path, units in self._read.items() if path not in layers and (units >= 0).any()]:

@@ -126,7 +126,8 @@ def prepare(
             f"{type(data).__name__}."
         )
     if batch_size is not None:
-        raise ValueError(f"{name} is batched already ({type(data).__name__}); leave out batch_size={batch_size}.")
+        argument = "validation_batch_size" if name == "validation_data" else "batch_size"
+        raise ValueError(f"{name} is batched already ({type(data).__name__}); leave out {argument}={batch_size}.")
     return without_autotuning(data) if isinstance(data, tf.data.Dataset) else data
 
 

@@ -55,13 +55,16 @@ class Method:
         run: The run.
     """
 
+    ranks_within = False
+    """Whether it ranks after batches."""
+
     def __init__(self, run: PruningRun) -> None:
         self._run = run
 
     @property
     def hears_batches(self) -> bool:
         """Whether `end_batch` is to be called, which takes time."""
-        return False
+        return self.ranks_within or self._run.config.fade_epochs > 0
 
     @property
     def settled(self) -> bool:
@@ -110,10 +113,6 @@ class Rounds(Method):
     def settled(self) -> bool:
         return self._run.round.index + 1 == self._run.round_count
 
-    @property
-    def hears_batches(self) -> bool:
-        return self._run.config.fade_epochs > 0
-
     def begin_round(self, masked: MaskedModel) -> None:
         fades = self._run.config.fade_epochs > 0
         if fades:
@@ -150,7 +149,9 @@ class Rounds(Method):
     def end_epoch(self, masked: MaskedModel, epoch: int) -> bool:
         run = self._run
         if run.round.index == 0 and len(run.state.epoch_logs) == run.config.rewind_epoch:
-            run.state.snapshot, run.state.rewind_steps = masked.snapshot(), masked.optimizers.steps
+            run.state.rewind_steps = masked.optimizers.steps
+            if any(round_.rewind == "weights" for round_ in run.plan):
+                run.state.snapshot = masked.snapshot()
         distance = run.config.stop_mask_distance
         return distance is not None and run.round.index + 1 < run.round_count and self._is_settled(masked, distance)
 
@@ -174,9 +175,7 @@ class Rounds(Method):
 class Gradual(Method):
     """One training, within which the sparsity rises, in a hundred steps at most."""
 
-    @property
-    def hears_batches(self) -> bool:
-        return True
+    ranks_within = True
 
     @property
     def settled(self) -> bool:
@@ -232,13 +231,11 @@ class Soft(Rounds):
 class Dynamic(Rounds):
     """A round each step of which runs the channels alone that have been of most use so far; then the others go."""
 
+    ranks_within = True
+
     def __init__(self, run: PruningRun) -> None:
         super().__init__(run)
         self._gates: Gates | None = None
-
-    @property
-    def hears_batches(self) -> bool:
-        return True
 
     def begin(self, masked: MaskedModel) -> None:
         units = cast(ChannelUnits, masked.units)

@@ -163,6 +163,7 @@ class Projecting:
         if projection is None or projection.every != "step" or self._radii:
             return
         masked.while_masked.enter_context(self._installed)
+        self._installed.callback(self._radii.clear)
         for path, variable in _kernels(masked).items():
             with masked.model.distribute_strategy.scope():
                 self._radii[path] = radius = tf.Variable(math.inf, trainable=False)
@@ -212,7 +213,6 @@ class Projecting:
     def remove(self) -> None:
         """Has steps project no more."""
         self._installed.close()
-        self._radii = {}
 
 
 class _Projected:

@@ -10,6 +10,7 @@ import numpy as np
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import MaskedModel
+from aimp_tf.selection.channel_ranking import ChannelRanking
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.criteria import criterion_of
 from aimp_tf.selection.ranking import check_finite
@@ -92,7 +93,8 @@ class RunRanking:
 
     def choose(self, units: ChannelUnits, scores: np.ndarray, before: np.ndarray, keep: int) -> np.ndarray:
         """As `rank`, of channels by these scores: which of those of before stay, bool (units,)."""
-        return units.choose(scores, before, keep, [self._least[each.name] for each in units.sets])[0]
+        least = [self._least[each.name] for each in units.sets]
+        return ChannelRanking(units, scores, before, least).within(keep)[0]
 
     def _to_regrow(self, masked: MaskedModel, statistics: Statistics, keep: int) -> int:
         """How many of the weights that are removed already take the place of survivors."""

@@ -331,17 +331,6 @@ def layer_table(layers: Sequence[LayerResult]) -> list[list[str]]:
     return rows
 
 
-def aligned(rows: list[list[str]]) -> list[str]:
-    """Rows of texts as lines, the first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
-
-
 def layer_notes(rounds: Sequence[RoundResult]) -> list[str]:
     """Sentences on variables of which nothing is left, that limits kept from losing more, or that are not pruned."""
     guarded = {path for round_ in rounds for path in round_.guarded}

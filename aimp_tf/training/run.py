@@ -94,11 +94,6 @@ class Run:
         """Those of the prunable variables that it has begun with."""
         return [] if self.state.shrinking is None else list(self.state.shrinking.factors)
 
-    @property
-    def told(self) -> list[str]:
-        """Names of what it adds to the logs of training."""
-        return [*self.terms.names, *(["mask_distance"] if self.config.stop_mask_distance is not None else [])]
-
     def stay_whole(self, why: ValueError) -> None:
         """Lets rounds train the whole model, where nobody has asked for anything else; raises `why` otherwise."""
         if self.config.compact_rounds:

@@ -11,6 +11,19 @@ import numpy as np
 
 from aimp_tf.training.shrinking import Shrinking
 
+_OF_RUN = ("rewind_steps", "steps_per_epoch", "channels", "utility")
+_OF_ROUND = (
+    "epoch_logs",
+    "checksums",
+    "thresholds",
+    "guarded",
+    "would_be_masks",
+    "ramp_step",
+    "fading",
+    "fade_step",
+    "radii",
+)
+
 
 @dataclasses.dataclass
 class RunState:
@@ -61,21 +74,10 @@ class RunState:
     def to_fields(self) -> dict[str, Any]:
         """What `restore` needs, but for the snapshots: numbers, texts, arrays, and lists and dicts of these."""
         return {
-            "epoch_logs": self.epoch_logs,
             "seconds": time.monotonic() - self.started_at,
-            "rewind_steps": self.rewind_steps,
-            "steps_per_epoch": self.steps_per_epoch,
-            "guarded": list(self.guarded),
             "shrinking": self.shrinking.state() if self.shrinking else None,
-            "thresholds": self.thresholds,
-            "ramp_step": self.ramp_step,
-            "checksums": self.checksums,
-            "would_be_masks": self.would_be_masks,
-            "channels": self.channels,
-            "fading": self.fading,
-            "fade_step": self.fade_step,
-            "radii": self.radii,
-            "utility": self.utility,
+            **{name: getattr(self, name) for name in (*_OF_RUN, *_OF_ROUND)},
+            "guarded": list(self.guarded),
         }
 
     def snapshots(self) -> dict[str, list[np.ndarray] | None]:
@@ -86,23 +88,19 @@ class RunState:
         self, fields: Mapping[str, Any], snapshots: Mapping[str, list[np.ndarray] | None], *, in_round: bool
     ) -> None:
         """Becomes what `to_fields` and `snapshots` gave; unless `in_round`, without what is of that round alone."""
-        self.rewind_steps = _as_list(fields["rewind_steps"])
-        self.steps_per_epoch = _as_list(fields["steps_per_epoch"])
+        # Some of them earlier versions did not have.
+        for name in (*_OF_RUN, *(_OF_ROUND if in_round else ())):
+            if name in fields:
+                setattr(self, name, fields[name])
+        self.rewind_steps, self.steps_per_epoch = _as_list(self.rewind_steps), _as_list(self.steps_per_epoch)
         self.first = snapshots["first"]
         self.snapshot = snapshots["snapshot"] or self.first
-        self.channels, self.utility = fields.get("channels"), fields.get("utility")
         if self.shrinking and fields.get("shrinking"):
             self.shrinking.resume(fields["shrinking"])
         if in_round:
-            self.epoch_logs = list(fields["epoch_logs"])
             self.started_at = time.monotonic() - fields["seconds"]
-            self.guarded = tuple(fields["guarded"])
-            self.thresholds = list(fields["thresholds"])
-            self.ramp_step = fields["ramp_step"]
+            self.guarded = tuple(self.guarded)
             self.checksums = list(fields.get("checksums", [None] * len(self.epoch_logs)))
-            self.would_be_masks = fields["would_be_masks"]
-            self.fading, self.fade_step = fields.get("fading"), fields.get("fade_step", 0)
-            self.radii = fields.get("radii")
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -171,7 +171,7 @@ def batches_of(data: Any, count: int) -> Iterator[tuple[Any, Any, Any]]:
         x, y, sample_weight = tf.nest.map_structure(_as_tensor, parts)
         yield x, y, sample_weight
     if empty:
-        raise ValueError("The criterion asks for training data, and what it was given has no batches.")
+        raise ValueError("The training data has no batches.")
 
 
 def _as_tensor(part: Any) -> Any:

@@ -65,11 +65,12 @@ class Teacher:
     def outputs_of(self, x: Any, batch_size: int) -> tuple[tf.Tensor, ...]:
         """What the teacher gives for arrays of examples, one output after another, in the host's memory."""
         try:
-            given = self._structure = self.model.predict(_as_lists(x), batch_size=batch_size, verbose=0)
+            given = self.model.predict(_as_lists(x), batch_size=batch_size, verbose=0)
         except Exception as error:
             raise ValueError(
                 f"The teacher {self.model.name!r} cannot be called on the training data. The error was: {error}"
             ) from error
+        self._structure = tf.nest.map_structure(lambda _: None, given)
         with tf.device("CPU:0"):
             return tuple(map(tf.convert_to_tensor, tf.nest.flatten(given)))
 

@@ -79,6 +79,7 @@ class Terms:
                 self._added.enter_context(term.seeing())
             self._added.enter_context(added_to_loss(masked.model, name, term))
         self._installed = True
+        self._added.callback(setattr, self, "_installed", False)
 
     def weigh(self, settled: bool) -> None:
         """Says, for the next steps, whether all that is to go is gone: most penalties then count no more."""
@@ -88,7 +89,6 @@ class Terms:
     def remove(self) -> None:
         """Lets trainings add nothing, until the next `begin`."""
         self._added.close()
-        self._installed = False
 
     def _makers(self) -> list[tuple[str, Callable[[MaskedModel], Term]]]:
         makers: list[tuple[str, Callable[[MaskedModel], Term]]] = []
