@@ -7,7 +7,8 @@ import tensorflow as tf
 import aimp_tf
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import mask_model
-from aimp_tf.selection.statistics import Channels, Statistics
+from aimp_tf.selection.channel_layout import Channels
+from aimp_tf.selection.statistics import Statistics
 from aimp_tf.training.gates import Gates
 from aimp_tf.training.statistics import ModelSample
 

@@ -160,39 +160,40 @@ class PruningConfig:
 
     target_sparsity: float | None = None
     rate: float = 0.2
-    epochs: int | None = dataclasses.field(default=None, kw_only=True)
-    round_epochs: int | None = dataclasses.field(default=None, kw_only=True)
-    total_epochs: int | None = dataclasses.field(default=None, kw_only=True)
-    method: str = dataclasses.field(default="iterative", kw_only=True)
-    start: str = dataclasses.field(default="untrained", kw_only=True)
-    ramp: float = dataclasses.field(default=0.5, kw_only=True)
-    softness: float = dataclasses.field(default=0.5, kw_only=True)
-    rewind: str = dataclasses.field(default="learning_rate", kw_only=True)
-    final_rewind: str | None = dataclasses.field(default=None, kw_only=True)
-    rewind_epoch: int = dataclasses.field(default=0, kw_only=True)
-    shrink: float = dataclasses.field(default=0.7, kw_only=True)
-    round_schedule: str = dataclasses.field(default="head", kw_only=True)
-    fade_epochs: float = dataclasses.field(default=0.0, kw_only=True)
-    regrow: float = dataclasses.field(default=0.0, kw_only=True)
-    stop_mask_distance: float | None = dataclasses.field(default=None, kw_only=True)
-    scope: object = dataclasses.field(default="global", kw_only=True)
-    criterion: object = dataclasses.field(default="magnitude", kw_only=True)
-    criterion_batches: int | None = dataclasses.field(default=None, kw_only=True)
-    repair: bool = dataclasses.field(default=False, kw_only=True)
-    regularizer: object = dataclasses.field(default=None, kw_only=True)
-    projection: object = dataclasses.field(default=None, kw_only=True)
-    distillation: object = dataclasses.field(default=None, kw_only=True)
-    granularity: object = dataclasses.field(default="unstructured", kw_only=True)
-    budget: object = dataclasses.field(default="weights", kw_only=True)
-    channel_multiple: int = dataclasses.field(default=1, kw_only=True)
-    max_layer_sparsity: float | None = dataclasses.field(default=None, kw_only=True)
-    min_layer_survivors: int = dataclasses.field(default=0, kw_only=True)
-    min_layer_share: float = dataclasses.field(default=0.05, kw_only=True)
-    include: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
-    exclude: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
-    mixed_precision: str | None = dataclasses.field(default=None, kw_only=True)
-    compact_rounds: bool | None = dataclasses.field(default=None, kw_only=True)
-    seed: int | None = dataclasses.field(default=None, kw_only=True)
+    _: dataclasses.KW_ONLY
+    epochs: int | None = None
+    round_epochs: int | None = None
+    total_epochs: int | None = None
+    method: str = "iterative"
+    start: str = "untrained"
+    ramp: float = 0.5
+    softness: float = 0.5
+    rewind: str = "learning_rate"
+    final_rewind: str | None = None
+    rewind_epoch: int = 0
+    shrink: float = 0.7
+    round_schedule: str = "head"
+    fade_epochs: float = 0.0
+    regrow: float = 0.0
+    stop_mask_distance: float | None = None
+    scope: object = "global"
+    criterion: object = "magnitude"
+    criterion_batches: int | None = None
+    repair: bool = False
+    regularizer: object = None
+    projection: object = None
+    distillation: object = None
+    granularity: object = "unstructured"
+    budget: object = "weights"
+    channel_multiple: int = 1
+    max_layer_sparsity: float | None = None
+    min_layer_survivors: int = 0
+    min_layer_share: float = 0.05
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    mixed_precision: str | None = None
+    compact_rounds: bool | None = None
+    seed: int | None = None
 
     @property
     def resolved_epochs(self) -> int:
