@@ -180,6 +180,15 @@ def test_channels_of_a_layer_that_are_read_otherwise_are_sets_of_their_own(K):
     assert len({each.name for each in units.sets}) == 2
 
 
+@pytest.mark.parametrize("K", ["keras"], indirect=True)  # tf_keras' takes no Input of a Sequential.
+def test_channels_of_a_kernel_that_is_normalised_can_go(K):
+    hidden = K.layers.SpectralNormalization(K.layers.Dense(6, activation="relu"), name="hidden")
+    model = K.Sequential([K.Input((4,)), hidden, K.layers.Dense(2, name="last")])
+    groups = aimp_tf.groups(model)
+    assert groups.pinned == {"last": (2, "output of the model")}
+    assert [group.layers for group in groups.groups] == [("hidden",)]
+
+
 def test_a_frozen_layer_that_include_names_can_go(K):
     model = residual(K)
     model.get_layer("wide").trainable = False
