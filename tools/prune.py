@@ -82,7 +82,7 @@ def main() -> None:
     comparison = compare(experiment, data, workdir, equal_epochs=_EQUAL_EPOCHS.value, **settings)
     if comparison is not None:
         print(f"\n{comparison.table()}\n\nPruned SavedModel: {comparison.saved_model}")
-        _tell_what_is_next(experiment, pathlib.Path(workdir))
+        _tell_what_is_next(experiment, pathlib.Path(workdir).expanduser())
 
 
 def _tell_what_is_next(experiment: Experiment, workdir: pathlib.Path) -> None:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from aimp_tf.compat.models import HasModel, model_of
 from aimp_tf.config.texts import aligned, is_number
-from aimp_tf.graph.copies import rebuilt
+from aimp_tf.graph.copies import Copies, compile_alike
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.masking import check_plain
 
@@ -122,10 +122,13 @@ def sparse_inference_and_report(model: Any | HasModel, batch_size: int = 1) -> t
             choices.append(choice)
     report = SparseReport(batch_size, tuple(choices))
     _log.info("Sparse inference: %s", report.table())
-    sparse, copies = rebuilt(graph, lambda call, copies: replacements.get(id(call.layer)) or copies.of(call))
+    copies = Copies(graph)
+    sparse = graph.build(lambda call: replacements.get(id(call.layer)) or copies.of(call))
+    copies.set_weights()
     for layer in sparse.layers:
         if layer.name not in copies.shared:  # Those would not train in the model itself any more, either.
             layer.trainable = False
+    compile_alike(sparse, model)  # Now, lest the optimizer make slots for what does not train.
     return sparse, report
 
 

@@ -192,7 +192,7 @@ class ModelGraph:
             layer_for: Gives the new layer for the first call of each layer. Its weights may be set once it is called.
             rewritten: Calls that become something else: a function that is given the means to get the new Keras tensor
                 of any `Tensor`, and returns the new output.
-            sources: Gives the tensors that the new outputs of a call need.
+            sources: Gives the tensors that the outputs of one of these need.
         """
         made: dict[Tensor, Any] = {}
         layers: dict[int, Any] = {}
@@ -207,7 +207,7 @@ class ModelGraph:
         needed = set(tf.nest.flatten(self.outputs))
         for call in reversed(self.calls):
             if not needed.isdisjoint(call.outputs):
-                needed.update(sources(call))
+                needed.update(sources(call) if call in rewritten else call.inputs)
         for call in self.calls:
             if needed.isdisjoint(call.outputs):
                 continue
@@ -215,8 +215,8 @@ class ModelGraph:
                 outputs = rewritten[call](made.__getitem__)
             else:
                 args, kwargs = filled_in(call, made.__getitem__)
-                if call.training is not None and "training" in inspect.signature(call.layer.call).parameters:
-                    kwargs.setdefault("training", call.training)
+                if call.training is not None and _is_open("training", call.layer, args, kwargs):
+                    kwargs["training"] = call.training
                 if id(call.layer) not in layers:
                     layers[id(call.layer)] = layer_for(call)
                 outputs = layers[id(call.layer)](*args, **kwargs)
@@ -233,6 +233,12 @@ def filled_in(call: Call, get: Callable[[Tensor], Any]) -> tuple[tuple[Any, ...]
         lambda value: get(value) if isinstance(value, Tensor) else value, (call.args, dict(call.kwargs))
     )
     return filled
+
+
+def _is_open(name: str, layer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a layer takes an argument of a name, and these are others."""
+    signature = inspect.signature(layer.call)
+    return name in signature.parameters and name not in signature.bind_partial(*args, **kwargs).arguments
 
 
 def _may_mask(layer: Any) -> bool:

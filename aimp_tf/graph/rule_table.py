@@ -104,7 +104,7 @@ def _may_be_tried(call: Call, assumptions: Assumptions) -> bool:
 
 def _is_told_to_train(call: Call) -> bool:
     """Whether a call says so, by name or, in tf_keras, perhaps by place."""
-    return call.kwargs.get("training") not in (None, False) or any(each is True for each in call.args)
+    return call.kwargs.get("training", call.training) not in (None, False) or any(each is True for each in call.args)
 
 
 def _is_random(layer: Any) -> bool:

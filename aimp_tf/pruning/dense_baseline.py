@@ -87,12 +87,13 @@ def measure_dense(
             epochs = dense_baseline
         stops = any(hasattr(callback, "start_from_epoch") for callback in fitting.callbacks if _is_heeded(callback))
         before = known.dense_epochs or 0
-        ended = stops and 0 < before <= epochs and known.dense_asked in (None, epochs)
-        same = known.dense_metrics is not None and (before == epochs or ended)
+        told = known.dense_metrics is not None and known.dense_asked in (None, epochs)
+        same = told and (before == epochs or stops and 0 < before <= epochs)
         if same and not keep:
             return known, None
         if not epochs:
-            outcome = dataclasses.replace(known, dense_metrics=fitting.measure(masked.model), dense_epochs=0)
+            measured = fitting.measure(masked.model)
+            outcome = dataclasses.replace(known, dense_metrics=measured, dense_epochs=0, dense_asked=0)
             return outcome, masked.snapshot()
         with _left_as_it_was(masked):
             trained = _train(masked, config, fitting, epochs, verbose)

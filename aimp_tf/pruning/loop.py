@@ -52,7 +52,8 @@ def prune_in_rounds(
         config = pruning.config
         saver = RunSaver(pruning, masked, fitting.order, directory)
         saver.begin()
-        pruning.sample = fitting.sample()  # Of a run that goes on, by the seed that it began with.
+        if pruning.rounds or saver.initial_epoch:
+            pruning.sample = fitting.sample()  # By the seed that the run began with.
         timings.save(timings)
         if directory is not None and outcome.dense_metrics is not None:
             directory.save_outcome(outcome)
@@ -89,9 +90,10 @@ def prune_in_rounds(
 def check_run(request: Request, timings: Timings) -> PruningConfig:
     """The config of the run, with its `epochs`. Raises what the run itself would before it trains, which the baseline's
     training would come before."""
+    teacher = teacher_of(request.teacher, request.model)
     masked = mask_for(request.model, request.config)
     try:
-        pruning = _begun(masked, request, timings, teacher_of(request.teacher, request.model))
+        pruning = _begun(masked, request, timings, teacher)
         pruning.among(request.fitting.callbacks)
         return pruning.config
     finally:

@@ -77,5 +77,6 @@ def stored_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _in_words(difference: str) -> str:
-    """A line of `list_differences`, where it is of checksums, as what that means."""
-    return _CHECKSUMS.get(difference.partition(":")[0], difference)
+    """A line of `list_differences`, where it is of checksums on both sides, as what that means."""
+    name, _, values = difference.partition(":")
+    return difference if "'nothing'" in values else _CHECKSUMS.get(name, difference)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from aimp_tf.exporting.coded import load_coded, write_coded
 from aimp_tf.exporting.compaction import compact
@@ -145,8 +146,9 @@ def _load_inputs(model: Any, path: str | os.PathLike[str] | None) -> np.ndarray:
     shape = tuple(model.inputs[0].shape)[1:]
     if None in shape:
         raise ValueError(f"The model takes examples of the open shape {shape}; it must be known but for the batch.")
-    if not np.issubdtype(model.inputs[0].dtype, np.floating):
-        raise ValueError(f"The model takes {model.inputs[0].dtype}; only floating point numbers are measured.")
+    dtype = tf.as_dtype(model.inputs[0].dtype)
+    if not dtype.is_floating:
+        raise ValueError(f"The model takes {dtype.name}; only models of floating point numbers are measured.")
     if path is None:
         return np.random.default_rng(0).random((_EXAMPLES, *shape), np.float32)
     data = _read(load_inputs, path)

@@ -53,8 +53,8 @@ def run(
 
     Args:
         main: Does the work, once the flags are parsed, and gives the exit code; None is 0. A RuntimeError that aimp_tf
-            raises in it is printed in a line, and so are others, which it raises before it trains or writes.
-            Other errors keep their traceback.
+            raises in it is printed in a line, and so is an ImportError, TypeError or ValueError, which it raises before
+            it trains or writes. Other errors keep their traceback.
         required: Names of the flags that must be given.
         resumable: Whether the same command goes on after an interruption; the last line then says so.
         commands: What the tool can do: one of them must be its first argument, and is handed to `main`.
