@@ -253,7 +253,6 @@ def test_a_branch_of_zeros_stays_as_wide_as_the_other(K):
     assert [tuple(map(len, indices)) for _, indices in part.weights] == [(6, 3), (6, 3), (3,), (3, 2)]
 
 
-@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
 @pytest.mark.parametrize("what", ["given statistics", "offsets"])
 def test_layers_that_were_given_a_number_for_each_channel_stay_as_they_are(what, K):
     layers = K.layers
@@ -278,6 +277,7 @@ def test_layers_that_were_given_a_number_for_each_channel_stay_as_they_are(what,
     assert part.weights and given not in [layer for layer, _ in part.attributes]
 
 
+@pytest.mark.parametrize("K", ["tf_keras"], indirect=True)
 def test_a_loss_off_the_way_to_the_outputs_is_heeded(K):
     """What only `add_loss` reads, and what leads there."""
     layers = K.layers

@@ -261,7 +261,7 @@ def test_a_step_of_ones_own_that_hands_on_no_inputs(K, make, data):
 def test_another_teacher_is_another_run(make, data, tmp_path):
     aimp_tf.prune(make(), *data, teacher=make(2), workdir=tmp_path, **SETTINGS)
     aimp_tf.prune(make(), *data, teacher=make(2), workdir=tmp_path, **SETTINGS)
-    with pytest.raises(ValueError, match="holds another run: teacher"):
+    with pytest.raises(ValueError, match="holds another run: it learned from another teacher"):
         aimp_tf.prune(make(), *data, teacher=make(3), workdir=tmp_path, **SETTINGS)
 
 
