@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from aimp_tf import PruningConfig
+from aimp_tf import Latency, PruningConfig
 from aimp_tf.graph.prunable import prunable_variables
 from aimp_tf.runs.recorded_run import RecordedRun
 from experiments import datasets, exports, models
@@ -180,6 +180,26 @@ def test_fewer_images_and_more_steps_at_a_time(K):
     assert five_by_five.optimizer.iterations == one_by_one.optimizer.iterations == 2 * 12
     for here, there in zip(one_by_one.get_weights(), five_by_five.get_weights(), strict=True):
         np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-5)
+
+
+def test_a_dense_training_needs_no_clock(capsys):
+    """For a budget of time, which is for the pruning run."""
+    budget = Latency(speedup=2)
+    pruning = PruningConfig(epochs=1, granularity="channel", budget=budget)
+    experiment = Experiment("digits", "small_cnn", pruning, train_examples=64)
+    train_dense(experiment, load_data(experiment, None), verbose="auto")
+    assert "dense, 1 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("granularity", ["unstructured", "channel"])
+def test_weights_that_are_left_are_prunable_ones(granularity, monkeypatch, tmp_path):
+    """Of whole channels, biases and the like have masks, too."""
+    monkeypatch.setattr("experiments.run._accuracies", lambda saved_models, data: [0.5 for _ in saved_models])
+    pruning = PruningConfig(0.5, rate=0.9, epochs=1, granularity=granularity)
+    experiment = Experiment("digits", "small_cnn", pruning, train_examples=64)
+    comparison = compare(experiment, load_data(experiment, None), tmp_path / "run", verbose=0)
+    assert comparison.weights == 13_584
+    assert comparison.survivors == round((1 - comparison.sparsity) * comparison.weights)
 
 
 def test_images_that_are_held_out_judge_in_place_of_the_test_images():

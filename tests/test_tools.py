@@ -42,6 +42,8 @@ def test_share_codes_runs_and_tells_size_against_accuracy(tmp_path):
     refused("share.py", [*run, "--levels=1"], tmp_path / "out", "--levels must be whole numbers from 2 to 256; got 1")
     other = [*run, "--config.pruning.target_sparsity=0.8"]
     refused("share.py", other, tmp_path / "out", "holds a run of another config: target_sparsity")
+    twice = [*settings, f"--workdir={tmp_path / '0'},{tmp_path / '0'}", f"--output={tmp_path / 'out'}"]
+    refused("share.py", twice, tmp_path / "out", "must be of different seeds; theirs are 0, 0")
     done = tool("share.py", *run, "--levels=4,16", "--per=layer", "--epochs=1")
     assert done.returncode == 0, done.stderr
     steps = json.loads((tmp_path / "out" / "steps.json").read_text())
