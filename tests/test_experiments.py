@@ -188,7 +188,7 @@ def test_a_dense_training_needs_no_clock(capsys):
     pruning = PruningConfig(epochs=1, granularity="channel", budget=budget)
     experiment = Experiment("digits", "small_cnn", pruning, train_examples=64)
     train_dense(experiment, load_data(experiment, None), verbose="auto")
-    assert "dense, 1 epochs" in capsys.readouterr().out
+    assert "dense, 1 epoch " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("granularity", ["unstructured", "channel"])

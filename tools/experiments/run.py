@@ -29,7 +29,7 @@ from aimp_tf.reports.measuring import measure_calls
 from aimp_tf.reports.result import PruningResult
 from aimp_tf.selection.planning import Round
 from aimp_tf.training.input_pipeline import Order, prepare
-from aimp_tf.training.rounds import RoundResult
+from aimp_tf.training.rounds import RoundResult, counted_text
 from experiments import datasets, models
 from experiments.experiment import Experiment
 
@@ -270,7 +270,7 @@ def train_dense(
     model = compiled_model(experiment, data, strategy, epochs)
     plan = [Round(0, epochs, kept=1, rewind=None, schedule_start=0.0, schedule_scale=1.0)]
     chief = Cluster(model.distribute_strategy).chief
-    display = RunDisplay(verbose, plan, total=1, chief=chief, title=f"dense, {epochs} epochs")
+    display = RunDisplay(verbose, plan, total=1, chief=chief, title=f"dense, {counted_text(epochs, 'epoch')}")
     order = Order(experiment.seed)
     keras = importlib.import_module(experiment.keras)
     started_at = time.monotonic()
