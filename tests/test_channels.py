@@ -656,6 +656,7 @@ def logged(caplog, model, x, y, worth, monkeypatch, **fields):
     return [text for text in caplog.messages if "trains without" in text or "train the whole" in text], result
 
 
+@pytest.mark.slow
 def test_rounds_train_what_is_left_where_that_pays(K, digits, caplog, monkeypatch):
     x, y = images_of(digits)
     none, whole = logged(caplog, residual(K), x, y, 10**11, monkeypatch)

@@ -620,6 +620,7 @@ def test_one_device_of_a_strategy(K, blobs, caplog):
     assert shares(caplog) and result.sparsity == pytest.approx(0.9, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_users_own_model_is_evaluated_whole(K, blobs):
     """In a batch of the part, by the object that `prune` was given, traced then or before; and afterwards."""
 

@@ -100,7 +100,10 @@ def test_it_ends_with_the_channels_of_most_use(make, data):
     assert aimp_tf.strip(masked_model) is model and not any("call" in vars(layer) for layer in model.layers)
 
 
-@pytest.mark.parametrize("options", [{}, {"budget": "flops", "mixed_precision": "mixed_bfloat16"}])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=pytest.mark.slow), {"budget": "flops", "mixed_precision": "mixed_bfloat16"}],
+)
 def test_it_learns_the_digits(make, digits, options):
     x, y = digits[0].reshape(-1, 8, 8, 1), digits[1]
     result = aimp_tf.prune(make(), x[:1200], y[:1200], **SETTINGS | {"epochs": 8} | options)

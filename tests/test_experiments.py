@@ -191,6 +191,7 @@ def test_a_dense_training_needs_no_clock(capsys):
     assert "dense, 1 epoch " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["unstructured", "channel"])
 def test_weights_that_are_left_are_prunable_ones(granularity, monkeypatch, tmp_path):
     """Of whole channels, biases and the like have masks, too."""

@@ -146,6 +146,7 @@ def test_a_search_that_meets_a_jump_goes_on_by_halves():
     assert 50 < found < 100
 
 
+@pytest.mark.slow
 def test_a_run_keeps_to_the_time_of_a_call(K, digits, sizes, tmp_path):
     x, y = images_of(digits)
     result = aimp_tf.prune(residual(K), x, y, epochs=1, workdir=tmp_path / "run", **HALF)

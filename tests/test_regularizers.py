@@ -445,6 +445,7 @@ def test_mistakes_are_told_before_training(make_cnn, images):
         aimp_tf.one_shot(make_cnn(), *images, target_sparsity=0.5, regularizer="nuclear")
 
 
+@pytest.mark.slow
 def test_group_lasso_makes_what_goes_small(make_cnn, digits):
     """On real data: the smaller half of the weights, which goes next, has less of the sum of all."""
     x, y = digits[0].reshape(-1, 8, 8, 1), digits[1]

@@ -241,7 +241,7 @@ def test_regrowing_and_fading(make, data):
     "options",
     [
         {"method": "soft", "round_epochs": 3},
-        {"rate": 0.3, "round_epochs": 3, "fade_epochs": 1.5},
+        pytest.param({"rate": 0.3, "round_epochs": 3, "fade_epochs": 1.5}, marks=pytest.mark.slow),
         {"rate": 0.3, "round_epochs": 3, "regrow": 0.1, "fade_epochs": 2},
         {"rate": 0.3, "round_epochs": 3, "fade_epochs": 1, "granularity": "channel", "compact_rounds": True},
     ],

@@ -337,6 +337,7 @@ def test_several_outputs_by_a_function(K, data):
     assert 0 < told[-1] < told[0]
 
 
+@pytest.mark.slow
 def test_features_are_drawn_to_those_of_the_teacher(make, data):
     student, teacher = make(1), make(2)
     hidden = [np.tanh(data[0] @ np.asarray(model.get_layer("hidden").kernel)) for model in (student, teacher)]
