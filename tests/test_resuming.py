@@ -172,7 +172,12 @@ def test_a_run_goes_on_bit_for_bit(K, make_model, blobs, tmp_path, backup_each_e
 
 @pytest.mark.slow
 @pytest.mark.parametrize("K", ["keras"], indirect=True)
-def test_a_run_goes_on_in_the_order_of_examples_that_it_drew(K, make_model, blobs, tmp_path, backup_each_epoch):
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [({}, 3), ({"criterion": "gradient", "criterion_batches": 1}, 2)],
+    ids=["order of examples", "sample"],
+)
+def test_a_run_goes_on_with_what_it_drew(K, make_model, blobs, tmp_path, backup_each_epoch, settings, epochs):
     """Whatever the process that goes on would draw."""
 
     def make_where_others_are_drawn(optimizer):
@@ -180,27 +185,10 @@ def test_a_run_goes_on_in_the_order_of_examples_that_it_drew(K, make_model, blob
         np.random.seed(99)
         return model
 
-    whole = run(make_model, blobs, tmp_path / "whole", seed=None)
+    whole = run(make_model, blobs, tmp_path / "whole", seed=None, **settings)
     with pytest.raises(Crash):
-        run(make_model, blobs, tmp_path / "run", [CrashAt(K, 3)], seed=None)
-    assert_same(run(make_where_others_are_drawn, blobs, tmp_path / "run", seed=None), whole)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("K", ["keras"], indirect=True)
-def test_a_run_goes_on_with_the_sample_that_it_drew(K, make_model, blobs, tmp_path, backup_each_epoch):
-    """Of a seed that it drew itself, as the order of the examples is."""
-
-    def make_where_others_are_drawn(optimizer):
-        model = make_model(optimizer)
-        np.random.seed(99)
-        return model
-
-    settings = {"seed": None, "criterion": "gradient", "criterion_batches": 1}
-    whole = run(make_model, blobs, tmp_path / "whole", **settings)
-    with pytest.raises(Crash):
-        run(make_model, blobs, tmp_path / "run", [CrashAt(K, 2)], **settings)
-    assert_same(run(make_where_others_are_drawn, blobs, tmp_path / "run", **settings), whole)
+        run(make_model, blobs, tmp_path / "run", [CrashAt(K, epochs)], seed=None, **settings)
+    assert_same(run(make_where_others_are_drawn, blobs, tmp_path / "run", seed=None, **settings), whole)
 
 
 @pytest.mark.slow

@@ -17,14 +17,11 @@ from aimp_tf.graph.model_graph import Call, ModelGraph, filled_in
 _log = logging.getLogger(__name__)
 
 
-def copied(call: Call, copies: Copies) -> Any:
-    """The layer of a call as it is, for `rebuilt`."""
-    return copies.of(call)
-
-
-def rebuilt(graph: ModelGraph, layer_for: Callable[[Call, Copies], Any] = copied) -> tuple[Any, Copies]:
-    """A model of what `layer_for` gives for the first call of each layer, compiled and distributed as the graph's; and
-    the copies that it was given to take from.
+def rebuilt(
+    graph: ModelGraph, layer_for: Callable[[Call, Copies], Any] = lambda call, copies: copies.of(call)
+) -> tuple[Any, Copies]:
+    """A model of what `layer_for` gives for the first call of each layer, a copy unless it says otherwise, compiled and
+    distributed as the graph's; and the copies that it was given to take from.
 
     It is compiled with the same loss and metrics where these can be made from their configs. Layers that cannot be made
     from theirs share their weights with the graph's model; they are logged at level INFO.
