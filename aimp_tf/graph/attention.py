@@ -34,6 +34,7 @@ class Attention(Rule):
     """
 
     in_place = False
+    is_tied = True
 
     def __init__(self, layer: Any, assumptions: Assumptions) -> None:
         super().__init__(layer)
@@ -109,10 +110,6 @@ class Attention(Rule):
             "output_shape": (len(kept.outputs),),
             **signature(self.layer, sizes),
         }
-
-    @property
-    def is_tied(self) -> bool:
-        return True
 
     def _always_the_same(self) -> np.ndarray:
         """Which values depend on biases alone, and can be left to that of the output, bool (queries, values)."""

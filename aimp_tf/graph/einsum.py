@@ -10,11 +10,13 @@ import numpy as np
 from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call
 from aimp_tf.graph.prunable import einsum_operands
-from aimp_tf.graph.rules import Assumptions, Flows, Function, Kept, Reading, Rule, as_it_is
+from aimp_tf.graph.rules import Assumptions, Flows, Function, Kept, Reading, Rule, as_it_is, where_known
 
 
 class Einsum(Rule):
     """EinsumDense, whose letters name what it counts: what it reads, what it makes, and what is in both."""
+
+    is_tied = True
 
     def __init__(self, layer: Any, assumptions: Assumptions, activation: Function | None, rank: int) -> None:
         """As `Linear`, of an input of this rank."""
@@ -47,11 +49,8 @@ class Einsum(Rule):
         return {self._name(letter): "channel" if letter == self._output[-1] else "head" for letter in self._made}
 
     def readings(self) -> Sequence[Reading]:
-        counted = [*self._summed, *self._made]
-        order = [self._letters.index(letter) for letter in counted]
-        others = [axis for axis in range(self._kernel.ndim) if axis not in order]
-        summed = tuple(range(len(order), self._kernel.ndim))
-        connected = np.asarray(np.transpose(self._kernel != 0, (*order, *others)).any(axis=summed))
+        counted = "".join((*self._summed, *self._made))
+        connected = np.einsum(f"{self._letters}->{counted}", self._kernel != 0)
         sources, outputs = ([self._name(letter) for letter in letters] for letters in (self._summed, self._made))
         return (Reading(connected, tuple(sources), tuple(outputs)),) if sources else ()
 
@@ -66,16 +65,12 @@ class Einsum(Rule):
         )
         return weights, {} if sizes == tuple(shape) else {"output_shape": sizes}
 
-    @property
-    def is_tied(self) -> bool:
-        return True
-
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
         counted = {*self._summed, *self._made, *self._passed}
-        axes = [tuple(self._name(letter) if letter in counted else None for letter in self._letters)]
-        if len(ranks) > 1:
-            axes.append(tuple(self._name(letter) if letter in counted else None for letter in self._bias_letters))
-        return axes
+        return [
+            tuple(self._name(letter) if letter in counted else None for letter in letters)
+            for letters in (self._letters, self._bias_letters)[: len(ranks)]
+        ]
 
     def _name(self, letter: str) -> str:
         """What to call what a letter counts."""
@@ -92,8 +87,8 @@ class Einsum(Rule):
         axes = {}
         for axis, letter in enumerate(self._output):
             if letter in self._made:
-                size = self._kernel.shape[self._letters.index(letter)]
-                axes[axis] = Axis(classes.new(size), self._constants(letter, by_letter))
+                constants = self._constants(letter, by_letter)
+                axes[axis] = Axis(classes.new(len(constants)), constants)
                 if self._activation is None:
                     classes.pin(axes[axis].classes, f"the activation of {call.name} is not known")
             elif letter in by_letter:
@@ -104,22 +99,15 @@ class Einsum(Rule):
 
     def _constants(self, letter: str, by_letter: dict[str, Axis]) -> np.ndarray:
         """The value of each entry that it makes along an axis of which nothing depends on the input; NaN elsewhere."""
-        along = self._letters.index(letter)
-        connected = np.moveaxis(self._kernel, along, 0) != 0
-        for other in self._summed:
-            axis = [each for each in self._letters if each != letter].index(other) + 1
-            connected = np.compress(by_letter[other].constants != 0, connected, axis=axis)
-        depends = connected.reshape(len(connected), -1).any(axis=1)
+        given = [by_letter[other].constants != 0 for other in self._summed]
+        depends = np.einsum(f"{','.join((self._letters, *self._summed))}->{letter}", self._kernel != 0, *given)
+        if self._activation is None or (self._bias is not None and letter not in self._bias_letters):
+            return np.full(len(depends), np.nan)
         values = np.zeros(len(depends))
         if self._bias is not None:
-            if letter not in self._bias_letters:
-                return np.full(len(depends), np.nan)
             by_entry = np.moveaxis(self._bias, self._bias_letters.index(letter), 0).reshape(len(depends), -1)
             values = np.where((by_entry == by_entry[:, :1]).all(axis=1), by_entry[:, 0], np.nan)
-        known = ~depends & ~np.isnan(values) & (self._activation is not None)
-        if not known.any() or self._activation is None:
-            return np.full(len(depends), np.nan)
-        return np.where(known, self._activation(np.where(known, values, 0.0)), np.nan)
+        return where_known(self._activation, np.where(depends, np.nan, values))
 
 
 def letters_of(equation: str, rank: int) -> tuple[str, str, str]:

@@ -107,7 +107,7 @@ class Liveness:
             key_of(weight): places * math.prod(stay[name] for name in names if name)
             for weight, names in zip(call.layer.weights, rule.axes(), strict=True)
         }
-        return sum(round(part.total * shares.get(key_of(part.kernel), 1.0)) for part in parts)
+        return sum(round(total * shares.get(key_of(kernel), 1.0)) for kernel, total in parts)
 
     def filled_up(self, multiple: int) -> np.ndarray:
         """Whether each class of channels stays, bool, if more stay than must. Which classes there are depends on the

@@ -56,38 +56,37 @@ class Elementwise(Rule):
         self._masked = masked
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
-        return [self._joined(call, dict(zip(call.inputs, inputs, strict=True)), call.inputs, classes)]
-
-    def _joined(self, call: Call, flows: Flows, tying: Sequence[Tensor], classes: ChannelClasses) -> Flow:
-        """What comes out, where these inputs tie their channels together."""
         rank = len(call.outputs[0].shape)
-        axes = {axis: self._along(call, flows, tying, axis - rank, classes) for axis in range(1, rank)}
+        flows = dict(zip(call.inputs, inputs, strict=True))
+        axes = {axis: self._along(call, flows, axis - rank, classes) for axis in range(1, rank)}
         found = {axis: tied for axis, tied in axes.items() if tied is not None}
         if rank - 1 in found and not self._is_masked(call):
             tied, size = found[rank - 1].classes, (call.outputs[0].channels,)
-            given = np.stack([np.broadcast_to(flows[tensor].constants, size) for tensor in call.inputs])
-            fixed = np.all([np.broadcast_to(flows[tensor].channels.fixed, size) for tensor in call.inputs], axis=0)
+            given = np.stack([np.broadcast_to(flow.constants, size) for flow in inputs])
+            fixed = np.all([np.broadcast_to(flow.channels.fixed, size) for flow in inputs], axis=0)
             found[rank - 1] = Axis(tied, self._combine(given), fixed)
-        return Flow(rank, found)
+        return [Flow(rank, found)]
 
-    def _along(
-        self, call: Call, flows: Flows, tying: Sequence[Tensor], axis: int, classes: ChannelClasses
-    ) -> Axis | None:
+    def _along(self, call: Call, flows: Flows, axis: int, classes: ChannelClasses) -> Axis | None:
         """The classes along an axis, counted from the last; None where nothing can go along it."""
         size = call.outputs[0].shape[axis]
-        known = {tensor: flows[tensor].axes.get(flows[tensor].rank + axis) for tensor in tying}
-        whole = [tensor for tensor in tying if -axis < len(tensor.shape) and tensor.shape[axis] == size]
-        for tensor, along in known.items():
-            if along is not None and tensor not in whole:
+        tied, all_known = [], True
+        for tensor in self.sources(call, flows):
+            along = flows[tensor].axes.get(flows[tensor].rank + axis)
+            spreads = -axis >= len(tensor.shape) or tensor.shape[axis] != size
+            if along is None:
+                all_known = all_known and spreads
+            elif spreads:
                 classes.pin(along.classes, f"{call.name} spreads it")
-        tied = [along for tensor in whole if (along := known[tensor]) is not None]
-        if len(tied) < len(whole):
-            for along in tied:
-                classes.pin(along.classes, f"{call.name} joins it with what cannot go")
+            else:
+                tied.append(along.classes)
+        if not all_known:
+            for each in tied:
+                classes.pin(each, f"{call.name} joins it with what cannot go")
             return None
-        for along in tied[1:]:
-            classes.join(tied[0].classes, along.classes)
-        return Axis.varied(tied[0].classes) if tied else None
+        for each in tied[1:]:
+            classes.join(tied[0], each)
+        return Axis.varied(tied[0]) if tied else None
 
     def _is_masked(self, call: Call) -> bool:
         return not self._masked.isdisjoint((*call.inputs, *call.outputs))
@@ -99,28 +98,14 @@ class Sum(Elementwise):
     Not so where masks of padding come in, for the sum of fewer may have another mask.
     """
 
-    def __init__(self, layer: Any, masked: Set[Tensor]) -> None:
-        super().__init__(layer, added, masked)
-
     def sources(self, call: Call, flows: Flows) -> Sequence[Tensor]:
         if self._is_masked(call):
             return call.inputs
         variable = [tensor for tensor in call.inputs if not flows[tensor].is_constant]
         return variable if any(tensor.shape == call.outputs[0].shape for tensor in variable) else call.inputs
 
-    def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
-        flows = dict(zip(call.inputs, inputs, strict=True))
-        return [self._joined(call, flows, self.sources(call, flows), classes)]
-
     def offset(self, call: Call, flows: Flows) -> np.ndarray:
         """What the inputs that can go add to each channel, float64 (channels,)."""
         staying = self.sources(call, flows)
-        total = np.zeros(call.outputs[0].channels)
-        for tensor in call.inputs:
-            if tensor not in staying:
-                total = total + flows[tensor].constants
-        return total
-
-
-def added(values: np.ndarray) -> np.ndarray:
-    return np.sum(values, axis=0)
+        gone = (flows[tensor].constants for tensor in call.inputs if tensor not in staying)
+        return sum(gone, np.zeros(call.outputs[0].channels))

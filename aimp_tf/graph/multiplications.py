@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,25 +12,16 @@ import tensorflow as tf
 from aimp_tf.compat.attention import given_to, projections
 from aimp_tf.compat.functional import function_name, is_function
 from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.graph.einsum import letters_of
 from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor
 from aimp_tf.graph.opening import look_into
-from aimp_tf.graph.prunable import einsum_operands
 from aimp_tf.selection.channel_layout import Product
 
 Shape = tuple[int | None, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """What a call multiplies with one kernel.
-
-    Attributes:
-        kernel: The variable.
-        total: Multiplications with it for one example.
-    """
-
-    kernel: Any
-    total: int
+Part = tuple[Any, int]
+"""A kernel, and how many multiplications with it a call takes for one example."""
 
 
 def multiply_adds(call: Call) -> int | None:
@@ -48,7 +38,7 @@ def multiply_adds(call: Call) -> int | None:
         Their number; None where a layer holds matrices of weights, but what it does with them is not known.
     """
     parts = products(call)
-    return None if parts is None else sum(part.total for part in parts)
+    return None if parts is None else sum(total for _, total in parts)
 
 
 def products(call: Call) -> list[Part] | None:
@@ -119,14 +109,14 @@ def by_path(
     for call in calls:
         places = tuple(units for units in places_of(call) if (units >= 0).any())
         times = math.prod(map(len, places))
-        for part in products(call) or ():
-            path = path_of(call, part.kernel)
+        for kernel, total in products(call) or ():
+            path = path_of(call, kernel)
             if path is not None and path in shapes:
-                found.append(Product(path, part.total // (math.prod(shapes[path]) * times), places))
+                found.append(Product(path, total // (math.prod(shapes[path]) * times), places))
             elif places:
-                found.append(Product(None, part.total // times, places))
+                found.append(Product(None, total // times, places))
             else:
-                others += part.total
+                others += total
     return found, others
 
 
@@ -136,6 +126,8 @@ def _parts(layer: Any, shape: Shape) -> list[Part] | None:
     if is_keras_own(type(layer)):
         if kind in _VALUE_BY_VALUE:
             return []
+        if kind in _TIMES:
+            return _kernels(layer, _TIMES[kind](layer, shape))
         if kind in _COUNTS:
             return _COUNTS[kind](layer, shape)
     if not any(len(weight.shape) > 1 for weight in getattr(layer, "weights", ())):
@@ -158,7 +150,7 @@ def _all_of(lists: Iterable[list[Part] | None]) -> list[Part] | None:
 
 
 def _part(kernel: Any, times: int) -> Part:
-    return Part(kernel, math.prod(kernel.shape) * times)
+    return kernel, math.prod(kernel.shape) * times
 
 
 def _product(sizes: Iterable[int | None]) -> int:
@@ -170,9 +162,14 @@ def channels_of(layer: Any, shape: Shape) -> int:
     return (shape[_channel_axis(layer, shape)] or 0) if len(shape) > 1 else 0
 
 
-def _spatial(layer: Any, shape: Shape) -> Shape:
+def _positions(layer: Any, shape: Shape) -> int:
+    """The number of positions of what goes into or comes out of a layer, of this shape."""
     axis = _channel_axis(layer, shape)
-    return (*shape[1:axis], *shape[axis + 1 :])
+    return _product((*shape[1:axis], *shape[axis + 1 :]))
+
+
+def _positions_made(layer: Any, shape: Shape) -> int:
+    return _positions(layer, tuple(layer.compute_output_shape(shape)))
 
 
 def _channel_axis(layer: Any, shape: Shape) -> int:
@@ -186,68 +183,32 @@ def _kernels(layer: Any, times: int) -> list[Part]:
     return [_part(kernel, times) for kernel in kernels if kernel is not None]
 
 
-def _dense(layer: Any, shape: Shape) -> list[Part]:
-    return _kernels(layer, _product(shape[1:-1]))
-
-
-def _einsum(layer: Any, shape: Shape) -> list[Part]:
-    source, kernel, _ = einsum_operands(layer.equation)
-    before, _, after = source.partition("...")
-    axes = [*before, *"." * (len(shape) - len(before) - len(after)), *after]
-    times = _product(size for axis, size in list(zip(axes, shape, strict=True))[1:] if axis not in kernel)
-    return _kernels(layer, times)
-
-
-def _convolution(layer: Any, shape: Shape) -> list[Part]:
-    """Each weight is used once for each position of the output."""
-    return _kernels(layer, _product(_spatial(layer, tuple(layer.compute_output_shape(shape)))))
-
-
-def _transposed(layer: Any, shape: Shape) -> list[Part]:
-    """Each weight is used once for each position of the input."""
-    return _kernels(layer, _product(_spatial(layer, shape)))
+def _einsum(layer: Any, shape: Shape) -> int:
+    source, kernel, _ = letters_of(layer.equation, len(shape))
+    return _product(size for letter, size in list(zip(source, shape, strict=True))[1:] if letter not in kernel)
 
 
 def _locally_connected(layer: Any, shape: Shape) -> list[Part]:
     """Each position of the output has weights of its own, which not all implementations store alone."""
-    positions = _product(_spatial(layer, tuple(layer.compute_output_shape(shape))))
-    return [Part(layer.kernel, positions * math.prod(layer.kernel_size) * channels_of(layer, shape) * layer.filters)]
+    of_position = math.prod(layer.kernel_size) * channels_of(layer, shape) * layer.filters
+    return [(layer.kernel, _positions_made(layer, shape) * of_position)]
 
 
-def _cell(layer: Any, shape: Shape) -> list[Part]:
-    return _kernels(layer, 1)
-
-
-def _cells(layer: Any, shape: Shape) -> list[Part] | None:
-    return _all_of(_parts(cell, shape) for cell in layer.cells)
+def _in_each_step(within: Any, shape: Shape, axis: int = 1) -> list[Part] | None:
+    """The parts of a layer that is called in each step along an axis."""
+    step = _parts(within, (shape[0], *shape[2:]))
+    return None if step is None else [(kernel, total * (shape[axis] or 1)) for kernel, total in step]
 
 
 def _recurrent(layer: Any, shape: Shape) -> list[Part] | None:
-    step = _parts(layer.cell, (shape[0], *shape[2:]))
-    return _repeated(step, shape[0 if getattr(layer, "time_major", False) else 1])
-
-
-def _repeated(step: list[Part] | None, steps: int | None) -> list[Part] | None:
-    return None if step is None else [dataclasses.replace(part, total=part.total * (steps or 1)) for part in step]
+    return _in_each_step(layer.cell, shape, 0 if getattr(layer, "time_major", False) else 1)
 
 
 def _recurrent_convolution(layer: Any, shape: Shape) -> list[Part]:
     output = layer.compute_output_shape(shape)
     output = tuple(output[0] if layer.return_state else output)
     step = (output[0], *output[2:]) if layer.return_sequences else output
-    return _kernels(layer.cell, _product(_spatial(layer, step)) * (shape[1] or 1))
-
-
-def _both_directions(layer: Any, shape: Shape) -> list[Part] | None:
-    return _all_of(_parts(part, shape) for part in (layer.forward_layer, layer.backward_layer))
-
-
-def _time_distributed(layer: Any, shape: Shape) -> list[Part] | None:
-    return _repeated(_parts(layer.layer, (shape[0], *shape[2:])), shape[1])
-
-
-def _wrapped(layer: Any, shape: Shape) -> list[Part] | None:
-    return _parts(layer.layer, shape)
+    return _kernels(layer.cell, _positions(layer, step) * (shape[1] or 1))
 
 
 def _attention(call: Call) -> list[Part]:
@@ -273,18 +234,24 @@ _WITHOUT_PRODUCTS = (
 ).split()
 """Functions that multiply no matrices that they are given, as both generations call them."""
 
-_COUNTS: dict[str, Callable[[Any, Shape], list[Part] | None]] = {
-    "Dense": _dense,
+_TIMES: dict[str, Callable[[Any, Shape], int]] = {
+    "Dense": lambda layer, shape: _product(shape[1:-1]),
     "EinsumDense": _einsum,
-    **{f"{kind}Conv{rank}D": _convolution for kind in ("", "Depthwise", "Separable") for rank in (1, 2, 3)},
-    **{f"Conv{rank}DTranspose": _transposed for rank in (1, 2, 3)},
+    **{f"{kind}Conv{rank}D": _positions_made for kind in ("", "Depthwise", "Separable") for rank in (1, 2, 3)},
+    **{f"Conv{rank}DTranspose": _positions for rank in (1, 2, 3)},
+    **dict.fromkeys(("SimpleRNNCell", "GRUCell", "LSTMCell"), lambda layer, shape: 1),
+}
+"""Class of a Keras layer -> how often each entry of its kernels is used, for an input of this shape."""
+
+_COUNTS: dict[str, Callable[[Any, Shape], list[Part] | None]] = {
     **{f"LocallyConnected{rank}D": _locally_connected for rank in (1, 2)},
-    **dict.fromkeys(("SimpleRNNCell", "GRUCell", "LSTMCell"), _cell),
-    "StackedRNNCells": _cells,
     **dict.fromkeys(("RNN", "SimpleRNN", "GRU", "LSTM"), _recurrent),
     **{f"ConvLSTM{rank}D": _recurrent_convolution for rank in (1, 2, 3)},
-    "Bidirectional": _both_directions,
-    "TimeDistributed": _time_distributed,
-    "SpectralNormalization": _wrapped,
+    "StackedRNNCells": lambda layer, shape: _all_of(_parts(cell, shape) for cell in layer.cells),
+    "Bidirectional": lambda layer, shape: _all_of(
+        _parts(part, shape) for part in (layer.forward_layer, layer.backward_layer)
+    ),
+    "TimeDistributed": lambda layer, shape: _in_each_step(layer.layer, shape),
+    "SpectralNormalization": lambda layer, shape: _parts(layer.layer, shape),
 }
-"""By class of a Keras layer."""
+"""Class of another Keras layer -> `_parts` of it."""

@@ -16,12 +16,10 @@ from aimp_tf.graph.rules import Assumptions, Function, Kept, PassThrough, Rule
 class GroupNormalized(PassThrough):
     """GroupNormalization, whose channels stand or fall with all of their group."""
 
+    is_tied = True  # By the number of groups, if there are no weights.
+
     def attributes(self, kept: Kept) -> dict[str, Any]:
         return {"groups": len(kept.inputs) * self.layer.groups // len(kept.constants)}
-
-    @property
-    def is_tied(self) -> bool:
-        return True  # By the number of groups, if there are no weights.
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         (source,) = inputs

@@ -19,6 +19,7 @@ class Recurrent(Rule):
     """SimpleRNN, GRU and LSTM. A unit of which nothing brings anything into the state is zero."""
 
     in_place = False
+    is_tied = True
 
     def __init__(self, layer: Any, assumptions: Assumptions) -> None:
         super().__init__(layer)
@@ -50,10 +51,6 @@ class Recurrent(Rule):
 
     def attributes(self, kept: Kept) -> dict[str, Any]:
         return {"units": len(kept.outputs)}
-
-    @property
-    def is_tied(self) -> bool:
-        return True
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         source = source_of(call, inputs, classes)

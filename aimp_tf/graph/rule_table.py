@@ -18,7 +18,7 @@ from aimp_tf.graph.copies import hides_functions
 from aimp_tf.graph.einsum import Einsum
 from aimp_tf.graph.functions import Tried
 from aimp_tf.graph.linear import Depthwise, Grouped, Linear, Separable
-from aimp_tf.graph.merging import Concatenation, Elementwise, Repeat, Sum, added
+from aimp_tf.graph.merging import Concatenation, Elementwise, Repeat, Sum
 from aimp_tf.graph.model_graph import Call, Tensor
 from aimp_tf.graph.normalization import (
     Given,
@@ -149,21 +149,18 @@ def _activation(layer: Any, assumptions: Assumptions) -> Function | None:
 
 
 def _weighted(call: Call, assumptions: Assumptions) -> Rule | None:
-    """Dense and all convolutions but those of DepthwiseConv* and SeparableConv*."""
+    """Dense and all convolutions."""
     layer, activation, bordered = call.layer, _activation(call.layer, assumptions), is_bordered(call.layer)
+    values, groups = _values(layer, assumptions), getattr(layer, "groups", 1)
+    if type(layer).__name__.startswith("Separable"):
+        return Separable(layer, values, activation, bordered=bordered)
     if len(layer.weights) != 1 + layer.use_bias:
         return None  # Adapters and quantized kernels come as further weights.
-    values, groups = _values(layer, assumptions), getattr(layer, "groups", 1)
+    if type(layer).__name__.startswith("Depthwise") or 1 < groups == call.inputs[0].channels:
+        return activation and Depthwise(layer, values, activation, bordered=bordered)
     if groups == 1:
         return Linear(layer, values, activation, bordered=bordered)
-    if groups == call.inputs[0].channels:
-        return activation and Depthwise(layer, values, activation, bordered=bordered)
     return Grouped(layer, values, activation, bordered=bordered, training=assumptions.training)
-
-
-def _separable(call: Call, assumptions: Assumptions) -> Rule | None:
-    layer = call.layer
-    return Separable(layer, _values(layer, assumptions), _activation(layer, assumptions), bordered=is_bordered(layer))
 
 
 def _einsum(call: Call, assumptions: Assumptions) -> Rule | None:
@@ -196,11 +193,6 @@ def _parametric_relu(call: Call, assumptions: Assumptions) -> Rule | None:
     slopes = alpha.reshape(-1, alpha.shape[-1])
     slope = np.where((slopes == slopes[:1]).all(axis=0), slopes[0], np.nan)
     return PassThrough(call.layer, lambda values: np.where(values >= 0, values, slope * values), moves=True)
-
-
-def _depthwise(call: Call, assumptions: Assumptions) -> Rule | None:
-    layer, activation = call.layer, _activation(call.layer, assumptions)
-    return activation and Depthwise(layer, _values(layer, assumptions), activation, bordered=is_bordered(layer))
 
 
 def is_bordered(layer: Any) -> bool:
@@ -237,23 +229,17 @@ def _moved(call: Call, assumptions: Assumptions) -> Rule | None:
     return PassThrough(call.layer, moves=True) if known else None
 
 
-def _dropout(call: Call, assumptions: Assumptions) -> Rule | None:
-    return None if assumptions.training and _counts_channels(call.layer) else _unchanged(call, assumptions)
+def _at_random(value: Function) -> Factory:
+    """Of what draws numbers in training alone, and gives these for constant channels then."""
 
+    def make(call: Call, assumptions: Assumptions) -> Rule | None:
+        if not assumptions.training:
+            return PassThrough(call.layer)
+        shape = getattr(call.layer, "noise_shape", None)
+        counts_channels = shape is not None and tuple(shape)[-1] not in (None, 1)
+        return None if counts_channels else PassThrough(call.layer, value)
 
-def _noise(call: Call, assumptions: Assumptions) -> Rule | None:
-    """What adds something at random, in training alone."""
-    if not assumptions.training:
-        return PassThrough(call.layer)
-    if _counts_channels(call.layer):
-        return None
-    return PassThrough(call.layer, unknown)
-
-
-def _counts_channels(layer: Any) -> bool:
-    """Whether noise was given a shape with as many channels as there are."""
-    shape = getattr(layer, "noise_shape", None)
-    return shape is not None and tuple(shape)[-1] not in (None, 1)
+    return make
 
 
 def _zero_padding(call: Call, assumptions: Assumptions) -> Rule | None:
@@ -274,7 +260,7 @@ def _wrapped(call: Call, assumptions: Assumptions) -> Rule | None:
     inner = dataclasses.replace(call, layer=within, inputs=inside(call.inputs), outputs=inside(call.outputs))
     kind = _kind(within, assumptions.keras)
     factory = _FACTORIES.get(kind)
-    if factory not in (_weighted, _depthwise, _separable) or not _is_plain(inner, kind) or hides_functions(call.layer):
+    if factory is not _weighted or not _is_plain(inner, kind) or hides_functions(call.layer):
         return None
     rule = factory(inner, assumptions)
     return rule and Wrapped(call.layer, rule, assumptions.keras)
@@ -304,14 +290,13 @@ def _concatenation(call: Call, assumptions: Assumptions) -> Rule | None:
     return Concatenation(call.layer) if call.layer.axis in (-1, len(call.outputs[0].shape) - 1) else None
 
 
-def _elementwise(combine: Function | None) -> Factory:
+def _elementwise(combine: Function, in_inference: type[Elementwise] = Elementwise) -> Factory:
     def make(call: Call, assumptions: Assumptions) -> Rule | None:
         sizes = {tensor.channels for tensor in (*call.inputs, *call.outputs)} - {1}
         if len(call.inputs) < 2 or len(sizes) > 1:
             return None
-        if combine is None and not assumptions.training:
-            return Sum(call.layer, assumptions.masked)
-        return Elementwise(call.layer, combine or added, assumptions.masked)
+        rule = Elementwise if assumptions.training else in_inference
+        return rule(call.layer, combine, assumptions.masked)
 
     return make
 
@@ -321,7 +306,7 @@ def _product(values: np.ndarray) -> np.ndarray:
 
 
 _MERGING: dict[str, Factory] = {
-    "Add": _elementwise(None),
+    "Add": _elementwise(lambda values: np.sum(values, axis=0), Sum),
     "Subtract": _elementwise(lambda values: values[0] - values[1]),
     "Multiply": _elementwise(_product),
     "Average": _elementwise(lambda values: np.mean(values, axis=0)),
@@ -347,8 +332,7 @@ _FACTORIES: dict[str, Factory] = {
     **_MERGING,
     "Dense": _weighted,
     **{f"Conv{dims}{kind}": _weighted for dims in _DIMENSIONS for kind in ("", "Transpose")},
-    **{f"DepthwiseConv{dims}": _depthwise for dims in ("1D", "2D")},
-    **{f"SeparableConv{dims}": _separable for dims in ("1D", "2D")},
+    **{f"{kind}Conv{dims}": _weighted for dims in ("1D", "2D") for kind in ("Depthwise", "Separable")},
     "EinsumDense": _einsum,
     **dict.fromkeys(GATES, _recurrent),
     **dict.fromkeys(_ATTENTION, _attention),
@@ -373,8 +357,8 @@ _FACTORIES: dict[str, Factory] = {
     **{f"ZeroPadding{dims}": _zero_padding for dims in _DIMENSIONS},
     **dict.fromkeys(("GaussianDropout", "ActivityRegularization", "Identity", "StochasticDepth"), _unchanged),
     "RepeatVector": _moved,
-    "Dropout": _dropout,
-    **dict.fromkeys(("AlphaDropout", "GaussianNoise"), _noise),
+    "Dropout": _at_random(np.asarray),
+    **dict.fromkeys(("AlphaDropout", "GaussianNoise"), _at_random(unknown)),
     "Permute": _permute,
     "Flatten": _repeat,
     "Reshape": _repeat,

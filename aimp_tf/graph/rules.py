@@ -265,16 +265,14 @@ class PassThrough(Rule):
 class Lookup(Rule):
     """Embedding: each channel is a column of a table."""
 
+    is_tied = True
+
     def __init__(self, layer: Any, table: np.ndarray) -> None:
         super().__init__(layer)
         self._table = table
 
     def attributes(self, kept: Kept) -> dict[str, Any]:
         return {"output_dim": len(kept.outputs)}
-
-    @property
-    def is_tied(self) -> bool:
-        return True
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         (output,) = call.outputs
@@ -290,13 +288,11 @@ class Lookup(Rule):
 class Opaque(Rule):
     """A layer that mixes channels in a way that is not known here: all that goes in and comes out stays."""
 
+    is_opaque = True
+
     def __init__(self, layer: Any, why: str = "mixes channels in a way that is not known") -> None:
         super().__init__(layer)
         self._why = why
-
-    @property
-    def is_opaque(self) -> bool:
-        return True
 
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         why = f"{call.name} ({type(self.layer).__name__}) {self._why}"
