@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import fnmatch
 import logging
@@ -11,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import HasModel, layers_of, model_of
@@ -270,19 +268,15 @@ def _why_no_factors(layer: Any, keras: Any) -> str:
 
 def _pairs(graph: ModelGraph) -> list[_Pair]:
     """All pairs of layers of a graph that `factorize` may have made."""
-    calls: dict[int, list[Call]] = {}
-    for call in graph.calls:
-        calls.setdefault(id(call.layer), []).append(call)
     makers = {output: call for call in graph.calls for output in call.outputs}
-    reads = collections.Counter(tensor for call in graph.calls for tensor in call.inputs)
-    reads.update(tf.nest.flatten(graph.outputs))
     pairs = []
-    for reading in calls.values():
+    for reading in graph.by_layer.values():
         making = [makers[call.inputs[0]] for call in reading if call.inputs and call.inputs[0] in makers]
-        if len({id(call.layer) for call in making}) != 1 or any(reads[call.outputs[0]] > 1 for call in making):
+        reads = [graph.readers[call.outputs[0]] for call in making]
+        if len({id(call.layer) for call in making}) != 1 or any(len(each) > 1 for each in reads):
             continue
         pair = _Pair(making[0].layer, reading[0].layer)
-        if len(making) == len(reading) == len(calls[id(pair.first)]) and _are_factors(pair, graph.keras):
+        if len(making) == len(reading) == len(graph.by_layer[id(pair.first)]) and _are_factors(pair, graph.keras):
             pairs.append(pair)
     return pairs
 

@@ -293,8 +293,9 @@ def test_an_export_that_was_interrupted_is_done_again(K, sizes, monkeypatch):
         write(latency, model, path)
 
     monkeypatch.setattr(clock, "write_for", write_for)
-    groups = channel_groups(residual(K), budget="latency")
-    units = clock.with_clock(groups.units, HALF["budget"], residual(K), groups.variables)
+    groups = channel_groups(residual(K))
+    by_time = dataclasses.replace(groups.units, budget="latency")
+    units = clock.with_clock(by_time, HALF["budget"], residual(K), groups.variables)
     with pytest.raises(KeyboardInterrupt):
         units.total()
     assert units.total() == sizes[0]

@@ -42,11 +42,6 @@ def calls_of(functional: Any) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, 
                 yield _parts(node)
 
 
-def is_symbolic(value: Any) -> bool:
-    """Whether a value is a Keras tensor, which stands for what flows between layers."""
-    return hasattr(value, "_keras_history")
-
-
 def told_shapes(layer: Any, structure: tuple[Any, Any], shapes: Mapping[int, tuple[int | None, ...]]) -> Any | None:
     """The shapes that a layer or function says its outputs have, flat, where nothing is computed to find out.
 

@@ -110,12 +110,9 @@ def sparse_inference_and_report(model: Any | HasModel, batch_size: int = 1) -> t
     model = model_of(model)
     check_plain(model)
     graph = ModelGraph.of(model)
-    calls: dict[int, list[Call]] = {}
-    for call in graph.calls:
-        calls.setdefault(id(call.layer), []).append(call)
     replacements: dict[int, Any] = {}
     choices = []
-    for key, of_layer in calls.items():
+    for key, of_layer in graph.by_layer.items():
         layer = of_layer[0].layer
         if _is_candidate(layer, graph.keras):
             choice, replacements[key] = _choose(of_layer, graph.keras, batch_size)

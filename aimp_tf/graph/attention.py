@@ -91,9 +91,8 @@ class Attention(Rule):
         if all(now.shape == tuple(weight.shape) for now, weight in zip(weights, self.layer.weights, strict=True)):
             return None, {}
         weights = self._with_bias(weights, kept)
-        heads, sizes = len(kept.indices["heads"]), {}
-        for name in ("query", "key", "value"):
-            sizes[name] = len(kept.indices[f"read by {name}"])
+        heads = len(kept.indices["heads"])
+        sizes = {name: len(kept.indices[f"read by {name}"]) for name in ("query", "key", "value")}
         if self._grouped:
             return weights, {"num_key_value_heads": heads, "num_query_heads": heads * self._times}
         dimensions = len(kept.indices["dimensions"])

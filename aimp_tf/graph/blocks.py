@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from aimp_tf.compat.variables import key_of
 from aimp_tf.graph.channels import ChannelClasses
@@ -58,17 +57,11 @@ def ends_of(model: Any) -> dict[str, tuple[Any, int]]:
 def blocks_of(graph: ModelGraph) -> tuple[list[Block], list[Call]]:
     """The residual branches of a graph, of those within one another the inner ones; and the Adds of two branches, of
     which neither is what goes on as it is."""
-    readers: dict[Tensor, list[Call | None]] = collections.defaultdict(list)
-    for call in graph.calls:
-        for tensor in call.inputs:
-            readers[tensor].append(call)
-    for tensor in tf.nest.flatten(graph.outputs):
-        readers[tensor].append(None)  # The model's outputs are needed for themselves.
     found: list[Block] = []
     others: list[Call] = []
-    for index, call in enumerate(graph.calls):
+    for call in graph.calls:
         if is_sum(call.layer) and len(set(call.inputs)) == len(call.inputs) == 2:
-            parts = [Block(call, end, _needed_for(call, end, graph.calls[:index], readers)) for end in call.inputs]
+            parts = [Block(call, end, _needed_for(graph, call, end)) for end in call.inputs]
             if all(part.weights for part in parts):
                 others.append(call)
                 continue
@@ -192,13 +185,11 @@ def _set_of(units: Sequence[int], blocks: Sequence[Block]) -> ChannelSet:
     return ChannelSet(names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}", names, np.array(units))
 
 
-def _needed_for(
-    joint: Call, end: Tensor, before: Sequence[Call], readers: Mapping[Tensor, Sequence[Call | None]]
-) -> list[Call]:
+def _needed_for(graph: ModelGraph, joint: Call, end: Tensor) -> list[Call]:
     """The calls that nothing needs but one input of a call, in their order."""
     inside: set[Call | None] = set()
-    for call in reversed(before):
-        read_by = [(tensor, reader) for tensor in call.outputs for reader in readers.get(tensor, ())]
+    for call in reversed(graph.calls):
+        read_by = [(tensor, reader) for tensor in call.outputs for reader in graph.readers.get(tensor, ())]
         if read_by and all(reader in inside or (reader is joint and tensor is end) for tensor, reader in read_by):
             inside.add(call)
-    return [call for call in before if call in inside]
+    return [call for call in graph.calls if call in inside]

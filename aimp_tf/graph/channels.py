@@ -59,6 +59,10 @@ class Flow:
         """Of a tensor whose channels alone could go."""
         return cls(rank, {rank - 1: channels} if len(channels.classes) else {})
 
+    def each(self, function: Callable[[Axis], Axis]) -> Flow:
+        """With what a function gives of each of its axes."""
+        return Flow(self.rank, {axis: function(along) for axis, along in self.axes.items()})
+
     @property
     def channels(self) -> Axis:
         """What is known of its channels; of no entries where there are none."""

@@ -56,10 +56,9 @@ def select_units(
     kinds = Structure.of(granularity).kinds
     if not kinds:
         return selection
-    groups = channel_groups(
-        model, include, exclude, kinds=kinds, budget=name_of_budget(budget), multiple=channel_multiple
-    )
-    return dataclasses.replace(selection, variables=groups.variables, units=groups.units)
+    groups = channel_groups(model, include, exclude, kinds=kinds)
+    units = dataclasses.replace(groups.units, budget=name_of_budget(budget), multiple=channel_multiple)
+    return dataclasses.replace(selection, variables=groups.variables, units=units)
 
 
 def channel_groups(
@@ -68,8 +67,6 @@ def channel_groups(
     exclude: Sequence[str] = (),
     *,
     kinds: Sequence[str] = ("channel",),
-    budget: str = "weights",
-    multiple: int = 1,
 ) -> ChannelGroups:
     """The channels of a built model with everything that is tied to them.
 
@@ -83,8 +80,6 @@ def channel_groups(
         include: fnmatch patterns on paths of kernels, as in `PruningConfig`.
         exclude: The same.
         kinds: Which units to find: of `KINDS`.
-        budget: As in `ChannelUnits`.
-        multiple: `PruningConfig.channel_multiple`.
 
     Raises:
         TypeError: `model` is not a Keras model.
@@ -104,7 +99,6 @@ def channel_groups(
             f"No {' or '.join(kinds)} of the model {model.name!r} can go: {_text_of(pinned, units.noun)}. "
             "granularity='unstructured' prunes single weights."
         )
-    units = dataclasses.replace(units, budget=budget, multiple=multiple)
     variables = named_weights(model)
     return ChannelGroups(units, {path: variables[path] for path in units.shapes}, pinned)
 
@@ -135,7 +129,7 @@ class _Found:
 
     def reasons(self, include: Sequence[str]) -> dict[int, str]:
         """Class -> why it cannot go. What is frozen can where patterns name it."""
-        reasons = dict(self._classes.reasons())
+        reasons = self._classes.reasons()
         owners: dict[int, Call] = {}
 
         def pin(call: Call, names: Iterable[str | None], why: str) -> None:

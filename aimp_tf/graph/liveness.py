@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,14 +65,20 @@ class Liveness:
         self.rules, self.flows = follow_channels(graph, assumptions, classes, as_one=assumptions.training)
         self._needed = classes.pinned()
         self._reachable = self._reach() if masks is None else set(self.flows)
-        self._layers = self._layers_reached()
-        examples = _Examples(graph, self.flows, computed=masks is None and value is value_of)
+        # Each with those of its calls that anything depends on.
+        self._layers = [
+            (self.rules[reached[0]], reached)
+            for calls in graph.by_layer.values()
+            if (reached := [call for call in calls if not self._reachable.isdisjoint(call.outputs)])
+        ]
+        sizes_known = all(None not in tensor.shape[1:] for tensor in tf.nest.flatten(graph.inputs))
+        self._computed = masks is None and value is value_of and sizes_known
         self._readers = [
             Reader(
                 rule,
                 reading,
                 [rule.named(call, self.flows) for call in calls],
-                functools.partial(map, examples.of, [call.inputs[0] for call in calls]),
+                functools.partial(map, self._example, [call.inputs[0] for call in calls]),
             )
             for rule, calls in self._layers
             for reading in rule.readings()
@@ -138,74 +143,9 @@ class Liveness:
                     pending += (*rule.within.values(), *rule.sources(origin[tensor], self.flows))
         return reached
 
-    def _layers_reached(self) -> list[tuple[Rule, list[Call]]]:
-        """The layers, with those of their calls that anything depends on."""
-        calls_of: dict[int, list[Call]] = defaultdict(list)
-        for call in self._graph.calls:
-            if not self._reachable.isdisjoint(call.outputs):
-                calls_of[id(call.layer)].append(call)
-        return [(self.rules[calls[0]], calls) for calls in calls_of.values()]
-
-    def _settle(self) -> None:
-        """Marks classes as needed until nothing that stays depends on any that does not."""
-        while True:
-            self._spread()
-            if self._merge() or self._complete():
-                continue
-            # A tensor without channels cannot be, so one stays: best one that takes nothing to compute.
-            along = next((along for along in self._all_axes() if not self._needed[along.classes].any()), None)
-            if along is None:
-                return
-            self._needed[along.classes[np.argmin(np.isnan(along.constants))]] = True
-
-    def _all_axes(self) -> Iterator[Axis]:
-        """Of the tensors that anything depends on, and of those within layers."""
-        for tensor, flow in self.flows.items():
-            if tensor in self._reachable:
-                yield from flow.axes.values()
-
-    def _complete(self) -> bool:
-        """Lets stay what layers cannot leave out beside what stays. Returns whether there was anything."""
-        before = np.count_nonzero(self._needed)
-        for rule, calls in self._layers:
-            for call in calls:
-                named = rule.named(call, self.flows)
-                stays = rule.completed({name: self._needed[along.classes] for name, along in named.items()})
-                for name, needed in stays.items():
-                    self._needed[named[name].classes[needed]] = True
-        return bool(np.count_nonzero(self._needed) > before)
-
-    def _spread(self) -> None:
-        """From the outputs of linear layers to the inputs that lead there."""
-        changed = True
-        while changed:
-            changed = False
-            for reader in reversed(self._readers):
-                if reader.look(self._needed):
-                    for wanted in reader.wanted():
-                        changed = changed or not bool(self._needed[wanted].all())
-                        self._needed[wanted] = True
-
-    def _merge(self) -> bool:
-        """Lets stay what can stand in for all others that do not depend on the model's inputs, where no bias can hold
-        them. Returns whether there was anything."""
-        before = np.count_nonzero(self._needed)
-        for reader in self._readers:
-            self._needed[reader.standing_in(self._needed)] = True
-        return bool(np.count_nonzero(self._needed) > before)
-
-
-class _Examples:
-    """What goes into layers, where it does not depend on the model's inputs."""
-
-    def __init__(self, graph: ModelGraph, flows: Mapping[Tensor, Flow], *, computed: bool) -> None:
-        """`computed` says whether the model as it is tells what is not known of its flows."""
-        self._graph, self._flows = graph, flows
-        self._computed = computed and all(None not in tensor.shape[1:] for tensor in tf.nest.flatten(graph.inputs))
-
-    def of(self, tensor: Tensor) -> np.ndarray:
-        """As `Reader` takes them."""
-        constants = self._flows[tensor].constants
+    def _example(self, tensor: Tensor) -> np.ndarray:
+        """What goes into a layer, as `Reader` takes it, where it does not depend on the model's inputs."""
+        constants = self.flows[tensor].constants
         if not self._computed or tensor not in self._values:
             return constants
         return np.where(np.isnan(constants), tf.cast(self._values[tensor], tf.float64)[0], constants)
@@ -224,6 +164,44 @@ class _Examples:
             _log.debug("%s could not be computed: %s", self._graph.model.name, error)
             return {}
 
+    def _settle(self) -> None:
+        """Marks classes as needed until nothing that stays depends on any that does not."""
+        while True:
+            if (
+                self._need(self._wanted())
+                or self._need(reader.standing_in(self._needed) for reader in self._readers)
+                or self._need(self._completing())
+            ):
+                continue
+            # A tensor without channels cannot be, so one stays: best one that takes nothing to compute.
+            reached = (flow for tensor, flow in self.flows.items() if tensor in self._reachable)
+            axes = (along for flow in reached for along in flow.axes.values())
+            along = next((along for along in axes if not self._needed[along.classes].any()), None)
+            if along is None:
+                return
+            self._needed[along.classes[np.argmin(np.isnan(along.constants))]] = True
+
+    def _need(self, found: Iterable[np.ndarray]) -> bool:
+        """Marks classes as needed, each before the next are found. Returns whether any were not."""
+        before = np.count_nonzero(self._needed)
+        for classes in found:
+            self._needed[classes] = True
+        return bool(np.count_nonzero(self._needed) > before)
+
+    def _wanted(self) -> Iterator[np.ndarray]:
+        """What leads to outputs of linear layers that stay."""
+        for reader in reversed(self._readers):
+            if reader.look(self._needed):
+                yield from reader.wanted()
+
+    def _completing(self) -> Iterator[np.ndarray]:
+        """What layers cannot leave out beside what stays."""
+        for rule, calls in self._layers:
+            for call in calls:
+                named = rule.named(call, self.flows)
+                stays = rule.completed({name: self._needed[along.classes] for name, along in named.items()})
+                yield from (named[name].classes[needed] for name, needed in stays.items())
+
 
 def follow_channels(
     graph: ModelGraph, assumptions: Assumptions, classes: ChannelClasses, *, as_one: bool
@@ -239,16 +217,13 @@ def follow_channels(
     Returns:
         The rule of each call, and the flow of each tensor.
     """
-    calls_of = defaultdict(list)
-    for call in graph.calls:
-        calls_of[id(call.layer)].append(call)
-    rule_of = {layer: rule_for(calls, assumptions) for layer, calls in calls_of.items()}
+    rule_of = {layer: rule_for(calls, assumptions) for layer, calls in graph.by_layer.items()}
     rules = {call: rule_of[id(call.layer)] for call in graph.calls}
     flows = {tensor: as_it_is(tensor, classes, "input of the model") for tensor in tf.nest.flatten(graph.inputs)}
     for call in graph.calls:
         found = rules[call].follow(call, flows, classes)
         if assumptions.training:
-            found = {tensor: _in_training(flow) for tensor, flow in found.items()}
+            found = {tensor: flow.each(_in_training) for tensor, flow in found.items()}
         whole = "weights" if not rules[call].in_place else _trains_as_one(call.layer)
         if as_one and whole:
             sources = [flows[tensor] for tensor in call.inputs] if whole == "weights" else []
@@ -257,22 +232,16 @@ def follow_channels(
         flows.update(found)
     for tensor in tf.nest.flatten(graph.outputs):
         classes.pin_all(flows[tensor], "output of the model")
-    return rules, {tensor: _settled(flow, classes) for tensor, flow in flows.items()}
+
+    def settled(along: Axis) -> Axis:
+        return Axis(classes.settled(along.classes), along.constants, along.fixed)
+
+    return rules, {tensor: flow.each(settled) for tensor, flow in flows.items()}
 
 
-def _in_training(flow: Flow) -> Flow:
+def _in_training(along: Axis) -> Axis:
     """What is left of what is known where training may change all but zeros."""
-    return Flow(
-        flow.rank,
-        {axis: Axis(along.classes, np.where(along.constants == 0, 0.0, np.nan)) for axis, along in flow.axes.items()},
-    )
-
-
-def _settled(flow: Flow, classes: ChannelClasses) -> Flow:
-    return Flow(
-        flow.rank,
-        {axis: Axis(classes.settled(along.classes), along.constants, along.fixed) for axis, along in flow.axes.items()},
-    )
+    return Axis(along.classes, np.where(along.constants == 0, 0.0, np.nan))
 
 
 def _untrained(variable: Any, mask: np.ndarray | None) -> np.ndarray:

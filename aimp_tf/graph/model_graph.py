@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import importlib
 import inspect
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.compat.functional import calls_of, functional_within, has_mask, input_names, is_symbolic, structures_of
+from aimp_tf.compat.functional import calls_of, functional_within, has_mask, input_names, structures_of
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import check_built, keras_generation, layers_of
+from aimp_tf.compat.tracing import replaced
 from aimp_tf.graph.opening import opened, opened_model
+from aimp_tf.graph.prunable import unused
 
 _log = logging.getLogger(__name__)
 
@@ -105,11 +107,30 @@ class ModelGraph:
         inputs, outputs = structures_of(functional)
         new_inputs = tf.nest.map_structure(lambda tensor: _register(tensor, tensors), inputs)
         walked = list(_walk(functional, keras, tensors, ()))
-        new_outputs = _replaced(outputs, tensors)
+        new_outputs = replaced(outputs, tensors)
         output_names = dict(zip(tf.nest.flatten(new_outputs), functional.output_names, strict=True))
         names = _named(walked, input_names(functional), output_names)
         calls = tuple(dataclasses.replace(call, name=names[id(call.layer)]) for call, _ in walked)
         return cls(model, keras, new_inputs, new_outputs, calls, functional)._with_sizes()
+
+    @functools.cached_property
+    def by_layer(self) -> dict[int, list[Call]]:
+        """Id of each layer -> its calls."""
+        found = collections.defaultdict(list)
+        for call in self.calls:
+            found[id(call.layer)].append(call)
+        return found
+
+    @functools.cached_property
+    def readers(self) -> dict[Tensor, list[Call | None]]:
+        """Tensor -> the calls that take it, and None if the model gives it."""
+        found: dict[Tensor, list[Call | None]] = collections.defaultdict(list)
+        for call in self.calls:
+            for tensor in call.inputs:
+                found[tensor].append(call)
+        for tensor in tf.nest.flatten(self.outputs):
+            found[tensor].append(None)
+        return found
 
     @functools.cached_property
     def masked(self) -> frozenset[Tensor]:
@@ -148,29 +169,19 @@ class ModelGraph:
             return self
         sizes = self._traced(lambda value: tuple(getattr(value, "shape", ()))) or {}
         full = {
-            tensor: Tensor(
+            id(tensor): Tensor(
                 tuple(size or found for size, found in zip(tensor.shape, sizes[tensor], strict=True)), tensor.dtype
             )
             for tensor in made
             if None in tensor.shape[1:] and len(sizes.get(tensor, ())) == len(tensor.shape)
         }
 
-        def filled(structure: Any) -> Any:
-            return tf.nest.map_structure(
-                lambda leaf: full.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf, structure
-            )
-
+        names = ("args", "kwargs", "inputs", "outputs")
         calls = tuple(
-            dataclasses.replace(
-                call,
-                args=filled(call.args),
-                kwargs=filled(dict(call.kwargs)),
-                inputs=filled(call.inputs),
-                outputs=filled(call.outputs),
-            )
+            dataclasses.replace(call, **replaced({name: getattr(call, name) for name in names}, full))
             for call in self.calls
         )
-        return dataclasses.replace(self, outputs=filled(self.outputs), calls=calls)
+        return dataclasses.replace(self, outputs=replaced(self.outputs, full), calls=calls)
 
     def computed(self, inputs: Sequence[Any]) -> dict[Tensor, Any]:
         """What flows between the layers for some inputs, which are as they are nested in the model, but flat."""
@@ -257,17 +268,13 @@ def _register(tensor: Any, tensors: dict[int, Tensor]) -> Tensor:
     return tensors.setdefault(id(tensor), Tensor(tuple(tensor.shape), dtype))
 
 
-def _replaced(structure: Any, tensors: Mapping[int, Tensor]) -> Any:
-    return tf.nest.map_structure(lambda value: tensors[id(value)] if is_symbolic(value) else value, structure)
-
-
 def _walk(
     functional: Any, keras: Any, tensors: dict[int, Tensor], folders: tuple[str, ...], training: Any = None
 ) -> Iterator[tuple[Call, tuple[str, ...]]]:
     """The calls of a model whose inputs are among `tensors`, to which their outputs are added, without a name; and the
     names of the nested models around each."""
     for layer, called_with, named, outputs in calls_of(functional):
-        args, kwargs = _replaced((called_with, named), tensors)
+        args, kwargs = replaced((called_with, named), tensors)
         within = opened(layer, keras, args, kwargs, Tensor)
         if within is None:
             flat = tf.nest.flatten((args, dict(kwargs)))
@@ -291,9 +298,7 @@ def _named(
 
     def give(layer: Any, name: str) -> None:
         if id(layer) not in names:
-            names[id(layer)] = next(
-                free for number in itertools.count() if (free := f"{name}_{number}" if number else name) not in used
-            )
+            names[id(layer)] = unused(name, used)
             used.add(names[id(layer)])
 
     # The name of an output is that of the layer it comes from, and what `compile` is given may go by it.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from aimp_tf.compat.keras_own import is_keras_own
@@ -99,11 +100,7 @@ def select_for(
     found = _find(root)
     unknown = _unknown_matrices(root, {key_of(variable) for variable, _ in found.values()})
     selected = select({path: variable for path, (variable, _) in found.items()}, include, exclude, unknown)
-    left_dense = {
-        path: reason
-        for path, reason in unknown.items()
-        if (not include or matches(path, include)) and not matches(path, exclude)
-    }
+    left_dense = _left_by(include, exclude, unknown)
     if not include and not frozen:
         trainable = set(map(key_of, root.trainable_weights))
         still = [path for path, variable in selected.items() if key_of(variable) not in trainable]
@@ -134,7 +131,7 @@ def readers(root: Any) -> Iterator[tuple[Any, Any]]:
     """(kernel, layer) for each Dense, EinsumDense and convolution layer of a built Keras layer or model, which
     multiplies its input by that kernel."""
     for layer in layers_of(root):
-        if _kind(layer) in _READERS and (kernel := _as_variable(_built(layer, "kernel"))) is not None:
+        if _kind(layer) in _READERS and (kernel := _kernel(layer, "kernel")) is not None:
             yield kernel, layer
 
 
@@ -148,7 +145,7 @@ def kernels_and_outputs(root: Any) -> Iterator[tuple[Any, Any, tuple[int, ...]]]
     for layer in layers_of(root):
         if _kind(layer).startswith(("Depthwise", "Separable")):
             for name, axes in (("depthwise_kernel", (-2, -1)), ("pointwise_kernel", (-1,)), ("kernel", (-2, -1))):
-                if (kernel := _as_variable(_built(layer, name))) is not None:
+                if (kernel := _kernel(layer, name)) is not None:
                     yield kernel, layer, tuple(len(kernel.shape) + axis for axis in axes)
 
 
@@ -178,12 +175,15 @@ def named_weights(root: Any) -> dict[str, Any]:
     prunable = {key_of(variable): path for path, variable in prunable_variables(root).items()}
     found: dict[str, Any] = {}
     seen: set[int] = set()
-    for path, variable in _walk_weights(root, ()):
-        key = key_of(variable)
-        if key not in seen:
-            seen.add(key)
-            taken = {**found, **dict.fromkeys(prunable.values())}
-            found[prunable.get(key) or _unused(path, taken)] = variable
+    for layer, names in _parts(root):
+        within = {id(variable) for child in children(layer) for variable in child.weights}
+        for variable in layer.weights:
+            # tf_keras also lists lookup tables.
+            if id(variable) not in within and hasattr(variable, "assign") and (key := key_of(variable)) not in seen:
+                seen.add(key)
+                taken = {**found, **dict.fromkeys(prunable.values())}
+                path = prunable.get(key) or unused("/".join((*names, _own_name(variable))), taken)
+                found[path] = variable
     return found
 
 
@@ -229,11 +229,7 @@ def select(
                 f"The pattern {pattern!r} in {name} matches no prunable variable.{hint} They are: "
                 f"{', '.join(variables)}."
             )
-    selected = {
-        path: variable
-        for path, variable in variables.items()
-        if (not include or matches(path, include)) and not matches(path, exclude)
-    }
+    selected = _left_by(include, exclude, variables)
     if not selected:
         raise ValueError(
             f"include={tuple(include)} and exclude={tuple(exclude)} leave no prunable variable of: "
@@ -247,6 +243,15 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
+def _left_by(include: Sequence[str], exclude: Sequence[str], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What patterns leave of what is known by its path."""
+    return {
+        path: each
+        for path, each in found.items()
+        if (not include or matches(path, include)) and not matches(path, exclude)
+    }
+
+
 def _find(root: Any) -> dict[str, tuple[Any, int | None]]:
     """Path -> variable and axis of its inputs."""
     found: dict[str, tuple[Any, int | None]] = {}
@@ -254,7 +259,7 @@ def _find(root: Any) -> dict[str, tuple[Any, int | None]]:
     for path, variable, axis in _walk(root, ()):
         if id(variable) not in seen:
             seen.add(id(variable))
-            found[_unused(path, found)] = variable, axis
+            found[unused(path, found)] = variable, axis
     return found
 
 
@@ -289,25 +294,20 @@ def _unknown_matrices(root: Any, known: set[int]) -> dict[str, str]:
     """
     trainable = set(map(key_of, root.trainable_weights))
     unknown: dict[str, str] = {}
-
-    def look(layer: Any, names: tuple[str, ...]) -> None:
-        parts = children(layer)
-        seen = known | {key_of(variable) for part in parts for variable in part.trainable_weights}
-        decides = hasattr(layer, "get_prunable_weights")
-        for attribute in () if decides else PRUNABLE_ATTRIBUTES.get(_kind(layer), ()):
+    for layer, names in _parts(root):
+        if hasattr(layer, "get_prunable_weights"):
+            continue
+        attributes = PRUNABLE_ATTRIBUTES.get(_kind(layer))
+        for attribute in attributes or ():
             if hasattr(layer, attribute) and _as_variable(getattr(layer, attribute)) is None:
                 unknown["/".join((*names, attribute))] = _why_no_variable(layer)
-        by_design = PRUNABLE_ATTRIBUTES.get(_kind(layer)) == ()
-        for variable in () if decides or by_design else layer.trainable_weights:
+        own = trainable - known - {key_of(each) for child in children(layer) for each in child.trainable_weights}
+        for variable in layer.trainable_weights if attributes != () else ():
             name = _own_name(variable)
             looks_like_kernel = len(variable.shape) > 1 and not any(part in name for part in _NOT_KERNELS)
-            if key_of(variable) in trainable - seen and looks_like_kernel and _as_variable(variable) is not None:
+            if key_of(variable) in own and looks_like_kernel and _as_variable(variable) is not None:
                 path = "/".join((*names, name))
                 unknown.setdefault(path, f"no rule for {type(layer).__name__}, which has no get_prunable_weights()")
-        for part in parts:
-            look(part, (*names, part.name))
-
-    look(root, ())
     return unknown
 
 
@@ -317,15 +317,11 @@ def _why_no_variable(layer: Any) -> str:
     return "quantized" if getattr(layer, "quantization_mode", None) else "made of other variables, or no floats"
 
 
-def _walk_weights(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    parts = children(layer)
-    of_parts = {id(variable) for part in parts for variable in part.weights}
-    for variable in layer.weights:
-        # tf_keras also lists lookup tables.
-        if id(variable) not in of_parts and hasattr(variable, "assign"):
-            yield "/".join((*names, _own_name(variable))), variable
-    for part in parts:
-        yield from _walk_weights(part, (*names, part.name))
+def _parts(layer: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """A layer and all within it, each with the names that lead there."""
+    yield layer, names
+    for child in children(layer):
+        yield from _parts(child, (*names, child.name))
 
 
 def _kind(layer: Any) -> str:
@@ -353,9 +349,9 @@ def _output_axes(layer: Any, rank: int) -> tuple[int, ...]:
     return (rank - 2,) if _kind(layer).endswith("Transpose") else (rank - 1,)
 
 
-def _built(layer: Any, name: str) -> Any:
-    """An attribute of a layer; None where the layer has none, or was never called, so that it has no weights yet."""
-    return getattr(layer, name, None) if layer.built else None
+def _kernel(layer: Any, name: str) -> Any | None:
+    """A kernel of a layer as a variable; None where it has none, or was never called, so that it has no weights yet."""
+    return _as_variable(getattr(layer, name, None)) if layer.built else None
 
 
 def _as_variable(value: Any) -> Any | None:
@@ -369,11 +365,7 @@ def _own_name(variable: Any) -> str:
     return variable.name.split("/")[-1].split(":")[0]
 
 
-def _unused(path: str, taken: dict[str, Any]) -> str:
-    """`path`, or `path` with the first free number where two layers of a subclassed model share a name."""
-    if path not in taken:
-        return path
-    number = 1
-    while f"{path}_{number}" in taken:
-        number += 1
-    return f"{path}_{number}"
+def unused(name: str, taken: Container[str]) -> str:
+    """`name`, or `name` with the first free number where two layers of a subclassed model share it."""
+    numbered = (f"{name}_{number}" if number else name for number in itertools.count())
+    return next(each for each in numbered if each not in taken)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor
+from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.masking import MaskedModel
 from aimp_tf.training.kernels import trained_variables
 
@@ -138,20 +138,13 @@ def _normalized(masked: MaskedModel) -> dict[str, list[tuple[Any, Any]]]:
 
 
 def _normalized_in(graph: ModelGraph, variables: Mapping[str, Any]) -> dict[str, list[tuple[Any, Any]]]:
-    readers: dict[Tensor, list[Call | None]] = collections.defaultdict(list)
-    calls = collections.Counter(id(call.layer) for call in graph.calls)
-    for call in graph.calls:
-        for tensor in call.inputs:
-            readers[tensor].append(call)
-    for tensor in tf.nest.flatten(graph.outputs):
-        readers[tensor].append(None)
     norms: dict[int, list[tuple[Any, Any]]] = collections.defaultdict(list)
     seen: set[int] = set()
     for call in graph.calls:
         weights = {id(weight) for weight in getattr(call.layer, "weights", ())}
         if _is_linear(call.layer):
-            found = [_normalizing(reader) for reader in readers[call.outputs[0]]]
-            if all(norm is not None and calls[id(norm)] == 1 for norm in found):
+            found = [_normalizing(reader) for reader in graph.readers[call.outputs[0]]]
+            if all(norm is not None and len(graph.by_layer[id(norm)]) == 1 for norm in found):
                 norms[id(call.layer.kernel)] += [(call.layer, norm) for norm in found]
                 weights.discard(id(call.layer.kernel))
         seen |= weights
