@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
+"""The names of their classes."""
+
 PROJECTIONS = ("query", "key", "value", "gate", "output")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.attention import given_to, projections
+from aimp_tf.compat.attention import ATTENTION, given_to, projections
 from aimp_tf.compat.functional import function_name, is_function
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.graph.einsum import letters_of
@@ -46,7 +46,7 @@ def products(call: Call) -> list[Part] | None:
     layer = call.layer
     kind = type(layer).__name__
     if is_keras_own(type(layer)):
-        if kind in _ATTENTION:
+        if kind in ATTENTION:
             return _attention(call)
         if kind == "ReversibleEmbedding" and (call.kwargs.get("reverse") or True in call.args[1:]):
             return [_part(layer.embeddings, _product(call.inputs[0].shape[1:-1]))]
@@ -219,8 +219,6 @@ def _attention(call: Call) -> list[Part]:
         for part in _kernels(dense, _product(given[name].shape[1:-1]))
     ]
 
-
-_ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
 
 _VALUE_BY_VALUE = (
     "Embedding ReversibleEmbedding PReLU BatchNormalization LayerNormalization GroupNormalization RMSNormalization "

@@ -17,18 +17,15 @@ from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.units import Units
 
 _CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
-_LOCAL = ("LocallyConnected1D", "LocallyConnected2D")  # Of tf_keras.
-_CELLS = ("SimpleRNNCell", "LSTMCell", "GRUCell", "ConvLSTMCell")
 
 PRUNABLE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "Dense": ("kernel",),
     "EinsumDense": ("kernel",),
-    **{name: ("kernel",) for name in _CONVOLUTIONS},
+    **dict.fromkeys((*_CONVOLUTIONS, "LocallyConnected1D", "LocallyConnected2D"), ("kernel",)),
     # Both are subclasses of a convolution in tf_keras, so they must be named to be told apart from it.
-    **{name: ("pointwise_kernel",) for name in ("SeparableConv1D", "SeparableConv2D")},
-    **{name: () for name in ("DepthwiseConv1D", "DepthwiseConv2D")},
-    **{name: ("kernel",) for name in _LOCAL},
-    **{name: ("kernel", "recurrent_kernel") for name in _CELLS},
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), ("pointwise_kernel",)),
+    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), ()),
+    **dict.fromkeys(("SimpleRNNCell", "LSTMCell", "GRUCell", "ConvLSTMCell"), ("kernel", "recurrent_kernel")),
 }
 """Class name of a Keras layer or cell -> attributes that hold its prunable kernels. Attention layers project with
 EinsumDense or Dense layers, and recurrent layers hold cells, so both are found through their parts."""
@@ -264,14 +261,14 @@ def _find(root: Any) -> dict[str, tuple[Any, int | None]]:
 
 
 def _walk(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any, int | None]]:
-    if hasattr(layer, "get_prunable_weights"):
-        known = {id(variable): axis for _, variable, axis in _walk_parts(layer, names)}
-        for variable in layer.get_prunable_weights():
-            rank = len(variable.shape)
-            axis = known.get(id(variable), rank - 2 if rank > 1 else None)
-            yield "/".join((*names, _own_name(variable))), variable, axis
+    found = _walk_parts(layer, names)
+    if not hasattr(layer, "get_prunable_weights"):
+        yield from found
         return
-    yield from _walk_parts(layer, names)
+    known = {id(variable): axis for _, variable, axis in found}
+    for variable in layer.get_prunable_weights():
+        axis = known.get(id(variable), _input_axis(layer, "", len(variable.shape)))
+        yield "/".join((*names, _own_name(variable))), variable, axis
 
 
 def _walk_parts(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any, int | None]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.attention import projections
+from aimp_tf.compat.attention import ATTENTION, projections
 from aimp_tf.compat.functional import declares_shape, function_name, is_function
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.graph.attention import Attention
@@ -85,9 +85,9 @@ def rule_for(calls: Sequence[Call], assumptions: Assumptions) -> Rule:
         shapes = {(call.inputs[0].channels, call.outputs[0].channels) for call in calls}
         if len(rules) == len(calls) and not (len(shapes) > 1 and rules[0].is_tied):
             return rules[0]
-    if kind not in _REASONS and all(_may_be_tried(call, assumptions) for call in calls):
-        return Tried(layer)
-    return Opaque(layer, _REASONS.get(kind, "mixes channels in a way that is not known"))
+    if kind in _REASONS:
+        return Opaque(layer, _REASONS[kind])
+    return Tried(layer) if all(_may_be_tried(call, assumptions) for call in calls) else Opaque(layer)
 
 
 def _may_be_tried(call: Call, assumptions: Assumptions) -> bool:
@@ -128,10 +128,10 @@ def _is_plain(call: Call, kind: str) -> bool:
     inputs = call.inputs
     if kind in _RECURRENT and len(inputs) == 2 and inputs[1] is call.kwargs.get("mask"):
         inputs = inputs[:1]  # Of Keras 3, which hands on masks of padding like this.
-    tensors = call.outputs if kind in (*_ATTENTION, "Embedding") else (*inputs, *call.outputs)
+    tensors = call.outputs if kind in (*ATTENTION, "Embedding") else (*inputs, *call.outputs)
     return (
         not _is_told_to_train(call)
-        and (kind in _MERGING or kind in _ATTENTION or len(inputs) == 1)
+        and (kind in _MERGING or kind in ATTENTION or len(inputs) == 1)
         and all(tensor.channels for tensor in tensors)
         and getattr(call.layer, "data_format", None) in (None, "channels_last")
     )
@@ -315,8 +315,6 @@ _MERGING: dict[str, Factory] = {
     "Concatenate": _concatenation,
 }
 
-_ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
-
 _RECURRENT = (*GATES, "Bidirectional")
 """Layers over time, which may be given a mask of padding."""
 
@@ -335,7 +333,7 @@ _FACTORIES: dict[str, Factory] = {
     **{f"{kind}Conv{dims}": _weighted for dims in ("1D", "2D") for kind in ("Depthwise", "Separable")},
     "EinsumDense": _einsum,
     **dict.fromkeys(GATES, _recurrent),
-    **dict.fromkeys(_ATTENTION, _attention),
+    **dict.fromkeys(ATTENTION, _attention),
     "Embedding": _lookup,
     "PReLU": _parametric_relu,
     "LayerScale": layer_scale,

@@ -79,11 +79,6 @@ class Kept:
         return self.indices["outputs"]
 
 
-def only_zeros(constants: np.ndarray) -> np.ndarray:
-    """Whether channels of these values add nothing to a sum, bool (channels,)."""
-    return constants == 0
-
-
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """Weights that lead from some channels of a layer to others.
@@ -92,7 +87,8 @@ class Reading:
         connected: Whether any weight does, bool: an axis for each of `sources`, then one for each of `outputs`.
         sources: Names of what is read.
         outputs: Names of what is made of it.
-        foldable: Tells of constant channels, float (channels,), whether a bias can hold what they do, bool (channels,).
+        foldable: Tells of constant channels, float (channels,), whether a bias can hold what they do, bool (channels,):
+            by default, whether they are zero, and so add nothing.
         pattern: Gives what the weights multiply, float (values..., channels), of an input (positions..., channels), NaN
             for what is not known, if a channel that is a sum of others there can be left to them; otherwise None.
         offset: Whether a bias can hold what is the same everywhere in the pattern.
@@ -102,7 +98,7 @@ class Reading:
     connected: np.ndarray
     sources: tuple[str, ...] = ("inputs",)
     outputs: tuple[str, ...] = ("outputs",)
-    foldable: Function = only_zeros
+    foldable: Function = np.logical_not
     pattern: Function | None = None
     offset: bool = False
     blocks: np.ndarray | None = None
