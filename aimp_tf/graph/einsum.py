@@ -34,10 +34,9 @@ class Einsum(Rule):
         self._passed: list[str] = []
 
     def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
-        source, output = flows[call.inputs[0]], flows[call.outputs[0]]
         found = super().named(call, flows)
-        for letters, flow in ((self._source, source), (self._output, output)):
-            found |= {self._name(letters[axis]): along for axis, along in flow.axes.items()}
+        for letters, tensor in ((self._source, call.inputs[0]), (self._output, call.outputs[0])):
+            found |= {self._name(letters[axis]): along for axis, along in flows[tensor].axes.items()}
         return found
 
     def places(self, call: Call, flows: Flows) -> Sequence[Axis]:

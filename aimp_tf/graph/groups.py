@@ -119,8 +119,8 @@ class _Found:
         # Whatever the weights are, so that the same model has the same groups at any time.
         assumptions = Assumptions(graph.keras, _unknown, training=True, masked=graph.masked)
         self._rules, self._flows = follow_channels(graph, assumptions, self._classes, as_one=False)
-        self._selected = {key_of(variable) for variable in selected.values()}
-        self._prunable = {key_of(variable) for variable in prunable_variables(graph.model).values()}
+        self._selected = frozenset(selected)
+        self._excluded = prunable_variables(graph.model).keys() - self._selected
         self._trained = set(map(key_of, graph.model.trainable_weights))
         self.variables = named_weights(graph.model)
         self._paths = {key_of(weight): path for path, weight in self.variables.items()}
@@ -150,7 +150,7 @@ class _Found:
                 trains = key in self._trained or self._is_statistic(call.layer, weight)
                 if not trains and not matches(self._paths[key], include):
                     pin(call, names, f"{call.name} is frozen (trainable=False)")
-                elif key in self._prunable - self._selected:
+                elif self._paths.get(key) in self._excluded:
                     pin(call, self._made(call, names), f"{call.name} is excluded")
         return reasons
 
@@ -168,10 +168,7 @@ class _Found:
         axes, reads = self._axes(unit_of)
         sets = _in_sets(_members(axes), [makers[class_] for class_ in free])
         tied = {path for path, each in axes.items() if any((units >= 0).any() for units in each if units is not None)}
-        counted = {path for path, variable in self.variables.items() if key_of(variable) in self._selected}
-        shapes = {
-            path: tuple(variable.shape) for path, variable in self.variables.items() if path in tied or path in counted
-        }
+        shapes = {path: tuple(each.shape) for path, each in self.variables.items() if path in tied | self._selected}
         axes = {path: axes.get(path) or (None,) * len(shape) for path, shape in shapes.items()}
 
         def places_of(call: Call) -> list[np.ndarray]:
@@ -182,7 +179,7 @@ class _Found:
             axes=axes,
             shapes=shapes,
             sets=sets,
-            counted=frozenset(counted),
+            counted=self._selected,
             scored=frozenset(filter(self._is_scored, tied)),
             reads={path: axis for path, axis in reads.items() if path in axes},
             others=tuple(self._others(unit_of, reads)),
@@ -224,8 +221,7 @@ class _Found:
 
     def _is_scored(self, path: str) -> bool:
         """Whether a variable says how much a channel is worth: what is excluded, biases and beta do not."""
-        excluded = key_of(self.variables[path]) in self._prunable - self._selected
-        return not excluded and path.split("/")[-1] not in ("bias", "beta")
+        return path not in self._excluded and path.split("/")[-1] not in ("bias", "beta")
 
     def pinned(self, reasons: Mapping[int, str]) -> dict[str, tuple[int, str]]:
         """Layer -> how many of its channels cannot go, and why, of the layers that make channels by matrices."""

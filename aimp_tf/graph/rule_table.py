@@ -137,10 +137,6 @@ def _is_plain(call: Call, kind: str) -> bool:
     )
 
 
-def _values(layer: Any, assumptions: Assumptions) -> list[np.ndarray]:
-    return [assumptions.value(weight) for weight in layer.weights]
-
-
 def _activation(layer: Any, assumptions: Assumptions) -> Function | None:
     """The activation of a layer on arrays, if it works value by value."""
     if layer.activation is None or layer.activation is assumptions.keras.activations.linear:
@@ -151,7 +147,7 @@ def _activation(layer: Any, assumptions: Assumptions) -> Function | None:
 def _weighted(call: Call, assumptions: Assumptions) -> Rule | None:
     """Dense and all convolutions."""
     layer, activation, bordered = call.layer, _activation(call.layer, assumptions), is_bordered(call.layer)
-    values, groups = _values(layer, assumptions), getattr(layer, "groups", 1)
+    values, groups = [assumptions.value(weight) for weight in layer.weights], getattr(layer, "groups", 1)
     if type(layer).__name__.startswith("Separable"):
         return Separable(layer, values, activation, bordered=bordered)
     if len(layer.weights) != 1 + layer.use_bias:
