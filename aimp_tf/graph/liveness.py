@@ -131,16 +131,11 @@ class Liveness:
 
     def _reach(self) -> set[Tensor]:
         """The tensors that the outputs depend on, as far as layers go."""
-        origin = {output: call for call in self._graph.calls for output in call.outputs}
-        reached: set[Tensor] = set()
-        pending = tf.nest.flatten(self._graph.outputs)
-        while pending:
-            tensor = pending.pop()
-            if tensor not in reached:
-                reached.add(tensor)
-                if tensor in origin:
-                    rule = self.rules[origin[tensor]]
-                    pending += (*rule.within.values(), *rule.sources(origin[tensor], self.flows))
+        reached: set[Tensor] = set(tf.nest.flatten(self._graph.outputs))
+        for call in reversed(self._graph.calls):
+            if not reached.isdisjoint(call.outputs):
+                rule = self.rules[call]
+                reached.update(rule.within.values(), rule.sources(call, self.flows))
         return reached
 
     def _example(self, tensor: Tensor) -> np.ndarray:
