@@ -112,10 +112,9 @@ def test_numbers_of_any_size(values):
     values = np.array(values, np.int64)
     numbers = Numbers.of(values)
     encoder = entropy.Encoder()
-    table = entropy.Table.of(np.bincount(numbers.symbols.astype(np.int64)))
-    numbers.write(encoder, table)
+    numbers.write(encoder)
     decoder = entropy.Decoder(encoder.words())
-    np.testing.assert_array_equal(Numbers.read(decoder, len(values), table), values)
+    np.testing.assert_array_equal(Numbers.read(decoder, len(values), numbers.table), values)
     decoder.finish()
 
 

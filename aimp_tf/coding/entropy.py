@@ -43,18 +43,17 @@ class Table:
 
     def bits(self, counts: np.ndarray) -> float:
         """What it costs to write symbols that occur so often, int (symbols,)."""
-        frequencies = self._frequencies()
         counts = counts[self.symbols]
-        return float((counts * -np.log2(frequencies / frequencies.sum())).sum()) if len(counts) > 1 else 0.0
+        return float((counts * -np.log2(self._probabilities())).sum()) if len(counts) > 1 else 0.0
 
     def model(self) -> Any:
         """What `constriction` calls a model, of the places of symbols among those that occur."""
-        frequencies = self._frequencies()
-        return _constriction().stream.model.Categorical(frequencies / frequencies.sum(), perfect=False)
+        return _constriction().stream.model.Categorical(self._probabilities(), perfect=False)
 
-    def _frequencies(self) -> np.ndarray:
-        """Whole numbers, so that these are the same on every machine."""
-        return _FREQUENCIES[self.costs[self.symbols]].astype(np.float64)
+    def _probabilities(self) -> np.ndarray:
+        """Quotients of whole numbers, so that these are the same on every machine."""
+        frequencies = _FREQUENCIES[self.costs[self.symbols]].astype(np.float64)
+        return frequencies / frequencies.sum()
 
 
 _FREQUENCIES = np.array([max(1, round(2 ** (24 - cost / _STEPS))) for cost in range(ABSENT)], np.int64)

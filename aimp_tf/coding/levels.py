@@ -73,15 +73,10 @@ def stochastic(weights: np.ndarray, count: int, generator: np.random.Generator) 
     return levels, below + (generator.random(len(weights)) < shares)
 
 
-def _linear(ordered: np.ndarray, count: int) -> np.ndarray:
-    return np.linspace(ordered[0], ordered[-1], count)
-
-
-def _density(ordered: np.ndarray, count: int) -> np.ndarray:
-    return np.quantile(ordered, (np.arange(count) + 0.5) / count)
-
-
-_INITIAL: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"linear": _linear, "density": _density}
+_INITIAL: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "linear": lambda ordered, count: np.linspace(ordered[0], ordered[-1], count),
+    "density": lambda ordered, count: np.quantile(ordered, (np.arange(count) + 0.5) / count),
+}
 
 INITIAL = tuple(_INITIAL)
 """Where levels of `kmeans` may begin."""

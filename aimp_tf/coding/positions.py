@@ -45,9 +45,14 @@ class Numbers:
         """How often each symbol occurs, int (symbols,)."""
         return np.bincount(self.symbols)
 
-    def bits(self, table: Table) -> float:
-        """What they cost with a table of theirs, which is not counted."""
-        return table.bits(self.counts) + self._open()
+    @functools.cached_property
+    def table(self) -> Table:
+        """The table that they are written with."""
+        return Table.of(self.counts)
+
+    def bits(self) -> float:
+        """What they and their table take in a file."""
+        return self.table.bits(self.counts) + self._open() + 8 * len(self.table.costs)
 
     def entropy(self) -> float:
         """That of the symbols, with the bits that they leave open."""
@@ -56,9 +61,9 @@ class Numbers:
     def _open(self) -> float:
         return float((self.counts * _open_bits(np.arange(len(self.counts)))).sum())
 
-    def write(self, encoder: Encoder, table: Table) -> None:
+    def write(self, encoder: Encoder) -> None:
         """Writes them."""
-        encoder.write(self.symbols, table)
+        encoder.write(self.symbols, self.table)
         if not len(self.extra):
             return
         bits = _open_bits(self.symbols)
@@ -83,28 +88,12 @@ def _open_bits(symbols: np.ndarray) -> np.ndarray:
     return np.where(symbols < _EXACT, 0, 1 + (symbols - _EXACT) // 4)
 
 
-def _bitmap(kept: np.ndarray) -> list[Numbers]:
-    return [Numbers.of(kept.view(np.uint8))]
-
-
-def _from_bitmap(parts: Sequence[np.ndarray], size: int) -> np.ndarray:
-    return np.flatnonzero(parts[0])
-
-
-def _gaps(kept: np.ndarray) -> list[Numbers]:
-    return [Numbers.of(np.diff(np.flatnonzero(kept), prepend=-1) - 1)]
-
-
-def _from_gaps(parts: Sequence[np.ndarray], size: int) -> np.ndarray:
-    return np.cumsum(parts[0] + 1) - 1
-
-
-def _runs(kept: np.ndarray) -> list[Numbers]:
+def _runs(kept: np.ndarray) -> list[np.ndarray]:
     """Of survivors side by side, how many they are, but for one, and how many lie between these and those before."""
     edges = np.flatnonzero(np.diff(kept.astype(np.int8), prepend=0, append=0))
     starts, ends = edges[::2], edges[1::2]
     between = starts - np.concatenate([[0], ends[:-1]]) if len(starts) else starts
-    return [Numbers.of(between), Numbers.of(ends - starts - 1)]
+    return [between, ends - starts - 1]
 
 
 def _from_runs(parts: Sequence[np.ndarray], size: int) -> np.ndarray:
@@ -127,13 +116,15 @@ class _Way:
     """
 
     parts: int
-    told: Callable[[np.ndarray], list[Numbers]]
+    told: Callable[[np.ndarray], list[np.ndarray]]
     found: Callable[[Sequence[np.ndarray], int], np.ndarray]
 
 
 _WAYS = {
-    "bitmap": _Way(1, _bitmap, _from_bitmap),
-    "gaps": _Way(1, _gaps, _from_gaps),
+    "bitmap": _Way(1, lambda kept: [kept.view(np.uint8)], lambda parts, _: np.flatnonzero(parts[0])),
+    "gaps": _Way(
+        1, lambda kept: [np.diff(np.flatnonzero(kept), prepend=-1) - 1], lambda parts, _: np.cumsum(parts[0] + 1) - 1
+    ),
     "runs": _Way(2, _runs, _from_runs),
 }
 """In the order of their numbers in a file."""
@@ -148,32 +139,29 @@ class Positions:
         by_column: Whether the last axis of the tensor counts as the first.
         grain: So many entries after one another always survive together: they are told as one.
         parts: The numbers that tell them.
-        tables: A table for each of these.
     """
 
     way: str
     by_column: bool
     grain: int
     parts: tuple[Numbers, ...]
-    tables: tuple[Table, ...]
 
     @classmethod
     def of(cls, kept: np.ndarray) -> Positions:
         """The cheapest for these survivors, bool of any shape."""
         told = []
         for by_column in (False, True):
-            ordered = _in_order(kept, by_column).reshape(-1)
+            ordered = (np.moveaxis(kept, -1, 0) if by_column and kept.ndim else kept).reshape(-1)
             grain = _grain(ordered)
             for way in _WAYS:
                 if way != "bitmap" or grain > 1 or not by_column:  # To a bitmap of single entries the order is all one.
-                    parts = tuple(_WAYS[way].told(ordered[::grain]))
-                    told.append(cls(way, by_column, grain, parts, tuple(Table.of(part.counts) for part in parts)))
+                    parts = tuple(map(Numbers.of, _WAYS[way].told(ordered[::grain])))
+                    told.append(cls(way, by_column, grain, parts))
         return min(told, key=cls.bits)
 
     def bits(self) -> float:
         """What they take in a file."""
-        pairs = zip(self.parts, self.tables, strict=True)
-        return sum(part.bits(table) + 8 * len(table.costs) for part, table in pairs)
+        return sum(part.bits() for part in self.parts)
 
     def entropy(self) -> float:
         """The empirical entropy of what is written, in bits: no static table could do with less."""
@@ -182,14 +170,15 @@ class Positions:
     def header(self) -> bytes:
         """What has to be known before the stream is read."""
         found = bytes([list(_WAYS).index(self.way) << 1 | self.by_column]) + number(self.grain)
-        for part, table in zip(self.parts, self.tables, strict=True):
-            found += number(len(part.symbols)) + bytes([len(table.costs)]) + table.costs.tobytes()
+        for part in self.parts:
+            costs = part.table.costs
+            found += number(len(part.symbols)) + bytes([len(costs)]) + costs.tobytes()
         return found
 
     def write(self, encoder: Encoder) -> None:
         """Writes the numbers."""
-        for part, table in zip(self.parts, self.tables, strict=True):
-            part.write(encoder, table)
+        for part in self.parts:
+            part.write(encoder)
 
 
 class PositionsReader:
@@ -242,7 +231,3 @@ def _grain(kept: np.ndarray) -> int:
     size = len(kept) or 1
     first = math.gcd(size, int(np.gcd.reduce(edges[:100]))) if len(edges) else size
     return math.gcd(first, int(np.gcd.reduce(edges))) if first > 1 and len(edges) else first
-
-
-def _in_order(array: np.ndarray, by_column: bool) -> np.ndarray:
-    return np.moveaxis(array, -1, 0) if by_column and array.ndim else array

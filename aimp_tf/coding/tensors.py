@@ -110,55 +110,46 @@ def write(array: np.ndarray, common: np.ndarray | None = None) -> tuple[bytes, P
     if array.dtype not in _DTYPES:
         raise ValueError(f"Arrays of the dtype {array.dtype} cannot be coded.")
     kept = array != 0
-    survivors = int(np.count_nonzero(kept))
-    part = Part(array.shape, survivors, "whole")
+    part = Part(array.shape, int(np.count_nonzero(kept)), "whole")
     whole = np.where(kept, array, np.zeros((), array.dtype)).reshape(-1)
     found = [(bytes([_WHOLE]) + _values(whole), part)]
-    if is_shared(array):
-        found.append(_shared(array, kept, part, common))
-    elif array.dtype == np.float32 and survivors < array.size:
-        found.append(_sparse(array, kept, part))
+    levels = levels_of(array) if is_shared(array) else None
+    if levels is not None or (array.dtype == np.float32 and part.survivors < array.size):
+        found.append(_coded(array[kept], Positions.of(kept), part, levels, common))
     content, part = min(found, key=lambda each: len(each[0]))
     head = bytes([_DTYPES.index(array.dtype), array.ndim]) + b"".join(map(number, array.shape))
     return head + content, dataclasses.replace(part, bytes=len(head) + len(content))
 
 
-def _shared(array: np.ndarray, kept: np.ndarray, part: Part, common: np.ndarray | None) -> tuple[bytes, Part]:
-    levels = levels_of(array)
-    common = common if common is not None and np.isin(levels, common).all() else None
-    levels = levels if common is None else common
-    codes = np.searchsorted(levels, array[kept])
-    positions, table = Positions.of(kept), Table.of(np.bincount(codes))
+def _coded(
+    survivors: np.ndarray, positions: Positions, part: Part, levels: np.ndarray | None, common: np.ndarray | None
+) -> tuple[bytes, Part]:
+    """Survivors and where they lie: as codes for the levels that they share, or as they are."""
     encoder = Encoder()
     positions.write(encoder)
-    encoder.write(codes, table)
-    book = number(0) if common is not None else write_levels(levels)
-    content = bytes([_SHARED]) + book + number(len(table.costs)) + table.costs.tobytes() + positions.header()
-    entropy = positions.entropy() + entropy_of(np.bincount(codes))
-    return _with_stream(content, encoder, part, "shared", positions, entropy, len(np.unique(codes)))
-
-
-def _sparse(array: np.ndarray, kept: np.ndarray, part: Part) -> tuple[bytes, Part]:
-    positions, encoder = Positions.of(kept), Encoder()
-    positions.write(encoder)
-    content = bytes([_SPARSE]) + number(part.survivors) + _values(array[kept]) + positions.header()
-    return _with_stream(content, encoder, part, "sparse", positions, positions.entropy(), 0)
-
-
-def _with_stream(
-    content: bytes, encoder: Encoder, part: Part, kind: str, positions: Positions, entropy: float, levels: int
-) -> tuple[bytes, Part]:
+    entropy_bits = positions.entropy()
+    if levels is None:
+        content = bytes([_SPARSE]) + number(part.survivors) + _values(survivors)
+    else:
+        book = common if common is not None and np.isin(levels, common).all() else levels
+        codes = np.searchsorted(book, survivors)
+        counts = np.bincount(codes)
+        table = Table.of(counts)
+        encoder.write(codes, table)
+        content = bytes([_SHARED]) + (number(0) if book is common else write_levels(levels))
+        content += number(len(table.costs)) + table.costs.tobytes()
+        entropy_bits += entropy_of(counts)
     words = encoder.words()
-    told = dataclasses.replace(
+    content += positions.header() + number(len(words)) + words.astype("<u4").tobytes()
+    return content, dataclasses.replace(
         part,
-        kind=kind,
+        kind="sparse" if levels is None else "shared",
         way=positions.way,
-        levels=levels,
+        levels=0 if levels is None else len(levels),
         stream_bytes=4 * len(words),
-        entropy_bits=entropy,
+        entropy_bits=entropy_bits,
         position_bits=positions.entropy(),
     )
-    return content + number(len(words)) + words.astype("<u4").tobytes(), told
 
 
 def _values(values: np.ndarray) -> bytes:
@@ -198,46 +189,33 @@ def read(content: Bytes, most: int, common: np.ndarray | None = None) -> np.ndar
         return _read_values(content, size, dtype).reshape(shape)
     if kind not in (_SPARSE, _SHARED) or dtype != np.float32:
         raise DamagedFileError(f"it holds a tensor of {dtype} of an unknown kind, {kind}")
-    return _read_shared(content, shape, common) if kind == _SHARED else _read_sparse(content, shape)
+    return _read_coded(content, shape, common, shared=kind == _SHARED)
 
 
-def _read_shared(content: Bytes, shape: tuple[int, ...], common: np.ndarray | None) -> np.ndarray:
-    levels = read_levels(content)
-    levels = common if levels is None else levels
-    if levels is None:
-        raise DamagedFileError("it tells no values for the entries of a tensor")
-    symbols = content.number()
-    table = Table(np.frombuffer(content.take(symbols), np.uint8))
-    if symbols > len(levels):
-        raise DamagedFileError(f"it tells codes for {symbols:,} values of {len(levels):,}")
+def _read_coded(content: Bytes, shape: tuple[int, ...], common: np.ndarray | None, *, shared: bool) -> np.ndarray:
+    if shared:
+        own = read_levels(content)
+        levels = common if own is None else own
+        if levels is None:
+            raise DamagedFileError("it tells no values for the entries of a tensor")
+        symbols = content.number()
+        table = Table(np.frombuffer(content.take(symbols), np.uint8))
+        if symbols > len(levels):
+            raise DamagedFileError(f"it tells codes for {symbols:,} values of {len(levels):,}")
+        values = levels
+    else:
+        values = _read_values(content, content.number(), np.dtype(np.float32))
     positions = PositionsReader(content, shape)
-    decoder = _decoder(content)
+    decoder = Decoder(content.array(content.number(), np.dtype(np.uint32)).astype(np.uint32))
     kept = positions.read(decoder)
-    codes = decoder.read(int(np.count_nonzero(kept)), table)
+    if shared:
+        values = values[decoder.read(int(np.count_nonzero(kept)), table)]
     decoder.finish()
-    return _filled(kept, levels[codes])
-
-
-def _read_sparse(content: Bytes, shape: tuple[int, ...]) -> np.ndarray:
-    survivors = content.number()
-    values = _read_values(content, survivors, np.dtype(np.float32))
-    positions = PositionsReader(content, shape)
-    decoder = _decoder(content)
-    kept = positions.read(decoder)
-    decoder.finish()
-    if np.count_nonzero(kept) != survivors:
+    if np.count_nonzero(kept) != len(values):
         raise DamagedFileError("it tells more or fewer positions of a tensor than values")
-    return _filled(kept, values)
-
-
-def _filled(kept: np.ndarray, values: np.ndarray) -> np.ndarray:
-    array = np.zeros(kept.shape, np.float32)
+    array = np.zeros(shape, np.float32)
     array[kept] = values
     return array
-
-
-def _decoder(content: Bytes) -> Decoder:
-    return Decoder(content.array(content.number(), np.dtype(np.uint32)).astype(np.uint32))
 
 
 def _read_values(content: Bytes, count: int, dtype: np.dtype) -> np.ndarray:
