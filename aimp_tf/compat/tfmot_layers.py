@@ -5,28 +5,17 @@ Import this module by `import_with_tfmot` only: importing tfmot has side effects
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
-from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule, pruning_wrapper
+from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 from tf_keras.src.engine import functional
 
-from aimp_tf.compat.models import layers_of
-
-
-class AssignedMasks(pruning_schedule.PruningSchedule):
-    """A schedule that never changes a mask: whoever holds the layer assigns them."""
-
-    def __init__(self) -> None:
-        """Takes no arguments."""
-
-    def __call__(self, step: Any) -> tuple[bool, float]:
-        return False, 0.0
-
-    def get_config(self) -> dict[str, Any]:
-        return {"class_name": type(self).__name__, "config": {}}
+from aimp_tf.compat.swap import Swap
+from aimp_tf.compat.tracing import nodes_kept
 
 
 class MaskedLayer(pruning_wrapper.PruneLowMagnitude):
@@ -34,20 +23,14 @@ class MaskedLayer(pruning_wrapper.PruneLowMagnitude):
 
     tfmot multiplies weight and mask at each forward pass, so that weights are not sparse between a step and the next
     pass; here a constraint on the variable does it. The layer is called in full, so that masks of sequences, initial
-    states, regularisers and every call argument work as without the wrapper.
+    states, regularisers and every call argument work as without the wrapper. tfmot's schedule is never asked.
 
     Args:
         layer: A built tf_keras layer with `get_prunable_weights()`.
     """
 
     def __init__(self, layer: Any) -> None:
-        super().__init__(
-            layer,
-            pruning_schedule=AssignedMasks(),
-            trainable=layer.trainable,
-            dtype=layer._dtype_policy,
-            autocast=layer._autocast,
-        )
+        super().__init__(layer, trainable=layer.trainable, dtype=layer._dtype_policy, autocast=layer._autocast)
         # Outputs, losses and metrics are called after layers, so the wrapper answers to the layer's own name.
         self._name = layer.name
         self._call_spec = layer._call_spec
@@ -94,14 +77,12 @@ class WrappedLayers:
 
     def __init__(self, original: Any, variables: Iterable[Any], prunable_in: Callable[[Any], Iterable[Any]]) -> None:
         self._original = original
-        self._ids = set(map(id, variables))
+        self._unclaimed = set(map(id, variables))
         self._prunable_in = prunable_in
         self._wrappers: dict[int, MaskedLayer] = {}
-        self._wrapped_layers: list[Any] = []
+        self._undoing = contextlib.ExitStack()
         # Calling the shared layers anew adds nodes to them, which would keep the rebuilt model alive after `undo`.
-        self._nodes = [
-            (layer, list(layer._inbound_nodes), list(layer._outbound_nodes)) for layer in layers_of(original)
-        ]
+        self._undoing.enter_context(nodes_kept(original))
 
     def rebuild(self) -> Any:
         """The rebuilt model, compiled as the original. Call `undo`, also after an error.
@@ -137,10 +118,7 @@ class WrappedLayers:
 
     def undo(self) -> None:
         """Leaves nothing of this on the layers of the original."""
-        for layer in self._wrapped_layers:
-            del layer.get_prunable_weights
-        for layer, inbound, outbound in self._nodes:
-            layer._inbound_nodes, layer._outbound_nodes = inbound, outbound
+        self._undoing.close()
 
     def _rebuild(self, model: Any) -> Any:
         rebuilt = tf_keras.models.clone_model(model, clone_function=self._wrap)
@@ -152,16 +130,13 @@ class WrappedLayers:
     def _wrap(self, layer: Any) -> Any:
         if id(layer) in self._wrappers:
             return self._wrappers[id(layer)]
-        unclaimed = set(self._ids)
-        for wrapper in self._wrappers.values():
-            unclaimed -= {id(variable) for variable in wrapper.layer.get_prunable_weights()}
-        own = [variable for variable in self._prunable_in(layer) if id(variable) in unclaimed]
+        own = [variable for variable in self._prunable_in(layer) if id(variable) in self._unclaimed]
         if not own:
             return layer
         if _can_rebuild(layer):
             return self._rebuild(layer)
-        layer.get_prunable_weights = lambda: own
-        self._wrapped_layers.append(layer)
+        self._unclaimed -= set(map(id, own))
+        self._undoing.enter_context(Swap(layer, "get_prunable_weights", lambda: own))
         self._wrappers[id(layer)] = MaskedLayer(layer)
         return self._wrappers[id(layer)]
 

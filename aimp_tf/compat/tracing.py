@@ -38,7 +38,7 @@ def traced(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: li
         inputs: These tensors.
         keras: The generation of Keras.
     """
-    with _nodes_kept(layer):
+    with nodes_kept(layer):
         functional = seen(layer, args, kwargs, inputs, keras)
         if functional is None:
             return None
@@ -58,7 +58,7 @@ def traced(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: li
 
 def seen(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Any], keras: Any) -> Any | None:
     """As `traced`, with whatever weights it takes and, of a call that asks for the number of examples, of two."""
-    with _nodes_kept(layer), _traceable(layer) as incomplete:
+    with nodes_kept(layer), _traceable(layer) as incomplete:
         functional = _functional(layer, args, kwargs, inputs, keras, incomplete)
         flat = tf.nest.flatten(inputs)
         asks = functional is None or _reshapes_examples(functional)
@@ -168,7 +168,7 @@ def _traceable(layer: Any) -> Iterator[list[Any]]:
 
 
 @contextlib.contextmanager
-def _nodes_kept(layer: Any) -> Iterator[None]:
+def nodes_kept(layer: Any) -> Iterator[None]:
     """Forgets, at the end, the calls of all layers within a layer that came meanwhile."""
     names = ("_inbound_nodes", "_outbound_nodes")
     before = [(part, {name: list(getattr(part, name)) for name in names}) for part in layers_of(layer)]
