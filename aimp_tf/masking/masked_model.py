@@ -16,9 +16,8 @@ from aimp_tf.compat.model_optimizers import ModelOptimizers
 from aimp_tf.compat.models import finalize, generator_states, layers_of
 from aimp_tf.compat.optimizer import ResettableOptimizer
 from aimp_tf.compat.precision import resolve_policy
-from aimp_tf.compat.smaller import Indices
 from aimp_tf.compat.swap import Swap
-from aimp_tf.compat.trained_part import TrainedPart
+from aimp_tf.compat.trained_part import Indices, TrainedPart
 from aimp_tf.compat.variables import Values, key_of, local_value, local_view
 from aimp_tf.files import checksum_of_arrays
 from aimp_tf.selection.channels import ChannelUnits
