@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -45,16 +45,15 @@ class MixedPrecision:
                 "policies of their own, which are kept. Leave mixed_precision at None."
             )
         self._model = model
-        keras = importlib.import_module(generation)
         spared, composites = _float32_layers(model)
-        swap_layer = _swaps_of_keras if generation == "keras" else _SwapsOfTfKeras(keras)
-        self._swaps = [Swap(model, "save", self._save)]
-        for layer in layers:
-            if id(layer) not in spared:
-                self._swaps += swap_layer(layer, policy)
-        self._swaps += [Swap(layer, "call", _giving_float32(layer.call)) for layer in composites]
+        swaps_of = _swaps_of_keras if generation == "keras" else _swaps_of_tf_keras
+        self._swaps = [
+            Swap(model, "save", self._save),
+            *swaps_of([layer for layer in layers if id(layer) not in spared], policy),
+            *(Swap(layer, "call", _giving_float32(layer.call)) for layer in composites),
+        ]
         if policy == "mixed_float16" and not hasattr(model.optimizer, "inner_optimizer"):
-            self._swaps += _loss_scaling(keras, model)
+            self._swaps += _loss_scaling(importlib.import_module(generation), model)
         self._do()
         forget_traced(self._model, evaluations=True)
 
@@ -97,68 +96,63 @@ def computing_in_float32(model: Any) -> Iterator[None]:
         yield
 
 
-def _swaps_of_keras(layer: Any, policy: str) -> list[Swap]:
-    dtype_policies = importlib.import_module("keras").dtype_policies
-    return [
-        Swap(layer, "_dtype_policy", dtype_policies.get(policy)),
+def _swaps_of_keras(layers: Iterable[Any], policy: str) -> Iterator[Swap]:
+    for layer in layers:
+        yield Swap(layer, "_dtype_policy", importlib.import_module("keras").dtype_policies.get(policy))
         # Keras 3 cannot sum losses of several dtypes.
-        Swap(layer, "add_loss", _taking_float32(layer.add_loss)),
-        *_swap_of_regulariser(layer, "activity_regularizer"),
-    ]
+        yield Swap(layer, "add_loss", _taking_float32(layer.add_loss))
+        yield from _swap_of_regulariser(layer, "activity_regularizer")
 
 
-class _SwapsOfTfKeras:
+def _swaps_of_tf_keras(layers: Iterable[Any], policy: str) -> Iterator[Swap]:
     """In tf_keras a variable casts itself only inside an AutoCastVariable, which a float32 layer has not got.
 
     Only the attributes that `call` reads are swapped: what optimizers, snapshots and files know stays as it is.
     """
-
-    def __init__(self, keras: Any) -> None:
-        self._policy = keras.mixed_precision.Policy
-        self._create = importlib.import_module(
-            "tf_keras.src.mixed_precision.autocast_variable"
-        ).create_autocast_variable
-        self._casting: dict[int, Any] = {}
-
-    def __call__(self, layer: Any, policy: str) -> list[Swap]:
+    dtype_policy = importlib.import_module("tf_keras").mixed_precision.Policy(policy)
+    casting: dict[int, Any] = {}
+    for layer in layers:
         if _is_bare_operation(layer):
-            return [Swap(layer, "call", _promoting(layer.call))]
-        dtype_policy = self._policy(policy)
-        swaps = [
-            Swap(layer, "_dtype_policy", dtype_policy),
-            Swap(layer, "_compute_dtype_object", tf.as_dtype(dtype_policy.compute_dtype)),
-            *_swap_of_regulariser(layer, "_activity_regularizer"),
-        ]
+            yield Swap(layer, "call", _promoting(layer.call))
+            continue
+        yield Swap(layer, "_dtype_policy", dtype_policy)
+        yield Swap(layer, "_compute_dtype_object", tf.as_dtype(dtype_policy.compute_dtype))
+        yield from _swap_of_regulariser(layer, "_activity_regularizer")
         if any(base.__name__ in _READ_IN_FLOAT32 for base in _keras_bases(layer)):
-            return swaps
+            continue
         for name, value in vars(layer).items():
-            if name not in _LISTS_OF_WEIGHTS and not name.startswith("_self_"):
-                casting = self._cast(value)
-                if casting is not value:
-                    swaps.append(Swap(layer, name, casting))
-        return swaps
-
-    def _cast(self, value: Any) -> Any:
-        """A variable as one that casts itself, also in lists, tuples and dicts; everything else as it is."""
-        if isinstance(value, tf.Variable):
-            if value.dtype != tf.float32 or hasattr(value, "_cast_dtype"):
-                return value
-            # The same for the same variable: what is shared counts once.
-            return self._casting.setdefault(id(value), self._create(value))
-        if isinstance(value, dict):
-            cast_items = {key: self._cast(item) for key, item in value.items()}
-            return cast_items if any(cast_items[key] is not item for key, item in value.items()) else value
-        if isinstance(value, list) or type(value) is tuple:
-            cast = [self._cast(item) for item in value]
-            changed = any(item is not before for item, before in zip(cast, value, strict=True))
-            return type(value)(cast) if changed else value
-        return value
+            cast = value if name in _LISTS_OF_WEIGHTS or name.startswith("_self_") else _cast(value, casting)
+            if cast is not value:
+                yield Swap(layer, name, cast)
 
 
-def _swap_of_regulariser(layer: Any, name: str) -> list[Swap]:
+def _cast(value: Any, casting: dict[int, Any]) -> Any:
+    """A variable of tf_keras as one that casts itself, also in lists, tuples and dicts; everything else as it is.
+
+    Args:
+        value: What a layer holds.
+        casting: By ids, for the same variable is to become the same: what is shared counts once.
+    """
+    if isinstance(value, tf.Variable):
+        if value.dtype != tf.float32 or hasattr(value, "_cast_dtype"):
+            return value
+        autocast = importlib.import_module("tf_keras.src.mixed_precision.autocast_variable")
+        return casting.setdefault(id(value), autocast.create_autocast_variable(value))
+    if isinstance(value, dict):
+        cast_items = {key: _cast(item, casting) for key, item in value.items()}
+        return cast_items if any(cast_items[key] is not item for key, item in value.items()) else value
+    if isinstance(value, list) or type(value) is tuple:
+        cast = [_cast(item, casting) for item in value]
+        changed = any(item is not before for item, before in zip(cast, value, strict=True))
+        return type(value)(cast) if changed else value
+    return value
+
+
+def _swap_of_regulariser(layer: Any, name: str) -> Iterator[Swap]:
     """A sum over a batch of activations is soon beyond float16."""
     regulariser = vars(layer).get(name)
-    return [] if regulariser is None else [Swap(layer, name, _taking_float32(regulariser))]
+    if regulariser is not None:
+        yield Swap(layer, name, _taking_float32(regulariser))
 
 
 def _float32_layers(model: Any) -> tuple[set[int], list[Any]]:
