@@ -38,8 +38,12 @@ def calls_of(functional: Any) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, 
     """(layer, args, kwargs, outputs) of each call of a functional model, after those whose outputs it takes."""
     for depth in sorted(functional._nodes_by_depth, reverse=True):
         for node in functional._nodes_by_depth[depth]:
-            if not node.is_input:
-                yield _parts(node)
+            if node.is_input:
+                continue
+            if hasattr(node, "operation"):
+                yield node.operation, tuple(node.arguments.args), dict(node.arguments.kwargs), list(node.outputs)
+            else:  # Of tf_keras.
+                yield node.layer, tuple(node.call_args), dict(node.call_kwargs), tf.nest.flatten(node.outputs)
 
 
 def told_shapes(layer: Any, structure: tuple[Any, Any], shapes: Mapping[int, tuple[int | None, ...]]) -> Any | None:
@@ -100,13 +104,6 @@ def sharing(layer: Any, name: str) -> Any:
     else:
         vars(twin).update(name=name, _inbound_nodes=[], _outbound_nodes=[])
     return twin
-
-
-def _parts(node: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any], list[Any]]:
-    """(layer, args, kwargs, outputs) of a node of either generation."""
-    if hasattr(node, "operation"):
-        return node.operation, tuple(node.arguments.args), dict(node.arguments.kwargs), list(node.outputs)
-    return node.layer, tuple(node.call_args), dict(node.call_kwargs), tf.nest.flatten(node.outputs)
 
 
 def declared_inputs(model: Any) -> Any:

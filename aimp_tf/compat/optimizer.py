@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -55,7 +56,6 @@ class ResettableOptimizer:
         self._schedule: Any = None
         self._stretched: Any = None
         self._initial_rate: np.ndarray | None = None
-        self._needs_all_steps: bool | None = None
         self.note_rate()
 
     def note_rate(self) -> None:
@@ -64,15 +64,14 @@ class ResettableOptimizer:
         It is that of the moment when this is made, until the run begins: it may be set in between.
         """
         learning_rate = _learning_rate(self._inner)
-        if self._schedule is not None and learning_rate is self._stretched:
+        if self._stretched is not None and learning_rate is self._stretched:
             return
-        self._schedule = learning_rate if is_schedule(learning_rate) else None
-        if self._schedule is not None:
-            self._stretched = stretchable(self._schedule)
+        self._schedule = self._stretched = self._initial_rate = None
+        if is_schedule(learning_rate):
+            self._schedule, self._stretched = learning_rate, stretchable(learning_rate)
             self._inner.learning_rate = self._stretched
-            self._initial_rate = None
-        else:
-            self._initial_rate = _value(learning_rate) if hasattr(learning_rate, "assign") else None
+        elif hasattr(learning_rate, "assign"):
+            self._initial_rate = _value(learning_rate)
 
     @property
     def steps(self) -> int:
@@ -162,11 +161,38 @@ class ResettableOptimizer:
         """
         for slot, value in zip(self._slots, self._initial_slots, strict=True):
             slot.assign(tf.fill(slot.shape, value))
-        if steps and self._needs_all_steps is None:
-            self._needs_all_steps = _needs_all_steps(self._inner)
-        self._iterations.assign(0 if self._needs_all_steps else steps)
+        self._iterations.assign(0 if steps and self._needs_all_steps else steps)
         if self._initial_rate is not None:
             _learning_rate(self._inner).assign(self._initial_rate)
+
+    @functools.cached_property
+    def _needs_all_steps(self) -> bool:
+        """Whether a first step, with slots of nothing, is another one where the step counter does not stand at 0.
+
+        It is tried on four numbers, with a copy of the optimizer that has a constant rate. One that cannot be copied or
+        tried so is taken to need them all.
+        """
+
+        def first_move(steps: int) -> np.ndarray:
+            kind, config = type(self._inner), self._inner.get_config()
+            constant = {"learning_rate": 0.01, "gradient_accumulation_steps": None}
+            copy = kind.from_config({**config, **{name: constant[name] for name in constant.keys() & config}})
+            of_keras_3 = any(base.__module__.split(".")[0] == "keras" for base in kind.__mro__)
+            variable_kind = importlib.import_module("keras").Variable if of_keras_3 else tf.Variable
+            with tf.device("CPU:0"):
+                weights = variable_kind(np.full((2, 2), 0.5, np.float32))
+                _build(copy, [weights])
+                copy._iterations.assign(steps)
+                copy.apply_gradients([(tf.constant([[1.0, -2.0], [0.5, 3.0]]), weights)])
+            return _value(weights)
+
+        # In a thread of its own, which is under no strategy.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            try:
+                early, late = (thread.submit(first_move, steps).result() for steps in (0, 1000))
+            except Exception:
+                return True
+        return not np.allclose(early, late, rtol=1e-4)
 
     def stretch(self, scale: float, start: float) -> None:
         """Starts the learning-rate schedule, if any, at its step `start`; `scale` of its steps pass in each step."""
@@ -247,35 +273,6 @@ def _build(optimizer: Any, trainable_variables: Sequence[Any]) -> None:
         optimizer.built = False
     if not (getattr(optimizer, "built", False) or getattr(optimizer, "_built", False)):
         optimizer.build(trainable_variables)
-
-
-def _needs_all_steps(optimizer: Any) -> bool:
-    """Whether a first step, with slots of nothing, is another one where the step counter stands elsewhere than at 0.
-
-    It is tried on four numbers, with a copy of the optimizer that has a constant rate. One that cannot be copied or
-    tried so is taken to need them all.
-    """
-
-    def first_move(steps: int) -> np.ndarray:
-        config = optimizer.get_config()
-        constant = {"learning_rate": 0.01, "gradient_accumulation_steps": None}
-        copy = type(optimizer).from_config({**config, **{name: constant[name] for name in constant.keys() & config}})
-        of_keras_3 = any(base.__module__.split(".")[0] == "keras" for base in type(optimizer).__mro__)
-        variable_kind = importlib.import_module("keras").Variable if of_keras_3 else tf.Variable
-        with tf.device("CPU:0"):
-            weights = variable_kind(np.full((2, 2), 0.5, np.float32))
-            _build(copy, [weights])
-            copy._iterations.assign(steps)
-            copy.apply_gradients([(tf.constant([[1.0, -2.0], [0.5, 3.0]]), weights)])
-        return _value(weights)
-
-    # In a thread of its own, which is under no strategy.
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        try:
-            early, late = (thread.submit(first_move, steps).result() for steps in (0, 1000))
-        except Exception:
-            return True
-    return not np.allclose(early, late, rtol=1e-4)
 
 
 def _learning_rate(optimizer: Any) -> Any:
