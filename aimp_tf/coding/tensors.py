@@ -159,12 +159,8 @@ def _values(values: np.ndarray) -> bytes:
         with np.errstate(over="ignore"):
             narrow = (each for each in _NARROW if np.array_equal(values.astype(each).astype(dtype), values))
             dtype = next(narrow, dtype)
-    found = values.astype(dtype)
-    return bytes([_DTYPES.index(dtype)]) + _little(found).tobytes()
-
-
-def _little(array: np.ndarray) -> np.ndarray:
-    return array if array.dtype.kind == "V" else array.astype(array.dtype.newbyteorder("<"))
+    stored = dtype if dtype.kind == "V" else dtype.newbyteorder("<")
+    return bytes([_DTYPES.index(dtype)]) + values.astype(stored).tobytes()
 
 
 def read(content: Bytes, most: int, common: np.ndarray | None = None) -> np.ndarray:
