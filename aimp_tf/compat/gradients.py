@@ -15,11 +15,7 @@ Pairs = list[tuple[Any, Any]]
 
 @contextlib.contextmanager
 def changed_gradients(model: Any, change: Callable[[Pairs], Pairs]) -> Iterator[None]:
-    """Within it, the optimizer gets what `change` makes of gradients and their variables.
-
-    Args:
-        model: A compiled model.
-        change: Is traced with the step.
+    """Within it, the optimizer of a compiled model gets what `change`, traced with the step, makes of gradients.
 
     Raises:
         RuntimeError: At the end, if the model has trained past its optimizer.
