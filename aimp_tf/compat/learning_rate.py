@@ -9,31 +9,24 @@ import tensorflow as tf
 from aimp_tf.compat.keras_own import is_keras_own
 
 
-def is_schedule(learning_rate: Any) -> bool:
-    """Whether this is a LearningRateSchedule of either generation of Keras."""
-    return _schedule_class(learning_rate) is not None
-
-
-def stretchable(schedule: Any) -> Any:
+def stretchable(schedule: Any) -> Any | None:
     """Wraps a LearningRateSchedule so that it can start elsewhere and run faster than the optimizer's steps.
 
     Args:
         schedule: A LearningRateSchedule of either generation of Keras, made for the full-length training.
 
     Returns:
-        A LearningRateSchedule of the same generation with `stretch(scale, start)`. At step t it gives
-        `schedule(floor(start + t * scale))`, so `scale` steps of `schedule` pass in each step. It starts with scale 1
-        from 0, which is `schedule` itself.
-
-    Raises:
-        TypeError: `schedule` is not a LearningRateSchedule.
+        A LearningRateSchedule of the same generation with `stretch(scale, start)`, and with `schedule` as `original`.
+        At step t it gives `schedule(floor(start + t * scale))`, so `scale` steps of `schedule` pass in each step. It
+        starts with scale 1 from 0, which is `schedule` itself. None for anything else, such as a constant rate.
     """
-    base = _schedule_class(schedule)
+    base = next((base for base in type(schedule).__mro__ if _is_schedule_class(base)), None)
     if base is None:
-        raise TypeError(f"Expected a LearningRateSchedule of keras or tf_keras; got {type(schedule).__name__}.")
+        return None
 
     class StretchedSchedule(base):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
+            self.original = schedule
             self._scale = tf.Variable(1.0, dtype=tf.float64, trainable=False, name="schedule_scale")
             self._start = tf.Variable(0.0, dtype=tf.float64, trainable=False, name="schedule_start")
 
@@ -62,8 +55,5 @@ def stretchable(schedule: Any) -> Any:
     return StretchedSchedule()
 
 
-def _schedule_class(learning_rate: Any) -> type | None:
-    for base in type(learning_rate).__mro__:
-        if base.__name__ == "LearningRateSchedule" and is_keras_own(base):
-            return base
-    return None
+def _is_schedule_class(kind: type) -> bool:
+    return kind.__name__ == "LearningRateSchedule" and is_keras_own(kind)

@@ -8,7 +8,7 @@ from typing import Any
 
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import layers_of
-from aimp_tf.compat.optimizer import ResettableOptimizer
+from aimp_tf.compat.optimizer import ResettableOptimizer, with_inner
 
 _TRAINING = ("fit", "make_train_function", "train_step")
 _OPTIMIZERS = ("BaseOptimizer", "_BaseOptimizer", "OptimizerV2")
@@ -22,6 +22,7 @@ class ModelOptimizers:
 
     Attributes:
         main: That of `compile`.
+        all: That, and those that are held elsewhere.
 
     Raises:
         ValueError: As `ResettableOptimizer`, of any of them.
@@ -30,11 +31,11 @@ class ModelOptimizers:
     def __init__(self, model: Any) -> None:
         variables = model.trainable_variables
         self.main = ResettableOptimizer(model.optimizer, variables)
-        self._all = [self.main]
+        self.all = [self.main]
         try:
             for name, optimizer in held_optimizers(model).items():
                 own = _built_for(optimizer, variables) or variables
-                self._all.append(ResettableOptimizer(optimizer, own, f"The optimizer in {name},"))
+                self.all.append(ResettableOptimizer(optimizer, own, f"The optimizer in {name},"))
         except BaseException:
             self.release()
             raise
@@ -42,59 +43,41 @@ class ModelOptimizers:
     @property
     def steps(self) -> list[int]:
         """The step counter of each."""
-        return [optimizer.steps for optimizer in self._all]
+        return [optimizer.steps for optimizer in self.all]
 
     def are_those_of(self, model: Any) -> bool:
         """Whether these are still the optimizers of a model, which may have been compiled again."""
         now = [model.optimizer, *held_optimizers(model).values()]
-        return set(map(id, now)) == {id(optimizer.optimizer) for optimizer in self._all}
-
-    def check_by_weight(self) -> None:
-        """As `ResettableOptimizer.check_by_weight`, of all."""
-        for optimizer in self._all:
-            optimizer.check_by_weight()
+        return set(map(id, now)) == {id(optimizer.optimizer) for optimizer in self.all}
 
     def slots(self) -> dict[int, list[Any]]:
         """As `ResettableOptimizer.slots`, of all."""
         slots: dict[int, list[Any]] = collections.defaultdict(list)
-        for optimizer in self._all:
+        for optimizer in self.all:
             for key, of_variable in optimizer.slots().items():
                 slots[key] += of_variable
         return slots
 
-    def forget_traced(self) -> None:
-        """As `ResettableOptimizer.forget_traced`, of all."""
-        for optimizer in self._all:
-            optimizer.forget_traced()
-
-    def note_rates(self) -> None:
-        """As `ResettableOptimizer.note_rate`."""
-        for optimizer in self._all:
-            optimizer.note_rate()
-
     def state(self, *, slots: bool = True) -> list[Any]:
         """As `ResettableOptimizer.state`, of all."""
-        return [variable for optimizer in self._all for variable in optimizer.state(slots=slots)]
+        return [variable for optimizer in self.all for variable in optimizer.state(slots=slots)]
 
     def reset(self, steps: Sequence[int] = ()) -> None:
         """As `ResettableOptimizer.reset`, with the step counter of each; 0 where there is none."""
-        for index, optimizer in enumerate(self._all):
+        for index, optimizer in enumerate(self.all):
             optimizer.reset(steps[index] if index < len(steps) else 0)
 
     def stretch(self, scale: float, start: float, steps_per_epoch: Sequence[float]) -> None:
         """Starts the learning-rate schedules at the epoch `start`; `scale` of their steps pass in each step.
 
-        Args:
-            scale: Steps of the schedule in a step.
-            start: An epoch of the schedule.
-            steps_per_epoch: How many steps each optimizer takes in an epoch.
+        Each optimizer takes its `steps_per_epoch` in an epoch.
         """
-        for optimizer, steps in zip(self._all, steps_per_epoch, strict=True):
+        for optimizer, steps in zip(self.all, steps_per_epoch, strict=True):
             optimizer.stretch(scale, start * steps)
 
     def release(self) -> None:
         """As `ResettableOptimizer.release`."""
-        for optimizer in self._all:
+        for optimizer in self.all:
             optimizer.release()
 
 
@@ -114,14 +97,14 @@ def held_optimizers(model: Any) -> dict[str, Any]:
     """
     if not any(_is_of_the_user(model, name) for name in _TRAINING):
         return {}
-    seen = set(map(id, _with_inner(model.optimizer)))
+    seen = set(map(id, with_inner(model.optimizer)))
     found: dict[str, Any] = {}
     for layer in layers_of(model):
         prefix = "" if layer is model else f"{layer.name}."
         for attribute, value in vars(layer).items():
             for name, optimizer in _optimizers_in(f"{prefix}{attribute}", value):
                 if id(optimizer) not in seen:
-                    seen.update(map(id, _with_inner(optimizer)))
+                    seen.update(map(id, with_inner(optimizer)))
                     found[name] = optimizer
     return found
 
@@ -130,13 +113,6 @@ def _is_of_the_user(model: Any, method: str) -> bool:
     own = vars(model).get(method)
     replaced = own is not None and own.__module__.split(".")[0] != "aimp_tf" and not is_keras_own(own)
     return replaced or not is_keras_own(getattr(type(model), method))
-
-
-def _with_inner(optimizer: Any) -> Iterator[Any]:
-    """An optimizer and those inside it, of loss scaling."""
-    while optimizer is not None:
-        yield optimizer
-        optimizer = getattr(optimizer, "inner_optimizer", None)
 
 
 def _optimizers_in(name: str, value: Any) -> Iterator[tuple[str, Any]]:

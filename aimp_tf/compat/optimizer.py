@@ -5,14 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.compat.learning_rate import is_schedule, stretchable
+from aimp_tf.compat.learning_rate import stretchable
 from aimp_tf.compat.variables import key_of
 
 
@@ -35,7 +35,7 @@ class ResettableOptimizer:
 
     def __init__(self, optimizer: Any, trainable_variables: Sequence[Any], name: str = "The optimizer") -> None:
         self.optimizer = optimizer
-        self._inner = _innermost(optimizer)
+        *_, self._inner = with_inner(optimizer)  # The user's own.
         self._name = f"{name} {type(self._inner).__name__}"
         if getattr(self._inner, "use_ema", False):
             raise ValueError(
@@ -54,7 +54,6 @@ class ResettableOptimizer:
         self._slots = self._slots_of(self._inner)
         self._initial_slots = self._initial_values(trainable_variables)
         self._schedule: Any = None
-        self._stretched: Any = None
         self._initial_rate: np.ndarray | None = None
         self.note_rate()
 
@@ -64,12 +63,11 @@ class ResettableOptimizer:
         It is that of the moment when this is made, until the run begins: it may be set in between.
         """
         learning_rate = _learning_rate(self._inner)
-        if self._stretched is not None and learning_rate is self._stretched:
+        if learning_rate is self._schedule:
             return
-        self._schedule = self._stretched = self._initial_rate = None
-        if is_schedule(learning_rate):
-            self._schedule, self._stretched = learning_rate, stretchable(learning_rate)
-            self._inner.learning_rate = self._stretched
+        self._schedule, self._initial_rate = stretchable(learning_rate), None
+        if self._schedule is not None:
+            self._inner.learning_rate = self._schedule
         elif hasattr(learning_rate, "assign"):
             self._initial_rate = _value(learning_rate)
 
@@ -82,7 +80,7 @@ class ResettableOptimizer:
     def rate(self) -> float | None:
         """The learning rate of the next step; None where it is neither a variable nor a LearningRateSchedule."""
         if self._schedule is not None:
-            return float(_value(tf.convert_to_tensor(self._stretched(self._iterations))))
+            return float(_value(tf.convert_to_tensor(self._schedule(self._iterations))))
         learning_rate = _learning_rate(self._inner)
         return float(_value(learning_rate)) if hasattr(learning_rate, "assign") else None
 
@@ -92,7 +90,7 @@ class ResettableOptimizer:
         # What tf_keras does not list: the hyperparameters of legacy optimizers, and the loss scale.
         holders = [vars(self._inner).get("_hyper", {}), vars(getattr(self.optimizer, "_loss_scale", object))]
         if self._schedule is not None:
-            holders.append(vars(self._stretched))
+            holders.append(vars(self._schedule))
         variables += [value for holder in holders for value in holder.values() if isinstance(value, tf.Variable)]
         cleared = {id(slot) for slot in self._slots}
         return [
@@ -197,13 +195,13 @@ class ResettableOptimizer:
     def stretch(self, scale: float, start: float) -> None:
         """Starts the learning-rate schedule, if any, at its step `start`; `scale` of its steps pass in each step."""
         if self._schedule is not None:
-            self._stretched.stretch(scale, start - self.steps * scale)
+            self._schedule.stretch(scale, start - self.steps * scale)
 
     def release(self) -> None:
         """Gives the optimizer its own schedule back, or the rate that it had."""
         vars(self._inner).pop("_update_step_xla", None)
         if self._schedule is not None:
-            self._inner.learning_rate = self._schedule
+            self._inner.learning_rate = self._schedule.original
         elif self._initial_rate is not None:
             _learning_rate(self._inner).assign(self._initial_rate)
 
@@ -257,11 +255,11 @@ def _variables_of(optimizer: Any) -> list[Any]:
     return variables + [value for value in vars(optimizer).values() if isinstance(value, tf.Variable)]
 
 
-def _innermost(optimizer: Any) -> Any:
-    """The user's optimizer inside loss-scaling ones."""
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    return optimizer
+def with_inner(optimizer: Any) -> Iterator[Any]:
+    """An optimizer and those inside it, of loss scaling."""
+    while optimizer is not None:
+        yield optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", None)
 
 
 def _build(optimizer: Any, trainable_variables: Sequence[Any]) -> None:

@@ -195,7 +195,8 @@ class MaskedModel(abc.ABC):
             key = key_of(weight)
             with_it = [weight, *slots.get(key, ()), *([masks[key]] if key in masks else [])]
             smaller += [(variable, indices) for variable in with_it]
-        self.optimizers.forget_traced()
+        for optimizer in self.optimizers.all:
+            optimizer.forget_traced()
         self.part.begin(smaller, attributes)
 
     @property

@@ -87,7 +87,8 @@ def _graph_of(masked: MaskedModel, own_step: bool) -> ModelGraph:
                 f"What the {name} of {type(masked.original).__name__} looks at beside the model's outputs is not "
                 "known. If it is nothing, set compact_rounds=True."
             )
-    masked.optimizers.check_by_weight()
+    for optimizer in masked.optimizers.all:
+        optimizer.check_by_weight()
     try:
         graph = ModelGraph.of(masked.original)
         LiveNetwork(graph, masked)

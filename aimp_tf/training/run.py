@@ -126,7 +126,8 @@ class Run:
             self.state.first = self.state.snapshot = masked.snapshot()
         self.terms.check_heard(plan)
         self._install(masked)
-        masked.optimizers.note_rates()
+        for optimizer in masked.optimizers.all:
+            optimizer.note_rate()
         masked.rounds_left = len(plan)
         self.kept_first = masked.kept
         stay = any(round_.rewind == "learning_rate" for round_ in plan)
