@@ -24,22 +24,17 @@ gives the loss of the targets alone: what is added to the loss, and what is told
 class _Step(threading.local):
     """The step that this thread traces: each replica has one."""
 
-    def __init__(self) -> None:
-        self.batch: Any = None  # None where it does not train.
-        self.added: tf.Tensor | None = None
+    batch: Any = None  # None where it does not train.
+    added: tf.Tensor | None = None
 
 
 @contextlib.contextmanager
 def added_to_loss(model: Any, name: str, term: Term) -> Iterator[None]:
-    """Within it, `fit` trains on the loss and a term. The mean of what is told of the term is in the logs of an epoch.
+    """Within it, `fit` of a compiled model trains on the loss and a term, which is traced with the step.
 
-    The loss that the logs tell is still that without it, so that it can be compared with the loss of the validation
-    data, which has none. Of several replicas, each adds its share, as of what it is compiled with.
-
-    Args:
-        model: A compiled model.
-        name: In the logs.
-        term: The term, traced with the step.
+    The mean of what is told of the term is in the logs of an epoch, by that name. The loss that the logs tell is still
+    that without it, so that it can be compared with the loss of the validation data, which has none. Of several
+    replicas, each adds its share, as of what it is compiled with.
 
     Raises:
         RuntimeError: In the first step, where the model's `train_step` does not get its loss from `compute_loss`.

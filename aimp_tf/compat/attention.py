@@ -25,12 +25,8 @@ def given_to(call_args: tuple[Any, ...], call_kwargs: dict[str, Any]) -> dict[st
 
 
 def signature(layer: Any, sizes: dict[str, int]) -> dict[str, Any]:
-    """The fields of its config that hold the shapes of what goes in, which tf_keras builds it by, with other channels.
-
-    Args:
-        layer: The layer.
-        sizes: "query", "key" and "value" -> number of channels.
-    """
+    """The fields of its config that hold the shapes of what goes in, which tf_keras builds it by, with other channels,
+    so many for "query", "key" and "value"."""
     fields = {f"{name}_shape": (getattr(layer, f"_{name}_shape", None), size) for name, size in sizes.items()}
     return {
         field: type(shape)([*list(shape)[:-1], size])

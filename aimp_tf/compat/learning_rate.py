@@ -20,7 +20,8 @@ def stretchable(schedule: Any) -> Any | None:
         At step t it gives `schedule(floor(start + t * scale))`, so `scale` steps of `schedule` pass in each step. It
         starts with scale 1 from 0, which is `schedule` itself. None for anything else, such as a constant rate.
     """
-    base = next((base for base in type(schedule).__mro__ if _is_schedule_class(base)), None)
+    kinds = (kind for kind in type(schedule).__mro__ if kind.__name__ == "LearningRateSchedule" and is_keras_own(kind))
+    base = next(kinds, None)
     if base is None:
         return None
 
@@ -53,7 +54,3 @@ def stretchable(schedule: Any) -> Any | None:
             return schedule.get_config()
 
     return StretchedSchedule()
-
-
-def _is_schedule_class(kind: type) -> bool:
-    return kind.__name__ == "LearningRateSchedule" and is_keras_own(kind)

@@ -181,9 +181,7 @@ def _float32_layers(model: Any) -> tuple[set[int], list[Any]]:
             spare(layer)
 
     for layer in layers_of(model):
-        if _home(layer) in _GRAPHS:
-            spared.add(id(layer))
-        elif _home(layer) == "InputLayer" or _is_preprocessing(layer):
+        if _home(layer) not in _GRAPHS and _is_preprocessing(layer):
             spare(layer)
     if _home(model) == "Model":  # It has no `call`: its train_step calls its parts.
         for part in children(model):

@@ -18,9 +18,7 @@ _Step = Callable[[Any], Any]
 def forget_traced(model: Any, *, evaluations: bool = False) -> None:
     """Has `fit` trace its step anew, for what was traced earlier does not know what has changed since.
 
-    Args:
-        model: A compiled model of either generation.
-        evaluations: Whether `evaluate` and `predict` have to trace anew, too.
+    With `evaluations`, so have `evaluate` and `predict`.
     """
     model.train_function = None
     if evaluations:
@@ -37,10 +35,7 @@ def trace_in_fit(model: Any) -> None:
 def changed_step(model: Any, change: Callable[[_Step], _Step], *, evaluations: bool = False) -> Iterator[None]:
     """Within it, `fit` traces what `change` makes of the model's `train_step`, be it Keras' or the user's own.
 
-    Args:
-        model: A compiled model of either generation.
-        change: Takes a step, which takes a batch and gives its logs, and gives another.
-        evaluations: Whether the same is made of its `test_step`.
+    A step takes a batch and gives its logs. With `evaluations`, the same is made of the `test_step`.
     """
     with contextlib.ExitStack() as replaced:
         for name in ("train_step", "test_step") if evaluations else ("train_step",):
