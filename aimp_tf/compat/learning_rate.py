@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.keras_own import keras_bases
 
 
 def stretchable(schedule: Any) -> Any | None:
@@ -20,8 +20,7 @@ def stretchable(schedule: Any) -> Any | None:
         At step t it gives `schedule(floor(start + t * scale))`, so `scale` steps of `schedule` pass in each step. It
         starts with scale 1 from 0, which is `schedule` itself. None for anything else, such as a constant rate.
     """
-    kinds = (kind for kind in type(schedule).__mro__ if kind.__name__ == "LearningRateSchedule" and is_keras_own(kind))
-    base = next(kinds, None)
+    base = next((kind for kind in keras_bases(type(schedule)) if kind.__name__ == "LearningRateSchedule"), None)
     if base is None:
         return None
 

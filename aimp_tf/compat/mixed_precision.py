@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.keras_own import keras_bases
 from aimp_tf.compat.models import children, layers_of
 from aimp_tf.compat.step import forget_traced
 from aimp_tf.compat.swap import Swap
@@ -21,8 +21,9 @@ _READ_IN_FLOAT32 = ("BatchNormalizationBase", "LayerNormalization", "Embedding")
 _LISTS_OF_WEIGHTS = ("_trainable_weights", "_non_trainable_weights")
 
 
-class MixedPrecision:
-    """Makes a float32 model compute in half precision until `undo`. Its variables, and its results, stay float32.
+@contextlib.contextmanager
+def computing_in_half_precision(model: Any, generation: str, policy: str) -> Iterator[None]:
+    """Within it, a float32 model computes in half precision. Its variables, and its results, stay float32.
 
     In float32 stay the layers that give the model's outputs, and preprocessing layers, for what they read may be beyond
     half precision. Layers that have another policy than float32 keep it. Under float16, an optimizer that scales the
@@ -36,47 +37,39 @@ class MixedPrecision:
     Raises:
         ValueError: No layer with weights has the policy float32.
     """
+    layers = [layer for layer in layers_of(model) if _is_float32(layer)]
+    if not any(layer.weights for layer in layers):
+        raise ValueError(
+            f"mixed_precision is for float32 models, but the layers of {model.name!r} that have weights have dtype "
+            "policies of their own, which are kept. Leave mixed_precision at None."
+        )
+    spared, composites = _float32_layers(model)
+    swaps_of = _swaps_of_keras if generation == "keras" else _swaps_of_tf_keras
+    swaps = list(swaps_of([layer for layer in layers if id(layer) not in spared], policy))
+    swaps += [Swap(layer, "call", _giving_float32(layer.call)) for layer in composites]
+    if policy == "mixed_float16" and not hasattr(model.optimizer, "inner_optimizer"):
+        swaps += _loss_scaling(importlib.import_module(generation), model)
+    with contextlib.ExitStack() as done:
 
-    def __init__(self, model: Any, generation: str, policy: str) -> None:
-        layers = [layer for layer in layers_of(model) if _is_float32(layer)]
-        if not any(layer.weights for layer in layers):
-            raise ValueError(
-                f"mixed_precision is for float32 models, but the layers of {model.name!r} that have weights have dtype "
-                "policies of their own, which are kept. Leave mixed_precision at None."
-            )
-        self._model = model
-        spared, composites = _float32_layers(model)
-        swaps_of = _swaps_of_keras if generation == "keras" else _swaps_of_tf_keras
-        self._swaps = [
-            Swap(model, "save", self._save),
-            *swaps_of([layer for layer in layers if id(layer) not in spared], policy),
-            *(Swap(layer, "call", _giving_float32(layer.call)) for layer in composites),
-        ]
-        if policy == "mixed_float16" and not hasattr(model.optimizer, "inner_optimizer"):
-            self._swaps += _loss_scaling(importlib.import_module(generation), model)
-        self._do()
-        forget_traced(self._model, evaluations=True)
+        def do() -> None:
+            for swap in swaps:
+                done.enter_context(swap)
 
-    def undo(self) -> None:
-        """Makes the model as it was."""
-        self._undo()
-        forget_traced(self._model, evaluations=True)
+        def save(*arguments: Any, **settings: Any) -> Any:
+            """That of the float32 model, for callbacks."""
+            done.close()
+            try:
+                return model.save(*arguments, **settings)
+            finally:
+                do()
 
-    def _do(self) -> None:
-        for swap in self._swaps:
-            swap.do()
-
-    def _undo(self) -> None:
-        for swap in self._swaps:
-            swap.undo()
-
-    def _save(self, *arguments: Any, **settings: Any) -> Any:
-        """`save` of the float32 model, for callbacks."""
-        self._undo()
+        swaps.append(Swap(model, "save", save))
+        do()
+        forget_traced(model, evaluations=True)
         try:
-            return self._model.save(*arguments, **settings)
+            yield
         finally:
-            self._do()
+            forget_traced(model, evaluations=True)
 
 
 @contextlib.contextmanager
@@ -118,7 +111,7 @@ def _swaps_of_tf_keras(layers: Iterable[Any], policy: str) -> Iterator[Swap]:
         yield Swap(layer, "_dtype_policy", dtype_policy)
         yield Swap(layer, "_compute_dtype_object", tf.as_dtype(dtype_policy.compute_dtype))
         yield from _swap_of_regulariser(layer, "_activity_regularizer")
-        if any(base.__name__ in _READ_IN_FLOAT32 for base in _keras_bases(layer)):
+        if any(base.__name__ in _READ_IN_FLOAT32 for base in keras_bases(type(layer))):
             continue
         for name, value in vars(layer).items():
             cast = value if name in _LISTS_OF_WEIGHTS or name.startswith("_self_") else _cast(value, casting)
@@ -297,20 +290,16 @@ def _is_float32(layer: Any) -> bool:
 
 
 def _is_preprocessing(layer: Any) -> bool:
-    return any("preprocessing" in base.__module__.split(".") for base in _keras_bases(layer))
+    return any("preprocessing" in base.__module__.split(".") for base in keras_bases(type(layer)))
 
 
 def _home(layer: Any) -> str | None:
     """The name of the class of Keras that says what the layer does; None where that is a class of the user's."""
-    if any(base.__name__ == "InputLayer" for base in _keras_bases(layer)):
+    if any(base.__name__ == "InputLayer" for base in keras_bases(type(layer))):
         return "InputLayer"
     return _definer(layer, "call")
 
 
 def _definer(layer: Any, method: str) -> str | None:
     base = next(base for base in type(layer).__mro__ if method in vars(base))
-    return base.__name__ if base in _keras_bases(layer) else None
-
-
-def _keras_bases(layer: Any) -> list[type]:
-    return list(filter(is_keras_own, type(layer).__mro__))
+    return base.__name__ if base in keras_bases(type(layer)) else None

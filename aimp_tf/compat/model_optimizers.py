@@ -6,7 +6,7 @@ import collections
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.keras_own import is_keras_own, keras_bases
 from aimp_tf.compat.models import layers_of
 from aimp_tf.compat.optimizer import ResettableOptimizer, with_inner
 
@@ -122,5 +122,5 @@ def _optimizers_in(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             yield from _optimizers_in(f"{name}[{index}]", item)
-    elif any(base.__name__ in _OPTIMIZERS and is_keras_own(base) for base in type(value).__mro__):
+    elif any(base.__name__ in _OPTIMIZERS for base in keras_bases(type(value))):
         yield name, value

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.arguments import check_config, check_names
-from aimp_tf.compat.mixed_precision import MixedPrecision
+from aimp_tf.compat.mixed_precision import computing_in_half_precision
 from aimp_tf.compat.model_optimizers import held_optimizers
 from aimp_tf.compat.models import check_built, check_model, keras_generation, layers_of
 from aimp_tf.compat.precision import resolve_policy
@@ -80,7 +80,7 @@ def mask_model(
     _check_maskable(model, policy)
     with contextlib.ExitStack() as undo, model.distribute_strategy.scope():
         if policy is not None:
-            undo.callback(MixedPrecision(model, generation, policy).undo)
+            undo.enter_context(computing_in_half_precision(model, generation, policy))
         selection = select_units(granularity, model, include, exclude, budget=budget, channel_multiple=channel_multiple)
         for path, variable in selection.variables.items():
             if isinstance(variable.constraint, MaskConstraint):
