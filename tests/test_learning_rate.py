@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from aimp_tf.compat.learning_rate import stretchable
+from aimp_tf.compat.optimizer import stretchable
 
 
 def schedules(K):

@@ -8,7 +8,7 @@ import tensorflow as tf
 import aimp_tf
 from aimp_tf.coding.levels import kmeans, stochastic
 from aimp_tf.coding.tensors import common_levels, is_shared, levels_of
-from aimp_tf.compat.gradients import changed_gradients
+from aimp_tf.compat.step import changed_gradients
 from aimp_tf.exporting.coded import write_coded
 from aimp_tf.graph.prunable import prunable_variables
 from aimp_tf.training.shared_weights import SharedWeights

@@ -14,6 +14,9 @@ from aimp_tf.compat.swap import Swap
 
 _Step = Callable[[Any], Any]
 
+Pairs = list[tuple[Any, Any]]
+"""Of a gradient, or None, and its variable."""
+
 
 def forget_traced(model: Any, *, evaluations: bool = False) -> None:
     """Has `fit` trace its step anew, for what was traced earlier does not know what has changed since.
@@ -69,3 +72,45 @@ def begin_steps_with(model: Any, begin: Callable[[], object]) -> None:
         return traced(iterator)
 
     model.train_function = train
+
+
+@contextlib.contextmanager
+def changed_gradients(model: Any, change: Callable[[Pairs], Pairs]) -> Iterator[None]:
+    """Within it, the optimizer of a compiled model gets what `change`, traced with the step, makes of gradients.
+
+    Raises:
+        RuntimeError: At the end, if the model has trained past its optimizer.
+    """
+    optimizer, seen = model.optimizer, []
+
+    def changed(pairs: Pairs) -> Pairs:
+        seen.append(True)
+        return change(pairs)
+
+    if hasattr(optimizer, "apply"):  # Of Keras 3, by which all its other ways go.
+        name, apply = "apply", optimizer.apply
+
+        def of_lists(grads: Any, trainable_variables: Any = None, **settings: Any) -> Any:
+            variables = optimizer._trainable_variables if trainable_variables is None else trainable_variables
+            pairs = changed(list(zip(grads, variables, strict=True)))
+            return apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs], **settings)
+
+        replacement: Any = of_lists
+    else:
+        name, apply = "apply_gradients", optimizer.apply_gradients
+
+        def of_pairs(grads_and_vars: Any, *arguments: Any, **settings: Any) -> Any:
+            return apply(changed(list(grads_and_vars)), *arguments, **settings)
+
+        replacement = of_pairs
+    forget_traced(model)
+    try:
+        with Swap(optimizer, name, replacement):
+            yield
+    finally:
+        forget_traced(model)
+    if not seen:
+        raise RuntimeError(
+            f"The train_step of {type(model).__name__} changes weights past self.optimizer, so that nothing could be "
+            "held. Have it call self.optimizer.apply_gradients."
+        )

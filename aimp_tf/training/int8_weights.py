@@ -8,8 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.compat.gradients import changed_gradients
-from aimp_tf.compat.step import changed_step
+from aimp_tf.compat.step import changed_gradients, changed_step
 from aimp_tf.compat.variables import key_of
 from aimp_tf.graph.prunable import kernels_and_outputs
 from aimp_tf.masking import MaskedModel

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.coding.tensors import MOST_LEVELS, common_levels, levels_of
-from aimp_tf.compat.gradients import changed_gradients
+from aimp_tf.compat.step import changed_gradients
 from aimp_tf.compat.variables import key_of, local_value
 from aimp_tf.masking import MaskedModel
 
