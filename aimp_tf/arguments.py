@@ -9,12 +9,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.config import PruningConfig
-from aimp_tf.config.texts import nearest
+from aimp_tf.config.texts import check_within, nearest
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(PruningConfig))
 
@@ -264,10 +263,7 @@ def split_off(data: Any, validation_split: float) -> tuple[Any, Any]:
         TypeError: The data is not of arrays, or the fraction no number.
         ValueError: The fraction is out of its range, or leaves nothing of either part.
     """
-    if isinstance(validation_split, bool) or not isinstance(validation_split, (int, float, np.number)):
-        raise TypeError(f"validation_split must be a number in [0, 1); got {validation_split!r}.")
-    if not 0 <= validation_split < 1:
-        raise ValueError(f"validation_split must lie in [0, 1): it is a fraction; got {validation_split!r}.")
+    check_within("validation_split", validation_split, 0, 1, "[)")
     if not validation_split:
         return data, None
     if not isinstance(data, tuple):
@@ -275,7 +271,7 @@ def split_off(data: Any, validation_split: float) -> tuple[Any, Any]:
             f"validation_split is for arrays; got {_shown(data)}. Split it, as dataset.skip(batches) and "
             "dataset.take(batches) do, and write validation_data=."
         )
-    lengths = {len(array) for array in _leaves(data)}
+    lengths = {len(array) for array in tf.nest.flatten(data) if hasattr(array, "__len__")}
     if len(lengths) != 1:
         return data, None  # What reads the data says what is wrong with it.
     (length,) = lengths
@@ -285,24 +281,16 @@ def split_off(data: Any, validation_split: float) -> tuple[Any, Any]:
             f"validation_split={validation_split} leaves {end} of {length} examples for training, and {length - end} "
             "for validation; each needs one at least."
         )
-    return _map(lambda array: array[:end], data), _map(lambda array: array[end:], data)
+
+    def part(where: slice) -> Any:
+        return tf.nest.map_structure(lambda array: None if array is None else array[where], data)
+
+    return part(slice(end)), part(slice(end, None))
 
 
 def _needs_targets(model: Any) -> bool:
     """Whether the model is trained by Keras' own step, with a loss that was given to `compile`."""
     return bool(getattr(model, "loss", None)) and is_keras_own(type(model).train_step)
-
-
-def _map(change: Any, data: Any) -> Any:
-    if isinstance(data, (tuple, list)):
-        return tuple(_map(change, part) for part in data)
-    if isinstance(data, Mapping):
-        return {name: _map(change, part) for name, part in data.items()}
-    return None if data is None else change(data)
-
-
-def _leaves(data: Any) -> list[Any]:
-    return [array for array in tf.nest.flatten(data) if hasattr(array, "__len__")]
 
 
 def _data_line(call: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
-from aimp_tf.config.granularity import OF_BLOCKS
+from aimp_tf.config.structure import OF_BLOCKS
 from aimp_tf.graph.windows import sampled_rows
 from aimp_tf.masking import mask_model
 from aimp_tf.selection.channel_layout import Channels, ChannelSet

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from aimp_tf.config.checks import COUNTED, NOT_USED_BY, check, name_of_budget
-from aimp_tf.config.distillation import Distillation, as_distillation
-from aimp_tf.config.latency import Latency, as_budget
+from aimp_tf.config.distillation import Distillation
+from aimp_tf.config.latency import Latency
 from aimp_tf.config.structure import Structure
 from aimp_tf.config.texts import nearest
 from aimp_tf.config.versions import VERSION, upgraded_to
@@ -269,8 +269,7 @@ class PruningConfig:
     def from_fields(cls, fields: dict[str, Any]) -> "PruningConfig":
         """A config from a dict of its fields. Raises TypeError that names unknown or missing ones."""
         _check_names(fields)
-        fields = {**fields, "budget": as_budget(fields.get("budget", cls.budget))}
-        fields["distillation"] = as_distillation(fields.get("distillation"))
+        fields = {name: _from_json(name, value) for name, value in fields.items()}
         _check_given(fields)
         return cls(**fields)
 
@@ -308,10 +307,8 @@ def kept_defaults(config: PruningConfig, stored: Mapping[str, Any]) -> dict[str,
 
 
 def default_fields() -> dict[str, Any]:
-    """The fields of a `PruningConfig` that have a default, with it, as they come from JSON."""
-    fields = dataclasses.fields(PruningConfig)
-    known = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    return json.loads(json.dumps(known))
+    """The fields of a `PruningConfig` with their defaults, as they come from JSON."""
+    return json.loads(json.dumps({field.name: field.default for field in dataclasses.fields(PruningConfig)}))
 
 
 def _as_json(value: Any) -> Any:
@@ -324,6 +321,17 @@ def _as_json(value: Any) -> Any:
         settings = ", ".join(f"{name}={setting}" for name, setting in shown.items())
         return f"{type(value).__module__}.{type(value).__qualname__}({settings})"
     return value.item()  # NumPy's numbers are numbers to validate(), but not to json.
+
+
+def _from_json(name: str, value: Any) -> Any:
+    """The Latency or Distillation of which a dict holds the fields; every other value as it is."""
+    kind = {"budget": Latency, "distillation": Distillation}.get(name)
+    if kind is None or not isinstance(value, Mapping):
+        return value
+    known = [field.name for field in dataclasses.fields(kind)]
+    if others := [field for field in value if field not in known]:
+        raise TypeError(f"A {kind.__name__} has no field {others[0]!r}. Its fields are {', '.join(known)}.")
+    return kind(**value)
 
 
 def _shown(value: Any) -> str:
@@ -349,7 +357,7 @@ def _fields_in(text: str) -> dict[str, Any]:
 
 def _check_given(fields: dict[str, Any]) -> None:
     """Raises TypeError where nothing says how much is to go, or how long the final training is."""
-    target = isinstance(fields["budget"], Latency) or fields.get("target_sparsity") is not None
+    target = isinstance(fields.get("budget"), Latency) or fields.get("target_sparsity") is not None
     epochs = any(fields.get(name) is not None for name in ("epochs", "total_epochs"))
     if missing := [name for name, given in (("target_sparsity", target), ("epochs", epochs)) if not given]:
         raise TypeError(

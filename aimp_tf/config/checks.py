@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from aimp_tf.config.distillation import Distillation
-from aimp_tf.config.granularity import OF_BLOCKS, OF_CHANNELS, check_granularity
 from aimp_tf.config.latency import Latency
-from aimp_tf.config.texts import as_fraction, as_whole, given_of, is_number, nearest
+from aimp_tf.config.structure import OF_BLOCKS, OF_CHANNELS, check_granularity
+from aimp_tf.config.texts import check_whole, check_within, given_of, is_number, nearest
 
 COUNTED = {"weights": "weight", "channels": "channel", "flops": "multiply-add", "latency": "microsecond"}
 """`name_of_budget` -> one of what it counts."""
@@ -16,7 +16,7 @@ COUNTED = {"weights": "weight", "channels": "channel", "flops": "multiply-add", 
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": ("iterative", "gradual", "soft", "dynamic", "dense"),
     "start": ("untrained", "trained"),
-    "rewind": ("weights", "learning_rate", "reinitialize"),
+    **dict.fromkeys(("rewind", "final_rewind"), ("weights", "learning_rate", "reinitialize")),
     "round_schedule": ("head", "compress"),
     "scope": ("global", "layer", "activation_density"),
     "criterion": (
@@ -84,10 +84,13 @@ def name_of_budget(budget: object) -> str:
     return "latency" if isinstance(budget, Latency) else str(budget)
 
 
-_WHOLE = (
-    "epochs round_epochs total_epochs rewind_epoch criterion_batches min_layer_survivors channel_multiple seed".split()
-)
-"""Fields that are whole numbers."""
+_WHOLE = {
+    **dict.fromkeys(("epochs", "round_epochs", "total_epochs", "criterion_batches", "channel_multiple"), 1),
+    "rewind_epoch": 0,
+    "min_layer_survivors": 0,
+    "seed": -math.inf,
+}
+"""Fields that are whole numbers -> the least that each may be."""
 
 
 def check(config: Any) -> None:
@@ -113,12 +116,10 @@ def check(config: Any) -> None:
 
 
 def _check_kinds(config: Any) -> None:
-    for name in _WHOLE:
+    for name, least in _WHOLE.items():
         value = getattr(config, name)
-        if value is None and name in _OPTIONAL:
-            continue
-        if not is_number(value, numbers.Integral):
-            raise TypeError(f"{name} must be a whole number; got {value!r}.{as_whole(name, value)}")
+        if value is not None or name not in _OPTIONAL:
+            check_whole(name, value, least)
     if config.compact_rounds not in (None, True, False) or is_number(config.compact_rounds, numbers.Real):
         raise TypeError(f"compact_rounds must be None, True or False; got {config.compact_rounds!r}.")
     if not isinstance(config.repair, bool):
@@ -139,15 +140,6 @@ def _check_distillation(distillation: Any) -> None:
 
 
 def _check_limits(config: Any) -> None:
-    if config.criterion_batches is not None and config.criterion_batches < 1:
-        raise ValueError(f"criterion_batches must be at least 1; got {config.criterion_batches}.")
-    if config.min_layer_survivors < 0:
-        raise ValueError(f"min_layer_survivors must be at least 0; got {config.min_layer_survivors}.")
-    if config.final_rewind is not None and config.final_rewind not in CHOICES["rewind"]:
-        raise ValueError(
-            f"final_rewind must be None or one of {', '.join(map(repr, CHOICES['rewind']))}; got "
-            f"{config.final_rewind!r}.{nearest(config.final_rewind, CHOICES['rewind'])}"
-        )
     if config.max_layer_sparsity is not None and config.max_layer_sparsity < (config.target_sparsity or 0):
         raise ValueError(
             f"max_layer_sparsity={config.max_layer_sparsity} is below target_sparsity={config.target_sparsity}, which "
@@ -168,17 +160,10 @@ def _check_fractions(config: Any) -> None:
             f"{config.budget!r} says by itself how much is to go, so target_sparsity must be left out; got "
             f"{config.target_sparsity!r}."
         )
-    for name, low, high, ends in _FRACTIONS:
+    for name, ends in _FRACTIONS.items():
         value = getattr(config, name)
-        if value is None and (name in _OPTIONAL or timed and name == "target_sparsity"):
-            continue
-        interval = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
-        if not is_number(value, numbers.Real):
-            raise TypeError(f"{name} must be a number in {interval}; got {value!r}.{as_fraction(name, value)}")
-        above = value >= low if ends[0] == "[" else value > low
-        below = value <= high if ends[1] == "]" else value < high
-        if not (above and below):
-            raise ValueError(f"{name} must lie in {interval}; got {value!r}.{as_fraction(name, value)}")
+        if value is not None or not (name in _OPTIONAL or timed and name == "target_sparsity"):
+            check_within(name, value, 0, 1, ends)
 
 
 def check_for_callback(config: Any) -> None:
@@ -247,10 +232,6 @@ def _check_epochs(config: Any) -> None:
             "Either epochs, the length of the final training, or total_epochs, that of all trainings together, "
             f"must be given; got epochs={config.epochs}, total_epochs={config.total_epochs}."
         )
-    for name in ("epochs", "round_epochs", "total_epochs"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}.")
     if config.epochs is None:
         return  # What remains to be looked at follows from the model.
     if config.resolved_round_epochs > config.epochs and config.method == "iterative":
@@ -290,15 +271,12 @@ def _check_rewinding(config: Any) -> None:
             "rewind='reinitialize' draws the first values of the weights anew, which a trained model does not come "
             "with. Leave out start='trained'."
         )
-    if config.shrink not in (1, type(config).shrink) and "learning_rate" not in (config.rewind, config.final_rewind):
+    shrinks = config.shrink not in (1, type(config).shrink)
+    if (shrinks or config.repair) and "learning_rate" not in (config.rewind, config.final_rewind):
+        what = f"shrink={config.shrink}" if shrinks else "repair"
         raise ValueError(
-            f"shrink={config.shrink} is for weights that stay after a round, and with rewind={config.rewind!r} none "
-            "do. Leave out one of the two."
-        )
-    if config.repair and "learning_rate" not in (config.rewind, config.final_rewind):
-        raise ValueError(
-            f"repair corrects weights that stay after a round, and with rewind={config.rewind!r} none do. Leave out "
-            "one of the two."
+            f"{what} is for weights that stay after a round, and with rewind={config.rewind!r} none do. Leave out one "
+            "of the two."
         )
 
 
@@ -339,23 +317,18 @@ _METHODS_BY_SETTINGS: dict[str, str] = {
 }
 """What is called a method elsewhere -> the settings that it is here."""
 
-# Field, limits, and whether these belong to it.
-_FRACTIONS = (
-    ("target_sparsity", 0, 1, "()"),
-    ("rate", 0, 1, "()"),
-    ("ramp", 0, 1, "(]"),
-    ("softness", 0, 1, "[)"),
-    ("regrow", 0, 1, "[)"),
-    ("shrink", 0, 1, "(]"),
-    ("stop_mask_distance", 0, 1, "[)"),
-    ("max_layer_sparsity", 0, 1, "()"),
-    ("min_layer_share", 0, 1, "[)"),
-)
+_FRACTIONS = {
+    **dict.fromkeys(("target_sparsity", "rate", "max_layer_sparsity"), "()"),
+    **dict.fromkeys(("ramp", "shrink"), "(]"),
+    **dict.fromkeys(("softness", "regrow", "stop_mask_distance", "min_layer_share"), "[)"),
+}
+"""Fields that are fractions -> whether 0 and 1 belong to them."""
 _OPTIONAL = (
     "criterion_batches",
     "epochs",
     "round_epochs",
     "total_epochs",
+    "final_rewind",
     "seed",
     "stop_mask_distance",
     "max_layer_sparsity",

@@ -2,11 +2,10 @@
 
 import dataclasses
 import math
-import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from aimp_tf.config.texts import is_number
+from aimp_tf.config.texts import check_within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +42,9 @@ class Distillation:
     loss: Callable[[Any, Any], Any] | str | None = None  # A text where it comes from JSON, and cannot be called.
 
     def __post_init__(self) -> None:
-        for name, high in (("weight", 1.0), ("temperature", math.inf)):
-            value = getattr(self, name)
-            if not is_number(value, numbers.Real):
-                raise TypeError(f"{name} of a Distillation must be a number; got {value!r}.")
-            if not 0 < value <= high or value == math.inf:
-                raise ValueError(f"{name} of a Distillation must lie in (0, {high:g}]; got {value!r}.")
-            object.__setattr__(self, name, float(value))
+        for name, high, ends in (("weight", 1, "(]"), ("temperature", math.inf, "()")):
+            check_within(f"{name} of a Distillation", getattr(self, name), 0, high, ends)
+            object.__setattr__(self, name, float(getattr(self, name)))
         if isinstance(self.features, str) or not all(isinstance(name, str) for name in self.features):
             raise TypeError(f"features of a Distillation must be a tuple of names of layers; got {self.features!r}.")
         object.__setattr__(self, "features", tuple(self.features))
@@ -62,9 +57,3 @@ class Distillation:
     def of(cls, given: object) -> "Distillation":
         """What `PruningConfig.distillation` says, with the default filled in."""
         return given if isinstance(given, cls) else cls()
-
-
-def as_distillation(value: Any) -> Any:
-    """The Distillation that a dict of its fields means, as JSON has them; everything else as it is."""
-    fields = {field.name for field in dataclasses.fields(Distillation)}
-    return Distillation(**value) if isinstance(value, Mapping) and set(value) <= fields else value

@@ -2,11 +2,10 @@
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aimp_tf.config.texts import is_number, nearest
+from aimp_tf.config.texts import check_whole, check_within, nearest
 
 LATENCY_FORMATS = {"saved_model": "SavedModel", "tflite": "TFLite file"}
 """Value of `Latency.format` -> what it is."""
@@ -53,12 +52,9 @@ class Latency:
                 f"milliseconds={self.milliseconds}, speedup={self.speedup}. Write Latency(milliseconds=5) or "
                 "Latency(speedup=2)."
             )
-        name, least = given[0], 0 if given[0] == "milliseconds" else 1
+        (name,) = given
         value = getattr(self, name)
-        if not is_number(value, numbers.Real):
-            raise TypeError(f"{name} of a Latency must be a number; got {value!r}.")
-        if not least < value < math.inf:
-            raise ValueError(f"{name} of a Latency must be above {least}; got {value!r}.")
+        check_within(f"{name} of a Latency", value, 0 if name == "milliseconds" else 1)
         object.__setattr__(self, name, value if isinstance(value, int) else float(value))  # As JSON has it.
         if not isinstance(self.format, str) or self.format not in LATENCY_FORMATS:
             raise ValueError(
@@ -66,12 +62,8 @@ class Latency:
                 f"{nearest(self.format, LATENCY_FORMATS)}"
             )
         for name in ("batch_size", "threads"):
-            value = getattr(self, name)
-            if not is_number(value, numbers.Integral):
-                raise TypeError(f"{name} of a Latency must be a whole number; got {value!r}.")
-            if value < 1:
-                raise ValueError(f"{name} of a Latency must be at least 1; got {value}.")
-            object.__setattr__(self, name, int(value))
+            check_whole(f"{name} of a Latency", getattr(self, name))
+            object.__setattr__(self, name, int(getattr(self, name)))
 
     def __str__(self) -> str:
         examples, threads = (
@@ -125,16 +117,3 @@ class Timings:
     def to_fields(self) -> dict[str, Any]:
         """As JSON can hold it, in microseconds of a call."""
         return {"dense": self.dense, "by_counts": self.by_counts}
-
-
-def as_budget(value: Any) -> Any:
-    """The budget of a config that came from JSON: a dict is the fields of a `Latency`.
-
-    Raises TypeError, ValueError as that, or where they are others.
-    """
-    if not isinstance(value, dict):
-        return value
-    known = [field.name for field in dataclasses.fields(Latency)]
-    if others := [name for name in value if name not in known]:
-        raise TypeError(f"A Latency has no field {others[0]!r}. Its fields are {', '.join(known)}.")
-    return Latency(**value)

@@ -1,6 +1,8 @@
-"""What errors and tables say: the nearest name, what two settings do not have in common, rows as lines."""
+"""What errors and tables say: limits of numbers, the nearest name, what two settings do not share, rows as lines."""
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,6 +10,27 @@ from typing import Any
 def is_number(value: object, kind: type) -> bool:
     """Whether this is a number of the kind, such as `numbers.Real`; True and False are none."""
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def check_whole(name: str, value: Any, least: float = 1) -> None:
+    """Raises TypeError unless this is a whole number, and ValueError where it is less than the least."""
+    if not is_number(value, numbers.Integral):
+        raise TypeError(f"{name} must be a whole number; got {value!r}.{_as_whole(name, value)}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}.")
+
+
+def check_within(name: str, value: Any, low: float, high: float = math.inf, ends: str = "()") -> None:
+    """Raises TypeError unless this is a number, and ValueError unless it lies between the limits, which belong to them
+    where `ends` has square brackets."""
+    limits = f"be above {low:g}" if high == math.inf else f"lie in {ends[0]}{low:g}, {high:g}{ends[1]}"
+    write = _as_fraction(name, value) if high == 1 else ""
+    if not is_number(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, and {limits}; got {value!r}.{write}")
+    above = value >= low if ends[0] == "[" else value > low
+    below = value <= high if ends[1] == "]" else value < high
+    if not (above and below):
+        raise ValueError(f"{name} must {limits}; got {value!r}.{write}")
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
@@ -54,13 +77,13 @@ def _flat(fields: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def as_whole(name: str, value: object) -> str:
+def _as_whole(name: str, value: object) -> str:
     """What to write in place of a text or a fraction that stands for a whole number; nothing for any other."""
     text = str(value).strip().removesuffix(".0")
-    return f" Write {name}={text}." if text.isdecimal() else ""
+    return f" Write {name.split()[0]}={text}." if text.isdecimal() else ""
 
 
-def as_fraction(name: str, value: object) -> str:
+def _as_fraction(name: str, value: object) -> str:
     """What to write in place of percent or of a number in a text; nothing where it is not clear what was meant."""
     text = str(value).strip()
     try:
@@ -69,4 +92,4 @@ def as_fraction(name: str, value: object) -> str:
         return ""
     if text.endswith("%") or number > 1:
         number /= 100
-    return f" Write {name}={number:g}: it is a fraction, not percent." if 0 < number < 1 else ""
+    return f" Write {name.split()[0]}={number:g}: it is a fraction, not percent." if 0 < number < 1 else ""
