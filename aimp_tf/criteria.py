@@ -4,11 +4,11 @@ from aimp_tf.selection.activation_criteria import (
     ActivationDensity,
     Discriminant,
     MutualInformation,
+    OutputInformation,
     Reconstruction,
     Utility,
     Votes,
 )
-from aimp_tf.selection.block_criteria import OutputInformation
 from aimp_tf.selection.channel_layout import Channels
 from aimp_tf.selection.criteria import Fisher, Gradient, Lamp, Magnitude, Random, Scale, Taylor
 from aimp_tf.selection.criterion import Criterion

@@ -17,8 +17,7 @@ from aimp_tf.graph.groups import channel_groups
 from aimp_tf.masking import MaskedModel
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.selection.channel_layout import ChannelSet, Product
-from aimp_tf.selection.channel_ranking import ChannelRanking
-from aimp_tf.selection.channels import ChannelUnits
+from aimp_tf.selection.channels import ChannelRanking, ChannelUnits
 
 CHANNELS = {"granularity": "channel", "budget": "flops", "target_sparsity": 0.5, "rate": 0.3, "verbose": 0, "seed": 1}
 
@@ -325,11 +324,11 @@ def test_as_many_are_left_as_the_budget_allows(widths, budget, scope, share, see
     units, generator = chain(widths, budget), np.random.default_rng(seed)
     scores = generator.integers(0, 6, units.count) / 4  # Many are equal.
     before = generator.random(units.count) < 0.8
-    least = [min(2, int(before[each.units].sum())) for each in units.sets]
+    least = {each.name: min(2, int(before[each.units].sum())) for each in units.sets}
     assured, places = np.zeros(units.count, bool), scores.copy()
-    for each, fewest in zip(units.sets, least, strict=True):
+    for each in units.sets:
         best = sorted(each.units[before[each.units]], key=lambda unit: (-scores[unit], unit))
-        assured[best[:fewest]] = True
+        assured[best[: least[each.name]]] = True
         if scope == "layer":
             places[best] = [-(rank + 1) / len(each.units) for rank in range(len(best))]
     low, high = units.amount(assured), units.amount(before)
@@ -354,7 +353,7 @@ def test_channels_stay_in_multiples():
     scores, before = generator.random(units.count), np.ones(units.count, bool)
     for share in (0.2, 0.4, 0.7, 1.0):
         amount = int(share * units.total())
-        kept, _ = ChannelRanking(units, scores, before, [1, 1]).within(amount)
+        kept, _ = ChannelRanking(units, scores, before, {"0": 1, "1": 1}).within(amount)
         counts = [int(kept[each.units].sum()) for each in units.sets]
         assert units.amount(kept) <= amount and all(
             count in (8, 16, 24, *sizes) for count, sizes in zip(counts, ((20,), (30,)), strict=True)
@@ -367,10 +366,10 @@ def test_channels_stay_in_multiples():
 def test_limits_hold_with_multiples():
     units = chain((3, 20, 40, 2), multiple=8)
     scores, everything = np.random.default_rng(0).random(units.count), np.ones(units.count, bool)
-    kept, _ = ChannelRanking(units, scores, everything, [15, 9]).within(units.total() // 2)
+    kept, _ = ChannelRanking(units, scores, everything, {"0": 15, "1": 9}).within(units.total() // 2)
     assert [int(kept[each.units].sum()) for each in units.sets] == [16, 16]
     with pytest.raises(ValueError, match="or channel_multiple=8"):
-        ChannelRanking(units, scores, everything, [15, 9]).within(10)
+        ChannelRanking(units, scores, everything, {"0": 15, "1": 9}).within(10)
 
 
 def test_limits_on_layers_are_in_channels():
@@ -384,9 +383,9 @@ def test_limits_on_layers_are_in_channels():
     assert least(max_layer_sparsity=0.6) == {"0": 16, "1": 2}
     # Ranking alone would keep the five of the second layer first.
     scores, everything = np.concatenate([np.full(40, 0.1), np.ones(5)]), np.ones(45, bool)
-    kept, guarded = ChannelRanking(units, scores, everything, [4, 1]).within(5 + 3 * 4 + 4 * 3 + 3 * 2)
+    kept, guarded = ChannelRanking(units, scores, everything, least()).within(5 + 3 * 4 + 4 * 3 + 3 * 2)
     assert guarded == ("0",) and [int(kept[each.units].sum()) for each in units.sets] == [4, 3]
-    assert ChannelRanking(units, scores, everything, [4, 1]).within(units.total() // 2)[1] == ()
+    assert ChannelRanking(units, scores, everything, least()).within(units.total() // 2)[1] == ()
 
 
 def test_masks_of_single_weights_are_no_channels():

@@ -10,11 +10,11 @@ import aimp_tf
 from aimp_tf.config.structure import OF_BLOCKS
 from aimp_tf.graph.windows import sampled_rows
 from aimp_tf.masking import mask_model
+from aimp_tf.selection.activation_criteria import covariance, log_determinant, standardized
 from aimp_tf.selection.channel_layout import Channels, ChannelSet
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.criteria import CRITERIA, criterion_of
 from aimp_tf.selection.criterion import channel_scores_of, scores_of
-from aimp_tf.selection.gaussian import covariance, log_determinant, standardized
 from aimp_tf.selection.grams import Elimination, Gram, removal_costs_of_weights, repaired
 from aimp_tf.selection.statistics import Statistics
 from aimp_tf.training.statistics import ModelSample

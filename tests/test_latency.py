@@ -24,8 +24,8 @@ import aimp_tf
 from aimp_tf.exporting import clock, timing
 from aimp_tf.exporting.timing import TimingProcess
 from aimp_tf.graph.groups import channel_groups
+from aimp_tf.selection.channels import CLOSE, SAFE, nearly_largest
 from aimp_tf.selection.planning import fraction_to_go
-from aimp_tf.selection.search import CLOSE, SAFE, nearly_largest
 
 HALF = {
     "granularity": "channel",

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from aimp_tf.config.structure import Structure
 from aimp_tf.selection import ranking
 from aimp_tf.selection.criteria import criterion_of
 from aimp_tf.selection.criterion import scores_of
@@ -246,7 +247,7 @@ def test_blocks_are_ranked_by_their_means(problem, data):
     rounds, axes, m, signed, scope = problem
     masks = {path: np.ones(weight.shape, bool) for path, weight in rounds[0].items()}
     keep, limit = sum(mask.size for mask in masks.values()), m * data.draw(st.integers(0, 2))
-    units = Units.of(f"1x{m}", axes)
+    units = Units(Structure.of(f"1x{m}"), axes)
     for weights in rounds:
         survivors = counts_of(masks)
         least = {path: min(limit, count) for path, count in survivors.items()}
@@ -281,7 +282,7 @@ def test_the_best_n_of_each_m_stay(problem, data):
     size = keep = sum(mask.size for mask in masks.values())
     none = dict.fromkeys(masks, 0)
     n = data.draw(st.integers(1, m - 1))
-    units = Units.of(f"{n}:{m}", axes)
+    units = Units(Structure.of(f"{n}:{m}"), axes)
     for index, weights in enumerate(rounds):
         keep = size // m * n if index == len(rounds) - 1 else data.draw(st.integers(size // m * n, keep))
         shares = None if scope == "global" else [1.0] * len(weights)
@@ -309,32 +310,32 @@ def test_fours_lie_along_the_axis_of_inputs():
     kernel = np.zeros((8, 2), np.float32)
     kernel[4:, 1] = 1
     ones, none = {"w": np.ones(kernel.shape, bool)}, {"w": 0}
-    kept, _ = keep_best({"w": kernel}, ones, 4, none, units=Units.of("1x4", {"w": 0}))
+    kept, _ = keep_best({"w": kernel}, ones, 4, none, units=Units(Structure.of("1x4"), {"w": 0}))
     np.testing.assert_array_equal(kept["w"], kernel == 1)
-    kept, _ = keep_best({"w": kernel.T}, {"w": ones["w"].T}, 4, none, units=Units.of("1x4", {"w": 1}))
+    kept, _ = keep_best({"w": kernel.T}, {"w": ones["w"].T}, 4, none, units=Units(Structure.of("1x4"), {"w": 1}))
     np.testing.assert_array_equal(kept["w"], kernel.T == 1)
     # Among equals, the first two of each four.
-    kept, _ = keep_best({"w": kernel}, ones, 8, none, units=Units.of("2:4", {"w": 0}))
+    kept, _ = keep_best({"w": kernel}, ones, 8, none, units=Units(Structure.of("2:4"), {"w": 0}))
     np.testing.assert_array_equal(kept["w"].T, [[True, True, False, False] * 2] * 2)
 
 
 def test_what_cannot_be_kept_in_fours_is_refused():
     weights, masks = {"w": np.ones((8, 2), np.float32)}, {"w": np.ones((8, 2), bool)}
     with pytest.raises(ValueError, match="multiple of 4 with granularity='1x4'; got 6"):
-        keep_best(weights, masks, 6, {"w": 0}, units=Units.of("1x4", {"w": 0}))
+        keep_best(weights, masks, 6, {"w": 0}, units=Units(Structure.of("1x4"), {"w": 0}))
     with pytest.raises(ValueError, match="at least 8 with granularity='2:4'; got 7"):
-        keep_best(weights, masks, 7, {"w": 0}, units=Units.of("2:4", {"w": 0}))
+        keep_best(weights, masks, 7, {"w": 0}, units=Units(Structure.of("2:4"), {"w": 0}))
 
 
 @pytest.mark.parametrize(("granularity", "wrong"), [("1x4", [1, 1, 1, 0]), ("2:4", [1, 0, 0, 0])])
 def test_masks_without_the_structure_are_named(granularity, wrong):
     masks = {"good": np.ones((4, 3), bool), "bad/kernel": np.ones((4, 3), bool)}
     axes = dict.fromkeys(masks, 0)
-    Units.of(granularity, axes).check(masks)
+    Units(Structure.of(granularity), axes).check(masks)
     masks["bad/kernel"][:, 1] = wrong
-    Units.of("unstructured", axes).check(masks)
+    Units(Structure.of("unstructured"), axes).check(masks)
     with pytest.raises(RuntimeError, match=f"masks of bad/kernel do not have the structure of .*'{granularity}'"):
-        Units.of(granularity, axes).check(masks)
+        Units(Structure.of(granularity), axes).check(masks)
 
 
 FIXED_SHAPES = {"dense": (24, 10), "convolution": (3, 3, 12, 4), "transposed": (2, 2, 5, 12), "small": (12, 2)}
@@ -367,7 +368,7 @@ def fixed_weights(step):
 )
 def test_masks_are_those_of_ever(granularity, criterion, scope, expected):
     """Three rankings, one after the other, of weights that change: a checksum of all that they keep."""
-    units = Units.of(granularity, FIXED_AXES)
+    units = Units(Structure.of(granularity), FIXED_AXES)
     masks = {path: np.ones(shape, bool) for path, shape in FIXED_SHAPES.items()}
     total = sum(mask.size for mask in masks.values())
     least = {path: 12 for path in masks}

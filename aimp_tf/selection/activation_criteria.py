@@ -1,4 +1,4 @@
-"""Criteria of whole channels that go by what these are on a sample of the training data. NumPy only."""
+"""Criteria that go by what channels and blocks are on a sample of the training data. NumPy only."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import numpy as np
 
 from aimp_tf.selection.channel_layout import Channels
 from aimp_tf.selection.criterion import OfChannels, OfData, relative
-from aimp_tf.selection.gaussian import covariance, standardized
 from aimp_tf.selection.grams import MOST_ROWS, Elimination, elimination_costs, removal_costs_of_weights, without
 from aimp_tf.selection.statistics import Arrays, Statistics
+
+_SHUFFLE = 0
+"""Seed of the order in which examples are paired with the outputs of others."""
+
+_RIDGE = 1e-2
+"""What is added to the diagonal of covariances, where variances are 1."""
 
 
 class Utility(OfChannels, OfData):
@@ -47,13 +52,7 @@ class Utility(OfChannels, OfData):
         return scores
 
 
-class _OfActivations(OfChannels, OfData):
-    """A criterion that goes by activations."""
-
-    channel_needs: tuple[str, ...] = ("activations",)
-
-
-class Votes(_OfActivations):
+class Votes(OfChannels, OfData):
     """The share of the examples that vote for a channel: on which it is above the mean of the channels of its layers.
 
     What counts is the mean over positions, of what the layers get that read the channel.
@@ -65,6 +64,8 @@ class Votes(_OfActivations):
     2, the votes are 0.5, 0.5 and 0: 2 is not above 2.
     """
 
+    channel_needs = ("activations",)
+
     def channel_scores(self, channels: Channels) -> np.ndarray:
         activations = np.concatenate(channels.activations)
         scores = np.zeros(channels.units.count)
@@ -75,7 +76,7 @@ class Votes(_OfActivations):
         return scores
 
 
-class ActivationDensity(_OfActivations):
+class ActivationDensity(OfChannels, OfData):
     """The share of the positions and examples at which a channel is not zero, of what the layers get that read it.
 
     It tells channels behind ReLU apart; others are hardly ever zero. `scope="activation_density"` is the paper's own
@@ -94,7 +95,7 @@ class ActivationDensity(_OfActivations):
         return np.concatenate(channels.densities).mean(axis=0)
 
 
-class Discriminant(_OfActivations):
+class Discriminant(OfChannels, OfData):
     """How much discriminant information a layer loses without a channel: of tr((S + rho I)^-1 S_B).
 
     S is the covariance of the layer's channels, means over positions, and S_B that of the means of the classes. Without
@@ -146,7 +147,7 @@ class _Discriminance:
         without(self._inverse, unit)
 
 
-class MutualInformation(_OfActivations):
+class MutualInformation(OfChannels, OfData):
     """What a channel tells of the channels that are made of it, given the others of its layers: a Gaussian estimate.
 
     The conditional mutual information I(x_j; z | other x) of normal variables, in nats, where x are the channels of a
@@ -161,6 +162,8 @@ class MutualInformation(_OfActivations):
     Example: `criterion="mutual_information"`. With x and z of variance 1 and covariance 0.6, it is -log(1 - 0.36) / 2 =
     0.22.
     """
+
+    channel_needs = ("activations",)
 
     def channel_scores(self, channels: Channels) -> np.ndarray:
         scores = np.zeros(channels.units.count)
@@ -264,3 +267,67 @@ class Reconstruction(OfData):
         rows = np.broadcast_to(read, (len(kernel) // len(read), len(read))).reshape(-1)
         parts = [np.flatnonzero(rows == unit) for unit in these.tolist()]
         return Elimination(statistics.grams[path], kernel, np.any(mask, axis=1), parts)
+
+
+class OutputInformation(OfData):
+    """What a block tells of the outputs of the model: a Gaussian estimate of their mutual information, in nats.
+
+    I(b; y) = (1/2) log(det C_b det C_y / det C_by) of normal variables, where b is what the block adds and y what the
+    model gives, both means over positions, and C are their covariances. Of few examples that is too much, and the more
+    so the wider a block is: what the same gives where the outputs are those of other examples is taken off.
+
+    References:
+        Soltani, Wu, Ding, Ravier and Tarokh, "On the information of feature maps and pruning of deep neural networks",
+        ICPR 2020, which removes the layers that tell least of the output.
+
+    Example: `granularity="block", criterion="output_information"`. With b and y of variance 1 and covariance 0.6, it is
+    -log(1 - 0.36) / 2 = 0.22.
+    """
+
+    channel_needs = ("branches", "outputs")
+
+    def scores(self, statistics: Statistics) -> Arrays:
+        raise ValueError(self._refusal)
+
+    def channel_scores(self, channels: Channels) -> np.ndarray:
+        if "block" not in channels.units.kinds:
+            raise ValueError(self._refusal)
+        outputs = standardized(np.concatenate(channels.statistics.outputs))
+        if len(outputs) < 2:
+            raise ValueError(f"The criterion {self.name} goes by several examples; got {len(outputs)}.")
+        order = np.random.default_rng(_SHUFFLE).permutation(len(outputs))
+        others = np.empty_like(outputs)
+        others[order] = outputs[np.roll(order, 1)]
+        scores = np.zeros(channels.units.count)
+        for unit, name in enumerate(channels.units.others):
+            branch = standardized(np.concatenate(channels.statistics.branches[name]))
+            # What each of the two has alone is the same.
+            apart, together = (log_determinant(np.concatenate([branch, those], axis=1)) for those in (others, outputs))
+            scores[unit] = (apart - together) / 2
+        return scores
+
+    @property
+    def _refusal(self) -> str:
+        return f"The criterion {self.name} ranks whole blocks. Write granularity='block', or take another criterion."
+
+
+def standardized(values: np.ndarray) -> np.ndarray:
+    """Values (examples, variables) less their mean over examples, with a mean square of 1 in each column that is not
+    constant."""
+    centred = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
+    deviations = np.sqrt((centred**2).mean(axis=0))
+    return centred / np.where(deviations > 1e-12 * np.abs(values).max(axis=0, initial=1e-30), deviations, 1.0)
+
+
+def log_determinant(centred: np.ndarray) -> float:
+    """Of the `covariance` of standardized values, beside what it is where all of them are constant; by the examples
+    where these are fewer."""
+    examples, count = centred.shape
+    moments = (centred.T @ centred if count < examples else centred @ centred.T) / (examples * _RIDGE)
+    return float(np.linalg.slogdet(np.eye(len(moments)) + moments)[1])
+
+
+def covariance(centred: np.ndarray) -> np.ndarray:
+    """The covariance (variables, variables) of standardized values, with a little added so that it has an inverse."""
+    matrix = centred.T @ centred / len(centred)
+    return matrix + _RIDGE * np.eye(len(matrix))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -112,7 +112,7 @@ class ChannelLayout:
             mask = np.ones(shape, bool)
             for axis, units in enumerate(self.axes[path]):
                 if units is not None:
-                    mask &= stays[units].reshape(_lying(axis, len(shape)))
+                    mask &= np.expand_dims(stays[units], others_than(axis, len(shape)))
             masks[path] = mask
         return masks
 
@@ -121,8 +121,12 @@ class ChannelLayout:
         return tuple(dict.fromkeys(path for path, _, units in self.axes_of(self.shapes) if (units == unit).any()))
 
     def kept(self, masks: Arrays) -> np.ndarray:
-        """Which units stay under these masks, bool (units,)."""
-        return self._touched(masks, self.shapes)
+        """Which units stay under these masks, be they of all variables or of some, bool (units,)."""
+        kept = np.zeros(self.count, bool)
+        for path, axis, units in self.axes_of(set(masks)):
+            along = np.logical_or.reduce(masks[path], axis=others_than(axis, len(self.shapes[path])))
+            np.logical_or.at(kept, units[units >= 0], along[units >= 0])
+        return kept
 
     def of_zeros(self, weights: Arrays) -> dict[str, np.ndarray]:
         """The masks of the channels all of whose kernels are zero; biases and the like need not be.
@@ -141,15 +145,7 @@ class ChannelLayout:
 
     def completed(self, masks: Arrays) -> dict[str, np.ndarray]:
         """The masks of all variables, by those of some of which the channels are known."""
-        return self.expand(self._touched(masks, masks))
-
-    def _touched(self, masks: Arrays, paths: Mapping[str, object]) -> np.ndarray:
-        """Which units have anything that is True in the variables of these paths, bool (units,)."""
-        kept = np.zeros(self.count, bool)
-        for path, axis, units in self.axes_of(paths):
-            along = np.logical_or.reduce(masks[path], axis=others_than(axis, len(self.shapes[path])))
-            np.logical_or.at(kept, units[units >= 0], along[units >= 0])
-        return kept
+        return self.expand(self.kept(masks))
 
     def check(self, masks: Arrays) -> None:
         """Raises RuntimeError, naming the variables, if masks are not those of whole channels."""
@@ -212,7 +208,7 @@ class ChannelLayout:
     def axis_of_outputs(self, path: str) -> int:
         return 2 * len(self.shapes[path]) - 3 - self.reads[path]
 
-    def axes_of(self, paths: Mapping[str, object] | frozenset[str]) -> list[tuple[str, int, np.ndarray]]:
+    def axes_of(self, paths: Container[str]) -> list[tuple[str, int, np.ndarray]]:
         """(path, axis, the unit of each index) of the axes that count channels, in the order of `shapes`."""
         return [
             (path, axis, units)
@@ -311,10 +307,6 @@ def _weights(units: ChannelLayout, kept: np.ndarray) -> int:
     return sum(entries[path] for path in units.counted)
 
 
-def _channels(units: ChannelLayout, kept: np.ndarray) -> int:
-    return int(np.count_nonzero(kept))
-
-
 def _microseconds(units: ChannelLayout, kept: np.ndarray) -> int:
     if units.clock is None:
         raise RuntimeError("What a Latency counts is known by a clock alone, and there is none yet.")
@@ -323,17 +315,12 @@ def _microseconds(units: ChannelLayout, kept: np.ndarray) -> int:
 
 BUDGETS: dict[str, Callable[[ChannelLayout, np.ndarray], int]] = {
     "weights": _weights,
-    "channels": _channels,
+    "channels": lambda units, kept: int(np.count_nonzero(kept)),
     "flops": ChannelLayout.multiply_adds,
     "latency": _microseconds,
 }
 """`name_of_budget` of `PruningConfig.budget` -> how much of it is left of the units, where some of them stay, bool
 (units,). With fewer units it is never more, but for a time, which is so by and large."""
-
-
-def _lying(axis: int, rank: int) -> tuple[int, ...]:
-    """The shape with which a vector lies along an axis."""
-    return (*(1,) * axis, -1, *(1,) * (rank - axis - 1))
 
 
 def others_than(axis: int, rank: int) -> tuple[int, ...]:

@@ -11,11 +11,11 @@ from aimp_tf.selection.activation_criteria import (
     ActivationDensity,
     Discriminant,
     MutualInformation,
+    OutputInformation,
     Reconstruction,
     Utility,
     Votes,
 )
-from aimp_tf.selection.block_criteria import OutputInformation
 from aimp_tf.selection.channel_layout import Channels
 from aimp_tf.selection.criterion import Criterion, OfChannels, OfData, relative
 from aimp_tf.selection.statistics import Arrays, Statistics

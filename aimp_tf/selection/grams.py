@@ -163,13 +163,9 @@ def removal_costs_of_weights(gram: Gram, kernel: np.ndarray, mask: np.ndarray) -
     matrix, weights = gram.regularized(rows), np.where(mask, kernel, 0)[rows].astype(np.float64)
     energy = float(np.sum(weights * (matrix @ weights))) or 1.0
     costs = np.zeros(kernel.shape)
-    costs[rows] = (weights / np.diagonal(_upper(matrix))[:, np.newaxis]) ** 2 / energy
+    upper = np.linalg.cholesky(np.linalg.inv(matrix)).T
+    costs[rows] = (weights / np.diagonal(upper)[:, np.newaxis]) ** 2 / energy
     return costs
-
-
-def _upper(matrix: np.ndarray) -> np.ndarray:
-    """U with U' U the inverse."""
-    return np.linalg.cholesky(np.linalg.inv(matrix)).T
 
 
 def repaired(gram: Gram, kernel: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

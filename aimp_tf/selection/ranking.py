@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from aimp_tf.selection.ordering import ordered_bits
+from aimp_tf.selection.statistics import Arrays
 
 _CHUNK = 1 << 16  # What a core's own cache holds.
 _SAMPLE = 1 << 17
 _MOST_COLLECTED = 1 << 22
 _BINS = 1 << 16
+_SIGN = np.uint32(0x80000000)
 
 
-def keep_largest(
-    scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], keep: int, *, signed: bool = False
-) -> dict[str, np.ndarray]:
+def keep_largest(scores: Arrays, masks: Arrays, keep: int, *, signed: bool = False) -> dict[str, np.ndarray]:
     """Masks that keep the `keep` largest survivors of all tensors, ranked together.
 
     Ranked are the magnitudes in float32, or the values themselves where `signed`. Ties are broken by position: the
@@ -68,13 +67,7 @@ def keep_largest(
 
 
 def keep_shares(
-    scores: Mapping[str, np.ndarray],
-    masks: Mapping[str, np.ndarray],
-    keep: int,
-    least: Mapping[str, int],
-    *,
-    shares: Sequence[float],
-    signed: bool = False,
+    scores: Arrays, masks: Arrays, keep: int, least: Mapping[str, int], *, shares: Sequence[float], signed: bool = False
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """As `keep_at_least`, but every tensor keeps a fraction in proportion to its share, as nearly as whole numbers and
     what survives allow. Where all shares are the same, so is the sparsity.
@@ -98,12 +91,7 @@ def keep_shares(
 
 
 def keep_at_least(
-    scores: Mapping[str, np.ndarray],
-    masks: Mapping[str, np.ndarray],
-    keep: int,
-    least: Mapping[str, int],
-    *,
-    signed: bool = False,
+    scores: Arrays, masks: Arrays, keep: int, least: Mapping[str, int], *, signed: bool = False
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """As `keep_largest`, but no tensor keeps fewer than its `least` (or than survive in it).
 
@@ -131,6 +119,16 @@ def keep_at_least(
     return {path: assured[path] | rest[path] for path in scores}, guarded
 
 
+def ordered_bits(values: np.ndarray, signed: bool) -> np.ndarray:
+    """The values in float32 as uint32, which compare fast and have no NaN: in the order of the values, or of their
+    magnitudes unless `signed`."""
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if not signed:
+        return values.view(np.uint32) & ~_SIGN
+    bits = (values + np.float32(0)).view(np.uint32)  # -0.0 is 0.0 now.
+    return np.where(bits & _SIGN, ~bits, bits | _SIGN)  # The bits of a negative number grow with its magnitude.
+
+
 def surviving(weight: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
     """The values of the survivors of a tensor piece by piece, in their order, so that they are never copied at once.
 
@@ -149,7 +147,7 @@ def smallest_magnitude(weight: np.ndarray, mask: np.ndarray) -> float | None:
     return min((float(np.abs(values).min()) for values in surviving(weight, mask) if values.size), default=None)
 
 
-def check_finite(weights: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]) -> None:
+def check_finite(weights: Arrays, masks: Arrays) -> None:
     """Raises RuntimeError, naming the variables, if a surviving weight is NaN or infinite."""
     infinity = np.uint32(0x7F800000)
     bad = [
@@ -178,18 +176,14 @@ def _chunks(score: np.ndarray, mask: np.ndarray, signed: bool) -> Iterator[tuple
         yield part, bits, survives
 
 
-def _all_chunks(
-    scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], signed: bool
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _all_chunks(scores: Arrays, masks: Arrays, signed: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(ordered bits, mask) of all tensors, as `_chunks`."""
     for path, score in scores.items():
         for _, bits, survives in _chunks(score, masks[path], signed):
             yield bits, survives
 
 
-def _threshold(
-    scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], signed: bool, keep: int, survivors: int
-) -> tuple[np.uint32, int]:
+def _threshold(scores: Arrays, masks: Arrays, signed: bool, keep: int, survivors: int) -> tuple[np.uint32, int]:
     """The ordered bits of the `keep`-th largest survivor, and how many of those equal to it are among the `keep`."""
     low, high = _bracket(scores, masks, signed, keep / survivors)
     above, count, parts = 0, 0, []
@@ -208,9 +202,7 @@ def _threshold(
     return threshold + low, wanted - int(np.count_nonzero(between > threshold))
 
 
-def _bracket(
-    scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], signed: bool, fraction: float
-) -> tuple[np.uint32, np.uint32]:
+def _bracket(scores: Arrays, masks: Arrays, signed: bool, fraction: float) -> tuple[np.uint32, np.uint32]:
     """Two ordered bits between which that of the smallest of the largest `fraction` of the survivors is likely to lie.
 
     They are four standard deviations of its rank in the sample away from it. The lower one is not 0, which is for what
@@ -232,27 +224,19 @@ def _bracket(
     return max(sample[first], np.uint32(1)), max(sample[last], np.uint32(1))
 
 
-def _threshold_by_histograms(
-    scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], signed: bool, keep: int
-) -> tuple[np.uint32, int]:
+def _threshold_by_histograms(scores: Arrays, masks: Arrays, signed: bool, keep: int) -> tuple[np.uint32, int]:
     """As `_threshold`, whatever the values are like: by the number of survivors with the same high or low 16 bits."""
-    high = _histogram(scores, masks, signed, lambda bits: bits >> 16)
-    bucket, above = _bin_holding(high, keep)
-    low = _histogram(scores, masks, signed, lambda bits: bits[bits >> 16 == bucket] & 0xFFFF)
+
+    def histogram(key: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        counts = np.zeros(_BINS, np.int64)
+        for bits, survives in _all_chunks(scores, masks, signed):
+            counts += np.bincount(key(bits[survives]), minlength=_BINS)
+        return counts
+
+    bucket, above = _bin_holding(histogram(lambda bits: bits >> 16), keep)
+    low = histogram(lambda bits: bits[bits >> 16 == bucket] & 0xFFFF)
     low_bits, above_in_bucket = _bin_holding(low, keep - above)
     return np.uint32(bucket << 16 | low_bits), keep - above - above_in_bucket
-
-
-def _histogram(
-    scores: Mapping[str, np.ndarray],
-    masks: Mapping[str, np.ndarray],
-    signed: bool,
-    key: Callable[[np.ndarray], np.ndarray],
-) -> np.ndarray:
-    counts = np.zeros(_BINS, np.int64)
-    for bits, survives in _all_chunks(scores, masks, signed):
-        counts += np.bincount(key(bits[survives]), minlength=_BINS)
-    return counts
 
 
 def _bin_holding(counts: np.ndarray, rank: int) -> tuple[int, int]:
@@ -263,17 +247,13 @@ def _bin_holding(counts: np.ndarray, rank: int) -> tuple[int, int]:
     return bin_index, int(from_top[position] - counts[bin_index])
 
 
-def _survivors_and_least(
-    masks: Mapping[str, np.ndarray], least: Mapping[str, int]
-) -> tuple[dict[str, int], dict[str, int]]:
+def _survivors_and_least(masks: Arrays, least: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
     """How many survive in each tensor, and how many of these it keeps at least."""
     survivors = {path: int(np.count_nonzero(mask)) for path, mask in masks.items()}
     return survivors, {path: min(least[path], count) for path, count in survivors.items()}
 
 
-def _keep_in_each(
-    scores: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], counts: Mapping[str, int], signed: bool
-) -> dict[str, np.ndarray]:
+def _keep_in_each(scores: Arrays, masks: Arrays, counts: Mapping[str, int], signed: bool) -> dict[str, np.ndarray]:
     """Each tensor ranked by itself."""
     return {
         path: keep_largest({path: score}, {path: masks[path]}, counts[path], signed=signed)[path]

@@ -35,7 +35,41 @@ class Statistics:
         weights: Path -> float array, each read when it is asked for. They are not to be written into.
         masks: Path -> bool array of the same shape; True marks a survivor.
         generator: Draws what is random, in each round anew.
+        gradients: Path -> float32 array: the gradient of the loss that the model was compiled with, the mean over the
+            batches; of pruned weights as well.
+        absolute_gradients: As `gradients`, the mean of the magnitudes that the gradient has in each batch.
+        squared_gradients: As `gradients`, the mean of the squares that it has in each batch, times the examples in the
+            batch: where the mean gradient is zero, that estimates the mean square of the gradients of single examples.
+        activations: What the channels that a kernel reads are on each example, the mean over positions; of kernels of
+            Dense and convolution layers.
+        densities: As `activations`, the share of the positions at which a channel is not zero.
+        contributions: As `activations`, the sum over positions of a * dl/da, where a is the channel and l the loss of
+            the example: the change of that loss without the channel, to first order, with the other sign. The loss of a
+            batch is taken to be the mean of those of its examples.
+        labels: Of each batch, the class of each example, int (examples,).
+        grams: Path -> the Gram matrix of what the kernel multiplies, of kernels of Dense and convolution layers. Of
+            each example, a few positions are taken, which depend on nothing but the batch.
+        branches: What residual blocks add, the mean over positions: name of the Add -> of each batch, float32
+            (examples, channels).
+        outputs: Of each batch, what the model gives, means over positions of all its outputs: float32 (examples,
+            values).
+
+    Raises:
+        ValueError: What is said of the training data is asked for and there is none to take a sample of, nothing to
+            compute a loss from for gradients and contributions, or targets that are not classes for labels; or for
+            branches, a block ends with what is no layer, or one that is called more than once.
     """
+
+    gradients: Arrays
+    absolute_gradients: Arrays
+    squared_gradients: Arrays
+    activations: Batches
+    densities: Batches
+    contributions: Batches
+    labels: Sequence[np.ndarray]
+    grams: Mapping[str, Gram]
+    branches: Batches
+    outputs: Sequence[np.ndarray]
 
     def __init__(
         self,
@@ -53,75 +87,6 @@ class Statistics:
         self._needs = set(needs)
         self._known: dict[str, Any] = {}
 
-    @property
-    def gradients(self) -> Arrays:
-        """Path -> float32 array: the gradient of the loss that the model was compiled with, the mean over the batches;
-        of pruned weights as well.
-
-        Raises:
-            ValueError: There is no training data to take a sample of, or nothing to compute a loss from.
-        """
-        return self._collected("gradients")
-
-    @property
-    def absolute_gradients(self) -> Arrays:
-        """As `gradients`, the mean of the magnitudes that the gradient has in each batch."""
-        return self._collected("absolute_gradients")
-
-    @property
-    def squared_gradients(self) -> Arrays:
-        """As `gradients`, the mean of the squares that it has in each batch, times the examples in the batch: where the
-        mean gradient is zero, that estimates the mean square of the gradients of single examples."""
-        return self._collected("squared_gradients")
-
-    @property
-    def activations(self) -> Batches:
-        """What the channels that a kernel reads are on each example, the mean over positions; of kernels of Dense and
-        convolution layers. Raises as `inputs`."""
-        return self._collected("activations")
-
-    @property
-    def densities(self) -> Batches:
-        """As `activations`, the share of the positions at which a channel is not zero."""
-        return self._collected("densities")
-
-    @property
-    def contributions(self) -> Batches:
-        """As `activations`, the sum over positions of a * dl/da, where a is the channel and l the loss of the example:
-        the change of that loss without the channel, to first order, with the other sign. The loss of a batch is taken
-        to be the mean of those of its examples. Raises as `gradients`."""
-        return self._collected("contributions")
-
-    @property
-    def labels(self) -> Sequence[np.ndarray]:
-        """Of each batch, the class of each example, int (examples,).
-
-        Raises:
-            ValueError: The targets are not classes.
-        """
-        return self._collected("labels")
-
-    @property
-    def grams(self) -> Mapping[str, Gram]:
-        """Path -> the Gram matrix of what the kernel multiplies, of kernels of Dense and convolution layers. Of each
-        example, a few positions are taken, which depend on nothing but the batch. Raises as `inputs`."""
-        return self._collected("grams")
-
-    @property
-    def branches(self) -> Batches:
-        """What residual blocks add, the mean over positions: name of the Add -> of each batch, float32 (examples,
-        channels).
-
-        Raises:
-            ValueError: As `inputs`; or a block ends with what is no layer, or one that is called more than once.
-        """
-        return self._collected("branches")
-
-    @property
-    def outputs(self) -> Sequence[np.ndarray]:
-        """Of each batch, what the model gives, means over positions of all its outputs: float32 (examples, values)."""
-        return self._collected("outputs")
-
     def inputs(self) -> Iterator[Mapping[str, Sequence[np.ndarray]]]:
         """What the weights multiply, batch by batch: path -> float array (examples, ..., channels), one for each call
         of the layer. Of kernels of Dense, EinsumDense and convolution layers.
@@ -131,7 +96,9 @@ class Statistics:
         """
         return self._sample.inputs()
 
-    def _collected(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:
+        if name not in Statistics.__annotations__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
         if name not in self._known:
             collected = self._sample.collect({name, *self._needs} - self._known.keys())
             self._known |= {

@@ -11,9 +11,8 @@ import numpy as np
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.structure import Structure
 from aimp_tf.selection.criterion import Criterion, scores_of
-from aimp_tf.selection.ordering import ordered_bits
 from aimp_tf.selection.planning import least_survivors
-from aimp_tf.selection.ranking import keep_at_least, keep_shares
+from aimp_tf.selection.ranking import keep_at_least, keep_shares, ordered_bits
 from aimp_tf.selection.scope import shares_of
 from aimp_tf.selection.statistics import Arrays, Statistics
 
@@ -29,11 +28,6 @@ class Units:
 
     structure: Structure = Structure()
     axes: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def of(cls, granularity: str, axes: Mapping[str, int | None]) -> Units:
-        """The units of a granularity, as `Structure.of` takes it."""
-        return cls(Structure.of(granularity), axes)
 
     exact = True
     """Whether as much is left as is asked for, and not only no more than that."""
@@ -82,10 +76,6 @@ class Units:
         scores, shares = scores_of(criterion, statistics), shares_of(scope, statistics)
         return keep_best(scores, statistics.masks, keep, least, units=self, shares=shares, signed=criterion.signed)
 
-    def needs(self, criterion: Criterion) -> tuple[str, ...]:
-        """What a criterion needs of `Statistics` to rank these."""
-        return criterion.needs
-
     @property
     def cost(self) -> int:
         """Weights of a unit."""
@@ -96,8 +86,6 @@ class Units:
 
         They are added up one by one, which gives the same on every platform.
         """
-        if self.cost == 1:
-            return dict(scores)
         pooled = {}
         for path, score in scores.items():
             first, *others = (part if signed else np.abs(part) for part in self._parts(path, score))
@@ -109,24 +97,11 @@ class Units:
 
     def pool_masks(self, masks: Arrays) -> dict[str, np.ndarray]:
         """Whether a unit is kept as a whole, bool."""
-        if self.cost == 1:
-            return dict(masks)
         return {path: np.logical_and.reduce(self._parts(path, mask)) for path, mask in masks.items()}
 
     def expand(self, kept: Arrays) -> dict[str, np.ndarray]:
         """The masks of weights of which `pool_masks` gives `kept`."""
-        if self.cost == 1:
-            return dict(kept)
         return {path: np.repeat(mask, self.cost, self._axis(path)) for path, mask in kept.items()}
-
-    def assured(self, scores: Arrays, masks: Arrays, signed: bool) -> dict[str, np.ndarray] | None:
-        """Masks of the weights that stay whatever their rank is: of each m, the best n that survive, ties by position.
-
-        None where the structure has no such n.
-        """
-        if not self.structure.n:
-            return None
-        return {path: self._best(path, score, masks[path], signed) for path, score in scores.items()}
 
     def check(self, masks: Arrays) -> None:
         """Raises RuntimeError, naming the variables, if masks do not have the structure.
@@ -158,7 +133,9 @@ class Units:
         parted = array.reshape(*shape[:axis], shape[axis] // m, m, *shape[axis + 1 :])
         return np.moveaxis(parted, axis + 1, 0)
 
-    def _best(self, path: str, score: np.ndarray, mask: np.ndarray, signed: bool) -> np.ndarray:
+    def best_of_each(self, path: str, score: np.ndarray, mask: np.ndarray, signed: bool) -> np.ndarray:
+        """The mask of the weights that stay whatever their rank is: of each m, the best n that survive, ties by
+        position."""
         bits, survives = self._parts(path, ordered_bits(score, signed)), self._parts(path, mask)
         best = np.empty(mask.shape, bool)
         view = self._parts(path, best)
@@ -173,12 +150,12 @@ class Units:
 
 
 def keep_best(
-    scores: Mapping[str, np.ndarray],
-    masks: Mapping[str, np.ndarray],
+    scores: Arrays,
+    masks: Arrays,
     keep: int,
     least: Mapping[str, int],
     *,
-    units: Units | None = None,
+    units: Units = Units(),
     shares: Sequence[float] | None = None,
     signed: bool = False,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -193,7 +170,7 @@ def keep_best(
         masks: As in `keep_largest`; what this function gave for a larger `keep`, or all True.
         keep: As in `keep_at_least`; a multiple of a unit's cost, and no less than n:m keeps.
         least: As in `keep_at_least`; multiples of a unit's cost, and no more of a tensor than n:m keeps of it.
-        units: The units of these tensors; None is single weights.
+        units: The units of these tensors.
         shares: As in `keep_shares`; None ranks all tensors together.
         signed: As in `keep_largest`.
 
@@ -206,7 +183,7 @@ def keep_best(
     Example:
         >>> weights = {"a": np.array([[3.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 2.0]])}
         >>> masks = {"a": np.ones((4, 2), bool)}
-        >>> blocks, two_of_four = (Units.of(text, {"a": 0}) for text in ("1x4", "2:4"))
+        >>> blocks, two_of_four = (Units(Structure.of(text), {"a": 0}) for text in ("1x4", "2:4"))
         >>> keep_best(weights, masks, 4, {"a": 0}, units=blocks)[0]["a"].T.astype(int)
         array([[0, 0, 0, 0],
                [1, 1, 1, 1]])
@@ -214,18 +191,19 @@ def keep_best(
         array([[1, 1, 0, 0],
                [1, 1, 0, 1]])
     """
-    units = units or Units()
     choose = keep_at_least if shares is None else functools.partial(keep_shares, shares=shares)
     if keep % units.cost:
         raise ValueError(f"keep must be a multiple of {units.cost} with {units.structure}; got {keep}.")
-    assured = units.assured(scores, masks, signed)
-    if assured is not None:
+    if units.structure.n:
+        assured = {path: units.best_of_each(path, score, masks[path], signed) for path, score in scores.items()}
         count = sum(int(np.count_nonzero(mask)) for mask in assured.values())
         if keep < count:
             raise ValueError(f"keep must be at least {count} with {units.structure}; got {keep}.")
         others = {path: masks[path] & ~assured[path] for path in scores}
         rest, _ = choose(scores, others, keep - count, dict.fromkeys(scores, 0), signed=signed)
         return {path: assured[path] | rest[path] for path in scores}, ()
+    if units.cost == 1:
+        return choose(scores, masks, keep, least, signed=signed)
     kept, guarded = choose(
         units.pool(scores, signed),
         units.pool_masks(masks),

@@ -10,8 +10,7 @@ import numpy as np
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import MaskedModel
-from aimp_tf.selection.channel_ranking import ChannelRanking
-from aimp_tf.selection.channels import ChannelUnits
+from aimp_tf.selection.channels import ChannelRanking, ChannelUnits
 from aimp_tf.selection.criteria import criterion_of
 from aimp_tf.selection.ranking import check_finite
 from aimp_tf.selection.scope import needs_of
@@ -63,7 +62,8 @@ class RunRanking:
     def statistics(self, masked: MaskedModel, index: int) -> Statistics:
         """What there is to rank a model by after so many rounds."""
         config, criterion = self._config, self.criterion
-        needs = {*masked.units.needs(criterion), *needs_of(config.scope)}
+        of_channels = isinstance(masked.units, ChannelUnits)
+        needs = {*(criterion.channel_needs if of_channels else criterion.needs), *needs_of(config.scope)}
         needs |= {*(("grams",) if config.repair else ()), *(("gradients",) if config.regrow else ())}
         if self.sample is None:
             self._sample = None
@@ -93,8 +93,7 @@ class RunRanking:
 
     def choose(self, units: ChannelUnits, scores: np.ndarray, before: np.ndarray, keep: int) -> np.ndarray:
         """As `rank`, of channels by these scores: which of those of before stay, bool (units,)."""
-        least = [self._least[each.name] for each in units.sets]
-        return ChannelRanking(units, scores, before, least).within(keep)[0]
+        return ChannelRanking(units, scores, before, self._least).within(keep)[0]
 
     def _to_regrow(self, masked: MaskedModel, statistics: Statistics, keep: int) -> int:
         """How many of the weights that are removed already take the place of survivors."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import MaskedModel
+from aimp_tf.selection.channels import FAR
 from aimp_tf.selection.planning import Round
-from aimp_tf.selection.search import FAR
 from aimp_tf.training.rounds import RoundResult, duration_text, shrink_text
 from aimp_tf.training.state import RunState
 
