@@ -62,7 +62,7 @@ def sizes(monkeypatch):
         ({"milliseconds": 0}, ValueError, "milliseconds of a Latency must be above 0; got 0"),
         ({"speedup": 1}, ValueError, "speedup of a Latency must be above 1; got 1"),
         ({"speedup": float("inf")}, ValueError, "must be above 1; got inf"),
-        ({"speedup": "2x"}, TypeError, "speedup of a Latency must be a number, and be above 1; got '2x'"),
+        ({"speedup": "2x"}, TypeError, "speedup of a Latency must be a number above 1; got '2x'"),
         ({"speedup": 2, "format": "lite"}, ValueError, "one of 'saved_model', 'tflite'; got 'lite'.*'tflite'"),
         ({"speedup": 2, "batch_size": 1.5}, TypeError, "batch_size of a Latency must be a whole number; got 1.5"),
         ({"speedup": 2, "threads": 0}, ValueError, "threads of a Latency must be at least 1; got 0"),

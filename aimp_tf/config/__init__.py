@@ -275,11 +275,7 @@ class PruningConfig:
 
 
 def upgrade(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that any version of `PruningConfig.to_json` wrote as today's has them, by `versions.upgraded_to`.
-
-    Raises:
-        ValueError: The version is not known.
-    """
+    """The fields that any version of `PruningConfig.to_json` wrote as today's has them. Raises as `upgraded_to`."""
     return upgraded_to(default_fields(), fields)
 
 

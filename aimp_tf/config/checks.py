@@ -94,12 +94,7 @@ _WHOLE = {
 
 
 def check(config: Any) -> None:
-    """Checks every field of a `PruningConfig`.
-
-    Raises:
-        TypeError: A field has the wrong type.
-        ValueError: A field is out of its range, or a name is not among the known ones.
-    """
+    """Checks every field of a `PruningConfig`. Raises as its `validate`."""
     check_choice("budget", config.budget)  # Which says whether target_sparsity need be there.
     _check_fractions(config)
     _check_kinds(config)

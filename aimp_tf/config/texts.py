@@ -15,7 +15,9 @@ def is_number(value: object, kind: type) -> bool:
 def check_whole(name: str, value: Any, least: float = 1) -> None:
     """Raises TypeError unless this is a whole number, and ValueError where it is less than the least."""
     if not is_number(value, numbers.Integral):
-        raise TypeError(f"{name} must be a whole number; got {value!r}.{_as_whole(name, value)}")
+        text = str(value).strip().removesuffix(".0")
+        write = f" Write {name.split()[0]}={text}." if text.isdecimal() else ""
+        raise TypeError(f"{name} must be a whole number; got {value!r}.{write}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}.")
 
@@ -23,14 +25,16 @@ def check_whole(name: str, value: Any, least: float = 1) -> None:
 def check_within(name: str, value: Any, low: float, high: float = math.inf, ends: str = "()") -> None:
     """Raises TypeError unless this is a number, and ValueError unless it lies between the limits, which belong to them
     where `ends` has square brackets."""
-    limits = f"be above {low:g}" if high == math.inf else f"lie in {ends[0]}{low:g}, {high:g}{ends[1]}"
+    verb, limits = "lie", f"in {ends[0]}{low:g}, {high:g}{ends[1]}"
+    if high == math.inf:
+        verb, limits = "be", f"above {low:g}"
     write = _as_fraction(name, value) if high == 1 else ""
     if not is_number(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, and {limits}; got {value!r}.{write}")
+        raise TypeError(f"{name} must be a number {limits}; got {value!r}.{write}")
     above = value >= low if ends[0] == "[" else value > low
     below = value <= high if ends[1] == "]" else value < high
     if not (above and below):
-        raise ValueError(f"{name} must {limits}; got {value!r}.{write}")
+        raise ValueError(f"{name} must {verb} {limits}; got {value!r}.{write}")
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
@@ -75,12 +79,6 @@ def _flat(fields: dict[str, Any]) -> dict[str, Any]:
         inner = _flat(value) if isinstance(value, dict) and value else {"": value}
         flat |= {f"{name}.{key}" if key else name: item for key, item in inner.items()}
     return flat
-
-
-def _as_whole(name: str, value: object) -> str:
-    """What to write in place of a text or a fraction that stands for a whole number; nothing for any other."""
-    text = str(value).strip().removesuffix(".0")
-    return f" Write {name.split()[0]}={text}." if text.isdecimal() else ""
 
 
 def _as_fraction(name: str, value: object) -> str:

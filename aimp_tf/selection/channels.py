@@ -12,6 +12,7 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.config.checks import COUNTED
 from aimp_tf.selection.channel_layout import ChannelLayout, Channels
 from aimp_tf.selection.criterion import Criterion, channel_scores_of
+from aimp_tf.selection.planning import least_of
 from aimp_tf.selection.scope import shares_of
 from aimp_tf.selection.statistics import Arrays, Statistics
 
@@ -37,10 +38,7 @@ class ChannelUnits(ChannelLayout):
         for each in self.sets:
             size = len(each.units)
             count = config.min_layer_survivors or fewest * math.ceil(size / 10)
-            if config.max_layer_sparsity is not None:
-                # Rounded first, for 0.29 * 100 is less than 29 in floating point.
-                count = max(count, size - math.floor(round(config.max_layer_sparsity * size, 6)))
-            counts[each.name] = min(size, max(fewest, count))
+            counts[each.name] = min(size, max(fewest, count, least_of(config, size)))
         return counts
 
     def check_reachable(self, masks: Arrays | None, keep: int, least: Mapping[str, int]) -> None:

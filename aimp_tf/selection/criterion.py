@@ -118,10 +118,8 @@ def _checked(scores: Any, weights: Arrays, masks: Arrays) -> Arrays:
     expected = "criterion must return a dict with an array of scores for each variable, of the variable's shape"
     if not isinstance(scores, Mapping):
         raise TypeError(f"{expected}; got {type(scores).__name__}.")
-    missing, unknown = (
-        [path for path in weights if path not in scores],
-        [path for path in scores if path not in weights],
-    )
+    missing = [path for path in weights if path not in scores]
+    unknown = [path for path in scores if path not in weights]
     if missing or unknown:
         raise ValueError(
             f"{expected}; missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}."

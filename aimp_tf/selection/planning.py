@@ -123,22 +123,19 @@ def settled(config: PruningConfig, weight_count: int, first: int | None = None) 
     total = config.total_epochs
     if total is None:
         return config
-    rounds = len(_counts(config, weight_count, first)) - 1
-    if config.method != "iterative":
-        rounds = int(config.has_rounds)
-    last = ROUNDS_IN_LAST_TRAINING if config.method == "iterative" else 1
-    round_epochs = config.round_epochs or max(1, total // (rounds + last))
+    rounds, many = len(_counts(config, weight_count, first)) - 1, config.method == "iterative"
+    round_epochs = config.round_epochs or max(1, total // (rounds + (ROUNDS_IN_LAST_TRAINING if many else 1)))
     epochs = total - rounds * round_epochs
     # A round is no longer than the final training, where there are several.
-    least = rounds * round_epochs + (round_epochs if config.method == "iterative" and rounds else 1)
+    least = rounds * round_epochs + (round_epochs if many and rounds else 1)
     if total < least:
-        many = config.method == "iterative"
-        what = f"{rounds} rounds of {round_epochs}" if many else f"a round of {round_epochs}"
-        last_ = " that is as long" if many else ""
-        fewer = f", or raise rate={config.rate} for fewer rounds" if many else ""
+        what, fewer = f"a round of {round_epochs} and a final training", ""
+        if many:
+            what = f"{rounds} rounds of {round_epochs} and a final training that is as long"
+            fewer = f", or raise rate={config.rate} for fewer rounds"
         raise ValueError(
-            f"total_epochs={total} is too little for {what} and a final training{last_}: it takes {least}. Write "
-            f"total_epochs={least} or more{fewer}."
+            f"total_epochs={total} is too little for {what}: it takes {least}. Write total_epochs={least} or "
+            f"more{fewer}."
         )
     lengths = {"epochs": epochs, "round_epochs": round_epochs if rounds else None, "total_epochs": None}
     config = config.replace(**lengths)
@@ -152,9 +149,8 @@ def make_plan(config: PruningConfig, weight_count: int, first: int | None = None
     With `start="trained"` the first of them, in which nothing is removed yet, is left out.
 
     Args:
-        config: A valid config, as `settled` returns it.
-        weight_count: Number of prunable weights, at least 1; a multiple of `config.structure.block`.
-        first: Number of weights that are left at the beginning; None is all.
+        config: As `settled` returns it.
+        weight_count: As in `settled`, like first.
 
     Returns:
         The rounds, whose epochs sum to `N * round_epochs + epochs`; N is 0 where the method has no rounds, and one less
@@ -163,20 +159,15 @@ def make_plan(config: PruningConfig, weight_count: int, first: int | None = None
     Raises:
         ValueError: As `survivor_counts`.
     """
-    counts = _counts(config, weight_count, first)
-    if config.method != "iterative":
-        counts = [counts[0], counts[-1]]
-    if not config.has_rounds:
-        kept = counts[0] if config.method == "dense" else counts[-1]
-        return (Round(0, config.resolved_epochs, kept, rewind=None, schedule_start=0.0, schedule_scale=1.0),)
+    counts, last = _counts(config, weight_count, first), config.resolved_epochs
     rounds = []
     for index, kept in enumerate(counts):
         final = index == len(counts) - 1
-        epochs = config.resolved_epochs if final else config.resolved_round_epochs
+        epochs = last if final else config.resolved_round_epochs
         rewind = None if index == 0 else (final and config.final_rewind) or config.rewind
-        rounds.append(
-            Round(index, epochs, kept, rewind, *_schedule(config, epochs, config.rewind_epoch if index else 0))
-        )
+        end = min(epochs, last) if config.round_schedule == "head" else last
+        start = end * (config.rewind_epoch if index else 0) / epochs
+        rounds.append(Round(index, epochs, kept, rewind, start, schedule_scale=(end - start) / epochs))
     return tuple(rounds)
 
 
@@ -197,11 +188,7 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
         ValueError: Without `min_layer_share`, these are more than `target_sparsity` keeps in all, or than "n:m" keeps
             of a variable.
     """
-    least = {path: min(config.min_layer_survivors, size) for path, size in sizes.items()}
-    if config.max_layer_sparsity is not None:
-        for path, size in sizes.items():
-            # Rounded first, for 0.29 * 100 is less than 29 in floating point.
-            least[path] = max(least[path], size - math.floor(round(config.max_layer_sparsity * size, 6)))
+    least = {path: max(min(config.min_layer_survivors, size), least_of(config, size)) for path, size in sizes.items()}
     structure, block = config.structure, config.structure.block
     least = {path: math.ceil(count / block) * block for path, count in least.items()}
     for path, size in sizes.items():
@@ -219,6 +206,14 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
             f"{total}. Relax them or lower target_sparsity."
         )
     return _with_shares(config, sizes, least, kept)
+
+
+def least_of(config: PruningConfig, size: int) -> int:
+    """How many of so many weights or channels of a layer stay at least by `max_layer_sparsity`."""
+    if config.max_layer_sparsity is None:
+        return 0
+    # Rounded first, for 0.29 * 100 is less than 29 in floating point.
+    return size - math.floor(round(config.max_layer_sparsity * size, 6))
 
 
 def _with_shares(
@@ -264,19 +259,22 @@ def epoch_at_target(config: PruningConfig) -> int:
 def imp_epochs(config: PruningConfig, weight_count: int, first: int | None = None) -> int:
     """Epochs of plain iterative magnitude pruning to the same sparsity at the same rate, from the `first` weights that
     are left at the beginning and with the same `start`: every round in full. The config is as `settled` returns it."""
-    return len(_counts(config, weight_count, first)) * config.resolved_epochs
+    return len(_iterative_counts(config, weight_count, first)) * config.resolved_epochs
 
 
 def _counts(config: PruningConfig, weight_count: int, first: int | None) -> list[int]:
-    """Number of weights kept in each training of a run, if the method is iterative."""
+    """Number of weights kept in each training of a run."""
+    counts = _iterative_counts(config, weight_count, first)
+    if config.method == "iterative":
+        return counts
+    if config.has_rounds:
+        return [counts[0], counts[-1]]
+    return counts[:1] if config.method == "dense" else counts[-1:]
+
+
+def _iterative_counts(config: PruningConfig, weight_count: int, first: int | None) -> list[int]:
+    """As `_counts`, if the method is iterative."""
     counts = survivor_counts(
         weight_count, fraction_to_go(config, weight_count), config.rate, config.structure.block, first, config.counted
     )
     return counts[1:] if config.start == "trained" and len(counts) > 1 else counts
-
-
-def _schedule(config: PruningConfig, epochs: int, rewind_epoch: int) -> tuple[float, float]:
-    """Start, in epochs of the schedule, and scale of a training that goes on from `rewind_epoch` of its own."""
-    end = min(epochs, config.resolved_epochs) if config.round_schedule == "head" else config.resolved_epochs
-    start = end * rewind_epoch / epochs
-    return start, (end - start) / epochs

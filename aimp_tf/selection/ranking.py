@@ -99,11 +99,8 @@ def keep_at_least(
     other choice within these limits keeps larger scores.
 
     Args:
-        scores: As in `keep_largest`.
-        masks: As in `keep_largest`.
-        keep: As in `keep_largest`, and at least the sum of `least`.
+        keep: At least the sum of `least`.
         least: Path -> number of weights.
-        signed: As in `keep_largest`.
 
     Returns:
         The masks, and the paths of the tensors that ranking alone would have left with fewer.

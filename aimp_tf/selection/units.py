@@ -166,13 +166,11 @@ def keep_best(
     units and of weights among the m, too.
 
     Args:
-        scores: As in `keep_largest`.
         masks: As in `keep_largest`; what this function gave for a larger `keep`, or all True.
         keep: As in `keep_at_least`; a multiple of a unit's cost, and no less than n:m keeps.
         least: As in `keep_at_least`; multiples of a unit's cost, and no more of a tensor than n:m keeps of it.
         units: The units of these tensors.
         shares: As in `keep_shares`; None ranks all tensors together.
-        signed: As in `keep_largest`.
 
     Returns:
         As `keep_at_least`.

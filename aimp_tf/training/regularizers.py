@@ -6,14 +6,13 @@ Each is added to the loss while something is still to be ranked, so that trainin
 from __future__ import annotations
 
 import functools
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.config.texts import is_number
+from aimp_tf.config.texts import check_within
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.training.kernels import arranged, input_axis, trained_variables
@@ -104,11 +103,7 @@ class Regularizer:
     in_last_training: bool = False
 
     def __init__(self, strength: float) -> None:
-        name = type(self).__name__
-        if not is_number(strength, numbers.Real):
-            raise TypeError(f"strength of {name} must be a number above 0; got {strength!r}.")
-        if not 0 < strength < float("inf"):
-            raise ValueError(f"strength of {name} must be a number above 0; got {strength!r}.")
+        check_within(f"strength of {type(self).__name__}", strength, 0)
         self.strength = float(strength)
 
     def penalty(self, weights: TrainedWeights) -> tf.Tensor:

@@ -5,11 +5,11 @@ Annotations are not postponed here, for ml_collections reads the types of the fi
 
 import dataclasses
 import json
-import numbers
+import math
 from typing import Any
 
 from aimp_tf.config import PruningConfig
-from aimp_tf.config.texts import is_number, nearest
+from aimp_tf.config.texts import check_whole, check_within, nearest
 from experiments.datasets import IMAGE_SETS
 from experiments.models import ARCHITECTURES
 
@@ -75,18 +75,12 @@ class Experiment:
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.{nearest(value, choices)}")
-        for name in ("learning_rate", "momentum"):
-            value = getattr(self, name)
-            if not is_number(value, numbers.Real):
-                raise TypeError(f"{name} must be a number; got {value!r}.")
+        check_within("learning_rate", self.learning_rate, 0)
+        check_within("momentum", self.momentum, 0, 1, "[)")
         for name in ("batch_size", "seed", "steps_per_execution", *_OPTIONAL, "validation_freq"):
             value = getattr(self, name)
-            if name in _OPTIONAL and value is None:
-                continue
-            if not is_number(value, numbers.Integral):
-                raise TypeError(f"{name} must be a whole number; got {value!r}.")
-            if name != "seed" and value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}.")
+            if value is not None or name not in _OPTIONAL:
+                check_whole(name, value, -math.inf if name == "seed" else 1)
         available = IMAGE_SETS[self.dataset].train_examples
         if self.train_examples is not None and self.train_examples > available:
             raise ValueError(
@@ -99,10 +93,6 @@ class Experiment:
                     f"validation_examples={self.validation_examples} must be among the {left} training images after "
                     f"those that train_examples={self.train_examples} trains on; {self.dataset} has {available}."
                 )
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1); got {self.momentum}.")
         self.pruning.validate()
         if self.pruning.epochs is None:
             raise ValueError(
