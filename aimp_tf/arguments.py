@@ -82,11 +82,7 @@ _Returned = TypeVar("_Returned")
 
 
 def placed(example: str) -> Callable[[Callable[_Parameters, _Returned]], Callable[_Parameters, _Returned]]:
-    """Decorates a call: more arguments by their places than it has get an error that says what to write.
-
-    Args:
-        example: Arguments by name.
-    """
+    """Decorates a call: more arguments by their places than it has get an error that says to write this example."""
 
     def decorate(call: Callable[_Parameters, _Returned]) -> Callable[_Parameters, _Returned]:
         parameters = inspect.signature(call).parameters
@@ -169,14 +165,8 @@ def _named(parameters: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
 
 
 def check_names(call: str, arguments: Mapping[str, Any], known: tuple[str, ...], others: tuple[str, ...] = ()) -> None:
-    """Raises TypeError, with what to write in its place, for an argument whose name is not known.
-
-    Args:
-        call: What was called.
-        arguments: What came.
-        known: The names that it may have.
-        others: Further names that the call has, to be suggested.
-    """
+    """Raises TypeError, with what to write in its place, for an argument whose name is not known; what it suggests may
+    be one of the others as well."""
     for name in arguments:
         if name in known:
             continue

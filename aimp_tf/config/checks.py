@@ -40,6 +40,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "budget": ("weights", "channels", "flops"),
     "mixed_precision": ("auto", "mixed_float16", "mixed_bfloat16"),
 }
+_OR_NONE = ("final_rewind", "mixed_precision", "projection", "regularizer")
 
 CRITERIA_OF_CHANNELS = tuple(name for name in CHOICES["criterion"] if name not in OF_BLOCKS)
 """Those that rank whole channels."""
@@ -92,6 +93,13 @@ _WHOLE = {
 }
 """Fields that are whole numbers -> the least that each may be."""
 
+_FRACTIONS = {
+    **dict.fromkeys(("target_sparsity", "rate", "max_layer_sparsity"), "()"),
+    **dict.fromkeys(("ramp", "shrink"), "(]"),
+    **dict.fromkeys(("softness", "regrow", "stop_mask_distance", "min_layer_share"), "[)"),
+}
+"""Fields that are fractions -> whether 0 and 1 belong to them."""
+
 
 def check(config: Any) -> None:
     """Checks every field of a `PruningConfig`. Raises as its `validate`."""
@@ -113,7 +121,7 @@ def check(config: Any) -> None:
 def _check_kinds(config: Any) -> None:
     for name, least in _WHOLE.items():
         value = getattr(config, name)
-        if value is not None or name not in _OPTIONAL:
+        if value is not None or getattr(type(config), name) is not None:
             check_whole(name, value, least)
     if config.compact_rounds not in (None, True, False) or is_number(config.compact_rounds, numbers.Real):
         raise TypeError(f"compact_rounds must be None, True or False; got {config.compact_rounds!r}.")
@@ -157,7 +165,8 @@ def _check_fractions(config: Any) -> None:
         )
     for name, ends in _FRACTIONS.items():
         value = getattr(config, name)
-        if value is not None or not (name in _OPTIONAL or timed and name == "target_sparsity"):
+        needed = not timed if name == "target_sparsity" else getattr(type(config), name) is not None
+        if value is not None or needed:
             check_within(name, value, 0, 1, ends)
 
 
@@ -173,7 +182,7 @@ def check_for_callback(config: Any) -> None:
 def check_choice(name: str, value: object) -> None:
     """Raises ValueError, naming the nearest, unless `value` is one of `CHOICES[name]` or else right for that field."""
     choices = CHOICES[name]
-    if value in choices or value is None and name in _OPTIONAL:
+    if value in choices or value is None and name in _OR_NONE:
         return
     if name == "budget" and isinstance(value, Latency):
         return
@@ -193,8 +202,9 @@ def check_choice(name: str, value: object) -> None:
     write = _METHODS_BY_SETTINGS.get(str(value).lower().replace("-", "_").replace(" ", "_"))
     if name == "method" and write is not None:
         raise ValueError(f"method={value!r} goes by other settings here. Write {write}.")
-    none = "None or " if name in _OPTIONAL else ""
-    function = {
+    none = "None or " if name in _OR_NONE else ""
+    others = {
+        "budget": ", or an aimp_tf.Latency",
         "criterion": ", a criterion, or a function (weights, masks) -> scores",
         "scope": ", or a function that gives shares of layers",
         "regularizer": ", or an aimp_tf.regularizers.Regularizer",
@@ -203,11 +213,9 @@ def check_choice(name: str, value: object) -> None:
     write = f" Write {name}='auto'." if name == "mixed_precision" and value is True else nearest(value, choices)
     if name in ("criterion", "regularizer", "projection") and isinstance(value, type):
         write = f" Write {value.__name__}(...): an object of the class."
-    if name == "budget":
-        function = ", or an aimp_tf.Latency"
-        if str(value).lower() in ("latency", "time", "ms", "milliseconds", "speedup"):
-            write = " Write budget=aimp_tf.Latency(milliseconds=5), or aimp_tf.Latency(speedup=2)."
-    raise ValueError(f"{name} must be {none}one of {', '.join(map(repr, choices))}{function}; got {value!r}.{write}")
+    if name == "budget" and str(value).lower() in ("latency", "time", "ms", "milliseconds", "speedup"):
+        write = " Write budget=aimp_tf.Latency(milliseconds=5), or aimp_tf.Latency(speedup=2)."
+    raise ValueError(f"{name} must be {none}one of {', '.join(map(repr, choices))}{others}; got {value!r}.{write}")
 
 
 def check_patterns(name: str, patterns: object) -> None:
@@ -311,23 +319,3 @@ _METHODS_BY_SETTINGS: dict[str, str] = {
     **dict.fromkeys(("none", "baseline"), "method='dense'"),
 }
 """What is called a method elsewhere -> the settings that it is here."""
-
-_FRACTIONS = {
-    **dict.fromkeys(("target_sparsity", "rate", "max_layer_sparsity"), "()"),
-    **dict.fromkeys(("ramp", "shrink"), "(]"),
-    **dict.fromkeys(("softness", "regrow", "stop_mask_distance", "min_layer_share"), "[)"),
-}
-"""Fields that are fractions -> whether 0 and 1 belong to them."""
-_OPTIONAL = (
-    "criterion_batches",
-    "epochs",
-    "round_epochs",
-    "total_epochs",
-    "final_rewind",
-    "seed",
-    "stop_mask_distance",
-    "max_layer_sparsity",
-    "mixed_precision",
-    "projection",
-    "regularizer",
-)

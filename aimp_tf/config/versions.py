@@ -13,14 +13,11 @@ VERSION = 5
 
 
 def upgraded_to(defaults: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that any version of `to_json` wrote as `VERSION` has them, and with the meaning that they had then.
+    """The fields that any version of `to_json` wrote as `VERSION` has them, whose defaults these are, and with the
+    meaning that they had then.
 
     A field that is missing gets the default that it had when they were written, and so does one of which None stood for
     what followed from other fields. Those of version 1 do not say their version.
-
-    Args:
-        defaults: Those of today.
-        fields: As they come from JSON, with "version".
 
     Raises:
         ValueError: The version is not known.
@@ -33,7 +30,7 @@ def upgraded_to(defaults: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
             "wrote it, install that one."
         )
     for former in range(version, VERSION):
-        for name, default in _FORMER_DEFAULTS[former].items():
+        for name, default in _FORMER_DEFAULTS.get(former, {}).items():
             if callable(default) and upgraded.get(name) is None:
                 upgraded[name] = default(upgraded)
             upgraded.setdefault(name, default)
@@ -71,6 +68,4 @@ _FORMER_DEFAULTS: dict[int, dict[str, Any]] = {
         "compact_rounds": False,
     },
     2: {"shrink": 1.0, "round_schedule": "compress"},
-    3: {},
-    4: {},
 }

@@ -127,12 +127,7 @@ def ordered_bits(values: np.ndarray, signed: bool) -> np.ndarray:
 
 
 def surviving(weight: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
-    """The values of the survivors of a tensor piece by piece, in their order, so that they are never copied at once.
-
-    Args:
-        weight: Array of any shape.
-        mask: Bool array of the same shape; True marks a survivor.
-    """
+    """The values of the survivors of a tensor piece by piece, in their order, so that they are never copied at once."""
     flat_weight, flat_mask = weight.reshape(-1), mask.reshape(-1)
     for start in range(0, flat_weight.size, _CHUNK):
         part = slice(start, start + _CHUNK)

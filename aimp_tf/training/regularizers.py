@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from aimp_tf.config.texts import check_within
 from aimp_tf.masking import MaskedModel
+from aimp_tf.selection.channel_layout import others_than
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.training.kernels import arranged, input_axis, trained_variables
 
@@ -68,16 +69,12 @@ class TrainedWeights:
     def _channels(self, units: ChannelUnits) -> tuple[tf.Tensor, np.ndarray]:
         squares: Any = tf.zeros([units.count])
         sizes = np.zeros(units.count)
-        for path, tensor in self._all.items():
-            if path not in units.scored:
-                continue
-            for axis, ids in enumerate(units.axes[path]):
-                if ids is None:
-                    continue
-                others = [other for other in range(len(tensor.shape)) if other != axis]
-                # What has no unit has the id -1, which is left out.
-                squares += tf.math.unsorted_segment_sum(tf.reduce_sum(tensor**2, others), ids, units.count)
-                np.add.at(sizes, ids[ids >= 0], int(np.prod(tensor.shape)) // len(ids))
+        for path, axis, ids in units.axes_of(units.scored & self._all.keys()):
+            tensor = self._all[path]
+            others = others_than(axis, len(tensor.shape))
+            # What has no unit has the id -1, which is left out.
+            squares += tf.math.unsorted_segment_sum(tf.reduce_sum(tensor**2, others), ids, units.count)
+            np.add.at(sizes, ids[ids >= 0], int(np.prod(tensor.shape)) // len(ids))
         return root(squares), sizes
 
 
