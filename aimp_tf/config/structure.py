@@ -75,11 +75,6 @@ class Structure:
         text = single if self.m == 1 else f"{self.n}:{self.m}" if self.n else f"1x{self.m}"
         return f"granularity={text!r}"
 
-    @property
-    def need(self) -> str:
-        """Why it leaves a variable dense."""
-        return f"its inputs are no multiple of {self.m}, which {self} needs"
-
 
 def check_granularity(config: Any) -> None:
     """Refuses what the granularity does not use."""

@@ -110,7 +110,7 @@ def select_for(
     axes = {path: found[path][1] for path in selected if path not in left_dense}
     for path, axis in axes.items():
         if structure.m > 1 and (axis is None or selected[path].shape[axis] % structure.m):
-            left_dense[path] = structure.need
+            left_dense[path] = f"its inputs are no multiple of {structure.m}, which {structure} needs"
     fitting = {path: variable for path, variable in selected.items() if path not in left_dense}
     if not fitting:
         raise ValueError(f"No variable can be pruned with {structure}: {reasons_text(left_dense)}.")

@@ -293,9 +293,8 @@ class Channels:
         for units in places.values():
             times += np.bincount(units[units >= 0], minlength=count)
         tables = []
-        for number in range(max(map(len, batches.values()), default=0)):
-            examples = len(next(iter(batches.values()))[number])
-            table = np.zeros((count, examples))
+        for number, batch in enumerate(next(iter(batches.values()), ())):
+            table = np.zeros((count, len(batch)))
             for path, units in places.items():
                 np.add.at(table, units[units >= 0], batches[path][number].T[units >= 0])
             tables.append((table / np.maximum(times, 1)[:, np.newaxis] if mean else table).T)
