@@ -87,9 +87,8 @@ def name_of_budget(budget: object) -> str:
 
 _WHOLE = {
     **dict.fromkeys(("epochs", "round_epochs", "total_epochs", "criterion_batches", "channel_multiple"), 1),
-    "rewind_epoch": 0,
     "min_layer_survivors": 0,
-    "seed": -math.inf,
+    **dict.fromkeys(("rewind_epoch", "seed"), -math.inf),
 }
 """Fields that are whole numbers -> the least that each may be."""
 
