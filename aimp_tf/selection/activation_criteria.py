@@ -269,7 +269,7 @@ class Reconstruction(OfData):
         return Elimination(statistics.grams[path], kernel, np.any(mask, axis=1), parts)
 
 
-class OutputInformation(OfData):
+class OutputInformation(OfChannels, OfData):
     """What a block tells of the outputs of the model: a Gaussian estimate of their mutual information, in nats.
 
     I(b; y) = (1/2) log(det C_b det C_y / det C_by) of normal variables, where b is what the block adds and y what the
@@ -285,13 +285,11 @@ class OutputInformation(OfData):
     """
 
     channel_needs = ("branches", "outputs")
-
-    def scores(self, statistics: Statistics) -> Arrays:
-        raise ValueError(self._refusal)
+    _kind = "block"
 
     def channel_scores(self, channels: Channels) -> np.ndarray:
         if "block" not in channels.units.kinds:
-            raise ValueError(self._refusal)
+            self.scores(channels.statistics)  # Which refuses.
         outputs = standardized(np.concatenate(channels.statistics.outputs))
         if len(outputs) < 2:
             raise ValueError(f"The criterion {self.name} goes by several examples; got {len(outputs)}.")
@@ -305,10 +303,6 @@ class OutputInformation(OfData):
             apart, together = (log_determinant(np.concatenate([branch, those], axis=1)) for those in (others, outputs))
             scores[unit] = (apart - together) / 2
         return scores
-
-    @property
-    def _refusal(self) -> str:
-        return f"The criterion {self.name} ranks whole blocks. Write granularity='block', or take another criterion."
 
 
 def standardized(values: np.ndarray) -> np.ndarray:

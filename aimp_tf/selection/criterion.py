@@ -63,11 +63,14 @@ class OfData(Criterion):
 
 
 class OfChannels(Criterion):
-    """A criterion that knows whole channels alone."""
+    """A criterion that knows whole channels alone, or whole structures of another kind."""
+
+    _kind = "channel"
 
     def scores(self, statistics: Statistics) -> Arrays:
         raise ValueError(
-            f"The criterion {self.name} ranks whole channels. Write granularity='channel', or take another criterion."
+            f"The criterion {self.name} ranks whole {self._kind}s. Write granularity={self._kind!r}, or take another "
+            "criterion."
         )
 
 
