@@ -18,6 +18,7 @@ from aimp_tf.masking import MaskedModel, Masks, mask_for, sparsity
 from aimp_tf.reports.result import PruningResult
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.training.fitting import Fitting
+from aimp_tf.training.methods import METHODS
 from aimp_tf.training.recalibration import recalibrate
 from aimp_tf.training.rounds import RoundResult
 from aimp_tf.training.run import Run
@@ -96,8 +97,8 @@ def one_shot(
     options = {} if batch_size is None else {"batch_size": batch_size}
     fitting = Fitting(data, validation_data, (), options, 0, config.seed, generation, cluster)
     fitting.make_ready(model)
-    run = Run(config, lambda: None)
-    run.state.started_at = time.monotonic()
+    run = Run(config, lambda: None, METHODS[config.method])
+    run.started_at = time.monotonic()
     masked = mask_for(model, config, masks)
     before, kept = masked.snapshot(), masked.masks()
     try:

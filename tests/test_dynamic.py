@@ -91,12 +91,12 @@ def test_it_ends_with_the_channels_of_most_use(make, data):
     masked = aimp_tf.masking.MaskedModel.of(masked_model)
     masked_model.fit(*data, epochs=3, callbacks=[pruning], verbose=0)
     assert masked.kept == masked.total  # Nothing is gone for good yet.
-    utility = pruning.run.state.utility.copy()
+    utility = pruning.run.utility.copy()
     masked_model.fit(*data, epochs=3, callbacks=[pruning], verbose=0)
     kept = masked.units.kept(masked.masks())
     assert np.count_nonzero(kept) == masked.total - round(0.5 * masked.total)
     assert utility[kept].min() >= np.sort(utility[~kept])[-4]  # But for those that each layer keeps in any case.
-    np.testing.assert_array_equal(utility, pruning.run.state.utility)
+    np.testing.assert_array_equal(utility, pruning.run.utility)
     assert aimp_tf.strip(masked_model) is model and not any("call" in vars(layer) for layer in model.layers)
 
 

@@ -161,8 +161,8 @@ class RunSaver(EpochCallback):
             "weights": self._masked.snapshot(),
             "masks": list(self._masked.masks().values()),
             # The first round settles them, and its state is kept.
-            "snapshots": self._pruning.run.state.snapshots() if index == 0 else None,
-            "pruning": self._pruning.run.state.to_fields(),
+            "snapshots": self._pruning.run.snapshots() if index == 0 else None,
+            "pruning": self._pruning.run.to_fields(),
             "variables": {name: local_value(value) for name, value in self._masked.state(slots=slots).items()},
             "order": None if self._order is None else self._order.seed,
             "random": [version, np.array(key, np.uint64), cached],

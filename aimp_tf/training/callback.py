@@ -13,6 +13,7 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.config.checks import check_for_callback
 from aimp_tf.masking import MaskedModel, check_agreement
 from aimp_tf.selection.planning import Round, epoch_at_target
+from aimp_tf.training.methods import METHODS
 from aimp_tf.training.other_callbacks import OtherCallbacks, as_callbacks, check_for_rounds, check_saving, watch_from
 from aimp_tf.training.rounds import RoundResult
 from aimp_tf.training.run import Run
@@ -73,7 +74,9 @@ class GlobalMagnitudePruning(EpochCallback):
         check_for_callback(config)
         self.batches: int | None = None
         self.measure: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
-        self.run = Run(config, self._batches_of_epoch)  # A method, with which the callback can be copied.
+        self.run = Run(
+            config, self._batches_of_epoch, METHODS[config.method]
+        )  # A method, with which the callback can be copied.
         self.others = OtherCallbacks(self.run.trained)
         self._watching = contextlib.ExitStack()
         if self.run.method.hears_batches:
@@ -102,7 +105,7 @@ class GlobalMagnitudePruning(EpochCallback):
 
     @property
     def epoch_logs(self) -> list[dict[str, Any]]:
-        return self.run.state.epoch_logs
+        return self.run.epoch_logs
 
     @property
     def finished(self) -> bool:

@@ -45,16 +45,15 @@ class LiveRounds:
         """`fit` will trace its step anew, of the whole model."""
         self._traced = None
 
-    def begin_round(self, masked: MaskedModel, state: RunState, number: int, steps: float, resumed: bool) -> None:
+    def begin_round(self, state: RunState, masked: MaskedModel, steps: float, resumed: bool) -> None:
         """Lets the round train what its masks leave alive, where that is enough less than what was traced last.
 
         Which it is does not depend on how fast the machine is, so that a run that is repeated is the same.
 
         Args:
-            masked: The model.
             state: That of the run.
-            number: Of the round, from 1.
-            steps: How many steps it takes.
+            masked: The model.
+            steps: How many steps the round takes.
             resumed: Whether it goes on within the round, for which that was found before.
         """
         network = LiveNetwork(self._graph, masked)
@@ -73,7 +72,7 @@ class LiveRounds:
         masked.train_part(part.weights, part.attributes)
         logger.info(
             "Round %d trains without %d of %d channels, which nothing reads any more: %.1f%% of the multiplications.",
-            number,
+            state.round.index + 1,
             np.count_nonzero(~part.needed),
             part.needed.size,
             100 * part.share,

@@ -2,108 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.config import PruningConfig
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.criteria import Given
-from aimp_tf.selection.planning import Round, fraction_to_go, ramp_survivors
 from aimp_tf.training.gates import Gates
-from aimp_tf.training.ranking import RunRanking
-from aimp_tf.training.rounds import RoundResult
-from aimp_tf.training.state import RunState
-from aimp_tf.training.terms import Terms
+from aimp_tf.training.run import Method, Run
 
 _RAMP_STEPS = 100
 _FADE_STEPS = 20
 _FIRST_MOMENTUM = 0.6
 """What a batch leaves of the utility of channels, at first; it rises to 1."""
-
-
-class PruningRun(Protocol):
-    """What a method may ask of its run, which is a `run.Run`, and have it do."""
-
-    config: PruningConfig
-    state: RunState
-    rounds: list[RoundResult]
-    plan: tuple[Round, ...]
-    kept_first: int
-    terms: Terms
-    ranking: RunRanking
-    batches_of: Callable[[], int | None]
-
-    @property
-    def round(self) -> Round: ...
-
-    @property
-    def round_count(self) -> int: ...
-
-    def prune(self, masked: MaskedModel, keep: int, *, fade: bool = False) -> None: ...
-
-    def would_be_masks(self, masked: MaskedModel, keep: int) -> dict[str, np.ndarray]: ...
-
-
-class Method:
-    """What a run does to a model by one of the values of `PruningConfig.method`; this one leaves it as it is.
-
-    Args:
-        run: The run.
-    """
-
-    ranks_within = False
-    """Whether it ranks after batches."""
-
-    def __init__(self, run: PruningRun) -> None:
-        self._run = run
-
-    @property
-    def hears_batches(self) -> bool:
-        """Whether `end_batch` is to be called, which takes time."""
-        return self.ranks_within or self._run.config.fade_epochs > 0
-
-    @property
-    def settled(self) -> bool:
-        """Whether nothing is left to be ranked."""
-        return True
-
-    def begin(self, masked: MaskedModel) -> None:
-        """Changes what `fit` is to trace, before it does. Raises what stands against the run."""
-
-    def begin_round(self, masked: MaskedModel) -> None:
-        """Prunes what a training is to begin without. Raises what stands against the training."""
-
-    def resume_round(self, masked: MaskedModel) -> None:
-        """Does the same where a training goes on that was begun before, whose state has been restored."""
-
-    def end_batch(self, masked: MaskedModel, batch: int) -> None:
-        """Prunes within an epoch, after its batch of this number, from 0."""
-
-    def end_epoch(self, masked: MaskedModel, epoch: int) -> bool:
-        """Prunes at the end of an epoch, which `fit` counts from 0. Returns whether the training is to end with it."""
-        return False
-
-    def end_round(self, masked: MaskedModel) -> None:
-        """Prunes what is to be gone by the end of a training."""
-
-    def _batches(self) -> int:
-        """How many batches an epoch has. Raises ValueError where that is not known."""
-        batches, config = self._run.batches_of(), self._run.config
-        if not batches:
-            what = "fade_epochs" if config.fade_epochs else f"method={config.method!r}"
-            raise ValueError(
-                f"{what} must know how many batches an epoch has, and the training data does not tell its "
-                "length. Use dataset.apply(tf.data.experimental.assert_cardinality(batches)), or steps_per_epoch."
-            )
-        return batches
-
-    def _epochs_done(self, batch: int) -> float:
-        """How far the training is after a batch of this number, in epochs."""
-        return len(self._run.state.epoch_logs) + min(1.0, (batch + 1) / self._batches())
 
 
 class Rounds(Method):
@@ -117,13 +31,13 @@ class Rounds(Method):
         fades = self._run.config.fade_epochs > 0
         if fades:
             self._batches()
-            self._run.state.fade_step = 0
+            self._run.fade_step = 0
         # A fit that was interrupted and is called again finds its masks set, and begins its round anew.
-        if self._run.round.kept < masked.kept and self._run.state.fading is None:
+        if self._run.round.kept < masked.kept and self._run.fading is None:
             self._run.prune(masked, self._run.round.kept, fade=fades)
 
     def end_batch(self, masked: MaskedModel, batch: int) -> None:
-        if self._run.state.fading is not None:
+        if self._run.fading is not None:
             step = int(_FADE_STEPS * self._epochs_done(batch) / self._run.config.fade_epochs)
             self._fade(masked, min(step, _FADE_STEPS))
 
@@ -134,24 +48,24 @@ class Rounds(Method):
 
     def _fade(self, masked: MaskedModel, step: int) -> None:
         """Brings what is to go to a part of what it was as the round began, and to zero with the last step."""
-        state = self._run.state
-        if state.fading is None or step <= state.fade_step:
+        run = self._run
+        if run.fading is None or step <= run.fade_step:
             return
-        masks = dict(zip(masked.variables, state.fading, strict=True))
+        masks = dict(zip(masked.variables, run.fading, strict=True))
         masked.part.put_back()
         if step == _FADE_STEPS:
             masked.set_masks(masks)
-            state.fading, state.fade_step = None, 0
+            run.fading, run.fade_step = None, 0
             return
-        _scale(masked, masks, (_FADE_STEPS - step) / (_FADE_STEPS - state.fade_step))
-        state.fade_step = step
+        _scale(masked, masks, (_FADE_STEPS - step) / (_FADE_STEPS - run.fade_step))
+        run.fade_step = step
 
     def end_epoch(self, masked: MaskedModel, epoch: int) -> bool:
         run = self._run
-        if run.round.index == 0 and len(run.state.epoch_logs) == run.config.rewind_epoch:
-            run.state.rewind_steps = masked.optimizers.steps
+        if run.round.index == 0 and len(run.epoch_logs) == run.config.rewind_epoch:
+            run.rewind_steps = masked.optimizers.steps
             if any(round_.rewind == "weights" for round_ in run.plan):
-                run.state.snapshot = masked.snapshot()
+                run.snapshot = masked.snapshot()
         distance = run.config.stop_mask_distance
         return distance is not None and run.round.index + 1 < run.round_count and self._is_settled(masked, distance)
 
@@ -159,16 +73,16 @@ class Rounds(Method):
         """Whether the masks that ranking would give have changed little in the epoch (early-bird tickets)."""
         run = self._run
         masks = masked.masks()
-        would_be = run.would_be_masks(masked, run.plan[len(run.rounds) + 1].kept)
-        before, run.state.would_be_masks = run.state.would_be_masks, list(would_be.values())
+        would_be = run.masks_keeping(masked, run.plan[len(run.rounds) + 1].kept)
+        before, run.would_be_masks = run.would_be_masks, list(would_be.values())
         if before is None:
             return False
         changed = sum(
-            int(np.count_nonzero(here ^ there)) for here, there in zip(run.state.would_be_masks, before, strict=True)
+            int(np.count_nonzero(here ^ there)) for here, there in zip(run.would_be_masks, before, strict=True)
         )
         ranked = sum(int(np.count_nonzero(mask)) for mask in masks.values())
-        run.state.epoch_logs[-1]["mask_distance"] = changed / ranked
-        beyond_rewind_epoch = run.round.index > 0 or len(run.state.epoch_logs) >= run.config.rewind_epoch
+        run.epoch_logs[-1]["mask_distance"] = changed / ranked
+        beyond_rewind_epoch = run.round.index > 0 or len(run.epoch_logs) >= run.config.rewind_epoch
         return changed <= distance * ranked and beyond_rewind_epoch
 
 
@@ -179,7 +93,7 @@ class Gradual(Method):
 
     @property
     def settled(self) -> bool:
-        return self._run.state.ramp_step == _RAMP_STEPS
+        return self._run.ramp_step == _RAMP_STEPS
 
     def begin_round(self, masked: MaskedModel) -> None:
         if masked.kept < self._run.kept_first:
@@ -187,20 +101,19 @@ class Gradual(Method):
         self._batches()
 
     def end_batch(self, masked: MaskedModel, batch: int) -> None:
-        self._raise_sparsity(masked, self._epochs_done(batch) / self._run.round.epochs)
+        self._raise_sparsity(masked, self._epochs_done(batch))
 
     def end_epoch(self, masked: MaskedModel, epoch: int) -> bool:
-        self._raise_sparsity(masked, (epoch + 1) / self._run.round.epochs)
+        self._raise_sparsity(masked, epoch + 1)
         return False
 
-    def _raise_sparsity(self, masked: MaskedModel, progress: float) -> None:
-        """Prunes as the ramp asks for after the fraction `progress` of the training."""
-        run, config = self._run, self._run.config
-        ramp_step = int(min(1.0, progress / config.ramp) * _RAMP_STEPS)
-        if ramp_step > run.state.ramp_step:
-            run.state.ramp_step = ramp_step
-            progress, target = ramp_step / _RAMP_STEPS, fraction_to_go(config, masked.total)
-            keep = ramp_survivors(masked.total, target, progress, config.structure.block, run.kept_first)
+    def _raise_sparsity(self, masked: MaskedModel, epochs: float) -> None:
+        """Prunes as the ramp asks for after so many epochs of the training."""
+        run = self._run
+        ramp_step = int(self._progress(epochs) * _RAMP_STEPS)
+        if ramp_step > run.ramp_step:
+            run.ramp_step = ramp_step
+            keep = self._ramped(masked, ramp_step / _RAMP_STEPS)
             if keep < masked.kept:
                 run.prune(masked, keep)
             run.terms.weigh(self.settled)
@@ -217,14 +130,12 @@ class Soft(Rounds):
     """A round within which the least units get smaller after each epoch, and may come back; then they go."""
 
     def end_epoch(self, masked: MaskedModel, epoch: int) -> bool:
-        run, config = self._run, self._run.config
+        run = self._run
         super().end_epoch(masked, epoch)
         if run.round.index == 0:
-            progress = min(1.0, (epoch + 1) / run.round.epochs / config.ramp)
-            target = fraction_to_go(config, masked.total)
-            keep = ramp_survivors(masked.total, target, progress, config.structure.block, run.kept_first)
-            factor = config.softness * (run.round.epochs - epoch - 1) / max(run.round.epochs - 1, 1)
-            _scale(masked, run.would_be_masks(masked, keep), factor)
+            keep = self._ramped(masked, self._progress(epoch + 1))
+            factor = run.config.softness * (run.round.epochs - epoch - 1) / max(run.round.epochs - 1, 1)
+            _scale(masked, run.masks_keeping(masked, keep), factor)
         return False
 
 
@@ -233,14 +144,14 @@ class Dynamic(Rounds):
 
     ranks_within = True
 
-    def __init__(self, run: PruningRun) -> None:
+    def __init__(self, run: Run) -> None:
         super().__init__(run)
         self._gates: Gates | None = None
 
     def begin(self, masked: MaskedModel) -> None:
         units = cast(ChannelUnits, masked.units)
-        if self._run.state.utility is None:
-            self._run.state.utility = np.zeros(units.count)
+        if self._run.utility is None:
+            self._run.utility = np.zeros(units.count)
         if self._gates is None or not self._gates.installed:
             self._gates = Gates(masked)
 
@@ -253,7 +164,7 @@ class Dynamic(Rounds):
         self._run.ranking.criterion = Given(self._utility)
         if not self.settled:
             self.begin(masked)
-            self._close(masked, len(self._run.state.epoch_logs))
+            self._close(masked, len(self._run.epoch_logs))
         elif self._gates is not None:
             self._gates.remove()
 
@@ -270,16 +181,15 @@ class Dynamic(Rounds):
 
     @property
     def _utility(self) -> np.ndarray:
-        assert self._run.state.utility is not None
-        return self._run.state.utility
+        assert self._run.utility is not None
+        return self._run.utility
 
     def _close(self, masked: MaskedModel, epochs: float) -> None:
         """Lets the next step run those of most use, as many as after so many epochs of the round."""
-        run, config, units = self._run, self._run.config, cast(ChannelUnits, masked.units)
-        progress = min(1.0, epochs / run.round.epochs / config.ramp)
-        keep = ramp_survivors(masked.total, fraction_to_go(config, masked.total), progress, 1, run.kept_first)
+        units = cast(ChannelUnits, masked.units)
+        keep = self._ramped(masked, self._progress(epochs))
         assert self._gates is not None
-        self._gates.let_through(run.ranking.choose(units, self._utility, units.kept(masked.masks()), keep))
+        self._gates.let_through(self._run.ranking.choose(units, self._utility, units.kept(masked.masks()), keep))
 
 
 METHODS: dict[str, type[Method]] = {

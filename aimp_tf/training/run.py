@@ -1,11 +1,11 @@
-"""Run: what lies between one training of a masked model and the next, whatever calls `fit`."""
+"""Run: what lies between one training of a masked model and the next, whatever calls `fit`; and what a method adds."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,14 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.config.distillation import Distillation
 from aimp_tf.exporting.clock import with_clock
 from aimp_tf.masking import WRAPPED_FIELDS, MaskedModel
-from aimp_tf.selection.planning import Round, make_plan
+from aimp_tf.selection.planning import fraction_to_go, make_plan, ramp_survivors
 from aimp_tf.selection.ranking import smallest_magnitude
+from aimp_tf.training.between_rounds import Measure, check_end, check_loss, metrics_at_end, rewind
 from aimp_tf.training.live_rounds import LiveRounds
 from aimp_tf.training.loggers import Trained
-from aimp_tf.training.methods import METHODS
 from aimp_tf.training.projections import Projecting, projection_of
 from aimp_tf.training.ranking import RunRanking
 from aimp_tf.training.repair import repairs
-from aimp_tf.training.rewinding import rewind
-from aimp_tf.training.round_end import Measure, check_end, check_loss, metrics_at_end
 from aimp_tf.training.rounds import Budget, RoundResult, plain_logs
 from aimp_tf.training.shrinking import Shrinking
 from aimp_tf.training.state import RunState
@@ -37,62 +35,40 @@ _WORTH_MULTIPLY_ADDS = 10**11
 """Tracing a step anew takes as long as so many multiply-adds, a second or two of a few cores."""
 
 
-class Run:
+class Run(RunState):
     """A run of pruning over consecutive trainings of a masked model.
 
     Args:
         config: What to do; valid.
         batches_of: Gives how many batches an epoch has; None where that is not known.
+        method: Makes what prunes.
 
     Attributes:
-        config: What to do.
         batches_of: As above.
         ranking: What its ranking goes by.
         terms: What its trainings add to the loss.
         projecting: What its trainings project.
-        method: How.
-        state: What changes.
-        rounds: The results of the rounds that are done.
-        plan: The rounds of the run; empty until `begin`.
-        kept_first: Number of weights that are left when it begins.
+        method: What prunes.
         compacts: Whether rounds are to train the live part alone, if nothing stands against it.
     """
 
-    def __init__(self, config: PruningConfig, batches_of: Callable[[], int | None]) -> None:
-        self.config = config
+    def __init__(
+        self, config: PruningConfig, batches_of: Callable[[], int | None], method: Callable[[Run], Method]
+    ) -> None:
+        super().__init__(config)
         self.batches_of = batches_of
         self.ranking = RunRanking(config)
         self.terms = Terms(config)
         self.projecting = Projecting(projection_of(config.projection))
-        self.method = METHODS[config.method](self)
-        self.state = RunState()
-        self.rounds: list[RoundResult] = []
-        self.plan: tuple[Round, ...] = ()
-        self.kept_first = 0
+        self.method = method(self)
         in_channels = config.structure.channels and config.has_rounds
         self.compacts = in_channels if config.compact_rounds is None else config.compact_rounds
         self._live: LiveRounds | None = None
-        self._resumed = False
-
-    @property
-    def finished(self) -> bool:
-        """Whether the final training is done."""
-        return 0 < len(self.plan) == len(self.rounds)
-
-    @property
-    def round_count(self) -> int:
-        """Rounds of the run, the final training included."""
-        return len(self.plan)
-
-    @property
-    def round(self) -> Round:
-        """The round that trains, or the next one."""
-        return self.plan[len(self.rounds)]
 
     @property
     def paths(self) -> list[str]:
         """Those of the prunable variables that it has begun with."""
-        return [] if self.state.shrinking is None else list(self.state.shrinking.factors)
+        return list(self.shrinking.factors)
 
     def stay_whole(self, why: ValueError) -> None:
         """Lets rounds train the whole model, where nobody has asked for anything else; raises `why` otherwise."""
@@ -123,7 +99,7 @@ class Run:
         if self.config.method != "dense" and trial:
             self.ranking.check(masked, plan[-1].kept)
         if {"weights", "reinitialize"} & {round_.rewind for round_ in plan}:
-            self.state.first = self.state.snapshot = masked.snapshot()
+            self.first = self.snapshot = masked.snapshot()
         self.terms.check_heard(plan)
         self._install(masked)
         for optimizer in masked.optimizers.all:
@@ -131,7 +107,7 @@ class Run:
         masked.rounds_left = len(plan)
         self.kept_first = masked.kept
         stay = any(round_.rewind == "learning_rate" for round_ in plan)
-        self.state.shrinking = Shrinking(self.config.shrink if stay else 1.0, masked)
+        self.shrinking = Shrinking(self.config.shrink if stay else 1.0, masked)
         self.plan = plan
 
     def _install(self, masked: MaskedModel) -> None:
@@ -145,25 +121,6 @@ class Run:
             masked.while_masked.close()
             raise
 
-    def resume(
-        self,
-        rounds: Sequence[RoundResult],
-        fields: Mapping[str, Any],
-        snapshots: Mapping[str, list[np.ndarray] | None],
-        *,
-        in_round: bool,
-    ) -> None:
-        """Goes on where the run was saved. It must have begun, and the model be as it was then.
-
-        Args:
-            rounds: The results of the rounds that were done.
-            fields: What `RunState.to_fields` gave.
-            snapshots: What `RunState.snapshots` gave.
-            in_round: Whether that was within a round, which the next training then goes on with, rather than after one.
-        """
-        self.rounds, self._resumed = list(rounds), in_round
-        self.state.restore(fields, snapshots, in_round=in_round)
-
     def optimizers_changed(self) -> None:
         """`fit` will trace its step anew, for the model has other optimizers than it had."""
         self.terms.remove()
@@ -173,37 +130,35 @@ class Run:
 
     def begin_round(self, masked: MaskedModel) -> None:
         """Makes the model what the round begins with, unless it goes on within it."""
-        resumed, self._resumed = self._resumed, False
+        resumed, self.resumed = self.resumed, False
         if resumed:
             self.method.resume_round(masked)
-            tell_going_on(self.plan, self.rounds, self.state)
+            tell_going_on(self)
         else:
-            assert self.state.shrinking is not None
-            self.state.started_at = time.monotonic()
+            self.started_at = time.monotonic()
             self.method.begin_round(masked)
-            rewind(masked, self.round, self.plan, self.state, self.ranking.generator, self.batches_of())
-            self.state.shrinking.begin_round(masked)
-            self.state.begin_round()
-            tell_beginning(self.config, masked, self.plan, self.rounds, self.state)
+            rewind(self, masked, self.ranking.generator, self.batches_of())
+            self.shrinking.begin_round(masked)
+            self.epoch_logs, self.checksums, self.would_be_masks, self.radii = [], [], None, None
+            tell_beginning(self, masked)
         self.terms.begin(masked)
         self.terms.weigh(self.method.settled)
         self.projecting.begin(masked)
-        self.projecting.begin_round(self.method.settled, self.state.radii)
+        self.projecting.begin_round(self.method.settled, self.radii)
         trace_in_fit(masked.model)
         if self._live is not None:
-            steps = self.round.epochs * (self.batches_of() or max(self.state.steps_per_epoch, default=0))
-            self._live.begin_round(masked, self.state, self.round.index + 1, steps, resumed)
+            steps = self.round.epochs * (self.batches_of() or max(self.steps_per_epoch, default=0))
+            self._live.begin_round(self, masked, steps, resumed)
 
     def end_epoch(self, masked: MaskedModel, epoch: int, logs: Mapping[str, Any] | None) -> bool:
         """Takes the logs of an epoch, which `fit` counts from 0. Returns whether the round is to end with it."""
-        state = self.state
-        state.epoch_logs.append(plain_logs(logs))
-        check_loss(state, len(self.rounds) + 1, masked)
+        self.epoch_logs.append(plain_logs(logs))
+        check_loss(self, masked)
         masked.synchronize()
-        state.checksums.append(masked.checksum())
+        self.checksums.append(masked.checksum())
         ends = self.method.end_epoch(masked, epoch)
         if self.config.projection is not None and not self.method.settled:
-            state.radii = self.projecting.end_epoch(masked, self.plan[len(self.rounds) + 1].kept / masked.total)
+            self.radii = self.projecting.end_epoch(masked, self.plan[len(self.rounds) + 1].kept / masked.total)
         return ends
 
     def end_round(self, masked: MaskedModel, measure: Measure | None) -> None:
@@ -215,29 +170,28 @@ class Run:
                 can.
         """
         self.method.end_round(masked)
-        weights, masks, state = masked.weights(), masked.masks(), self.state
-        check_end(self.config, self.round, len(state.epoch_logs), masked, masks)
-        if not state.steps_per_epoch and state.epoch_logs:
-            state.steps_per_epoch = [steps / len(state.epoch_logs) for steps in masked.optimizers.steps]
-        assert state.shrinking is not None
+        weights, masks = masked.weights(), masked.masks()
+        check_end(self, masked, masks)
+        if not self.steps_per_epoch and self.epoch_logs:
+            self.steps_per_epoch = [steps / len(self.epoch_logs) for steps in masked.optimizers.steps]
         self.rounds.append(
             RoundResult.of(
                 self.round.index,
-                state.epoch_logs,
+                self.epoch_logs,
                 weights,
                 {path: masks[path] for path in masked.prunable},
-                time.monotonic() - state.started_at,
-                thresholds=state.thresholds,
-                guarded=state.guarded,
-                shrink=state.shrinking.factors,
+                time.monotonic() - self.started_at,
+                thresholds=self.thresholds,
+                guarded=self.guarded,
+                shrink=self.shrinking.factors,
                 left_dense=masked.left_dense,
                 budget=Budget(
                     self.config.counted, self.round.kept, masked.kept, masked.total, str(self.config.latency or "")
                 ),
-                metrics=metrics_at_end(state, self.round.index + 1, masked, measure),
+                metrics=metrics_at_end(self, masked, measure),
             )
         )
-        state.shrinking.end_round(weights)
+        self.shrinking.end_round(weights)
         masked.rounds_left = self.round_count - len(self.rounds)
         if self.finished:
             masked.part.end()
@@ -252,26 +206,25 @@ class Run:
         """
         statistics = self.ranking.statistics(masked, len(self.rounds))
         weights, before = statistics.weights, statistics.masks
-        after, self.state.guarded = self.ranking.rank(masked, statistics, keep)
+        after, self.guarded = self.ranking.rank(masked, statistics, keep)
         if "block" not in self.config.structure.kinds:
             warn_of_emptied(before, after)
         stayed = {path: after[path] & before[path] for path in masked.prunable}
-        self.state.thresholds = [smallest_magnitude(weights[path], mask) for path, mask in stayed.items()]
+        self.thresholds = [smallest_magnitude(weights[path], mask) for path, mask in stayed.items()]
         stay = self.round.rewind in (None, "learning_rate")
         for variable, value in repairs(masked, statistics, after) if self.config.repair and stay else ():
             variable.assign(value)
         if fade:
-            self.state.fading = [after[path] for path in masked.variables]
+            self.fading = [after[path] for path in masked.variables]
             after = {path: after[path] | before[path] for path in masked.variables}
         masked.set_masks(after)
         warn_of_time(self.config, masked, keep)
         if self.round.rewind == "learning_rate":
-            assert self.state.shrinking is not None
-            steps = self.rounds[-1].epochs * max(self.state.steps_per_epoch, default=0)
-            self.state.shrinking.shrink(masked, steps)
+            steps = self.rounds[-1].epochs * max(self.steps_per_epoch, default=0)
+            self.shrinking.shrink(masked, steps)
         masked.constrain()
 
-    def would_be_masks(self, masked: MaskedModel, keep: int) -> dict[str, np.ndarray]:
+    def masks_keeping(self, masked: MaskedModel, keep: int) -> dict[str, np.ndarray]:
         """The masks that keeping the best `keep` survivors would give now."""
         return self.ranking.rank(masked, self.ranking.statistics(masked, len(self.rounds)), keep)[0]
 
@@ -280,9 +233,74 @@ class Run:
         before = sum(round_.epochs for round_ in self.rounds)
         return Trained(
             in_earlier_rounds=before,
-            epochs=before + len(self.state.epoch_logs),
-            steps_per_epoch=self.batches_of() or max(self.state.steps_per_epoch, default=0),
+            epochs=before + len(self.epoch_logs),
+            steps_per_epoch=self.batches_of() or max(self.steps_per_epoch, default=0),
             last_round=self.round.index + 1 == self.round_count,
+        )
+
+
+class Method:
+    """What a run does to a model by one of the values of `PruningConfig.method`; this one leaves it as it is."""
+
+    ranks_within = False
+    """Whether it ranks after batches."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def hears_batches(self) -> bool:
+        """Whether `end_batch` is to be called, which takes time."""
+        return self.ranks_within or self._run.config.fade_epochs > 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to be ranked."""
+        return True
+
+    def begin(self, masked: MaskedModel) -> None:
+        """Changes what `fit` is to trace, before it does. Raises what stands against the run."""
+
+    def begin_round(self, masked: MaskedModel) -> None:
+        """Prunes what a training is to begin without. Raises what stands against the training."""
+
+    def resume_round(self, masked: MaskedModel) -> None:
+        """Does the same where a training goes on that was begun before, whose state has been restored."""
+
+    def end_batch(self, masked: MaskedModel, batch: int) -> None:
+        """Prunes within an epoch, after its batch of this number, from 0."""
+
+    def end_epoch(self, masked: MaskedModel, epoch: int) -> bool:
+        """Prunes at the end of an epoch, which `fit` counts from 0. Returns whether the training is to end with it."""
+        return False
+
+    def end_round(self, masked: MaskedModel) -> None:
+        """Prunes what is to be gone by the end of a training."""
+
+    def _batches(self) -> int:
+        """How many batches an epoch has. Raises ValueError where that is not known."""
+        batches, config = self._run.batches_of(), self._run.config
+        if not batches:
+            what = "fade_epochs" if config.fade_epochs else f"method={config.method!r}"
+            raise ValueError(
+                f"{what} must know how many batches an epoch has, and the training data does not tell its "
+                "length. Use dataset.apply(tf.data.experimental.assert_cardinality(batches)), or steps_per_epoch."
+            )
+        return batches
+
+    def _epochs_done(self, batch: int) -> float:
+        """How far the training is after a batch of this number, in epochs."""
+        return len(self._run.epoch_logs) + min(1.0, (batch + 1) / self._batches())
+
+    def _progress(self, epochs: float) -> float:
+        """How far a rise of the sparsity over the training is after so many epochs, in [0, 1]."""
+        return min(1.0, epochs / self._run.round.epochs / self._run.config.ramp)
+
+    def _ramped(self, masked: MaskedModel, progress: float) -> int:
+        """How much is left at that point of the rise."""
+        config, total = self._run.config, masked.total
+        return ramp_survivors(
+            total, fraction_to_go(config, total), progress, config.structure.block, self._run.kept_first
         )
 
 

@@ -1,14 +1,17 @@
-"""RunState: all that changes in a run, which is what is saved of it."""
+"""RunState: where a run stands, which is what is saved of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from aimp_tf.config import PruningConfig
+from aimp_tf.selection.planning import Round
+from aimp_tf.training.rounds import RoundResult
 from aimp_tf.training.shrinking import Shrinking
 
 _OF_RUN = ("rewind_steps", "steps_per_epoch", "channels", "utility")
@@ -25,17 +28,22 @@ _OF_ROUND = (
 )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class RunState:
-    """All that changes in a run, beside the model, its optimizers, and the results of the rounds that are done.
+    """Where a run stands: all that changes in it, beside the model and its optimizers.
 
     Attributes:
+        config: What the run is to do.
+        plan: The rounds of the run; empty until it begins.
+        rounds: The results of the rounds that are done.
+        kept_first: Number of weights that are left when it begins.
         first: The weights as the run began, in the order of `MaskedModel.snapshot`; None where no round needs them.
         snapshot: Those that later rounds rewind to; the same as `first` unless `rewind_epoch` says otherwise.
         rewind_steps: The steps that each optimizer then had taken.
         steps_per_epoch: How many steps each optimizer takes in an epoch; empty until the first round is done.
-        shrinking: What weights are shrunk by; None before the run begins.
+        shrinking: What weights are shrunk by, from when the run begins.
         channels: Which classes of channels rounds train, bool; None is all.
+        resumed: Whether the next training goes on within its round.
         started_at: When the round began, on the monotonic clock of this process.
         epoch_logs: The logs of each epoch of the round that trains or was trained last.
         checksums: Of the weights at the end of each of these epochs; None where that is not known.
@@ -49,12 +57,17 @@ class RunState:
         radii: What the kernels were projected on at the end of the last epoch; None where they were not.
     """
 
+    config: PruningConfig
+    plan: tuple[Round, ...] = ()
+    rounds: list[RoundResult] = dataclasses.field(default_factory=list)
+    kept_first: int = 0
     first: list[np.ndarray] | None = None
     snapshot: list[np.ndarray] | None = None
     rewind_steps: list[int] = dataclasses.field(default_factory=list)
     steps_per_epoch: list[float] = dataclasses.field(default_factory=list)
-    shrinking: Shrinking | None = None
+    shrinking: Shrinking = dataclasses.field(init=False)
     channels: np.ndarray | None = None
+    resumed: bool = False
     started_at: float = 0.0
     epoch_logs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     checksums: list[int | None] = dataclasses.field(default_factory=list)
@@ -67,15 +80,26 @@ class RunState:
     radii: list[float] | None = None
     utility: np.ndarray | None = None
 
-    def begin_round(self) -> None:
-        """Forgets the epochs of the last round."""
-        self.epoch_logs, self.checksums, self.would_be_masks, self.radii = [], [], None, None
+    @property
+    def finished(self) -> bool:
+        """Whether the final training is done."""
+        return 0 < len(self.plan) == len(self.rounds)
+
+    @property
+    def round_count(self) -> int:
+        """Rounds of the run, the final training included."""
+        return len(self.plan)
+
+    @property
+    def round(self) -> Round:
+        """The round that trains, or the next one."""
+        return self.plan[len(self.rounds)]
 
     def to_fields(self) -> dict[str, Any]:
-        """What `restore` needs, but for the snapshots: numbers, texts, arrays, and lists and dicts of these."""
+        """What `resume` needs, but for rounds and snapshots: numbers, texts, arrays, and lists and dicts of these."""
         return {
             "seconds": time.monotonic() - self.started_at,
-            "shrinking": self.shrinking.state() if self.shrinking else None,
+            "shrinking": self.shrinking.state(),
             **{name: getattr(self, name) for name in (*_OF_RUN, *_OF_ROUND)},
             "guarded": list(self.guarded),
         }
@@ -84,10 +108,23 @@ class RunState:
         """The weights that later rounds rewind to. Round 0 settles them."""
         return {"first": self.first, "snapshot": None if self.snapshot is self.first else self.snapshot}
 
-    def restore(
-        self, fields: Mapping[str, Any], snapshots: Mapping[str, list[np.ndarray] | None], *, in_round: bool
+    def resume(
+        self,
+        rounds: Sequence[RoundResult],
+        fields: Mapping[str, Any],
+        snapshots: Mapping[str, list[np.ndarray] | None],
+        *,
+        in_round: bool,
     ) -> None:
-        """Becomes what `to_fields` and `snapshots` gave; unless `in_round`, without what is of that round alone."""
+        """Goes on where the run was saved. It must have begun, and the model be as it was then.
+
+        Args:
+            rounds: The results of the rounds that were done.
+            fields: What `to_fields` gave.
+            snapshots: What `snapshots` gave.
+            in_round: Whether that was within a round, which the next training then goes on with, rather than after one.
+        """
+        self.rounds, self.resumed = list(rounds), in_round
         # Some of them earlier versions did not have.
         for name in (*_OF_RUN, *(_OF_ROUND if in_round else ())):
             if name in fields:
@@ -95,7 +132,7 @@ class RunState:
         self.rewind_steps, self.steps_per_epoch = _as_list(self.rewind_steps), _as_list(self.steps_per_epoch)
         self.first = snapshots["first"]
         self.snapshot = snapshots["snapshot"] or self.first
-        if self.shrinking and fields.get("shrinking"):
+        if fields.get("shrinking"):
             self.shrinking.resume(fields["shrinking"])
         if in_round:
             self.started_at = time.monotonic() - fields["seconds"]

@@ -4,52 +4,48 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.channels import FAR
-from aimp_tf.selection.planning import Round
-from aimp_tf.training.rounds import RoundResult, duration_text, shrink_text
+from aimp_tf.training.rounds import duration_text, shrink_text
 from aimp_tf.training.state import RunState
 
 logger = logging.getLogger(__name__)
 
 
-def tell_beginning(
-    config: PruningConfig, masked: MaskedModel, plan: Sequence[Round], rounds: Sequence[RoundResult], state: RunState
-) -> None:
-    """Tells of the round that begins after these."""
-    round_ = plan[len(rounds)]
-    shrunk = shrink_text(state.shrinking.factors.values()) if state.shrinking is not None else ""
+def tell_beginning(state: RunState, masked: MaskedModel) -> None:
+    """Tells of the round that begins."""
+    round_, counted = state.round, state.config.counted
+    shrunk = shrink_text(state.shrinking.factors.values())
     kept = min(round_.kept, masked.kept)  # At the end of a gradual one.
     logger.info(
         "Round %d of %d: %d epochs %s %.2f%% (%d of %d %ss kept%s)%s.",
         round_.index + 1,
-        len(plan),
+        state.round_count,
         round_.epochs,
-        "at sparsity" if config.counted == "weight" else "without",
+        "at sparsity" if counted == "weight" else "without",
         100 * (1 - kept / masked.total),
         kept,
         masked.total,
-        config.counted,
+        counted,
         shrunk and f", each shrunk to {shrunk}",
-        _time_left(plan, rounds, state),
+        _time_left(state),
     )
 
 
-def tell_going_on(plan: Sequence[Round], rounds: Sequence[RoundResult], state: RunState) -> None:
-    """Tells that the round after these goes on within it."""
-    round_ = plan[len(rounds)]
+def tell_going_on(state: RunState) -> None:
+    """Tells of the round that goes on within it."""
     logger.info(
         "Round %d of %d goes on after %d of %d epochs%s.",
-        round_.index + 1,
-        len(plan),
+        state.round.index + 1,
+        state.round_count,
         len(state.epoch_logs),
-        round_.epochs,
-        _time_left(plan, rounds, state),
+        state.round.epochs,
+        _time_left(state),
     )
 
 
@@ -75,11 +71,11 @@ def warn_of_time(config: PruningConfig, masked: MaskedModel, keep: int) -> None:
         )
 
 
-def _time_left(plan: Sequence[Round], rounds: Sequence[RoundResult], state: RunState) -> str:
+def _time_left(state: RunState) -> str:
     """ ", about 12 min left", or nothing where no epoch tells yet how long one takes."""
-    done = sum(round_.epochs for round_ in rounds) + len(state.epoch_logs)
-    seconds = sum(round_.seconds for round_ in rounds)
+    done = sum(round_.epochs for round_ in state.rounds) + len(state.epoch_logs)
+    seconds = sum(round_.seconds for round_ in state.rounds)
     if state.epoch_logs:
         seconds += time.monotonic() - state.started_at
-    left = sum(round_.epochs for round_ in plan[len(rounds) :]) - len(state.epoch_logs)
+    left = sum(round_.epochs for round_ in state.plan[len(state.rounds) :]) - len(state.epoch_logs)
     return f", about {duration_text(seconds / done * left)} left" if done else ""
