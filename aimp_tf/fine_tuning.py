@@ -92,11 +92,8 @@ def fine_tune(
     if validation_data is None:
         data, validation_data = split_off(data, validation_split)
     cluster = Cluster(model.distribute_strategy)
-    if weights == "int8" and not cluster.on_one_device:
-        raise ValueError(
-            "weights='int8' takes a model made without a strategy or under OneDeviceStrategy; this one was made under "
-            f"{type(model.distribute_strategy).__name__}."
-        )
+    if weights == "int8":
+        cluster.check_one_device("weights='int8'")
     callbacks = as_callbacks(callbacks, generation)
     fitting = Fitting(data, validation_data, callbacks, options, verbose, None, generation, cluster, order_goes_on=True)
     fitting.make_ready(model)

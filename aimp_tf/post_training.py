@@ -19,7 +19,7 @@ from aimp_tf.reports.result import PruningResult
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.training.fitting import Fitting
 from aimp_tf.training.methods import METHODS
-from aimp_tf.training.recalibration import recalibrate
+from aimp_tf.training.repair import recalibrate
 from aimp_tf.training.rounds import RoundResult
 from aimp_tf.training.run import Run
 

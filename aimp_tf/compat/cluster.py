@@ -67,6 +67,14 @@ class Cluster:
         """Whether variables are plain ones: there is no strategy, or it is a OneDeviceStrategy."""
         return not isinstance(self._strategy, _STRATEGIES[1:])
 
+    def check_one_device(self, what: str, instead: str = "") -> None:
+        """Raises ValueError where something is asked for that several devices do not allow."""
+        if not self.on_one_device:
+            raise ValueError(
+                f"{what} takes a model made without a strategy or under OneDeviceStrategy; this one was made under "
+                f"{type(self._strategy).__name__}.{instead}"
+            )
+
     @property
     def chief(self) -> bool:
         """Whether this is the worker that decides and writes."""

@@ -38,10 +38,9 @@ class DeviceArrays:
                 self._arrays = tf.nest.map_structure(_DeviceArray, arrays)
         # The latter where an array does not fit that is copied there as it is.
         except (tf.errors.ResourceExhaustedError, tf.errors.InternalError) as error:
-            size = sum(tensor.dtype.size * tensor.shape.num_elements() for tensor in tf.nest.flatten(arrays))
             raise ValueError(
-                f"The training data takes {size / 1e9:.3g} GB, which could not be copied into the memory of {device}. "
-                f"Set data_on_device=False, which takes each batch there by itself. The error was: {error}"
+                f"The training data takes {bytes_of(arrays) / 1e9:.3g} GB, which could not be copied into the memory "
+                f"of {device}. Set data_on_device=False, which takes each batch there by itself. The error was: {error}"
             ) from error
         self.batches = positions.map(lambda chosen: {_KEY: chosen}).prefetch(2)
 
@@ -65,6 +64,11 @@ class DeviceArrays:
             return data
         with tf.device(self._device):
             return tf.nest.map_structure(lambda array: array.gather(data[_KEY]), self._arrays)
+
+
+def bytes_of(arrays: Any) -> int:
+    """The size of tensors, nested."""
+    return sum(array.dtype.size * array.shape.num_elements() for array in tf.nest.flatten(arrays))
 
 
 class _DeviceArray:

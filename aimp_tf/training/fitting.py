@@ -17,7 +17,7 @@ from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import is_built
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.config.texts import is_number
-from aimp_tf.training.device_arrays import DeviceArrays
+from aimp_tf.training.device_arrays import DeviceArrays, bytes_of
 from aimp_tf.training.input_pipeline import (
     DEFAULT_BATCH_SIZE,
     Order,
@@ -96,7 +96,6 @@ class Fitting:
         self._to_read = None
         arrays = {"floatx": floatx, "least_batch": least_batch}
         if isinstance(train_data, tuple):
-            seed = int(np.random.randint(2**31)) if seed is None else seed
             self.order = Order(seed, shuffle=bool(options.get("shuffle", True)), goes_on=order_goes_on)
             steps = options.get("steps_per_epoch")
             self._arrays = array_positions(
@@ -147,7 +146,7 @@ class Fitting:
             return
         arrays, positions = self._arrays
         taught = teacher.outputs_of(arrays[0], self._batch_size)
-        if _bytes_of(taught) > max(_bytes_of(arrays), 2**28):
+        if bytes_of(taught) > max(bytes_of(arrays), 2**28):
             return
         self._teacher, with_taught = teacher, with_outputs(arrays, taught)
         self._to_read = in_batches(with_taught, positions)
@@ -204,11 +203,7 @@ class Fitting:
                     f"data_on_device takes arrays of numbers; got one of dtype {array.dtype.name}. Make "
                     "numbers of it, or set data_on_device=False."
                 )
-        if not self._cluster.on_one_device:
-            raise ValueError(
-                "data_on_device takes a model made without a strategy or under OneDeviceStrategy; this one was made "
-                f"under {type(model.distribute_strategy).__name__}. Set data_on_device=False."
-            )
+        self._cluster.check_one_device("data_on_device", " Set data_on_device=False.")
         if self.options.get("class_weight") is not None:
             raise ValueError(
                 "With data_on_device, fit does not see the classes that class_weight is for. Give each example its "
@@ -254,10 +249,6 @@ class Fitting:
                 callbacks=callbacks,
                 **self.options,
             )
-
-
-def _bytes_of(arrays: Any) -> int:
-    return sum(array.dtype.size * array.shape.num_elements() for array in tf.nest.flatten(arrays))
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

@@ -30,11 +30,7 @@ class Gates:
 
     def __init__(self, masked: MaskedModel) -> None:
         assert isinstance(masked.units, ChannelUnits)
-        if not masked.cluster.on_one_device:
-            raise ValueError(
-                "method='dynamic' takes a model made without a strategy or under OneDeviceStrategy; this one was made "
-                f"under {type(masked.model.distribute_strategy).__name__}."
-            )
+        masked.cluster.check_one_device("method='dynamic'")
         masked.units.check_read()
         self._units, self._read = masked.units, masked.units.read_by()
         layers = {path: layer for path, layer in reading_layers(masked).items() if has_channels_last(layer)}

@@ -18,13 +18,13 @@ class Order:
     So a run that was interrupted can go on in the middle, with the examples in the order that they would have had.
 
     Args:
-        seed: The seed, a whole number. Setting the attribute takes effect with the next `begin`.
+        seed: The seed, a whole number; None draws one. Setting the attribute takes effect with the next `begin`.
         shuffle: Whether the order is drawn anew in each epoch; otherwise it is that of the arrays.
         goes_on: Whether each iterator begins the epoch after that of the one before it, with no need to call `begin`.
     """
 
-    def __init__(self, seed: int, shuffle: bool = True, goes_on: bool = False) -> None:
-        self.seed = seed % 2**63
+    def __init__(self, seed: int | None, shuffle: bool = True, goes_on: bool = False) -> None:
+        self.seed = (int(np.random.randint(2**31)) if seed is None else seed) % 2**63
         self.shuffle = shuffle
         self._goes_on = goes_on
         with tf.device("CPU:0"):  # Where tf.data reads it.
@@ -214,7 +214,6 @@ def array_dataset(
         raise TypeError(f"data must be a tuple (x, y) or (x, y, sample_weight) of arrays; got {type(data).__name__}.")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-    seed = int(np.random.randint(2**31)) if seed is None else seed
     order = Order(seed, shuffle, goes_on=True)
     return prepare(data, "data", batch_size=batch_size, order=order, floatx=keras.backend.floatx())
 

@@ -1,7 +1,9 @@
-"""Correcting what is left of kernels after a mask step, so that layers give what they gave."""
+"""Correcting what is left after a mask step, without training: kernels, and what normalisation goes by."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +11,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.models import layers_of
+from aimp_tf.compat.swap import Swap
 from aimp_tf.compat.variables import local_view
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.grams import repaired
 from aimp_tf.selection.statistics import Statistics
 from aimp_tf.training.listening import reading_layers
+from aimp_tf.training.statistics import batches_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +38,12 @@ def check_repairable(masked: MaskedModel, statistics: Statistics) -> None:
 def repairs(
     masked: MaskedModel, statistics: Statistics, after: Mapping[str, np.ndarray]
 ) -> list[tuple[Any, np.ndarray]]:
-    """What the best repair makes of the kernels and biases that lose what they read, or single weights.
+    """Kernels and biases that lose what they read, or single weights, and what the best repair makes of them.
 
     Args:
         masked: The model, as it was when the statistics were gathered.
         statistics: Of before the mask step.
-        after: The masks of after it.
-
-    Returns:
-        Variables that change, and their new values, of which the masks are still to be heeded.
+        after: The masks of after it, which are still to be heeded.
     """
     check_repairable(masked, statistics)
     changed: list[tuple[Any, np.ndarray]] = []
@@ -59,3 +61,42 @@ def repairs(
             changed.append((bias, value if constraint is None else np.asarray(constraint(tf.constant(value)))))
     values = masked.cluster.from_chief([value for _, value in changed])
     return [(variable, value) for (variable, _), value in zip(changed, values, strict=True)]
+
+
+def recalibrate(masked: MaskedModel, data: Any, batches: int) -> int:
+    """Sets the moving statistics of batch normalisation to the means of those of some batches.
+
+    Layer after layer, each as it would be normalised in training; nothing else behaves as in training. What is frozen
+    stays. Returns how many layers there were.
+    """
+    model = masked.model
+    layers = [
+        layer
+        for layer in layers_of(masked.original)
+        if hasattr(layer, "moving_mean") and hasattr(layer, "momentum") and layer.trainable
+    ]
+    if not layers:
+        return 0
+    with contextlib.ExitStack() as swaps:
+        for layer in layers:
+            swaps.enter_context(Swap(layer, "call", _in_training(layer.call)))
+        for count, (x, _, _) in enumerate(batches_of(data, batches)):
+            with contextlib.ExitStack() as of_batch:
+                for layer in layers:
+                    # So that what comes out is the mean of all batches so far.
+                    of_batch.enter_context(Swap(layer, "momentum", count / (count + 1)))
+                with model.distribute_strategy.scope():
+                    model.distribute_strategy.run(lambda x=x: model(x, training=False))
+    masked.synchronize()
+    return len(layers)
+
+
+def _in_training(call: Any) -> Any:
+    """The `call` of a normalisation that goes by the batch, and learns of it."""
+
+    def call_in_training(*arguments: Any, **settings: Any) -> Any:
+        given = inspect.signature(call).bind(*arguments, **settings)
+        given.arguments["training"] = True
+        return call(*given.args, **given.kwargs)
+
+    return call_in_training

@@ -85,8 +85,7 @@ class _Collected:
     def __init__(self, masked: MaskedModel, names: frozenset[str], observe: Observer) -> None:
         self._masked, self._names, self._observe = masked, names, observe
         self._sums: dict[str, dict[str, Any]] = collections.defaultdict(dict)
-        self._tables: dict[str, dict[str, list[np.ndarray]]] = collections.defaultdict(dict)
-        self._labels: list[np.ndarray] = []
+        self._tables: dict[str, dict[str, list[Any]]] = collections.defaultdict(dict)
         self._count = 0
 
     def add(self, x: Any, y: Any, sample_weight: Any) -> None:
@@ -96,7 +95,7 @@ class _Collected:
         if y is None and (of_loss or "labels" in self._names):
             raise ValueError("The criterion asks for targets, and the training data has none.")
         if "labels" in self._names:
-            self._labels.append(_classes(y, examples))
+            self._tables["labels"].setdefault("", []).append(_classes(y, examples))
         gradients, seen = self._observe(self._count, x, y, sample_weight)
         for path, gradient in zip(self._observe.variables, gradients, strict=True):
             self._add_gradient(path, gradient.astype(np.float64), examples * self._masked.cluster.size)
@@ -108,24 +107,16 @@ class _Collected:
 
     def result(self) -> dict[str, Any]:
         """The attributes by their names."""
-        sums, layers = self._sums, self._observe.layers
         of_weights = {
-            name: {path: (total / self._count).astype(np.float32) for path, total in sums[name].items()}
+            name: {path: (total / self._count).astype(np.float32) for path, total in self._sums[name].items()}
             for name in self._names & OF_GRADIENTS.keys()
         }
-        others: dict[str, Any] = {
-            name: self._tables[name] for name in self._names & {*OF_INPUTS, "branches"} if name != "grams"
-        }
-        if "outputs" in self._names:
-            others["outputs"] = self._tables["outputs"][""]
-        if "labels" in self._names:
-            others["labels"] = self._labels
-        if "grams" in self._names:
-            others["grams"] = sums["grams"]
+        others: dict[str, Any] = {name: self._tables[name] for name in self._names & {*OF_INPUTS, "branches"}}
+        others |= {name: self._tables[name][""] for name in self._names & {"outputs", "labels"}}
         others = self._masked.cluster.from_chief(others)
         if "grams" in self._names:
             others["grams"] = {
-                path: Gram(moments / count, total / count, int(count), takes_intercept(layers[path]))
+                path: Gram(moments / count, total / count, int(count), takes_intercept(self._observe.layers[path]))
                 for path, (moments, total, count) in others["grams"].items()
             }
         return of_weights | others
@@ -137,12 +128,12 @@ class _Collected:
     def _add_calls(self, name: str, path: str, calls: Sequence[Any], examples: int) -> None:
         if name == "grams":
             for call in calls:
-                values = [each.numpy() for each in call]
-                if path not in self._sums[name]:
-                    self._sums[name][path] = [np.array(value) for value in values]
-                    continue
-                for total, value in zip(self._sums[name][path], values, strict=True):
-                    total += value
+                values = [np.array(each) for each in call]
+                if path in self._tables[name]:
+                    for total, value in zip(self._tables[name][path], values, strict=True):
+                        total += value
+                else:
+                    self._tables[name][path] = values
             return
         of_calls = [call.numpy() for call in calls]
         if name == "contributions":

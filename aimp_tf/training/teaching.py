@@ -155,12 +155,11 @@ def _loss_for(student: Any, teacher: Any, temperature: float) -> Loss:
     """How far outputs are from those of a teacher, by the loss that the student was compiled with."""
     loss = getattr(student, "loss", None)
     name = _name_of(loss) if len(getattr(student, "outputs", None) or [None]) == 1 else ""
-    if "categoricalcrossentropy" in name or "categoricalfocal" in name or "kldivergence" in name:
+    of_classes = any(part in name for part in ("categoricalcrossentropy", "categoricalfocal", "kldivergence"))
+    if of_classes or "binarycrossentropy" in name or "binaryfocal" in name:
         ours, theirs = _gives_logits(student, None), _gives_logits(teacher, student)
-        return lambda taught, given: _between_classes(taught, given, theirs, ours, temperature)
-    if "binarycrossentropy" in name or "binaryfocal" in name:
-        ours, theirs = _gives_logits(student, None), _gives_logits(teacher, student)
-        return lambda taught, given: _between_yes_and_no(taught, given, theirs, ours, temperature)
+        between = _between_classes if of_classes else _between_yes_and_no
+        return lambda taught, given: between(taught, given, theirs, ours, temperature)
     if name in _OF_NUMBERS:
         of_numbers = _OF_NUMBERS[name]
         return lambda taught, given: of_numbers(_as_float32(taught), _as_float32(given))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -21,9 +21,6 @@ from aimp_tf.training.teaching import Distilled, Teacher
 class Terms:
     """Adds the terms that a config asks for to the loss of a masked model.
 
-    Args:
-        config: A valid config.
-
     Attributes:
         teacher: A Keras model to learn from, or a `Teacher`; None is none.
     """
@@ -40,7 +37,8 @@ class Terms:
     @property
     def names(self) -> list[str]:
         """What the terms are called in the logs."""
-        return [name for name, _ in self._makers()]
+        asked = {"distillation": self.teacher is not None, "penalty": self._regularizer is not None}
+        return [name for name, is_asked in asked.items() if is_asked]
 
     def check_heard(self, plan: Sequence[Round]) -> None:
         """Raises ValueError for what goes on before the last training, where nothing comes before it."""
@@ -72,12 +70,16 @@ class Terms:
             )
         if self._regularizer is not None:
             _penalty(self._regularizer, masked)
-        terms = [(name, make(masked)) for name, make in self._makers()]
         masked.while_masked.enter_context(self._added)
-        for name, term in terms:
-            if isinstance(term, Distilled):
-                self._added.enter_context(term.seeing())
-            self._added.enter_context(added_to_loss(masked.model, name, term))
+        if self.teacher is not None:
+            if not isinstance(self.teacher, Teacher):
+                self.teacher = Teacher(self.teacher, masked.original)
+            distilled = Distilled(self.teacher, Distillation.of(self._config.distillation), masked.model)
+            self._added.enter_context(distilled.seeing())
+            self._added.enter_context(added_to_loss(masked.model, "distillation", distilled))
+        if self._regularizer is not None:
+            penalized = self._penalized(self._regularizer, masked)
+            self._added.enter_context(added_to_loss(masked.model, "penalty", penalized))
         self._installed = True
         self._added.callback(setattr, self, "_installed", False)
 
@@ -90,22 +92,7 @@ class Terms:
         """Lets trainings add nothing, until the next `begin`."""
         self._added.close()
 
-    def _makers(self) -> list[tuple[str, Callable[[MaskedModel], Term]]]:
-        makers: list[tuple[str, Callable[[MaskedModel], Term]]] = []
-        if self.teacher is not None:
-            makers.append(("distillation", self._distilled))
-        if self._regularizer is not None:
-            makers.append(("penalty", self._penalized))
-        return makers
-
-    def _distilled(self, masked: MaskedModel) -> Term:
-        if not isinstance(self.teacher, Teacher):
-            self.teacher = Teacher(self.teacher, masked.original)
-        return Distilled(self.teacher, Distillation.of(self._config.distillation), masked.model)
-
-    def _penalized(self, masked: MaskedModel) -> Term:
-        regularizer = self._regularizer
-        assert regularizer is not None
+    def _penalized(self, regularizer: Regularizer, masked: MaskedModel) -> Term:
         if self._strength is None:
             with masked.model.distribute_strategy.scope():
                 self._strength = tf.Variable(1.0, trainable=False)
