@@ -77,7 +77,7 @@ class GlobalMagnitudePruning(EpochCallback):
         self.run = Run(
             config, self._batches_of_epoch, METHODS[config.method]
         )  # A method, with which the callback can be copied.
-        self.others = OtherCallbacks(self.run.trained)
+        self.others = OtherCallbacks(self.run)
         self._watching = contextlib.ExitStack()
         if self.run.method.hears_batches:
             # Not a method of the class: a callback with this hook slows every batch down.
@@ -157,7 +157,7 @@ class GlobalMagnitudePruning(EpochCallback):
                 check_saving(callbacks)
             except ValueError as why:
                 self.run.stay_whole(why)
-        ready = self.others.for_round(callbacks, lambda: self.round)
+        ready = self.others.for_round(callbacks)
         self._watching.close()
         if self.config.method == "gradual":
             self._watching = watch_from(ready, epoch_at_target(self.config))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -11,35 +9,14 @@ import tensorflow as tf
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import train_counter
 from aimp_tf.compat.swap import Swap
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """How far a run has come.
-
-    Attributes:
-        in_earlier_rounds: Epochs trained in the rounds before this one.
-        epochs: Epochs trained in all.
-        steps_per_epoch: Batches in each of them; 0 where that is not known.
-        last_round: Whether no round follows.
-    """
-
-    in_earlier_rounds: int
-    epochs: int
-    steps_per_epoch: float
-    last_round: bool
-
-    @property
-    def steps(self) -> int:
-        """Batches trained in all."""
-        return round(self.steps_per_epoch * self.epochs)
+from aimp_tf.training.run import Run
 
 
 class Log:
     """What a stand-in keeps from round to round, so that it leaves nothing on the user's callback."""
 
-    def __init__(self, trained: Callable[[], Trained]) -> None:
-        self.trained = trained
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self.last_round = False
         self.append_header = True
         self.writers: dict[str, Any] = {}
@@ -51,10 +28,10 @@ class _CountsEpochs:
     _log: Log  # Of the class that is made of both.
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        super().on_epoch_begin(self._log.trained().in_earlier_rounds + epoch, logs)  # type: ignore[misc]
+        super().on_epoch_begin(self._log.run.earlier_epochs + epoch, logs)  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        super().on_epoch_end(self._log.trained().in_earlier_rounds + epoch, logs)  # type: ignore[misc]
+        super().on_epoch_end(self._log.run.earlier_epochs + epoch, logs)  # type: ignore[misc]
 
 
 class _Appends(_CountsEpochs):
@@ -62,7 +39,7 @@ class _Appends(_CountsEpochs):
 
     @property
     def append(self) -> bool:
-        return vars(self)["append"] or self._log.trained().epochs > 0
+        return vars(self)["append"] or self._log.run.epochs_done > 0
 
     @property
     def append_header(self) -> bool:
@@ -96,13 +73,14 @@ class _CountsSteps(_CountsEpochs):
             super().set_model(model)  # type: ignore[misc]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        trained = self._log.trained()
-        self._log.last_round = trained.last_round
+        run = self._log.run
+        self._log.last_round = run.in_last_round
+        steps = round(run.steps_of_epoch * run.epochs_done)
         counter = train_counter(self.model)  # type: ignore[attr-defined]
         if counter is not None:  # The step of what is written within the training step of tf_keras.
-            counter.assign(trained.steps)
+            counter.assign(steps)
         super().on_train_begin(logs)  # type: ignore[misc]
-        self._global_train_batch = trained.steps
+        self._global_train_batch = steps
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         # It would take the optimizer's count, which starts again in each round.

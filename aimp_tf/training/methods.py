@@ -25,7 +25,7 @@ class Rounds(Method):
 
     @property
     def settled(self) -> bool:
-        return self._run.round.index + 1 == self._run.round_count
+        return self._run.in_last_round
 
     def begin_round(self, masked: MaskedModel) -> None:
         fades = self._run.config.fade_epochs > 0
@@ -67,7 +67,7 @@ class Rounds(Method):
             if any(round_.rewind == "weights" for round_ in run.plan):
                 run.snapshot = masked.snapshot()
         distance = run.config.stop_mask_distance
-        return distance is not None and run.round.index + 1 < run.round_count and self._is_settled(masked, distance)
+        return distance is not None and not run.in_last_round and self._is_settled(masked, distance)
 
     def _is_settled(self, masked: MaskedModel, distance: float) -> bool:
         """Whether the masks that ranking would give have changed little in the epoch (early-bird tickets)."""

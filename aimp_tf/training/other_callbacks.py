@@ -7,7 +7,7 @@ import contextlib
 import copy
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,45 +15,36 @@ import numpy as np
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.swap import Swap
 from aimp_tf.config.texts import nearest
-from aimp_tf.selection.planning import Round
-from aimp_tf.training.loggers import Log, Trained, counting
+from aimp_tf.training.loggers import Log, counting
+from aimp_tf.training.run import Run
 
 logger = logging.getLogger(__name__)
 
 
 class OtherCallbacks:
-    """Remembers what the callbacks were like when they first came, and makes them so again for each round.
+    """Remembers what the callbacks were like when they first came, and makes them so again for each round of a run."""
 
-    Args:
-        trained: Gives how far the run has come, once a `fit` has begun.
-    """
-
-    def __init__(self, trained: Callable[[], Trained]) -> None:
-        self._trained = trained
+    def __init__(self, run: Run) -> None:
+        self._run = run
         self._first_states: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._logs: dict[int, Log] = {}
         self._stock: list[Any] = []
 
-    def for_round(self, callbacks: Sequence[Any], round_: Callable[[], Round]) -> list[Any]:
-        """The callbacks for the next `fit`.
+    def for_round(self, callbacks: Sequence[Any]) -> list[Any]:
+        """The Keras callbacks, of either generation, for the next `fit`.
 
-        Args:
-            callbacks: Keras callbacks of either generation.
-            round_: Gives the round that trains, once the `fit` has begun.
-
-        Returns:
-            The same callbacks, but a LearningRateScheduler as a copy that follows the round, and those of Keras that
-            log as stand-ins with the same attributes, which are told the epochs of the run.
+        They are the same, but a LearningRateScheduler is a copy that follows the round, and those of Keras that log are
+        stand-ins with the same attributes, which are told the epochs of the run.
         """
         ready: list[Any] = []
         for callback in callbacks:
             if not _is_stock(callback):
                 ready.append(callback)
             elif _is_rate_scheduler(callback):
-                ready.append(_following(callback, round_, self._trained))
+                ready.append(_following(callback, self._run))
             else:
                 self._make_as_first(callback)
-                ready.append(counting(callback, self._logs.setdefault(id(callback), Log(self._trained))))
+                ready.append(counting(callback, self._logs.setdefault(id(callback), Log(self._run))))
         self._stock = list(filter(_is_stock, ready))
         return ready
 
@@ -235,7 +226,7 @@ def _is_rate_scheduler(callback: Any) -> bool:
     return any(base.__name__ == "LearningRateScheduler" and is_keras_own(base) for base in type(callback).__mro__)
 
 
-def _following(scheduler: Any, round_: Callable[[], Round], trained: Callable[[], Trained]) -> Any:
+def _following(scheduler: Any, run: Run) -> Any:
     """A copy of a LearningRateScheduler that passes through the epochs of the schedule at the pace of the round."""
     kind = type(scheduler)
 
@@ -247,11 +238,11 @@ def _following(scheduler: Any, round_: Callable[[], Round], trained: Callable[[]
             self._advance(0.0)
 
         def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-            steps = trained().steps_per_epoch
+            steps = run.steps_of_epoch
             if steps:
                 # Where the length is not known, Keras 3 begins one batch more before it finds that there is none.
                 self._advance(min(batch, steps - 1) / steps)
-            elif batch == 1 and self._epoch == 0 and round_().schedule_scale > 1:
+            elif batch == 1 and self._epoch == 0 and run.round.schedule_scale > 1:
                 logger.warning(
                     "The training data does not tell how many batches an epoch has: in this round, %s follows it at "
                     "the beginning of each epoch only. Use "
@@ -260,7 +251,7 @@ def _following(scheduler: Any, round_: Callable[[], Round], trained: Callable[[]
                 )
 
         def _advance(self, fraction: float) -> None:
-            position = round_().schedule_start + (self._epoch + fraction) * round_().schedule_scale
+            position = run.round.schedule_start + (self._epoch + fraction) * run.round.schedule_scale
             # One after another, for a function may compute a rate from the last one.
             while self._called <= math.floor(position + 1e-6):
                 kind.on_epoch_begin(self, self._called)

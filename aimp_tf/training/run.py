@@ -19,7 +19,6 @@ from aimp_tf.selection.planning import fraction_to_go, make_plan, ramp_survivors
 from aimp_tf.selection.ranking import smallest_magnitude
 from aimp_tf.training.between_rounds import Measure, check_end, check_loss, metrics_at_end, rewind
 from aimp_tf.training.live_rounds import LiveRounds
-from aimp_tf.training.loggers import Trained
 from aimp_tf.training.projections import Projecting, projection_of
 from aimp_tf.training.ranking import RunRanking
 from aimp_tf.training.repair import repairs
@@ -69,6 +68,11 @@ class Run(RunState):
     def paths(self) -> list[str]:
         """Those of the prunable variables that it has begun with."""
         return list(self.shrinking.factors)
+
+    @property
+    def steps_of_epoch(self) -> float:
+        """Batches in each epoch; 0 where that is not known."""
+        return self.batches_of() or max(self.steps_per_epoch, default=0)
 
     def stay_whole(self, why: ValueError) -> None:
         """Lets rounds train the whole model, where nobody has asked for anything else; raises `why` otherwise."""
@@ -147,8 +151,7 @@ class Run(RunState):
         self.projecting.begin_round(self.method.settled, self.radii)
         trace_in_fit(masked.model)
         if self._live is not None:
-            steps = self.round.epochs * (self.batches_of() or max(self.steps_per_epoch, default=0))
-            self._live.begin_round(self, masked, steps, resumed)
+            self._live.begin_round(self, masked, self.round.epochs * self.steps_of_epoch, resumed)
 
     def end_epoch(self, masked: MaskedModel, epoch: int, logs: Mapping[str, Any] | None) -> bool:
         """Takes the logs of an epoch, which `fit` counts from 0. Returns whether the round is to end with it."""
@@ -227,16 +230,6 @@ class Run(RunState):
     def masks_keeping(self, masked: MaskedModel, keep: int) -> dict[str, np.ndarray]:
         """The masks that keeping the best `keep` survivors would give now."""
         return self.ranking.rank(masked, self.ranking.statistics(masked, len(self.rounds)), keep)[0]
-
-    def trained(self) -> Trained:
-        """How far the run has come, from the beginning of a training on."""
-        before = sum(round_.epochs for round_ in self.rounds)
-        return Trained(
-            in_earlier_rounds=before,
-            epochs=before + len(self.epoch_logs),
-            steps_per_epoch=self.batches_of() or max(self.steps_per_epoch, default=0),
-            last_round=self.round.index + 1 == self.round_count,
-        )
 
 
 class Method:

@@ -95,6 +95,21 @@ class RunState:
         """The round that trains, or the next one."""
         return self.plan[len(self.rounds)]
 
+    @property
+    def in_last_round(self) -> bool:
+        """Whether that is the final training."""
+        return self.round.index + 1 == self.round_count
+
+    @property
+    def earlier_epochs(self) -> int:
+        """Epochs trained in the rounds that are done."""
+        return sum(round_.epochs for round_ in self.rounds)
+
+    @property
+    def epochs_done(self) -> int:
+        """Those and the ones of the round that trains."""
+        return self.earlier_epochs + len(self.epoch_logs)
+
     def to_fields(self) -> dict[str, Any]:
         """What `resume` needs, but for rounds and snapshots: numbers, texts, arrays, and lists and dicts of these."""
         return {

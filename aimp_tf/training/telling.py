@@ -73,9 +73,8 @@ def warn_of_time(config: PruningConfig, masked: MaskedModel, keep: int) -> None:
 
 def _time_left(state: RunState) -> str:
     """ ", about 12 min left", or nothing where no epoch tells yet how long one takes."""
-    done = sum(round_.epochs for round_ in state.rounds) + len(state.epoch_logs)
     seconds = sum(round_.seconds for round_ in state.rounds)
     if state.epoch_logs:
         seconds += time.monotonic() - state.started_at
     left = sum(round_.epochs for round_ in state.plan[len(state.rounds) :]) - len(state.epoch_logs)
-    return f", about {duration_text(seconds / done * left)} left" if done else ""
+    return f", about {duration_text(seconds / state.epochs_done * left)} left" if state.epochs_done else ""
