@@ -80,11 +80,8 @@ def rewind(
 ) -> None:
     """Starts weights, optimizers and schedules again, as the next round does; lets go of what no later one needs.
 
-    Args:
-        state: That of the run.
-        masked: The model, with the masks of the round.
-        generator: Gives the random numbers of a round.
-        batches: Of an epoch; None where that is not known.
+    `generator` gives the random numbers of a round, and `batches` is of an epoch, None where that is not known. The
+    model has the masks of the round.
     """
     round_ = state.round
     if round_.rewind == "weights":

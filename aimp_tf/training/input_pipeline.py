@@ -143,17 +143,7 @@ def array_positions(
 ) -> tuple[tuple, tf.data.Dataset]:
     """Arrays as tensors in the host's memory, and the positions of the examples in each batch, a dataset of int64.
 
-    Args:
-        data: (x,), (x, y) or (x, y, sample_weight), as `prepare` takes it.
-        name: As there, like the other arguments.
-        batch_size: Examples a batch.
-        order: Their order.
-        steps_per_epoch: As in `fit`; the batches then go on without end.
-        floatx: Keras' float type.
-        least_batch: How many examples every batch must have.
-
-    Raises:
-        TypeError, ValueError: As `prepare`.
+    It takes and raises what `prepare` does; with `steps_per_epoch`, as in `fit`, the batches go on without end.
     """
     tensors, batch_size = _as_tensors(data, name, floatx), batch_size or DEFAULT_BATCH_SIZE
     length = int(tf.nest.flatten(tensors)[0].shape[0])

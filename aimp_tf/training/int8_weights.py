@@ -90,12 +90,8 @@ class Int8Weights:
 
 
 def rounded(kernel: tf.Tensor, outputs: Sequence[int]) -> tf.Tensor:
-    """The nearest whole multiples, -127 to 127 of them, of a 127th of the largest weight of each output.
-
-    Args:
-        kernel: float.
-        outputs: The axes that count outputs.
-    """
+    """The nearest whole multiples, -127 to 127 of them, of a 127th of the largest weight of each output; `outputs` are
+    the axes of the kernel that count these."""
     exact = tf.cast(kernel, tf.float32)
     summed = [axis for axis in range(len(kernel.shape)) if axis not in outputs]
     largest = tf.reduce_max(tf.abs(exact), axis=summed, keepdims=True)

@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 _WORTH_TRACING = 0.9
 """What is alive is traced when it takes this fraction of the multiplications of what was."""
 
-
 _PASSES, _BATCH_SIZE = 3, 32
 """A step multiplies forward, and back for weights and inputs; how many examples it has is not known, so many at least
 are usual."""
@@ -46,15 +45,10 @@ class LiveRounds:
         self._traced = None
 
     def begin_round(self, state: RunState, masked: MaskedModel, steps: float, resumed: bool) -> None:
-        """Lets the round train what its masks leave alive, where that is enough less than what was traced last.
+        """Lets the round train what its masks leave alive, where that is enough less than what was traced last and pays
+        within so many steps; or, where it goes on within it, what was found before.
 
         Which it is does not depend on how fast the machine is, so that a run that is repeated is the same.
-
-        Args:
-            state: That of the run.
-            masked: The model.
-            steps: How many steps the round takes.
-            resumed: Whether it goes on within the round, for which that was found before.
         """
         network = LiveNetwork(self._graph, masked)
         part = network.part()

@@ -75,12 +75,8 @@ class OtherCallbacks:
 def as_callbacks(callbacks: Any, generation: str | None = None) -> list[Any]:
     """What `fit` takes for callbacks, None and a single one included, as a list.
 
-    Args:
-        callbacks: Those of the user.
-        generation: That of the model, "keras" or "tf_keras"; None does not look at it.
-
     Raises:
-        TypeError: They are something else, or of the other generation of Keras.
+        TypeError: They are something else, or of another generation of Keras than the model's, where that is given.
     """
     if callbacks is None:
         return []
@@ -131,11 +127,8 @@ def check_for_rounds(callbacks: Sequence[Any]) -> None:
 
 
 def watch_from(callbacks: Sequence[Any], epoch: int) -> contextlib.ExitStack:
-    """Lets EarlyStopping look at no epoch before this one, from 0: those are less sparse than the last, and better.
-
-    Returns:
-        What undoes that when it is closed.
-    """
+    """Lets EarlyStopping look at no epoch before this one, from 0, until what it returns is closed: those are less
+    sparse than the last, and better."""
     undo = contextlib.ExitStack()
     if epoch <= 0:
         return undo

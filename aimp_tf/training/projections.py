@@ -146,11 +146,7 @@ def projection_of(value: Any) -> Projection | None:
 
 
 class Projecting:
-    """Projects the kernels of a masked model, as a run asks for it.
-
-    Args:
-        projection: On what; None does nothing.
-    """
+    """Projects the kernels of a masked model, as a run asks for it; on None, not at all."""
 
     def __init__(self, projection: Projection | None) -> None:
         self._projection = projection
@@ -174,26 +170,17 @@ class Projecting:
             constraint.previous = _Projected(projection, input_axis(masked, path), radius, previous)
 
     def begin_round(self, settled: bool, found: Sequence[float] | None) -> None:
-        """What steps project on.
-
-        Args:
-            settled: Whether nothing is left to be projected.
-            found: What the last epoch of the round gave, if it goes on after one.
-        """
+        """Says what steps project on: nothing once all is settled, else what the last epoch of the round gave, if it
+        goes on after one."""
         for index, radius in enumerate(self._radii.values()):
             assert self._projection is not None
             given = self._projection.radius if found is None else found[index]
             radius.assign(math.inf if settled or given is None else given)
 
     def end_epoch(self, masked: MaskedModel, share: float) -> list[float] | None:
-        """Projects all kernels.
+        """Projects all kernels, and gives the radii; None where nothing is projected.
 
-        Args:
-            masked: The model.
-            share: Which part of the weights the next round is to keep, for a radius that is not given.
-
-        Returns:
-            The radii; None where nothing is projected.
+        `share` is which part of the weights the next round is to keep, for a radius that is not given.
         """
         projection = self._projection
         if projection is None:
@@ -216,14 +203,7 @@ class Projecting:
 
 
 class _Projected:
-    """A constraint that comes before another one.
-
-    Args:
-        projection: On what.
-        axis: Of the variable, that counts inputs.
-        radius: Variable, a scalar.
-        previous: The constraint that the variable had, or None.
-    """
+    """A constraint that projects on a ball, whose radius is a variable, before another constraint or None."""
 
     def __init__(
         self, projection: Projection, axis: int | None, radius: Any, previous: Callable[[Any], Any] | None

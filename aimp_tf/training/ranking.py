@@ -21,10 +21,7 @@ from aimp_tf.training.statistics import ModelSample
 
 
 class RunRanking:
-    """Ranks what is left of a masked model, as a config says.
-
-    Args:
-        config: A valid config.
+    """Ranks what is left of a masked model, as a valid config says.
 
     Attributes:
         sample: Batches of training data, for criteria that ask for some; None where there are none.

@@ -158,20 +158,10 @@ class RoundResult:
         metrics: Mapping[str, Any] | None = None,
         budget: Budget | None = None,
     ) -> RoundResult:
-        """The result of a training.
+        """The result of a training, whose weights and masks come by their paths.
 
-        Args:
-            index: Position in the run.
-            epoch_logs: The logs of its epochs.
-            weights: Path -> value.
-            masks: Path -> mask.
-            seconds: Wall time.
-            thresholds: Of each variable, in the order of `masks`; empty where nothing was ranked.
-            guarded: As the attribute.
-            shrink: Path -> what was left of each weight when it began; None where all are 1.
-            left_dense: As the attribute.
-            metrics: As the attribute. None are the logs of the last epoch.
-            budget: As the attribute.
+        `thresholds` are in the order of `masks`, empty where nothing was ranked; `shrink` says by paths what was left
+        of each weight when it began, 1 for others. Without `metrics`, they are the logs of the last epoch.
         """
         if metrics is None:
             metrics = epoch_logs[-1] if epoch_logs else {}
@@ -272,11 +262,7 @@ def telling_metric(names: Sequence[str]) -> str | None:
 
     It is one of training, if validation gives no more than its loss; None where there are no names.
     """
-    return min(
-        names,
-        key=lambda name: (name.endswith(_LAST_CHOICES), not name.startswith("val_")),
-        default=None,
-    )
+    return min(names, key=lambda name: (name.endswith(_LAST_CHOICES), not name.startswith("val_")), default=None)
 
 
 def number_text(value: Any) -> str:

@@ -167,10 +167,8 @@ class Run(RunState):
     def end_round(self, masked: MaskedModel, measure: Measure | None) -> None:
         """Checks what the round ended with, and takes its result. No callback sets weights after that.
 
-        Args:
-            masked: The model.
-            measure: Gives the metrics of the weights that it has, from the logs of the last epoch; None where nothing
-                can.
+        `measure` gives the metrics of the weights that the model has, from the logs of the last epoch; None where
+        nothing can.
         """
         self.method.end_round(masked)
         weights, masks = masked.weights(), masked.masks()
@@ -200,12 +198,9 @@ class Run(RunState):
             masked.part.end()
 
     def prune(self, masked: MaskedModel, keep: int, *, fade: bool = False) -> None:
-        """Keeps the best `keep` survivors; those that are left shrink, if they stay.
+        """Keeps the best `keep` survivors, of what the budget counts; those that are left shrink, if they stay.
 
-        Args:
-            masked: The model.
-            keep: How much is left, of what the budget counts.
-            fade: Whether what goes is left to fade away.
+        With `fade`, what goes is left to fade away.
         """
         statistics = self.ranking.statistics(masked, len(self.rounds))
         weights, before = statistics.weights, statistics.masks

@@ -25,11 +25,7 @@ _SAMPLE_SIZE = 2**16
 
 
 class Shrinking:
-    """Shrinks the weights of a model that training changes between the rounds of a run.
-
-    Args:
-        factor: What is left of a weight, in (0, 1].
-        masked: The model.
+    """Shrinks the weights of a model that training changes to a part of them, in (0, 1], between the rounds of a run.
 
     Attributes:
         factors: Path of each prunable variable -> what was left of its weights as the round began.

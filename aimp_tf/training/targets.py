@@ -31,10 +31,7 @@ def check_targets(model: Any, data: Any, name: str) -> None:
 
     Frameworks tell of them late and at length, and on a GPU a class out of range is a loss of NaN and nothing else.
 
-    Args:
-        model: A built, compiled model.
-        data: As `prune` takes it. What is no tuple of arrays is let through.
-        name: What to call it in errors.
+    What is no tuple of arrays, as `prune` takes it, is let through.
 
     Raises:
         TypeError: The targets are texts.

@@ -25,11 +25,7 @@ Loss = Callable[[Any, Any], tf.Tensor]
 
 
 class Teacher:
-    """A model that another one learns from, and that does not change.
-
-    Args:
-        model: A built Keras model.
-        student: The model that learns from it.
+    """A built model that another one, its student, learns from, and that does not change.
 
     Raises:
         TypeError: It is not a Keras model, or one of another generation than the student.
@@ -95,12 +91,7 @@ def with_outputs(batch: Any, outputs: tuple[tf.Tensor, ...]) -> dict[str, Any]:
 
 
 class Distilled:
-    """The term that a teacher adds to the loss, as `added_loss.Term`.
-
-    Args:
-        teacher: The teacher.
-        settings: How much training goes by it.
-        student: The compiled model that learns.
+    """The term that a teacher adds to the loss of a compiled student, as `added_loss.Term`.
 
     Raises:
         ValueError: What the model was compiled with does not say how far its outputs are from those of a teacher, or
