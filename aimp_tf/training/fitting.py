@@ -41,13 +41,27 @@ _BATCH_SIZES = ("batch_size", "validation_batch_size")
 class Fitting:
     """What every `fit` of a run is called with.
 
+    Args:
+        train_data: As `input_pipeline.prepare` takes it.
+        validation_data: The same, or None.
+        callbacks: A list of Keras callbacks.
+        options: The other arguments of `fit`.
+        verbose: As in `fit`.
+        seed: Of the order of arrays; None draws one.
+        generation: "keras" or "tf_keras".
+        cluster: The workers of the model.
+        order_goes_on: Whether each epoch reads arrays in the next order by itself, as `Order` says.
+
     Attributes:
-        train: The training data.
-        validation: The validation data, or None.
+        train: The training data, made ready.
+        validation: The validation data, made ready, or None.
         examples: How many examples that has, where it is arrays; None for other data.
         order: The order in which arrays are read; None for other data, which has its own.
-        callbacks: The user's callbacks.
-        options: The other arguments of `fit`.
+        callbacks: As above.
+        options: What `fit` is called with beside data, epochs and callbacks.
+
+    Raises:
+        TypeError, ValueError: The data cannot be read again for each `fit`, or does not fit the options.
     """
 
     def __init__(
@@ -63,30 +77,14 @@ class Fitting:
         *,
         order_goes_on: bool = False,
     ) -> None:
-        """Prepares the data, as `prune` takes all of it.
-
-        Args:
-            train_data: As `input_pipeline.prepare` takes it.
-            validation_data: The same.
-            callbacks: A list of Keras callbacks.
-            options: The other arguments of `fit`.
-            verbose: As in `fit`.
-            seed: Of the order of arrays; None draws one.
-            generation: "keras" or "tf_keras".
-            cluster: The workers of the model.
-            order_goes_on: Whether each epoch reads arrays in the next order by itself, as `Order` says.
-
-        Raises:
-            TypeError, ValueError: The data cannot be read again for each `fit`, or does not fit the options.
-        """
         _check_options(options)
         floatx = importlib.import_module(generation).backend.floatx()
         # Keras 3 makes NaN of a replica's share of a batch where there is nothing in it.
         least_batch = cluster.replicas if generation == "keras" else 1
         self.callbacks = callbacks
         self._given, self._cluster = (train_data, validation_data), cluster
-        options_of_fit = {**options, "verbose": verbose}
-        self.options = {name: value for name, value in options_of_fit.items() if name not in _BATCH_SIZES}
+        self.options = {name: value for name, value in options.items() if name not in _BATCH_SIZES}
+        self.options["verbose"] = verbose
         batch_size, validation_batch_size = map(options.get, _BATCH_SIZES)
         self.order = None
         self._batch_size = batch_size or DEFAULT_BATCH_SIZE
@@ -174,7 +172,11 @@ class Fitting:
         Raises:
             TypeError, ValueError: The model cannot be built from the data, or does not take it.
         """
-        self._settle_order()
+        # All workers read arrays in the order of the chief, whose seed may be drawn.
+        seed = self._cluster.from_chief(None if self.order is None else self.order.seed)
+        if self.order is not None:
+            self.order.seed = seed
+            self.order.begin(0, 0)
         _build(model, self.train)
         for name, given, batches in zip(
             ("the training data", "validation_data"), self._given, (self.train, self.validation), strict=True
@@ -182,13 +184,6 @@ class Fitting:
             _check_batches(model, batches, name)
             check_targets(model, given, name)
         check_class_weight(self._given[0], self.options.get("class_weight"))
-
-    def _settle_order(self) -> None:
-        """Lets all workers read arrays in the order of the chief, whose seed may be drawn."""
-        seed = self._cluster.from_chief(None if self.order is None else self.order.seed)
-        if self.order is not None:
-            self.order.seed = seed
-            self.order.begin(0, 0)
 
     def check_on_device(self, model: Any) -> None:
         """Raises TypeError or ValueError if `data_on_device` cannot be done."""

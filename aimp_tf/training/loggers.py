@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.keras_own import keras_bases
 from aimp_tf.compat.models import train_counter
 from aimp_tf.compat.swap import Swap
 from aimp_tf.training.run import Run
@@ -118,13 +118,9 @@ _COUNTING: dict[str, type[_CountsEpochs]] = {
 def counting(callback: Any, log: Log) -> Any:
     """A stand-in that shares the attributes of a callback which logs; any other callback itself."""
     kind: Any = type(callback)
-    mixin = next((_COUNTING[base.__name__] for base in kind.__mro__ if _logs(base)), None)
+    mixin = next((_COUNTING[base.__name__] for base in keras_bases(kind) if base.__name__ in _COUNTING), None)
     if mixin is None:
         return callback
     stand_in = object.__new__(type(kind)(kind.__name__, (mixin, kind), {"_log": log}))
     object.__setattr__(stand_in, "__dict__", vars(callback))
     return stand_in
-
-
-def _logs(base: type) -> bool:
-    return base.__name__ in _COUNTING and is_keras_own(base)

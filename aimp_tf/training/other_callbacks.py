@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.keras_own import is_keras_own, keras_bases
 from aimp_tf.compat.swap import Swap
 from aimp_tf.config.texts import nearest
 from aimp_tf.training.loggers import Log, counting
@@ -96,7 +96,8 @@ def as_callbacks(callbacks: Any, generation: str | None = None) -> list[Any]:
                 f"{type(callback).__name__} is for tfmot's own wrappers. Leave it out: what prunes here is a callback "
                 "of aimp_tf, which prune and the loop around GlobalMagnitudePruning hand to fit."
             )
-        theirs = next((base.__module__.split(".")[0] for base in type(callback).__mro__ if _is_base(base)), generation)
+        bases = [base for base in keras_bases(type(callback)) if base.__name__ == "Callback"]
+        theirs = bases[0].__module__.split(".")[0] if bases else generation
         # What is the user's own may do in Keras 3, which asks less of a callback.
         if generation not in (None, theirs) and (generation == "tf_keras" or is_keras_own(type(callback))):
             raise TypeError(
@@ -104,10 +105,6 @@ def as_callbacks(callbacks: Any, generation: str | None = None) -> list[Any]:
                 f"{generation}.callbacks.{type(callback).__name__ if is_keras_own(type(callback)) else 'Callback'}."
             )
     return listed
-
-
-def _is_base(kind: type) -> bool:
-    return kind.__name__ == "Callback" and is_keras_own(kind)
 
 
 def check_for_rounds(callbacks: Sequence[Any]) -> None:
@@ -212,11 +209,11 @@ def _is_plain(value: Any) -> bool:
 
 def _is_stock(callback: Any) -> bool:
     """Whether it is one of Keras' callbacks, or a subclass of one, rather than of the bare `Callback`."""
-    return any(is_keras_own(base) and base.__name__ != "Callback" for base in type(callback).__mro__)
+    return any(base.__name__ != "Callback" for base in keras_bases(type(callback)))
 
 
 def _is_rate_scheduler(callback: Any) -> bool:
-    return any(base.__name__ == "LearningRateScheduler" and is_keras_own(base) for base in type(callback).__mro__)
+    return any(base.__name__ == "LearningRateScheduler" for base in keras_bases(type(callback)))
 
 
 def _following(scheduler: Any, run: Run) -> Any:

@@ -159,8 +159,7 @@ def batches_of(data: Any, count: int) -> Iterator[tuple[Any, Any, Any]]:
     for batch in itertools.islice(all_of_it, count):
         empty = False
         parts = (*(batch if isinstance(batch, (tuple, list)) else (batch,)), None, None)[:3]
-        x, y, sample_weight = tf.nest.map_structure(_as_tensor, parts)
-        yield x, y, sample_weight
+        yield tf.nest.map_structure(_as_tensor, parts)
     if empty:
         raise ValueError("The training data has no batches.")
 
