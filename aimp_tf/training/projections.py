@@ -167,7 +167,7 @@ class Projecting:
             assert isinstance(constraint, MaskConstraint)
             previous = constraint.previous
             self._installed.callback(setattr, constraint, "previous", previous)
-            constraint.previous = _Projected(projection, input_axis(masked, path), radius, previous)
+            constraint.previous = _projected(projection, input_axis(masked, path), radius, previous)
 
     def begin_round(self, settled: bool, found: Sequence[float] | None) -> None:
         """Says what steps project on: nothing once all is settled, else what the last epoch of the round gave, if it
@@ -202,19 +202,17 @@ class Projecting:
         self._installed.close()
 
 
-class _Projected:
+def _projected(
+    projection: Projection, axis: int | None, radius: Any, previous: Callable[[Any], Any] | None
+) -> Callable[[Any], tf.Tensor]:
     """A constraint that projects on a ball, whose radius is a variable, before another constraint or None."""
 
-    def __init__(
-        self, projection: Projection, axis: int | None, radius: Any, previous: Callable[[Any], Any] | None
-    ) -> None:
-        self._projection, self._axis, self._radius, self._previous = projection, axis, radius, previous
-
-    def __call__(self, weight: Any) -> tf.Tensor:
+    def constrain(weight: Any) -> tf.Tensor:
         weight = tf.convert_to_tensor(weight)
-        projected = self._projection.project(_as_rows(weight, self._axis), self._radius.read_value())
-        weight = _from_rows(projected, self._axis, weight)
-        return weight if self._previous is None else self._previous(weight)
+        weight = _from_rows(projection.project(_as_rows(weight, axis), radius.read_value()), axis, weight)
+        return weight if previous is None else previous(weight)
+
+    return constrain
 
 
 def _kernels(masked: MaskedModel) -> dict[str, Any]:
