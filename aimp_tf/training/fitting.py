@@ -131,10 +131,9 @@ class Fitting:
         is the same whenever they are read."""
         if self._arrays is None or self.order is None:
             return self.train
-        tensors, batch_size = self._arrays[0], self._batch_size
-        order = Order(self.order.seed)
-        order.begin(0, 0)
-        return in_batches(tensors, order.batches(len(tf.nest.flatten(tensors)[0]), batch_size))
+        tensors = self._arrays[0]
+        positions = Order(self.order.seed).batches(len(tf.nest.flatten(tensors)[0]), self._batch_size)
+        return in_batches(tensors, positions)
 
     def learn_from(self, teacher: Teacher) -> None:
         """Looks up once what a teacher gives for each example of arrays, for every `fit` from now on; for other data,

@@ -37,11 +37,8 @@ class Order:
     def batches(self, length: int, batch_size: int, steps_per_epoch: int | None = None) -> tf.data.Dataset:
         """The positions 0 to `length` - 1 from the beginning of an epoch, as int64 vectors of `batch_size` or the rest.
 
-        Args:
-            length: Number of examples.
-            batch_size: Positions a vector.
-            steps_per_epoch: How many vectors an epoch takes where the positions go on without end, each `length` of
-                them in an order of their own. None ends them with the epoch.
+        With `steps_per_epoch` vectors an epoch, the positions go on without end, each `length` of them in an order of
+        their own. None ends them with the epoch.
         """
 
         def from_epoch(_: Any) -> tf.data.Dataset:

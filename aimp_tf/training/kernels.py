@@ -33,7 +33,7 @@ def arranged(kernel: tf.Tensor, axis: int | None) -> tf.Tensor:
     """
     shape = kernel.shape.as_list()
     if axis == len(shape) - 1 and axis > 0:
-        kernel = _with_last_two_swapped(kernel)
+        kernel = tf.linalg.matrix_transpose(kernel)
         shape, axis = kernel.shape.as_list(), len(shape) - 2
     axis = len(shape) - 2 if axis is None else axis
     inputs = shape[axis] if axis >= 0 else 1
@@ -44,10 +44,5 @@ def rearranged(kernel: tf.Tensor, axis: int | None, shape: Any) -> tf.Tensor:
     """A kernel of a shape again, as `arranged` gave it."""
     sizes = [int(size) for size in shape]
     if axis == len(sizes) - 1 and axis > 0:
-        return _with_last_two_swapped(tf.reshape(kernel, [*sizes[:-2], sizes[-1], sizes[-2]]))
+        return tf.linalg.matrix_transpose(tf.reshape(kernel, [*sizes[:-2], sizes[-1], sizes[-2]]))
     return tf.reshape(kernel, sizes)
-
-
-def _with_last_two_swapped(kernel: tf.Tensor) -> tf.Tensor:
-    rank = len(kernel.shape)
-    return tf.transpose(kernel, [*range(rank - 2), rank - 1, rank - 2])

@@ -150,16 +150,11 @@ def follows_batches(callbacks: Sequence[Any]) -> bool:
 def check_monitors(
     callbacks: Sequence[Any], model: Any, logs: Mapping[str, Any] | None, others: Sequence[str] = ()
 ) -> None:
-    """Raises ValueError if a callback of Keras watches a metric that never comes.
+    """Raises ValueError if a callback of Keras, in a `fit` of the model, watches a metric that never comes.
 
     Keras warns after each epoch, and nothing happens. Callbacks and models of the user's may add to the logs, and are
-    left alone.
-
-    Args:
-        callbacks: Those of a `fit`.
-        model: What it trains.
-        logs: The metrics of the model by their names, as far as they are known; None where there is no validation data.
-        others: Names of what the run adds to the logs of training.
+    left alone. `logs` holds the metrics of the model by their names, as far as they are known, and is None where there
+    is no validation data; `others` are names of what the run adds to the logs of training.
     """
     own = all(is_keras_own(type(callback)) for callback in callbacks)
     if not own or not all(is_keras_own(getattr(type(model), name)) for name in ("fit", "train_step")):

@@ -28,7 +28,7 @@ _OF_ROUND = (
 )
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class RunState:
     """Where a run stands: all that changes in it, beside the model and its optimizers.
 
@@ -131,13 +131,10 @@ class RunState:
         *,
         in_round: bool,
     ) -> None:
-        """Goes on where the run was saved. It must have begun, and the model be as it was then.
+        """Goes on after these rounds where the run was saved. It must have begun, and the model be as it was then.
 
-        Args:
-            rounds: The results of the rounds that were done.
-            fields: What `to_fields` gave.
-            snapshots: What `snapshots` gave.
-            in_round: Whether that was within a round, which the next training then goes on with, rather than after one.
+        `fields` and `snapshots` are what `to_fields` and `snapshots` gave. If that was `in_round` rather than after
+        one, the next training goes on with that round.
         """
         self.rounds, self.resumed = list(rounds), in_round
         # Some of them earlier versions did not have.
