@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
-from aimp_tf import exporting
+from aimp_tf.runs import run_directory
 from aimp_tf.runs.run_directory import RunDirectory
 from aimp_tf.runs.run_files import check_workdir
 from aimp_tf.runs.signature import data_signature
@@ -82,7 +82,7 @@ def test_a_failed_export_does_not_lose_the_run(make_mlp, blobs, tmp_path, monkey
     def fail(*arguments, **options):
         raise OSError("no space left")
 
-    monkeypatch.setattr(exporting, "export", fail)
+    monkeypatch.setattr(run_directory, "export", fail)
     model = make_mlp()
     with pytest.raises(RuntimeError, match="The run is complete.*no space left.*passed to prune is pruned"):
         aimp_tf.prune(model, blobs, workdir=tmp_path / "run", **SETTINGS)

@@ -19,9 +19,9 @@ from aimp_tf.exporting.compaction import compact
 from aimp_tf.reports.measuring import measure_calls, measure_sizes
 from aimp_tf.reports.plots import check_matplotlib
 from aimp_tf.reports.report import draw, html_view, write_report
-from aimp_tf.runs.environment import describe_environment
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.runs.recorded_run import RecordedRun
+from aimp_tf.runs.sameness import describe_environment
 from aimp_tf.training.rounds import (
     Budget,
     RoundResult,

@@ -22,6 +22,7 @@ from aimp_tf.files import (
     read_json,
     unpack,
     write_arrays,
+    write_json,
 )
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.training.rounds import RoundResult
@@ -80,18 +81,14 @@ def read_run(path: str | os.PathLike[str]) -> RecordedRun:
     if not os.path.lexists(path / "signature.json"):
         raise ValueError(f"{path} holds no run: there is no signature.json in it. Name the workdir of a run.")
     with naming_the_folder(path):
-        try:
-            read_noted(path / "signature.json", SIGNED_FILES)
-            config, environment = (json.loads((path / name).read_text(encoding="utf-8")) for name in SIGNED_FILES)
-            rounds: list[RoundResult] = []
-            while os.path.lexists(path / f"round_{len(rounds):03d}" / "result.json"):
-                rounds.append(_read_result(path / f"round_{len(rounds):03d}", len(rounds))[0])
-            finished = os.path.lexists(path / "final" / "result.json")
-            if finished:
-                rounds.append(_read_result(path / "final", len(rounds))[0])
-            outcome = read_outcome(path / "outcome.json")
-        except DamagedFileError as error:
-            raise ValueError(f"The run in {path} cannot be trusted: {error}.") from error
+        _, config, environment = read_beginning(path)
+        rounds: list[RoundResult] = []
+        while os.path.lexists(path / f"round_{len(rounds):03d}" / "result.json"):
+            rounds.append(_read_result(path / f"round_{len(rounds):03d}", len(rounds)))
+        finished = os.path.lexists(path / "final" / "result.json")
+        if finished:
+            rounds.append(_read_result(path / "final", len(rounds)))
+        outcome = read_outcome(path / "outcome.json")
     return RecordedRun(os.fspath(path), config, environment, rounds, finished, outcome)
 
 
@@ -105,20 +102,23 @@ def final_weights(path: str | os.PathLike[str]) -> pathlib.Path:
     path = pathlib.Path(path).expanduser()
     if not read_run(path).finished:
         raise ValueError(f"The run in {path} is not finished; the call that began it goes on with it.")
-    folder = path / "final"
-    with naming_the_folder(folder.parent):
-        try:
-            _check_noted(folder / "result.json", read_json(folder / "result.json"), ROUND_FILES)
-        except DamagedFileError as error:
-            raise ValueError(f"The run in {path} cannot be trusted: {error}.") from error
-    return folder / "weights.weights.h5"
+    with naming_the_folder(path):
+        read_noted(path / "final" / "result.json", ROUND_FILES)
+    return path / "final" / "weights.weights.h5"
 
 
 @contextlib.contextmanager
 def naming_the_folder(path: pathlib.Path) -> Iterator[None]:
-    """Says of an error of the file system which folder it was, and that nothing that was done is lost."""
+    """Says of an error which folder it was and, of one of the file system, that nothing that was done is lost.
+
+    Raises:
+        ValueError: For a DamagedFileError.
+        RuntimeError: For an OSError.
+    """
     try:
         yield
+    except DamagedFileError as error:
+        raise ValueError(f"The run in {path} cannot be trusted: {error}.") from error
     except OSError as error:
         raise RuntimeError(
             f"workdir {path} cannot be read or written: {error}. What was saved there before is whole: make room, or "
@@ -126,57 +126,59 @@ def naming_the_folder(path: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
+def read_beginning(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The signature of the run in a folder, the fields of its config and its environment."""
+    signature = read_noted(path / "signature.json", SIGNED_FILES)
+    config, environment = (json.loads((path / name).read_text(encoding="utf-8")) for name in SIGNED_FILES)
+    return signature, config, environment
+
+
 def read_round(folder: pathlib.Path, index: int) -> FinishedRound:
-    result, fields = _read_result(folder, index)
-    _check_noted(folder / "result.json", fields, ROUND_FILES)
-    try:
-        return FinishedRound(result, fields["logs"], read_state(folder, fields["state"]))
-    except KeyError as error:
-        raise DamagedFileError(f"{folder / 'result.json'} is not the result of a round: {error}") from error
+    result = _read_result(folder, index)
+    fields = read_noted(folder / "result.json", ROUND_FILES)
+    with _as_damage(folder / "result.json", "the result of a round"):
+        return FinishedRound(result, fields["logs"], _read_state(folder, fields))
 
 
 def read_backup(folder: pathlib.Path) -> dict[str, Any]:
     """The state within a round that a folder in that of its backups holds."""
-    check_folders(folder, folder.parent, folder.parent.parent)
-    try:
-        return read_state(folder, read_noted(folder / "state.json", BACKUP_FILES)["state"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(str(error)) from error
+    _refuse_links(folder, folder.parent, folder.parent.parent)
+    with _as_damage(folder / "state.json", "the state of a round"):
+        return _read_state(folder, read_noted(folder / "state.json", BACKUP_FILES))
 
 
-def _read_result(folder: pathlib.Path, index: int) -> tuple[RoundResult, dict[str, Any]]:
-    """What came of a round, and all that its result.json holds."""
-    check_folders(folder)
-    fields = read_json(folder / "result.json")
-    try:
-        result = RoundResult.from_fields(fields)
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{folder / 'result.json'} is not the result of a round: {error}") from error
+def _read_result(folder: pathlib.Path, index: int) -> RoundResult:
+    _refuse_links(folder)
+    with _as_damage(folder / "result.json", "the result of a round"):
+        result = RoundResult.from_fields(read_json(folder / "result.json"))
     if result.index != index:
         raise DamagedFileError(f"{folder} holds round {result.index + 1}")
-    return result, fields
+    return result
 
 
 def read_outcome(path: pathlib.Path) -> Outcome:
     """What `write_json` wrote of `Outcome.to_fields`; where there is no such file, nothing was measured."""
     if not os.path.lexists(path):
         return Outcome()
-    fields = read_json(path)
+    with _as_damage(path, "the outcome of a run"):
+        return Outcome.from_fields(read_json(path))
+
+
+@contextlib.contextmanager
+def _as_damage(path: pathlib.Path, what: str) -> Iterator[None]:
+    """Raises DamagedFileError where a file, though it is whole, does not hold what it should."""
     try:
-        return Outcome.from_fields(fields)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path} is not the outcome of a run: {error}") from error
+        yield
+    except DamagedFileError:
+        raise
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path} is not {what}: {error}") from error
 
 
 def read_teacher(path: pathlib.Path) -> list[np.ndarray]:
     """The arrays of a file, in the order of their names. Raises ValueError where it is damaged or not there."""
-    try:
+    with _asking_for(path, "The model learns from it, and trained anew it would be another."):
         return [array for _, array in sorted(read_arrays(path).items())]
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is missing or damaged: {error}. The model learns from it, and trained anew it would be another. "
-            "Bring the file back, or pass overwrite=True to begin anew."
-        ) from error
 
 
 def read_timings(path: pathlib.Path, *, needed: bool) -> Timings:
@@ -187,12 +189,18 @@ def read_timings(path: pathlib.Path, *, needed: bool) -> Timings:
     """
     if not needed and not os.path.lexists(path):
         return Timings()
-    try:
+    with _asking_for(path, "Timed anew, the run would be another one."):
         return Timings.from_fields(read_json(path))
+
+
+@contextlib.contextmanager
+def _asking_for(path: pathlib.Path, why: str) -> Iterator[None]:
+    """Says of an error in a file, without which a run cannot go on, why that is so and what to do."""
+    try:
+        yield
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is missing or damaged: {error}. Timed anew, the run would be another one. Bring the file back, or "
-            "pass overwrite=True to begin anew."
+            f"{path} is missing or damaged: {error}. {why} Bring the file back, or pass overwrite=True to begin anew."
         ) from error
 
 
@@ -204,35 +212,30 @@ def write_state(folder: pathlib.Path, state: Mapping[str, Any]) -> Any:
     return packed
 
 
-def read_state(folder: pathlib.Path, packed: Any) -> dict[str, Any]:
-    return unpack(packed, read_arrays(folder / "state.npz"))
+def _read_state(folder: pathlib.Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return unpack(fields["state"], read_arrays(folder / "state.npz"))
 
 
-def checksums(folder: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
-    return {name: checksum(folder / name) for name in names}
+def write_noted(path: pathlib.Path, fields: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Writes a JSON file that notes the checksums of the files beside it that are named."""
+    write_json(path, {**fields, "files": {name: checksum(path.parent / name) for name in names}})
 
 
 def read_noted(path: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
-    """The fields of a JSON file, but for "files": the `checksums` of the files beside it, which are compared.
+    """The fields that `write_noted` was given with these names.
 
     Raises:
-        DamagedFileError: One of them, or the file itself, is damaged, or it names others than `names`.
+        DamagedFileError: The file or one of those that it notes is damaged, or it notes others than `names`.
     """
     fields = read_json(path)
-    _check_noted(path, fields, names)
-    del fields["files"]
-    return fields
-
-
-def _check_noted(path: pathlib.Path, fields: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Compares the checksums in a JSON file with those of the files beside it. Raises as `read_noted`."""
-    files = fields.get("files")
+    files = fields.pop("files", None)
     if not isinstance(files, dict) or set(files) != set(names):
         raise DamagedFileError(f"{path} names other files than {', '.join(names)}")
     check_files(path.parent, files)
+    return fields
 
 
-def check_folders(*folders: pathlib.Path) -> None:
+def _refuse_links(*folders: pathlib.Path) -> None:
     for folder in folders:
         if folder.is_symlink():
             raise DamagedFileError(f"{folder} is a link")

@@ -7,78 +7,171 @@ holds the state at the end of an epoch. metrics.jsonl and tensorboard/ are made 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
+import json
 import logging
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from aimp_tf.config import PruningConfig
 from aimp_tf.config.latency import Timings
+from aimp_tf.exporting import export
 from aimp_tf.files import (
-    UNFINISHED,
     DamagedFileError,
     folder_that_appears_whole,
     replacing,
     write_arrays,
+    write_atomically,
     write_json,
 )
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.runs.recorded_run import (
     BACKUP_FILES,
     ROUND_FILES,
+    SIGNED_FILES,
     FinishedRound,
-    checksums,
     naming_the_folder,
     read_backup,
     read_outcome,
     read_round,
+    read_teacher,
     read_timings,
+    write_noted,
     write_state,
 )
-from aimp_tf.runs.run_files import OVERWRITTEN, remove
-from aimp_tf.runs.run_folder import RunFolder
-from aimp_tf.runs.sameness import check_same
+from aimp_tf.runs.run_files import RunFiles, check_workdir, locked, remove
+from aimp_tf.runs.run_logs import RunLogs
+from aimp_tf.runs.sameness import check_same, describe_environment, kept_by
 from aimp_tf.training.rounds import RoundResult
 
 logger = logging.getLogger(__name__)
 
 
-class RunDirectory(RunFolder):
-    """A folder that a run is written to and goes on from."""
+class RunDirectory:
+    """A folder that a run is written to and goes on from. As a context, it keeps every other process out.
 
-    def outcome(self) -> Outcome:
-        """What was measured of the run that is here beside the dense model, if there is one that will go on.
+    Args:
+        path: A folder of a run, or one that is empty or does not exist yet. Nothing is written before `begin`, but for
+            the folder itself and its lock; they go again if the context ends by an exception before anything is saved.
+        config: The config of the run.
+        signature: What the run assumes of the model and the data: nested dicts as they come from JSON.
+        overwrite: Whether `begin` removes what a run left here first.
 
-        Raises:
-            ValueError: It is another run, or the file is damaged.
-            RuntimeError: It cannot be read.
+    Raises:
+        ValueError: As `check_workdir`. Of the methods, what reads raises it for a damaged file or another run.
+        RuntimeError: Of all methods: the folder cannot be read or written.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], config: PruningConfig, signature: Mapping[str, Any], *, overwrite: bool
+    ) -> None:
+        self.path = check_workdir(path)
+        self._config = config
+        self._signature = signature
+        self._overwrite = overwrite
+        self._files = RunFiles(self.path)
+        self._logs = RunLogs(self.path)
+        self._round_count = 0
+        self._teacher: Sequence[np.ndarray] | None = None
+        self._unsaved = False  # Whether a run has begun here, of which nothing is saved yet.
+        self._lock = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Makes the folder and takes its lock. Raises RuntimeError where another process uses it."""
+        with naming_the_folder(self.path):
+            self._lock.enter_context(locked(self.path))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Lets other processes use the folder; if an exception came before anything was saved, all is as it was."""
+        self._logs.close()
+        if exception[0] is not None and self._unsaved:
+            with contextlib.suppress(OSError):
+                self._files.put_back()
+        self._lock.__exit__(*exception)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether there is a run here that will go on."""
+        return not self._overwrite and self._files.hold_run
+
+    def keep_defaults(self) -> dict[str, Any]:
+        """Settles how a run of an older version that is here goes on: with the defaults of that version.
+
+        Returns:
+            The fields of the config, with their values, that this changes; what is planned must have them.
         """
         with naming_the_folder(self.path):
-            if self._overwrite or not self._files.hold_run:
+            self._files.recover()
+            kept = kept_by(self.path, self._config) if self._goes_on else {}
+        self._config = self._config.replace(**kept)
+        return kept
+
+    def begin(self, round_count: int) -> None:
+        """Begins a run here, or makes sure that the one that is here is the same.
+
+        Args:
+            round_count: Rounds of the whole run, the final one included.
+
+        Raises:
+            ValueError: It has another config, model or data, or does not say which, for its files are damaged.
+        """
+        self._round_count = round_count
+        with naming_the_folder(self.path):
+            self._files.recover()
+            if self._overwrite:
+                self._files.put_aside()
+            if self._files.hold_run:
+                check_same(self.path, self._config, self._signature)
+                return
+            self._unsaved = True
+            write_atomically(self.path / "config.json", self._config.to_json())
+            started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            environment = {"started": started, **describe_environment()}
+            write_atomically(self.path / "environment.json", json.dumps(environment, indent=2))
+            if self._teacher is not None:
+                write_arrays(self.path / "teacher.npz", {f"{i:04d}": value for i, value in enumerate(self._teacher)})
+            # Last: without it, the run has not begun.
+            write_noted(self.path / "signature.json", self._signature, SIGNED_FILES)
+
+    def keep_teacher(self, weights: Sequence[np.ndarray] | None) -> None:
+        """Lets a run that `begin` begins keep the weights of the dense model that it learns from."""
+        self._teacher = weights
+
+    def teacher(self) -> list[np.ndarray] | None:
+        """The weights that `keep_teacher` was given, if a run is here that will go on."""
+        with naming_the_folder(self.path):
+            return read_teacher(self.path / "teacher.npz") if self._goes_on else None
+
+    def outcome(self) -> Outcome:
+        """What was measured of the run that is here beside the dense model, if there is one that will go on."""
+        with naming_the_folder(self.path):
+            if not self._goes_on:
                 return Outcome()
             check_same(self.path, self._config, self._signature)
             try:
                 known = read_outcome(self.path / "outcome.json")
-                if os.path.lexists(self.path / "final" / "result.json"):
-                    return known
-                # The sizes are of a pruned model that is to be trained anew.
-                return known.without_the_pruned()
             except DamagedFileError as error:
                 raise ValueError(f"{error}. Remove the file, and the same call measures it anew.") from error
+            if os.path.lexists(self.path / "final" / "result.json"):
+                return known
+            # The sizes are of a pruned model that is to be trained anew.
+            return known.without_the_pruned()
 
     def timings(self) -> Timings:
         """What was timed in the run that is here, if there is one that will go on. What is added is saved as it comes.
 
-        Raises:
-            ValueError: The file is damaged, or is not there though rounds are done.
-            RuntimeError: It cannot be read.
+        Raises ValueError, too, where the file is not there though rounds are done.
         """
         timings = Timings()
         with naming_the_folder(self.path):
-            if self._config.latency is not None and not self._overwrite and self._files.hold_run:
+            if self._config.latency is not None and self._goes_on:
                 timings = read_timings(self.path / "latency.json", needed=bool(self._files.rounds()))
         timings.save = self._save_timings
         return timings
@@ -95,16 +188,10 @@ class RunDirectory(RunFolder):
             self._note_saved()
 
     def finished_rounds(self) -> list[FinishedRound]:
-        """The rounds that are done, from the first one on.
-
-        Raises:
-            ValueError: A file of one is damaged.
-            RuntimeError: One cannot be read.
-        """
+        """The rounds that are done, from the first one on."""
         rounds: list[FinishedRound] = []
         with naming_the_folder(self.path):
-            for index in range(self._round_count):
-                folder = self._folder(index)
+            for index, folder in enumerate(map(self._folder, range(self._round_count))):
                 if not os.path.lexists(folder / "result.json"):
                     break
                 try:
@@ -140,15 +227,7 @@ class RunDirectory(RunFolder):
         """
         with naming_the_folder(self.path):
             *done, next_folder = map(self._folder, range(len(rounds) + 1))
-            # Links first, lest what they lead to be taken for the run's.
-            links = [
-                path for folder in (*done, next_folder) for path in (folder, folder / "backup") if path.is_symlink()
-            ]
-            remove(links)
-            remove(folder for folder in self._files.rounds() if folder not in done and folder != next_folder)
-            remove(folder / "backup" for folder in done)
-            for folder in (self.path, *done, next_folder):
-                remove(path for path in folder.glob(f"{UNFINISHED}*") if path.name != OVERWRITTEN)
+            self._files.remove_beyond(done, next_folder)
             self._logs.begin(rounds, epoch_logs)
 
     def add_metrics(self, index: int, epoch: int, logs: Mapping[str, Any]) -> None:
@@ -169,8 +248,7 @@ class RunDirectory(RunFolder):
         with naming_the_folder(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             with folder_that_appears_whole(folder / f"epoch_{epoch:06d}") as path:
-                packed = write_state(path, state)
-                write_json(path / "state.json", {"state": packed, "files": checksums(path, BACKUP_FILES)})
+                write_noted(path / "state.json", {"state": write_state(path, state)}, BACKUP_FILES)
             remove(sorted(folder.glob("epoch_*"))[:-1])
 
     def save_round(
@@ -198,19 +276,13 @@ class RunDirectory(RunFolder):
             with replacing(folder / "weights.weights.h5") as path:
                 save_weights(str(path))
             fields = {**dataclasses.asdict(result), "logs": list(epoch_logs), "state": packed}
-            write_json(folder / "result.json", {**fields, "files": checksums(folder, ROUND_FILES)})
+            write_noted(folder / "result.json", fields, ROUND_FILES)
             remove([folder / "backup"])
             self._logs.add_round(result)
             self._note_saved()
 
     def save_model(self, model: Any) -> None:
-        """Exports the pruned model to final/saved_model, in place of what is there.
-
-        Raises:
-            RuntimeError: That fails; the model is not lost.
-        """
-        from aimp_tf.exporting import export  # Not at the top: to check a folder, nobody need wait for TensorFlow.
-
+        """Exports the pruned model to final/saved_model, in place of what is there; no model is lost if that fails."""
         try:
             # What an earlier process left there may be anything, and a SavedModel is a program.
             remove([self.path / "final" / "saved_model"])
@@ -224,3 +296,8 @@ class RunDirectory(RunFolder):
 
     def _folder(self, index: int) -> pathlib.Path:
         return self.path / ("final" if index == self._round_count - 1 else f"round_{index:03d}")
+
+    def _note_saved(self) -> None:
+        """Something is saved now, so that what it overwrites can go."""
+        self._unsaved = False
+        self._files.forget_aside()

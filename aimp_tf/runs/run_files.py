@@ -1,15 +1,19 @@
-"""Which files of a folder are a run's, and how a run that is begun anew takes their place."""
+"""Which files of a folder are a run's, whose it is now, and how a run that is begun anew takes their place."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from aimp_tf.files import UNFINISHED, check_writable
-from aimp_tf.runs.folder_lock import LOCK
+
+LOCK = ".aimp_tf_lock"
+"""The name of the file by which a run locks its folder."""
 
 OVERWRITTEN = f"{UNFINISHED}overwritten"
 """The folder, within that of a run, with the files of the one that it takes the place of."""
@@ -39,6 +43,50 @@ def check_workdir(path: str | os.PathLike[str]) -> pathlib.Path:
         )
     check_writable(path, "workdir")
     return path
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Makes a folder, if it is missing, and keeps other processes out of it, until the context or this process ends.
+
+    If an exception ends it, the folder goes again, with those that were made for it, if nothing but the lock is there.
+
+    Raises:
+        RuntimeError: Another process uses the folder.
+        OSError: It cannot be written.
+    """
+    made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
+    while not _is_open_at(lock := _taken_lock(path), path / LOCK):  # Whoever held it may have removed it as it ended.
+        os.close(lock)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if {entry.name for entry in path.iterdir()} == {LOCK}:
+                (path / LOCK).unlink()
+                for folder in made:
+                    folder.rmdir()
+        raise
+    finally:
+        os.close(lock)
+
+
+def _taken_lock(path: pathlib.Path) -> int:
+    path.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise RuntimeError(f"Another process uses workdir {path}; name another folder.") from error
+    return lock
+
+
+def _is_open_at(descriptor: int, path: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 class RunFiles:
@@ -90,6 +138,16 @@ class RunFiles:
             self.forget_aside()
         elif self._is_aside:
             self.put_back()
+
+    def remove_beyond(self, done: Sequence[pathlib.Path], next_folder: pathlib.Path) -> None:
+        """Removes the rounds that are neither done nor next, backups of those that are, and what is half written."""
+        # Links first, lest what they lead to be taken for the run's.
+        mine = (*done, next_folder)
+        remove(path for folder in mine for path in (folder, folder / "backup") if path.is_symlink())
+        remove(folder for folder in self.rounds() if folder not in mine)
+        remove(folder / "backup" for folder in done)
+        for folder in (self._path, *mine):
+            remove(path for path in folder.glob(f"{UNFINISHED}*") if path.name != OVERWRITTEN)
 
     @property
     def _aside(self) -> pathlib.Path:

@@ -1,21 +1,24 @@
-"""Whether a run that is in a folder is the one that is to go on there."""
+"""Whether a run that is in a folder is the one that is to go on there, and what it is trained with."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import logging
 import pathlib
+import platform
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from aimp_tf.config import PruningConfig, upgrade
+from aimp_tf.config import PruningConfig, kept_defaults, upgrade
 from aimp_tf.config.texts import list_differences
-from aimp_tf.runs.environment import describe_environment
-from aimp_tf.runs.recorded_run import SIGNED_FILES, read_noted
+from aimp_tf.runs.recorded_run import read_beginning
 
 logger = logging.getLogger(__name__)
 
+_PACKAGES = ("aimp_tf", "tensorflow", "keras", "tf_keras", "tensorflow-model-optimization", "numpy")
 _ELSEWHERE = "Name another folder, or pass overwrite=True to begin anew in this one."
 _TOLD = 6
 """How many of the differences between two runs an error tells."""
@@ -28,6 +31,44 @@ _CHECKSUMS = {
 }
 
 
+def describe_environment() -> dict[str, Any]:
+    """The command, versions and devices of this process."""
+    import tensorflow as tf
+
+    return {
+        "command": list(sys.argv),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "devices": [
+            tf.config.experimental.get_device_details(device).get("device_name", device.device_type)
+            for device in tf.config.list_physical_devices()
+        ],
+    }
+
+
+def _version(name: str) -> str | None:
+    """Of a package; None where it is not installed by that name, as of tensorflow-cpu."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def kept_by(path: pathlib.Path, config: PruningConfig) -> dict[str, Any]:
+    """The fields that a run in a folder goes on with rather than those of a config: defaults of an older version."""
+    with _trusting(path):
+        _, stored, _ = read_beginning(path)
+        kept = kept_defaults(config, stored)
+    if kept:
+        logger.info(
+            "The run in %s was begun by an older version and goes on with its defaults: %s.",
+            path,
+            ", ".join(f"{name}={value!r}" for name, value in kept.items()),
+        )
+    return kept
+
+
 def check_same(path: pathlib.Path, config: PruningConfig, signature: Mapping[str, Any]) -> None:
     """Raises ValueError unless the run in a folder is the one that goes on there; warns of other versions and devices.
 
@@ -36,10 +77,9 @@ def check_same(path: pathlib.Path, config: PruningConfig, signature: Mapping[str
         config: What the run goes on with.
         signature: What that assumes of the model and the data: nested dicts as they come from JSON.
     """
-    with trusting(path):
-        there = read_noted(path / "signature.json", SIGNED_FILES)
-        there["config"] = upgrade(stored_config(path))
-        environment = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+    with _trusting(path):
+        there, stored, environment = read_beginning(path)
+        there["config"] = upgrade(stored)
     here = {"config": json.loads(config.to_json()), **signature}
     # What earlier versions did not write down.
     if "trained_weights" not in there:
@@ -63,17 +103,12 @@ def check_same(path: pathlib.Path, config: PruningConfig, signature: Mapping[str
 
 
 @contextlib.contextmanager
-def trusting(path: pathlib.Path) -> Iterator[None]:
+def _trusting(path: pathlib.Path) -> Iterator[None]:
     """Around reading what the run in a folder says of itself. Raises ValueError where that cannot be trusted."""
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"workdir {path} holds a run that cannot be trusted: {error}. {_ELSEWHERE}") from error
-
-
-def stored_config(path: pathlib.Path) -> dict[str, Any]:
-    """The fields of the config that a run was begun with, as `config.upgrade` takes them."""
-    return json.loads((path / "config.json").read_text(encoding="utf-8"))
 
 
 def _in_words(difference: str) -> str:
