@@ -34,7 +34,6 @@ _REFRESHES_PER_SECOND = 2
 _NOTEBOOK_COLUMNS = 80
 _COLUMNS_WITH_A_BAR = 60
 _LEAST_NAME = 8
-_PLAIN: dict[str, Any] = {"force_terminal": False, "force_jupyter": False, "color_system": None}
 
 
 def fit_verbose(verbose: Any) -> int:
@@ -66,15 +65,6 @@ class RunDisplay(EpochCallback):
         may_stop: Whether rounds may end before their last epoch.
         title: What to call a run of one training, whose plan is then not shown.
         chief: Whether this is the worker that shows the run; others show nothing.
-
-    Example:
-        ```python
-        with RunDisplay("auto", plan, total) as display:
-            display.begin(rounds, initial_epoch)
-            while not pruning.finished:
-                masked.fit(dataset, epochs=pruning.next_epochs, callbacks=[pruning, display], verbose=0)
-                display.round_done(pruning.rounds[-1])
-        ```
     """
 
     def __init__(
@@ -99,9 +89,7 @@ class RunDisplay(EpochCallback):
         self._rounds_done = 0
         self._epochs_done = 0
         self._epoch = 0  # Epochs done of the round that trains.
-        # When this process began, and when each of its epochs ended, as far as the speed is told by them.
-        self._begun_at = self._first_end = self._last_end = 0.0
-        self._epochs_here = 0
+        self._times: list[float] = []  # When this process began, and when each of its epochs ended.
         self._width: int | None = None
         self._open = contextlib.ExitStack()
 
@@ -120,7 +108,7 @@ class RunDisplay(EpochCallback):
         """
         self._rounds_done, self._epoch = len(rounds), epoch
         self._epochs_done = sum(round_.epochs for round_ in rounds) + epoch
-        self._begun_at = time.monotonic()
+        self._times = [time.monotonic()]
         if not self._shown:
             return
         # Not whatever sys.stdout is later, for a callback may redirect it for a while.
@@ -147,10 +135,7 @@ class RunDisplay(EpochCallback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch + 1
         self._epochs_done += 1
-        self._epochs_here += 1
-        self._last_end = time.monotonic()
-        if self._epochs_here == 1:
-            self._first_end = self._last_end
+        self._times.append(time.monotonic())
 
     def _done_before(self) -> str:
         done, count = self._rounds_done, len(self._plan)
@@ -212,11 +197,11 @@ class RunDisplay(EpochCallback):
 
         if console.is_jupyter:
             notebook = _NotebookLine(renderable)
-            with notebook:
-                try:
+            try:
+                with notebook:
                     yield
-                finally:
-                    notebook.end(self._ending())
+            finally:
+                notebook.show(Text(self._ending()))
         elif console.is_interactive and console.file.isatty() and not isinstance(sys.stdout, FileProxy):
             # A FileProxy is the live display of somebody else.
             live = Live(
@@ -240,7 +225,7 @@ class RunDisplay(EpochCallback):
         return f"{self._label(index)}, epoch {min(self._epoch + 1, epochs)} of {epochs}"
 
     def _ending(self) -> str:
-        seconds = duration_text(time.monotonic() - self._begun_at)
+        seconds = duration_text(time.monotonic() - self._times[0])
         return f"done in {seconds}" if self._rounds_done == len(self._plan) else f"stopped in {self._where()}"
 
     def _epochs_left(self) -> int:
@@ -249,13 +234,12 @@ class RunDisplay(EpochCallback):
 
     def _time_left(self) -> str:
         """ "4 min left", by the epochs of this process; nothing where none has ended yet."""
-        epochs, begun_at = self._epochs_here, self._begun_at
-        if not epochs:
+        # Without the first one where there are others, for it waits for TensorFlow to trace and compile.
+        times = self._times[1:] if len(self._times) > 2 else self._times
+        if len(times) < 2:
             return ""
-        if epochs > 1:
-            # The first one waits for TensorFlow to trace and compile.
-            epochs, begun_at = epochs - 1, self._first_end
-        seconds = (self._last_end - begun_at) / epochs * self._epochs_left() - (time.monotonic() - self._last_end)
+        each = (times[-1] - times[0]) / (len(times) - 1)
+        seconds = each * self._epochs_left() - (time.monotonic() - times[-1])
         return f"{duration_text(max(0.0, seconds))} left"
 
 
@@ -265,10 +249,9 @@ class _NotebookLine(Live):
     def __init__(self, get_renderable: Any) -> None:
         from IPython.display import display
 
-        self._console_of_line = Console(file=io.StringIO(), width=_NOTEBOOK_COLUMNS, **_PLAIN)
-        self._ended = False
+        plain: dict[str, Any] = {"force_terminal": False, "force_jupyter": False, "color_system": None}
         super().__init__(
-            console=Console(file=io.StringIO(), **_PLAIN),
+            console=Console(file=io.StringIO(), width=_NOTEBOOK_COLUMNS, **plain),
             get_renderable=get_renderable,
             refresh_per_second=1,
             transient=True,
@@ -278,18 +261,15 @@ class _NotebookLine(Live):
     def refresh(self) -> None:
         """Replaces the line, on the thread of rich's Live too."""
         with self._lock:
-            if not self._ended:
-                self._handle.update(self._bundle(self.get_renderable()), raw=True)
+            self.show(self.get_renderable())
 
-    def end(self, text: str) -> None:
-        """Replaces the line for the last time."""
-        with self._lock:
-            self._ended = True
-            self._handle.update(self._bundle(Text(text)), raw=True)
+    def show(self, renderable: RenderableType) -> None:
+        """Shows something in place of the line."""
+        self._handle.update(self._bundle(renderable), raw=True)
 
     def _bundle(self, renderable: RenderableType) -> dict[str, str]:
-        with self._console_of_line.capture() as captured:
-            self._console_of_line.print(renderable)
+        with self.console.capture() as captured:
+            self.console.print(renderable)
         return {"text/plain": captured.get().rstrip()}
 
 
