@@ -4,7 +4,7 @@ import pytest
 
 import aimp_tf
 from aimp_tf.runs import run_logs
-from aimp_tf.runs.tensorboard import TensorBoardLog
+from aimp_tf.runs.run_logs import RunLogs
 from aimp_tf.training.rounds import MAGNITUDE_EDGES
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
@@ -56,18 +56,19 @@ def test_without_tensorboard_a_run_goes_on(make_mlp, blobs, tmp_path, monkeypatc
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    log = TensorBoardLog(tmp_path / "file")
-    log.add_epoch({"loss": 1.0})
-    log.add_epoch({"loss": 0.5})
-    log.close()
+    (tmp_path / "tensorboard").write_text("")
+    logs = RunLogs(tmp_path)
+    logs.add_epoch(0, 0, {"loss": 1.0})
+    logs.add_epoch(0, 1, {"loss": 0.5})
+    logs.close()
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
     assert [record.getMessage()[:40] for record in caplog.records] == ["TensorBoard gets no more of this run, fo"]
 
 
 def test_several_numbers_of_a_metric_are_shown_one_by_one(tmp_path, read_events):
-    log = TensorBoardLog(tmp_path / "log")
-    log.add_epoch({"loss": 1.0, "per_class": [0.25, 0.5]})
-    log.close()
-    assert read_events(tmp_path / "log") == {
+    logs = RunLogs(tmp_path)
+    logs.add_epoch(0, 0, {"loss": 1.0, "per_class": [0.25, 0.5]})
+    logs.close()
+    assert read_events(tmp_path / "tensorboard") == {
         "train": {"epoch_loss": [(1, 1.0)], "epoch_per_class/0": [(1, 0.25)], "epoch_per_class/1": [(1, 0.5)]}
     }

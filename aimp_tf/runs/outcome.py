@@ -63,9 +63,7 @@ class Outcome:
             "call_seconds": _pair_of(lambda seconds: tuple(map(float, seconds))),
             "call": str,
         }
-        outcome = cls(
-            **{name: make(fields[name]) for name, make in read.items() if fields.get(name) is not None},
-        )
+        outcome = cls(**{name: make(fields[name]) for name, make in read.items() if fields.get(name) is not None})
         outcome._check()
         return outcome
 

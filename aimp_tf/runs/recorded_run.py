@@ -58,7 +58,6 @@ class RecordedRun:
         rounds: The rounds that are done.
         finished: Whether the final training is among them.
         outcome: The pruned model beside the dense one, as far as that was measured.
-        title: The heading of a report on it alone. None makes one from the name.
     """
 
     name: str
@@ -67,7 +66,6 @@ class RecordedRun:
     rounds: Sequence[RoundResult]
     finished: bool
     outcome: Outcome = Outcome()
-    title: str | None = None
 
 
 def read_run(path: str | os.PathLike[str]) -> RecordedRun:

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import tensorflow as tf
+
 from aimp_tf.config import PruningConfig, kept_defaults, upgrade
 from aimp_tf.config.texts import list_differences
 from aimp_tf.runs.recorded_run import read_beginning
@@ -33,8 +35,6 @@ _CHECKSUMS = {
 
 def describe_environment() -> dict[str, Any]:
     """The command, versions and devices of this process."""
-    import tensorflow as tf
-
     return {
         "command": list(sys.argv),
         "python": platform.python_version(),

@@ -74,7 +74,7 @@ class RunSaver(EpochCallback):
                 state = self._last_state(directory, rounds)
         # Only the chief reads, so that no worker can take the run to stand elsewhere.
         state = cluster.from_chief(state)
-        with cluster.as_one(), self._naming_the_run(directory):
+        with cluster.as_one(), self._naming_the_run():
             if state:
                 self._restore(state)
         with cluster.as_one():
@@ -86,7 +86,7 @@ class RunSaver(EpochCallback):
         backup = directory.backup(len(rounds)) if len(rounds) < self._pruning.round_count else None
         if backup is None and not rounds:
             return {}
-        with self._naming_the_run(directory):
+        with self._naming_the_run():
             state = backup or rounds[-1].state
             return {
                 **state,
@@ -96,13 +96,14 @@ class RunSaver(EpochCallback):
             }
 
     @contextlib.contextmanager
-    def _naming_the_run(self, directory: RunDirectory | None) -> Iterator[None]:
+    def _naming_the_run(self) -> Iterator[None]:
         try:
             yield
         except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, tf.errors.OpError) as error:
+            folder = self._directory.path if self._directory else "of the chief"
             raise RuntimeError(
-                f"workdir {directory.path if directory else 'of the chief'} holds a run that does not fit this model: "
-                f"{error}. Name another folder, or pass overwrite=True to begin anew in this one."
+                f"workdir {folder} holds a run that does not fit this model: {error}. Name another folder, or pass "
+                "overwrite=True to begin anew in this one."
             ) from error
 
     def save_round(self) -> None:
