@@ -279,8 +279,7 @@ def test_a_person_can_choose_the_title(pruned, tmp_path):
     for runs, title, expected in (
         ([run], None, "What pruning made of wide_mlp"),
         ([made_up_run("sequential_3")], None, "What pruning made of the model"),
-        ([dataclasses.replace(run, title="Wide")], None, "Wide"),
-        ([dataclasses.replace(run, title="Wide")], "Wider", "Wider"),
+        ([run], "Wider", "Wider"),
         ([run, made_up_run("b"), made_up_run("c")], None, "What pruning made of wide_mlp, b and c"),
         ([made_up_run(name) for name in "abcd"], None, "What pruning made of 4 runs"),
     ):

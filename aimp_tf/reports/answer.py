@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from aimp_tf.reports.blocks import NOT_MEASURED, Bar, Block, KeyFigure, KeyFigures, List, Table, Text
 from aimp_tf.reports.reported_run import ReportedRun
@@ -20,18 +19,17 @@ from aimp_tf.training.rounds import (
 
 _THE_SAME = "the same as the dense model's"
 _HOW_TO_MEASURE = {
-    "dense": "dense_baseline=True has prune measure the dense model too.",
-    "file": "result.report and tools/prune.py measure it, where the model can be written as a .keras file.",
-    "call": "result.report and tools/prune.py time it, where the model can be compacted.",
+    "File size": "result.report and tools/prune.py measure it, where the model can be written as a .keras file.",
+    "Time a call": "result.report and tools/prune.py time it, where the model can be compacted.",
 }
 
 
-def opening(plans: Sequence[ReportedRun], metric: str, label: str) -> list[Block]:
+def opening(plans: Sequence[ReportedRun]) -> list[Block]:
     """The answer in a sentence and four figures; of several runs, a sentence each and a table of the figures."""
-    figures = [_figures(plan, metric, label) for plan in plans]
-    sure = [Text(text, "note") for text in _how_sure(plans, metric)]
+    figures = [[_metric_figure(plan), _weights_figure(plan), _file_figure(plan), _call_figure(plan)] for plan in plans]
+    sure = [Text(text, "note") for text in _how_sure(plans)]
     if len(plans) == 1:
-        return [answer_of(plans[0], metric), KeyFigures(figures[0]), *sure]
+        return [answer_of(plans[0]), KeyFigures(figures[0]), *sure]
     rows = [["", *(plan.run.name for plan in plans)]]
     # The same figure of all runs, and what belongs to it below.
     for of_runs in zip(*figures, strict=True):
@@ -42,34 +40,33 @@ def opening(plans: Sequence[ReportedRun], metric: str, label: str) -> list[Block
             [f"{title}: change", *(figure.change for figure in of_runs)],
             [f"{title}: notes", *(" ".join(figure.notes) for figure in of_runs)],
         ]
-    answers = {plan.run.name: answer_of(plan, metric) for plan in plans}
+    answers = {plan.run.name: answer_of(plan) for plan in plans}
     return [List(answers), Table([row for row in rows if any(row[1:])], kind="facts"), *sure]
 
 
-def answer_of(plan: ReportedRun, metric: str) -> Text:
+def answer_of(plan: ReportedRun) -> Text:
     """What came of a run, in one sentence; of one that is not done, what has come of it so far."""
     gone = f"{percent_text(plan.last.sparsity, 1)} of the prunable weights are gone"
-    value = plan.last.metrics.get(metric)
-    if isinstance(value, (int, float)):
-        name = metric.removeprefix("val_").replace("_", " ")
-        name = f"validation {name}" if metric.startswith("val_") else f"{name} in training"
-        gone += f", and the {name} is {metric_text(metric, value, 1)}{_against_dense(plan, metric)}"
+    if plan.value is not None:
+        name = plan.metric.removeprefix("val_").replace("_", " ")
+        name = f"validation {name}" if plan.metric.startswith("val_") else f"{name} in training"
+        gone += f", and the {name} is {metric_text(plan.metric, plan.value, 1)}{_against_dense(plan)}"
     if plan.run.finished:
         return Text(f"{gone}.", "answer")
     done = f"{len(plan.run.rounds)} of {plan.round_count} rounds are done"
     return Text(f"Not finished: {done}. So far, {gone}.", "unfinished")
 
 
-def _against_dense(plan: ReportedRun, metric: str) -> str:
-    """The end of a sentence on a metric: what it is beside that of the dense model; "" where that is not known."""
-    change, margin = _change(plan, metric), _change_margin(plan, metric)
-    if not change:
+def _against_dense(plan: ReportedRun) -> str:
+    """The end of a sentence on the metric: what it is beside that of the dense model; "" where that is not known."""
+    change, margin = _change(plan)
+    if plan.value is None or plan.dense is None or not change:
         return ""
     asides = []
     if margin is not None:
-        unsure = f"±\u00a0{100 * margin:.1f}"
-        if change != _THE_SAME and abs(plan.last.metrics[metric] - plan.dense(metric)) <= margin:
-            unsure += f": {plan.examples(metric):,} examples cannot tell them apart"
+        unsure = _margin_text(margin)
+        if change != _THE_SAME and abs(plan.value - plan.dense) <= margin:
+            unsure += f": {plan.examples:,} examples cannot tell them apart"
         asides.append(unsure)
     epochs = plan.outcome.dense_epochs
     if plan.run.finished and epochs and epochs != plan.epochs:
@@ -77,66 +74,59 @@ def _against_dense(plan: ReportedRun, metric: str) -> str:
     return f", {change} ({'; '.join(asides)})" if asides else f", {change}"
 
 
-def _change(plan: ReportedRun, metric: str) -> str:
-    """A metric in comparison with that of the dense model; "" where that is not known."""
-    value, dense = plan.last.metrics.get(metric), plan.dense(metric)
-    if not isinstance(value, (int, float)) or dense is None or not math.isfinite(value - dense):
-        return ""
+def _change(plan: ReportedRun) -> tuple[str, float | None]:
+    """The metric in comparison with that of the dense model, and how sure that is.
+
+    "" where that is not known; None where its margin is not, or the metric is no accuracy.
+    """
+    value, dense, margin = plan.value, plan.dense, None
+    if value is None or dense is None or not math.isfinite(value - dense):
+        return "", None
     by = value - dense
-    if is_accuracy(metric, value) and is_accuracy(metric, dense):
+    if is_accuracy(plan.metric, value) and is_accuracy(plan.metric, dense):
         amount, unit = f"{100 * abs(by):.1f}", " points"
+        margin = None if plan.examples is None else difference_margin(value, dense, plan.examples)
     else:
         amount, unit = number_text(abs(by)), ""
     if not float(amount):
-        return _THE_SAME
-    return f"{amount}{unit} {'above' if by > 0 else 'below'} the dense model's"
+        return _THE_SAME, margin
+    return f"{amount}{unit} {'above' if by > 0 else 'below'} the dense model's", margin
 
 
-def _change_margin(plan: ReportedRun, metric: str) -> float | None:
-    """How sure that is; None where it is not known, or the metric is no accuracy."""
-    value: Any = plan.last.metrics.get(metric)
-    dense, examples = plan.dense(metric), plan.examples(metric)
-    if examples is None or dense is None or not is_accuracy(metric, value) or not is_accuracy(metric, dense):
-        return None
-    return difference_margin(value, dense, examples)
+def _margin_text(margin: float) -> str:
+    return f"±\u00a0{100 * margin:.1f}"
 
 
-def _figures(plan: ReportedRun, metric: str, label: str) -> list[KeyFigure]:
-    return [_metric_figure(plan, metric, label), _weights_figure(plan), _file_figure(plan), _call_figure(plan)]
-
-
-def _metric_figure(plan: ReportedRun, metric: str, label: str) -> KeyFigure:
-    value, dense, examples = plan.last.metrics.get(metric), plan.dense(metric), plan.examples(metric)
-    title = label[:1].upper() + label[1:]
-    if not isinstance(value, (int, float)):
+def _metric_figure(plan: ReportedRun) -> KeyFigure:
+    title = plan.label[:1].upper() + plan.label[1:]
+    if plan.value is None:
         return KeyFigure(title, NOT_MEASURED, bars=[Bar("dense", NOT_MEASURED, dense=True)])
 
     def spread(accuracy: float) -> str:
-        if examples is None or not is_accuracy(metric, accuracy):
+        if plan.examples is None or not is_accuracy(plan.metric, accuracy):
             return ""
-        return f"±\u00a0{100 * accuracy_margin(accuracy, examples):.1f}"
+        return _margin_text(accuracy_margin(accuracy, plan.examples))
 
     def bar(name: str, number: float, dense: bool) -> Bar:
-        text = f"{metric_text(metric, number, 1)} {spread(number)}".strip()
+        text = f"{metric_text(plan.metric, number, 1)} {spread(number)}".strip()
         # The length of another metric than an accuracy would say nothing: the greater one may be better or worse.
-        return Bar(name, text, number if is_accuracy(metric, number) else None, dense)
+        return Bar(name, text, number if is_accuracy(plan.metric, number) else None, dense)
 
     notes = []
-    if dense is None:
+    if plan.dense is None:
         before = Bar("dense", NOT_MEASURED, dense=True)
-        notes.append(_HOW_TO_MEASURE["dense"])
+        notes.append("dense_baseline=True has prune measure the dense model too.")
     else:
-        before = bar("dense", dense, True)
+        before = bar("dense", plan.dense, True)
         epochs = plan.outcome.dense_epochs
         if epochs is not None:
             trained = f"{epochs} epoch{'s' * (epochs > 1)}" if epochs else "as it came"
             before = dataclasses.replace(before, text=f"{before.text}, {trained}")
-    change, margin = _change(plan, metric), _change_margin(plan, metric)
+    change, margin = _change(plan)
     if margin is not None:
-        change += f", ±\u00a0{100 * margin:.1f}"
-    return KeyFigure(
-        title, metric_text(metric, value, 1), spread(value), change, [before, bar("now", value, False)], notes
-    )
+        change += f", {_margin_text(margin)}"
+    value = metric_text(plan.metric, plan.value, 1)
+    return KeyFigure(title, value, spread(plan.value), change, [before, bar("now", plan.value, False)], notes)
 
 
 def _weights_figure(plan: ReportedRun) -> KeyFigure:
@@ -153,7 +143,7 @@ def _file_figure(plan: ReportedRun) -> KeyFigure:
     outcome = plan.outcome
     sizes = {name: pair for name, pair in (("", outcome.bytes), (", gzip", outcome.gzip_bytes)) if pair is not None}
     if not sizes:
-        return _missing("File size", "file", plan)
+        return _missing("File size", plan)
     longest = max(1, *(size for pair in sizes.values() for size in pair))
     bars = [
         Bar(f"{model}{name}", _bytes_text(size), size / longest, model == "dense")
@@ -172,7 +162,7 @@ def _call_figure(plan: ReportedRun) -> KeyFigure:
     if outcome.multiply_adds is not None:
         notes.append("Multiply-adds for one example: {:,} dense, {:,} now.".format(*outcome.multiply_adds))
     if outcome.call_seconds is None:
-        return _missing("Time a call", "call", plan, notes)
+        return _missing("Time a call", plan, notes)
     if outcome.call is not None:
         notes.insert(0, f"{outcome.call}.")
     quartiles = [middle_half(seconds) for seconds in outcome.call_seconds]
@@ -188,17 +178,17 @@ def _call_figure(plan: ReportedRun) -> KeyFigure:
     return KeyFigure("Time a call", _call_text(now), f"({_range_text(low, high)})", change, bars, notes)
 
 
-def _missing(title: str, what: str, plan: ReportedRun, notes: Sequence[str] = ()) -> KeyFigure:
+def _missing(title: str, plan: ReportedRun, notes: Sequence[str] = ()) -> KeyFigure:
     """A figure that nobody has measured, which says how it can be."""
-    how = _HOW_TO_MEASURE[what] if plan.run.finished else "The run is not done."
+    how = _HOW_TO_MEASURE[title] if plan.run.finished else "The run is not done."
     return KeyFigure(title, NOT_MEASURED, notes=[how, *notes])
 
 
-def _how_sure(plans: Sequence[ReportedRun], metric: str) -> list[str]:
+def _how_sure(plans: Sequence[ReportedRun]) -> list[str]:
     """What the figures behind the signs of uncertainty are, as far as there are any."""
     notes = []
-    counts = sorted({count for plan in plans if (count := plan.examples(metric)) is not None})
-    if counts and any(is_accuracy(metric, plan.last.metrics.get(metric)) for plan in plans):
+    counts = sorted({plan.examples for plan in plans if plan.examples is not None})
+    if counts and any(is_accuracy(plan.metric, plan.value) for plan in plans):
         notes.append(
             f"± is 95%: about 1.96 standard errors of an accuracy on {' or '.join(f'{count:,}' for count in counts)} "
             "examples (the farther end of Wilson's interval). Of a difference, it is as if the two models erred "

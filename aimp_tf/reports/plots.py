@@ -94,7 +94,7 @@ def plot_metric(
         examples: Name -> number of examples that an accuracy is of, for the 95% interval of the last round.
         axes: Those of matplotlib to draw on; None makes a figure of its own.
     """
-    axes = _figure(_WIDTH, 3.4).add_subplot() if axes is None else axes
+    axes = _figure(3.4).add_subplot() if axes is None else axes
     highest = 0.0
     in_percent = True
     for number, (name, rounds) in enumerate(runs.items()):
@@ -113,9 +113,9 @@ def plot_metric(
         highest = max(highest, points[-1][0])
     ticks = [tick for tick in _SPARSITY_TICKS if tick <= highest + 0.3 * (1 - highest)]
     # What is the same for all runs is drawn once.
-    levels = (
-        dict(dense or {}) if len(set((dense or {}).values())) > 1 else {"": value for value in (dense or {}).values()}
-    )
+    levels = dense or {}
+    if len(set(levels.values())) == 1:
+        levels = {"": next(iter(levels.values()))}
     for name, value in levels.items():
         colour = COLOURS[list(runs).index(name) % len(COLOURS)] if name else _INK
         label_of_line = f"{name}: dense" if name else "dense"
@@ -138,7 +138,7 @@ def plot_cost(costs: Mapping[str, Sequence[tuple[str, float, float]]]) -> Figure
         costs: What the panel shows, such as "epochs" -> (name of the run, what it took, what plain IMP takes) of each.
     """
     count = max(len(bars) for bars in costs.values())
-    figure = _figure(_WIDTH, 0.9 + 0.7 * count)
+    figure = _figure(0.9 + 0.7 * count)
     panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
     for axes, (title, bars) in zip(panels, costs.items(), strict=True):
         places = np.arange(len(bars))
@@ -163,7 +163,7 @@ def plot_layers(layers: Sequence[LayerResult]) -> Figure:
     """The sparsity of each prunable variable as a bar and, beside it, how many of its weights are left."""
     from matplotlib.ticker import PercentFormatter
 
-    figure = _figure(_WIDTH, 1.1 + 0.28 * len(layers))
+    figure = _figure(1.1 + 0.28 * len(layers))
     sparsities, counts = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(layers))
     bars = sparsities.barh(places, [layer.sparsity for layer in layers], 0.7, color=COLOURS[0])
@@ -197,7 +197,7 @@ def plot_channels(channels: Mapping[str, tuple[int, int]]) -> Figure:
     Args:
         channels: Layer -> channels of the dense model and of the pruned one.
     """
-    figure = _figure(_WIDTH, 1.1 + 0.22 * len(channels))
+    figure = _figure(1.1 + 0.22 * len(channels))
     axes = figure.add_subplot()
     places = np.arange(len(channels))
     dense, left = ([pair[which] for pair in channels.values()] for which in (0, 1))
@@ -222,7 +222,7 @@ def plot_latency(panels: Mapping[str, Sequence[tuple[str, float, float]]]) -> Fi
 
     count = max(len(bars) for bars in panels.values())
     rows = -(-len(panels) // 2)
-    figure = _figure(_WIDTH, 0.4 + rows * (0.7 + 0.2 * count))
+    figure = _figure(0.4 + rows * (0.7 + 0.2 * count))
     grid = figure.subplots(rows, 2, squeeze=False, sharey=True)
     for axes, (title, bars) in zip(grid.flat, panels.items(), strict=False):
         places = np.arange(len(bars))
@@ -247,7 +247,7 @@ def plot_magnitudes(rounds: Sequence[RoundResult]) -> Figure:
     """Histograms of the magnitudes of the surviving weights after the first round and after the last one."""
     from matplotlib.ticker import StrMethodFormatter
 
-    figure = _figure(_WIDTH, 2.9)
+    figure = _figure(2.9)
     axes = figure.add_subplot()
     last = rounds[-1]
     shown = [(last, "after the last training" if len(rounds) > 1 else "after training", COLOURS[1])]
@@ -276,10 +276,10 @@ def plot_magnitudes(rounds: Sequence[RoundResult]) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(height: float) -> Figure:
     from matplotlib.figure import Figure  # Not at the top: the extra may not be installed.
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(_WIDTH, height), layout="constrained")
 
 
 def tidy(axes: Any, grid: str = "both") -> None:

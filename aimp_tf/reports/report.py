@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aimp_tf.config import default_fields, upgrade
@@ -46,7 +46,6 @@ from aimp_tf.training.rounds import (
     duration_text,
     layer_notes,
     layer_table,
-    metric_text,
     percent_text,
     round_table,
 )
@@ -71,7 +70,7 @@ def write_report(
         metric: The metric to plot, of those in `RoundResult.metrics`. None takes the first of the validation metrics
             but the loss, or the nearest to that which the runs have.
         inference: The file that `tools/benchmark.py inference` wrote, to be shown too.
-        title: The heading. None takes that of the run, where it is one and has one, or names the runs.
+        title: The heading. None makes one that names the runs.
 
     Returns:
         The files that were written; the report is the first.
@@ -102,21 +101,20 @@ def write_report(
 
 def html_view(run: RecordedRun) -> str:
     """A finished run as HTML for a notebook: the answer, the rounds and, with matplotlib, their metric."""
-    run = _with_fields_of_today(run)
-    plan, metric = ReportedRun(run), None
+    run, metric = _with_fields_of_today(run), ""
     with contextlib.suppress(ValueError):  # There is no metric.
         metric = choose_metric([run], None)
-    blocks: list[Block] = [answer_of(plan, metric or ""), Table(round_table(run.rounds))]
+    plan = ReportedRun(run, metric)
+    blocks: list[Block] = [answer_of(plan), Table(round_table(run.rounds))]
     blocks += map(Text, run.outcome.notes(run.rounds[-1].metrics))
-    if metric is not None and importlib.util.find_spec("matplotlib") is not None:
-        blocks.append(_metric_picture([plan], metric, _label(metric)))
+    if metric and importlib.util.find_spec("matplotlib") is not None:
+        blocks.append(_metric_picture([plan]))
     return "\n".join(map(html_of, blocks))
 
 
 def draw(run: RecordedRun, axes: Any, metric: str | None = None) -> None:
     """Draws the metric of a run against its sparsity on axes of matplotlib. Raises ValueError for an unknown one."""
-    plan, chosen = ReportedRun(_with_fields_of_today(run)), choose_metric([run], metric)
-    plot_metric(*_drawn([plan], chosen, _label(chosen)), axes=axes)
+    _plot_metric([ReportedRun(_with_fields_of_today(run), choose_metric([run], metric))], axes)
 
 
 def _with_fields_of_today(run: RecordedRun) -> RecordedRun:
@@ -143,26 +141,19 @@ def _blocks(
     shown = [run for run in runs if run.rounds]
     if not shown:
         raise ValueError(f"No round is done yet in {', '.join(run.name for run in runs)}; there is nothing to report.")
-    plans = [ReportedRun(run) for run in shown]
-    chosen = choose_metric(shown, metric)
-    label = _label(chosen)
-    if title is None and len(runs) == 1:
-        title = runs[0].title
-    blocks: list[Block] = [Heading(1, title or _title(runs)), *opening(plans, chosen, label)]
+    metric = choose_metric(shown, metric)
+    plans = [ReportedRun(run, metric) for run in shown]
+    blocks: list[Block] = [Heading(1, title or _title(runs)), *opening(plans)]
     if len(shown) < len(runs):
         waiting = ", ".join(run.name for run in runs if not run.rounds)
         blocks.append(Text(f"No round is done yet, and nothing to show, in: {waiting}."))
     return [
         *blocks,
-        Columns([_quality_section(plans, chosen, label), _cost_section(plans, chosen, label)]),
+        Columns([_quality_section(plans), _cost_section(plans)]),
         *_layers_and_rounds(plans),
         *([] if inference is None else _inference_section(inference)),
         Columns([_config_section(runs), _environment_section(runs)]),
     ]
-
-
-def _label(metric: str) -> str:
-    return metric.removeprefix("val_").replace("_", " ") + (" (validation)" if metric.startswith("val_") else "")
 
 
 def _title(runs: Sequence[RecordedRun]) -> str:
@@ -175,34 +166,36 @@ def _title(runs: Sequence[RecordedRun]) -> str:
     return f"What pruning made of {', '.join(names)}{' and ' if names else ''}{last}"
 
 
-def _drawn(plans: Sequence[ReportedRun], metric: str, label: str) -> tuple[Any, ...]:
-    """What `plot_metric` shows of runs."""
+def _plot_metric(plans: Sequence[ReportedRun], axes: Any = None) -> Figure:
     rounds = {plan.run.name: plan.run.rounds for plan in plans}
-    dense = {plan.run.name: value for plan in plans if (value := plan.dense(metric)) is not None}
-    examples = {plan.run.name: count for plan in plans if (count := plan.examples(metric)) is not None}
-    return rounds, metric, label, dense, examples
+    dense = {plan.run.name: plan.dense for plan in plans if plan.dense is not None}
+    examples = {plan.run.name: plan.examples for plan in plans if plan.examples is not None}
+    return plot_metric(rounds, plans[0].metric, plans[0].label, dense, examples, axes=axes)
 
 
-def _metric_picture(plans: Sequence[ReportedRun], metric: str, label: str) -> Picture:
+def _metric_picture(plans: Sequence[ReportedRun]) -> Picture:
     last = ", ".join(
-        f"{metric_text(metric, plan.last.metrics.get(metric))} at {percent_text(plan.last.sparsity)} of {plan.run.name}"
-        for plan in plans
+        f"{plan.told(plan.last)} at {percent_text(plan.last.sparsity)} of {plan.run.name}" for plan in plans
     )
-    return _picture("metric", f"{label} against sparsity", plot_metric(*_drawn(plans, metric, label)), last)
+    return _picture("metric", f"{plans[0].label} against sparsity", _plot_metric(plans), last)
 
 
-def _quality_section(plans: Sequence[ReportedRun], metric: str, label: str) -> list[Block]:
+def _quality_section(plans: Sequence[ReportedRun]) -> list[Block]:
     return [
-        Heading(2, "Accuracy against sparsity" if "acc" in metric else "Quality against sparsity"),
+        Heading(2, "Accuracy against sparsity" if "acc" in plans[0].metric else "Quality against sparsity"),
         Text(
-            f"The {label} at the end of each round, before the ranking that follows it. The larger marker is the last "
-            "round that is done: in a finished run, the training in full."
+            f"The {plans[0].label} at the end of each round, before the ranking that follows it. The larger marker is "
+            "the last round that is done: in a finished run, the training in full."
         ),
-        _metric_picture(plans, metric, label),
+        _metric_picture(plans),
     ]
 
 
-def _cost_section(plans: Sequence[ReportedRun], metric: str, label: str) -> list[Block]:
+def _cost_section(plans: Sequence[ReportedRun]) -> list[Block]:
+    costs: dict[str, list[tuple[str, float, float]]] = {
+        "epochs": [(plan.run.name, plan.epochs, plan.imp_epochs) for plan in plans],
+        "seconds": [(plan.run.name, plan.seconds, plan.imp_seconds) for plan in plans],
+    }
     return [
         Heading(2, "Cost"),
         Text(
@@ -210,8 +203,8 @@ def _cost_section(plans: Sequence[ReportedRun], metric: str, label: str) -> list
             "counted, and its seconds are those of this run, scaled to its epochs. A run that is not done is compared "
             "with the rounds of plain IMP that lead as far."
         ),
-        _picture("cost", "epochs and seconds beside plain IMP", plot_cost(_costs(plans))),
-        _overview(plans, metric, label),
+        _picture("cost", "epochs and seconds beside plain IMP", plot_cost(costs)),
+        _overview(plans),
     ]
 
 
@@ -270,7 +263,7 @@ def _inference_section(path: str | os.PathLike[str]) -> list[Block]:
     ]
 
 
-def _overview(plans: Sequence[ReportedRun], metric: str, label: str) -> Table:
+def _overview(plans: Sequence[ReportedRun]) -> Table:
     def trained(plan: ReportedRun) -> str:
         return f"{plan.epochs} ({plan.epochs / plan.imp_epochs:.0%} of plain IMP's {plan.imp_epochs})"
 
@@ -291,8 +284,8 @@ def _overview(plans: Sequence[ReportedRun], metric: str, label: str) -> Table:
         "sparsity": sparsity,
         **({"budget": budget} if any(map(budget, plans)) else {}),
         "weights kept": lambda plan: f"{plan.last.kept:,} of {plan.weight_count:,}",
-        f"{label}, last round": lambda plan: metric_text(metric, plan.last.metrics.get(metric)),
-        f"{label}, first round": lambda plan: metric_text(metric, plan.run.rounds[0].metrics.get(metric)),
+        f"{plans[0].label}, last round": lambda plan: plan.told(plan.last),
+        f"{plans[0].label}, first round": lambda plan: plan.told(plan.run.rounds[0]),
         "epochs": trained,
         "time": time,
     }
@@ -303,13 +296,6 @@ def _overview(plans: Sequence[ReportedRun], metric: str, label: str) -> Table:
         ],
         kind="facts",
     )
-
-
-def _costs(plans: Sequence[ReportedRun]) -> dict[str, list[tuple[str, float, float]]]:
-    return {
-        "epochs": [(plan.run.name, plan.epochs, plan.imp_epochs) for plan in plans],
-        "seconds": [(plan.run.name, plan.seconds, plan.imp_seconds) for plan in plans],
-    }
 
 
 def _layers_section(plan: ReportedRun, number: int) -> list[Block]:
@@ -332,38 +318,30 @@ def _config_section(runs: Sequence[RecordedRun]) -> list[Block]:
     at_default = [
         name for name in names if name in defaults and all(run.config.get(name) == defaults[name] for run in runs)
     ]
-    set_, left = (
-        {
-            run.name: {name: value for name, value in run.config.items() if (name in at_default) == folded}
-            for run in runs
-        }
-        for folded in (False, True)
-    )
-    blocks: list[Block] = [Heading(2, "Config"), _fields_table(set_)]
+    configs = {run.name: run.config for run in runs}
+    blocks: list[Block] = [
+        Heading(2, "Config"),
+        _fields_table(configs, [name for name in names if name not in at_default]),
+    ]
     if at_default:
-        blocks.append(Details(f"{len(at_default)} fields at their defaults", [_fields_table(left)]))
+        blocks.append(Details(f"{len(at_default)} fields at their defaults", [_fields_table(configs, at_default)]))
     return blocks
 
 
 def _environment_section(runs: Sequence[RecordedRun]) -> list[Block]:
-    versions = {name: version for run in runs for name, version in run.environment.get("versions", {}).items()}
     known = {
         "Python": {run.environment.get("python") for run in runs},
-        "TensorFlow": {run.environment.get("versions", {}).get("tensorflow") for run in runs if versions},
+        "TensorFlow": {run.environment.get("versions", {}).get("tensorflow") for run in runs},
         "on": {_value_text(run.environment["devices"]) for run in runs if "devices" in run.environment},
     }
     gist = [f"{name} {value}" for name, values in known.items() if len(values) == 1 and (value := values.pop())]
-    return [
-        Heading(2, "Environment"),
-        Details(
-            ", ".join(gist) or "Versions and devices", [_fields_table({run.name: run.environment for run in runs})]
-        ),
-    ]
+    names = dict.fromkeys(name for run in runs for name in run.environment)
+    table = _fields_table({run.name: run.environment for run in runs}, names)
+    return [Heading(2, "Environment"), Details(", ".join(gist) or "Versions and devices", [table])]
 
 
-def _fields_table(fields: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The fields of each run, those that differ marked."""
-    names = list(dict.fromkeys(name for values in fields.values() for name in values))
+def _fields_table(fields: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> Table:
+    """The fields of each run that are named, those that differ marked."""
     rows = [[name, *(_value_text(values.get(name)) for values in fields.values())] for name in names]
     return Table([_header(fields), *rows], frozenset(row[0] for row in rows if len(set(row[1:])) > 1), kind="texts")
 

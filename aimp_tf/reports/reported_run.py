@@ -1,4 +1,4 @@
-"""A run beside what it was to do."""
+"""A run beside what it was to do, and a metric to report it by."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.config.texts import nearest
 from aimp_tf.runs.recorded_run import RecordedRun
 from aimp_tf.selection.planning import imp_epochs, make_plan, settled
-from aimp_tf.training.rounds import telling_metric
+from aimp_tf.training.rounds import RoundResult, metric_text, telling_metric
 
 _NOT_PLANNED_BY: Mapping[str, Any] = {
     "criterion": "magnitude",
@@ -23,10 +23,18 @@ _NOT_PLANNED_BY: Mapping[str, Any] = {
 
 
 class ReportedRun:
-    """A run beside what it was to do, and beside plain iterative magnitude pruning."""
+    """A run beside what it was to do and, by a metric, beside the dense model.
 
-    def __init__(self, run: RecordedRun) -> None:
-        self.run = run
+    Attributes:
+        imp_epochs, imp_seconds: What plain iterative magnitude pruning would take to where the run is.
+        value: The metric at the end of the last round that is done; None where it is no number.
+        dense: That of the dense model; None where it is not known.
+        examples: How many examples it is of; None where that is not known, as for those of training.
+        outcome: What else is known of it beside the dense model.
+    """
+
+    def __init__(self, run: RecordedRun, metric: str) -> None:
+        self.run, self.metric = run, metric
         layers = run.rounds[-1].layers
         self.weight_count = sum(layer.size for layer in layers)
         try:
@@ -50,19 +58,28 @@ class ReportedRun:
         self.last = run.rounds[-1]
         # The files and the calls are of the pruned model, which a run that is not done has not got.
         self.outcome = run.outcome if run.finished else run.outcome.without_the_pruned()
+        self.value = _number_in(self.last.metrics, metric)
+        self.dense = _number_in(self.outcome.dense_metrics or {}, metric)
+        self.examples = self.outcome.examples if metric.startswith("val_") else None
 
     @property
     def state(self) -> str:
         return "done" if self.run.finished else f"{len(self.run.rounds)} of {self.round_count} rounds done"
 
-    def dense(self, metric: str) -> float | None:
-        """A metric of the dense model; None where it is not known."""
-        value = (self.outcome.dense_metrics or {}).get(metric)
-        return value if isinstance(value, (int, float)) else None
+    @property
+    def label(self) -> str:
+        """The name of the metric for people."""
+        name = self.metric.removeprefix("val_").replace("_", " ")
+        return f"{name} (validation)" if self.metric.startswith("val_") else name
 
-    def examples(self, metric: str) -> int | None:
-        """How many examples a metric is of; None where that is not known, as for those of training."""
-        return self.outcome.examples if metric.startswith("val_") else None
+    def told(self, round_: RoundResult) -> str:
+        """The metric at the end of a round."""
+        return metric_text(self.metric, round_.metrics.get(self.metric))
+
+
+def _number_in(metrics: Mapping[str, Any], name: str) -> float | None:
+    value = metrics.get(name)
+    return value if isinstance(value, (int, float)) else None
 
 
 def choose_metric(runs: Sequence[RecordedRun], metric: str | None) -> str:
