@@ -10,7 +10,7 @@ import aimp_tf
 from aimp_tf.runs import run_directory
 from aimp_tf.runs.run_directory import RunDirectory
 from aimp_tf.runs.run_files import check_workdir
-from aimp_tf.runs.signature import data_signature
+from aimp_tf.runs.sameness import data_signature
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
 

@@ -25,7 +25,7 @@ from aimp_tf.pruning.learning import check_teacher, teacher_of, teacher_with
 from aimp_tf.reports.display import fit_verbose
 from aimp_tf.runs.run_directory import RunDirectory
 from aimp_tf.runs.run_files import check_workdir
-from aimp_tf.runs.signature import data_signature, model_signature
+from aimp_tf.runs.sameness import data_signature, model_signature
 from aimp_tf.training.fitting import Fitting
 from aimp_tf.training.other_callbacks import as_callbacks, check_for_rounds, check_monitors
 from aimp_tf.training.teaching import Distilled, Teacher

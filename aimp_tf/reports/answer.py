@@ -9,13 +9,7 @@ from collections.abc import Sequence
 from aimp_tf.reports.blocks import NOT_MEASURED, Bar, Block, KeyFigure, KeyFigures, List, Table, Text
 from aimp_tf.reports.reported_run import ReportedRun
 from aimp_tf.runs.outcome import accuracy_margin, difference_margin, middle_half, times_as_fast
-from aimp_tf.training.rounds import (
-    counted_text,
-    is_accuracy,
-    metric_text,
-    number_text,
-    percent_text,
-)
+from aimp_tf.training.rounds import counted_text, is_accuracy, metric_text, number_text, percent_text
 
 _THE_SAME = "the same as the dense model's"
 _HOW_TO_MEASURE = {

@@ -50,9 +50,7 @@ def check_matplotlib(extra: str) -> None:
 def svg_text(figure: Figure, name: str) -> str:
     """A figure of this module as SVG without a background, in the reader's font, and in other colours on a dark page.
 
-    Args:
-        figure: The figure.
-        name: Of the picture. The same figure and name give the same text every time.
+    The same figure and name of the picture give the same text every time.
     """
     import matplotlib
 

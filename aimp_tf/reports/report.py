@@ -41,14 +41,7 @@ from aimp_tf.reports.plots import (
 )
 from aimp_tf.reports.reported_run import ReportedRun, choose_metric
 from aimp_tf.runs.recorded_run import RecordedRun
-from aimp_tf.training.rounds import (
-    budget_text,
-    duration_text,
-    layer_notes,
-    layer_table,
-    percent_text,
-    round_table,
-)
+from aimp_tf.training.rounds import budget_text, duration_text, layer_notes, layer_table, percent_text, round_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -237,13 +237,7 @@ class RunDirectory:
             self._note_saved()
 
     def save_backup(self, index: int, epoch: int, state: Mapping[str, Any]) -> None:
-        """Saves the state of a round after `epoch` of its epochs, in place of an earlier one.
-
-        Args:
-            index: The round's.
-            epoch: Number of epochs done.
-            state: As `files.pack` takes it.
-        """
+        """Saves the state of a round, as `files.pack` takes it, after so many epochs, in place of an earlier one."""
         folder = self._folder(index) / "backup"
         with naming_the_folder(self.path):
             folder.mkdir(parents=True, exist_ok=True)

@@ -90,11 +90,7 @@ def _is_open_at(descriptor: int, path: pathlib.Path) -> bool:
 
 
 class RunFiles:
-    """The files of a run in a folder.
-
-    Args:
-        path: The folder.
-    """
+    """The files of a run in a folder."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path

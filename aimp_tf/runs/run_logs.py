@@ -28,9 +28,6 @@ class RunLogs:
     Metrics are named as by Keras' own callback. Of every prunable variable there are its sparsity, its threshold and a
     histogram of the magnitudes of its surviving weights, and of all variables together histograms of their sparsities
     and thresholds.
-
-    Args:
-        folder: That of the run.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
