@@ -57,7 +57,7 @@ def write_report(
     """Writes a report on runs, finished or not, side by side.
 
     Args:
-        runs: At least one, of which one at least has a round that is done. What `run_directory.read_run` gives.
+        runs: At least one, of which one at least has a round that is done. What `recorded_run.read_run` gives.
         path: A file that ends in .html, for one page that needs no other file, or in .md, for Markdown with its
             pictures in a folder beside it, such as report_files. What is there is replaced.
         metric: The metric to plot, of those in `RoundResult.metrics`. None takes the first of the validation metrics
@@ -257,6 +257,9 @@ def _inference_section(path: str | os.PathLike[str]) -> list[Block]:
 
 
 def _overview(plans: Sequence[ReportedRun]) -> Table:
+    def state(plan: ReportedRun) -> str:
+        return "done" if plan.run.finished else f"{len(plan.run.rounds)} of {plan.round_count} rounds done"
+
     def trained(plan: ReportedRun) -> str:
         return f"{plan.epochs} ({plan.epochs / plan.imp_epochs:.0%} of plain IMP's {plan.imp_epochs})"
 
@@ -272,7 +275,7 @@ def _overview(plans: Sequence[ReportedRun]) -> Table:
         return budget_text(plan.last.budget) if plan.last.budget else ""
 
     rows: dict[str, Callable[[ReportedRun], str]] = {
-        "state": lambda plan: plan.state,
+        "state": state,
         "method": lambda plan: str(plan.run.config.get("method")),
         "sparsity": sparsity,
         **({"budget": budget} if any(map(budget, plans)) else {}),

@@ -63,10 +63,6 @@ class ReportedRun:
         self.examples = self.outcome.examples if metric.startswith("val_") else None
 
     @property
-    def state(self) -> str:
-        return "done" if self.run.finished else f"{len(self.run.rounds)} of {self.round_count} rounds done"
-
-    @property
     def label(self) -> str:
         """The name of the metric for people."""
         name = self.metric.removeprefix("val_").replace("_", " ")
