@@ -55,49 +55,41 @@ from benchmarks import COMMANDS, options_of
 from experiments import command_line
 
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "How often each side is timed.", lower_bound=1)
-_MODEL = flags.DEFINE_string("model", None, "The .keras file of a pruned model. For `inference`, which needs it.")
-_INPUTS = flags.DEFINE_string(
-    "inputs", None, "A .npy file of examples. For `inference`; default: numbers that are made up, in [0, 1)."
+_OPTIONS = (
+    command_line.define_path("model", "The .keras file of a pruned model. For `inference`, which needs it."),
+    command_line.define_path(
+        "inputs", "A .npy file of examples. For `inference`; default: numbers that are made up, in [0, 1)."
+    ),
+    command_line.define_data_dir(
+        ". For `end_to_end`, `compact_rounds`, `peers`, `channels`, `channel_peers` and `criteria`"
+    ),
+    flags.DEFINE_string(
+        "networks",
+        None,
+        "Which networks, as patterns with commas between them, such as keras/MobileNet*,tf_keras/RegNet*. For "
+        "`coverage`; default: all.",
+    ),
+    flags.DEFINE_enum(
+        "compact",
+        None,
+        ["all"],
+        "Whether all networks are compacted, and their outputs compared. For `coverage`; default: the first of each "
+        "family is, and the graphs of the others are read.",
+    ),
 )
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir",
-    None,
-    "Where tensorflow-datasets keeps its data. For `end_to_end`, `compact_rounds`, `peers`, `channels`, "
-    "`channel_peers` and `criteria`; default: ~/tensorflow_datasets.",
-)
-_NETWORKS = flags.DEFINE_string(
-    "networks",
-    None,
-    "Which networks, as patterns with commas between them, such as keras/MobileNet*,tf_keras/RegNet*. For `coverage`; "
-    "default: all.",
-)
-_COMPACT = flags.DEFINE_enum(
-    "compact",
-    None,
-    ["all"],
-    "Whether all networks are compacted, and their outputs compared. For `coverage`; default: the first of each family "
-    "is, and the graphs of the others are read.",
-)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to.")
+_OUTPUT = command_line.define_path("output", "JSON file to write the figures to.")
 
 
 def main(command: str) -> None:
     command_line.quieten()
     with command_line.refusing():
-        options = options_of(
-            command,
-            model=_MODEL.value,
-            inputs=_INPUTS.value,
-            data_dir=_DATA_DIR.value,
-            networks=_NETWORKS.value,
-            compact=_COMPACT.value,
-        )
-        if _OUTPUT.value is not None:
-            check_writable(pathlib.Path(_OUTPUT.value).parent, "the folder of --output")
+        options = options_of(command, {flag.name: flag.value for flag in _OPTIONS})
+        output = None if _OUTPUT.value is None else pathlib.Path(_OUTPUT.value)
+        if output is not None:
+            check_writable(output.parent, "the folder of --output")
     figures = importlib.import_module(f"benchmarks.{command}").run(_REPETITIONS.value, **options)
     print(figures.pop("table"))
-    if _OUTPUT.value is not None:
-        output = pathlib.Path(_OUTPUT.value).expanduser()
+    if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, json.dumps(figures, indent=2))
 

@@ -17,12 +17,10 @@ from experiments import command_line, datasets
 from experiments.experiment import Experiment
 
 _CONFIG = command_line.define_config(Experiment, "That of the run in --workdir.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run of tools/prune.py.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where tensorflow-datasets keeps its data; default: ~/tensorflow_datasets."
-)
-_MODEL = flags.DEFINE_string("model", None, "A .keras file to export, in place of --config and --workdir.")
-_INPUTS = flags.DEFINE_string("inputs", None, "npy file, or npz file with an array for each input, to compare on.")
+_WORKDIR = command_line.define_path("workdir", "Folder of a finished run of tools/prune.py.")
+_DATA_DIR = command_line.define_data_dir()
+_MODEL = command_line.define_path("model", "A .keras file to export, in place of --config and --workdir.")
+_INPUTS = command_line.define_path("inputs", "npy file, or npz file with an array for each input, to compare on.")
 _FORMATS = flags.DEFINE_list(
     "formats",
     ["saved_model", "keras"],
@@ -31,7 +29,7 @@ _FORMATS = flags.DEFINE_list(
 )
 _COMPACT = flags.DEFINE_bool("compact", False, "Remove what pruning left dead first, by aimp_tf.compact.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "What sparse_saved_model is to be fast at.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to. Required.")
+_OUTPUT = command_line.define_path("output", "Folder to write to. Required.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace what is there already.")
 
 
@@ -43,9 +41,10 @@ def main() -> None:
         if _CONFIG.value is not None:
             _CONFIG.value.validate()
         with command_line.silent_stderr():  # Only now, for TensorFlow takes seconds to import.
+            from aimp_tf.exporting import choose_formats
             from experiments import exports
 
-        exports.choose_formats(_FORMATS.value)
+        choose_formats(_FORMATS.value)
         inputs = None if _INPUTS.value is None else exports.load_inputs(_INPUTS.value)
         if _MODEL.value is not None:
             model = exports.load_keras_file(_MODEL.value)

@@ -14,18 +14,16 @@ from absl import flags
 
 from aimp_tf.files import check_writable
 from experiments import command_line
-from experiments.datasets import check_idx_files, prepare_fashion_mnist
+from experiments.datasets import prepare_fashion_mnist
 
 _IDX_DIR = flags.DEFINE_string("idx_dir", "/usr/share/datasets/fashion-mnist", "Folder of the four .gz files.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder for tensorflow-datasets; pass the same to the other tools. Required."
+_DATA_DIR = command_line.define_path(
+    "data_dir", "Folder for tensorflow-datasets; pass the same to the other tools. Required."
 )
 
 
 def main() -> None:
-    with command_line.refusing():
-        check_idx_files(_IDX_DIR.value)
-        check_writable(_DATA_DIR.value, "data_dir")
+    check_writable(_DATA_DIR.value, "data_dir")
     prepare_fashion_mnist(_IDX_DIR.value, _DATA_DIR.value)
     print(f"Fashion-MNIST is prepared in {_DATA_DIR.value}.")
 

@@ -22,11 +22,9 @@ from experiments.distribution import STRATEGIES, is_chief, make_strategy
 from experiments.experiment import Experiment
 
 _CONFIG = command_line.define_config(Experiment)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: new, or the same run's from before. Required.")
+_WORKDIR = command_line.define_path("workdir", "Folder of the run: new, or the same run's from before. Required.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove what an earlier run left in the workdir first.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where tensorflow-datasets keeps its data; default: ~/tensorflow_datasets."
-)
+_DATA_DIR = command_line.define_data_dir()
 _DISTRIBUTE = flags.DEFINE_enum(
     "distribute",
     "none",
@@ -82,7 +80,7 @@ def main() -> None:
     comparison = compare(experiment, data, workdir, equal_epochs=_EQUAL_EPOCHS.value, **settings)
     if comparison is not None:
         print(f"\n{comparison.table()}\n\nPruned SavedModel: {comparison.saved_model}")
-        _tell_what_is_next(experiment, pathlib.Path(workdir).expanduser())
+        _tell_what_is_next(experiment, pathlib.Path(workdir))
 
 
 def _tell_what_is_next(experiment: Experiment, workdir: pathlib.Path) -> None:

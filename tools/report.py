@@ -20,14 +20,13 @@ from experiments import command_line
 _WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a run. Give the flag again, or put commas between, for several. Required."
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = command_line.define_path(
     "output",
-    None,
     "The page to write; Markdown goes beside it. Default: report.html in the workdir, or, of several, in this folder.",
 )
 _METRIC = flags.DEFINE_string("metric", None, "Metric to plot, such as val_loss. Default: that of the validation data.")
 _TITLE = flags.DEFINE_string("title", None, "Heading of the report. Default: one that names the run.")
-_INFERENCE = flags.DEFINE_string("inference", None, "What tools/benchmark.py inference wrote, to be shown too.")
+_INFERENCE = command_line.define_path("inference", "What tools/benchmark.py inference wrote, to be shown too.")
 
 
 def main() -> None:

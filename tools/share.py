@@ -24,9 +24,7 @@ _CONFIG = command_line.define_config(Experiment, "That of the runs in --workdir.
 _WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a finished run of tools/prune.py, or several with commas between them. Required."
 )
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where tensorflow-datasets keeps its data; default: ~/tensorflow_datasets."
-)
+_DATA_DIR = command_line.define_data_dir()
 _LEVELS = flags.DEFINE_list(
     "levels", ["4", "8", "16", "32"], "How many values other than zero, 2 to 256: each is tried."
 )
@@ -35,7 +33,7 @@ _PER = flags.DEFINE_multi_enum(
 )
 _EPOCHS = flags.DEFINE_integer("epochs", 2, "How many epochs values are fine-tuned, by Adam.", lower_bound=1)
 _RATE = flags.DEFINE_float("learning_rate", 1e-3, "Of the fine-tuning.", lower_bound=0.0)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to. Required.")
+_OUTPUT = command_line.define_path("output", "Folder to write to. Required.")
 
 
 def main() -> None:
@@ -49,7 +47,7 @@ def main() -> None:
         levels = chain.levels_of(_LEVELS.value)
         workdirs = command_line.split(_WORKDIR.value)
         chains = chain.load(_CONFIG.value, workdirs, _DATA_DIR.value)
-    print(chain.run(chains, pathlib.Path(_OUTPUT.value).expanduser(), levels, _PER.value, _EPOCHS.value, _RATE.value))
+    print(chain.run(chains, pathlib.Path(_OUTPUT.value), levels, _PER.value, _EPOCHS.value, _RATE.value))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,8 @@ from experiments import command_line, executors, run_study, study_report
 from experiments.study import Study
 
 _CONFIG = command_line.define_config(Study)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the study: new, or the same study's from before. Required.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where tensorflow-datasets keeps its data; default: ~/tensorflow_datasets."
-)
+_WORKDIR = command_line.define_path("workdir", "Folder of the study: new, or the same study's from before. Required.")
+_DATA_DIR = command_line.define_data_dir()
 _ARMS = flags.DEFINE_list("arms", None, "Names of the arms to run; default: all. The report has whatever is done.")
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Cells at a time, which share the cores; default: one for every two cores.", lower_bound=1
@@ -37,8 +35,8 @@ _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Run nothing, and report 
 
 
 def main() -> int:
-    study, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value).expanduser().absolute()
-    data_dir = os.path.abspath(os.path.expanduser(_DATA_DIR.value)) if _DATA_DIR.value else None
+    study, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value).absolute()
+    data_dir = os.path.abspath(_DATA_DIR.value) if _DATA_DIR.value else None
     with command_line.refusing():
         check_matplotlib("study")
         jobs, results = run_study.plan_study(study, workdir, [] if _REPORT_ONLY.value else _ARMS.value)

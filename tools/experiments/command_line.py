@@ -43,6 +43,16 @@ def define_config(kind: type, when: str = "Required.") -> flags.FlagHolder[Any]:
     return holder
 
 
+def define_path(name: str, text: str) -> flags.FlagHolder[Any]:
+    """Defines a flag that takes a path, in which "~" is the home of the user."""
+    return flags.DEFINE(_PathParser(), name, None, text)
+
+
+def define_data_dir(when: str = "") -> flags.FlagHolder[Any]:
+    """Defines --data_dir."""
+    return define_path("data_dir", f"Where tensorflow-datasets keeps its data{when}; default: ~/tensorflow_datasets.")
+
+
 def run(
     main: Callable[..., int | None],
     required: Sequence[str] = (),
@@ -131,6 +141,11 @@ def refusing() -> Iterator[None]:
         _refuse(error)
 
 
+class _PathParser(flags.ArgumentParser):
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
 class _ConfigParser(flags.ArgumentParser):
     """Reads a config file. Says in a line what is wrong with it, or with the flags that change its fields."""
 
@@ -215,7 +230,8 @@ def _refuse(error: object) -> NoReturn:
 
 def _end(error: object, code: int) -> NoReturn:
     lines = (line.strip() for line in str(error).splitlines())
-    print(f"{_program()}: {' '.join(line for line in lines if line)}", file=sys.stderr)
+    program = os.path.basename(sys.argv[0])
+    print(f"{program}: {' '.join(line for line in lines if line)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -223,7 +239,3 @@ def _is_own(error: BaseException) -> bool:
     """Whether aimp_tf or these tools raised it, whose messages are for the user."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__")).split(".")[0] in ("aimp_tf", "experiments", "benchmarks")
-
-
-def _program() -> str:
-    return os.path.basename(sys.argv[0])
