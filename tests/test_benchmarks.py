@@ -35,7 +35,7 @@ from benchmarks.coverage_kernels import Kernel, draw, kernels_of
 from benchmarks.coverage_networks import Network, inputs_of, networks
 from benchmarks.coverage_oracle import truths
 from benchmarks.side_by_side import compare, spread_text, time_in_turn, timing
-from experiments import environment_of_tools
+from experiments import call_in_fresh_process, environment_of_tools
 from experiments.experiment import Experiment
 
 pytestmark = pytest.mark.slow
@@ -127,7 +127,8 @@ def test_the_benchmark_of_memory(K, monkeypatch):
     assert 5e7 < fit < 3e9 and measured["fit"]["ratio"] == 1
     assert measured["prune"]["ratio"] == (prune - (8 * 16 + 16 * 3)) / fit
     assert measured["prune, weights"]["ratio"] == (rewound - 176 - 4 * (176 + 16 + 3)) / fit
-    monkeypatch.setattr(memory, "_work", lambda generation, widths, settings: {"epochs": 3 if settings else 2})
+    epochs = iter([2, 3, 3])
+    monkeypatch.setattr(memory, "call_in_fresh_process", lambda function, **arguments: {"epochs": next(epochs)})
     with pytest.raises(RuntimeError, match="the sides did not train as many epochs"):
         memory.run(1, (8, 16, 3), [K.__name__])
 
@@ -232,13 +233,11 @@ def test_the_benchmark_of_inference(pruned_file, monkeypatch):
     """On a small network, and in this process, for many would take long to start."""
     jobs = []
 
-    def work(job, folder):
-        jobs.append((job["threads"], list(job["files"])))
-        (folder / "job.json").write_text(json.dumps({**job, "threads": 0}))
-        inference_worker.main(str(folder / "job.json"), str(folder / "result.json"))
-        return json.loads((folder / "result.json").read_text())
+    def measure(function, threads, **job):
+        jobs.append((threads, list(job["files"])))
+        return json.loads(json.dumps(inference_worker.measure(threads=0, **job)))
 
-    monkeypatch.setattr(inference, "_work", work)
+    monkeypatch.setattr(inference, "call_in_fresh_process", measure)
     figures = inference.run(2, pruned_file, rounds=1, seconds=0.0)
     names = ["dense", "pruned", "compacted", "sparse, for 1", "sparse, for 32"]
     names += ["compacted, sparse, for 1", "compacted, sparse, for 32", "coded", "ONNX Runtime", "LiteRT"]
@@ -288,18 +287,18 @@ def test_forms_that_compute_something_else_are_not_compared(name, differs, tmp_p
             inference._differences(outputs)
 
 
-def test_forms_are_timed_in_a_process_of_their_own(tmp_path, monkeypatch):
+def test_forms_are_timed_in_a_process_of_their_own(tmp_path):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
     inference.write_saved_model(model, tmp_path / "model")
     np.save(tmp_path / "inputs.npy", np.array([[1, 2], [3, 4]], np.float32))
     job = {"files": {"a": ("saved_model", str(tmp_path / "model"))}, "inputs": str(tmp_path / "inputs.npy")}
     job |= {"batch_sizes": [1, 2], "threads": 1, "rounds": 2, "seconds": 0.0}
-    result = inference._work(job, tmp_path)
+    result = call_in_fresh_process("benchmarks.inference_worker.measure", **job)
     assert np.load(result["outputs"]["a"]).tolist() == [[3], [7]] and result["memory_bytes"] > 0
     assert {size: len(seconds) for size, seconds in result["seconds"]["a"].items()} == {"1": 10, "2": 10}
-    monkeypatch.setattr(inference_worker, "__file__", str(tmp_path / "nothing.py"))
-    with pytest.raises(RuntimeError, match="(?s)a could not be run in a fresh process.*nothing.py"):
-        inference._work(job, tmp_path)
+    job["inputs"] = str(tmp_path / "nothing.npy")
+    with pytest.raises(RuntimeError, match="(?s)inference_worker.measure failed in a fresh process.*nothing.npy"):
+        call_in_fresh_process("benchmarks.inference_worker.measure", **job)
 
 
 def test_what_cannot_be_measured_is_refused(K, monkeypatch, tmp_path):

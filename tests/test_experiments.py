@@ -13,8 +13,7 @@ from aimp_tf.graph.prunable import prunable_variables
 from aimp_tf.runs.recorded_run import RecordedRun
 from experiments import datasets, exports, models
 from experiments.experiment import CHOICES, Experiment
-from experiments.run import Comparison, compare, compiled_model, load_data, train_dense
-from experiments.sizes import weight_count
+from experiments.run import Comparison, compare, compiled_model, load_data, train_dense, weight_count
 
 IDX_DIR = pathlib.Path(os.environ.get("FASHION_MNIST_IDX_DIR", "/usr/share/datasets/fashion-mnist"))
 

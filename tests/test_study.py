@@ -17,8 +17,8 @@ import pytest
 
 from aimp_tf import PruningConfig
 from aimp_tf.reports import plots
+from experiments import call_in_fresh_process, environment_of_tools, executors, run_study, study_report
 from experiments import cell as cell_process
-from experiments import environment_of_tools, executors, run_study, study_report
 from experiments.experiment import Experiment, from_fields, to_fields
 from experiments.study import Arm, Cell, CellResult, Study, differences, planned_epochs
 
@@ -191,8 +191,11 @@ print(*map(count, experiments), {"tensorflow", "keras", "ray", "matplotlib"} & s
 
 
 def test_a_model_that_cannot_be_built_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(run_study, "_COUNT_WEIGHTS", "raise ValueError('negative dimension')")
-    with pytest.raises(ValueError, match="A model of the study cannot be built: ValueError: negative dimension"):
+    def fail(function, **arguments):
+        return call_in_fresh_process("json.loads", s="no JSON")
+
+    monkeypatch.setattr(run_study, "call_in_fresh_process", fail)
+    with pytest.raises(ValueError, match="A model of the study cannot be built: json.*Error: Expecting value"):
         run_study.plan_study(make_study(), tmp_path / "study")
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.config.latency import Latency
-from benchmarks.calls import medians_of_calls
 from benchmarks.channel_peers import RECIPE
+from benchmarks.latency import medians_of_calls
 from benchmarks.peers import pruned
 from benchmarks.side_by_side import spread_text, tell
 from experiments.datasets import ImageData
@@ -48,17 +48,15 @@ def run(
     such that shrink. "By eights" are networks that keep multiples of eight channels.
 
     Args:
-        repetitions: How often each is timed.
-        data_dir: Where tensorflow-datasets keeps its data. None is its own default.
         experiments: What is trained, and how; each of another architecture.
 
     Returns:
         Network and fraction -> form -> "ratio", times as fast as dense, by repetition; network and "whole run" -> run
         -> "seconds", "accuracy" and "ratio" to the seconds of the whole network, by repetition, which is the seed as
-        well; and "table", the same as a text.
+        well.
 
     Raises:
-        RuntimeError: A run with rounds that shrink does not keep as much as the one without; or the data is not there.
+        RuntimeError: A run with rounds that shrink does not keep as much as the one without.
     """
     figures: dict[str, Any] = {}
     for experiment in experiments:
@@ -118,13 +116,8 @@ def _lines(figures: Mapping[str, Any]) -> Sequence[str]:
             ]
             continue
         lines.append(f"{title} ({forms['parameters']:,} parameters)")
-        lines += [
-            f"  {call:54}{spread_text(form['ratio'])} x as fast as {_milliseconds(form['dense_seconds'])}"
-            for call, form in forms.items()
-            if call.startswith("a call")
-        ]
+        for call, form in forms.items():
+            if call.startswith("a call"):
+                milliseconds = 1000 * statistics.median(form["dense_seconds"])
+                lines.append(f"  {call:54}{spread_text(form['ratio'])} x as fast as {milliseconds:.2f} ms")
     return lines
-
-
-def _milliseconds(seconds: Sequence[float]) -> str:
-    return f"{1000 * statistics.median(seconds):.2f} ms"

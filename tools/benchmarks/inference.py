@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import pathlib
 import platform
@@ -22,8 +24,8 @@ from aimp_tf.exporting.saved_model import write_saved_model
 from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
 from aimp_tf.exporting.sparse import sparse_inference_and_report
 from aimp_tf.graph.prunable import prunable_variables
-from benchmarks import inference_worker
-from benchmarks.side_by_side import spread_text, work_in_fresh_process
+from benchmarks.side_by_side import spread_text
+from experiments import call_in_fresh_process
 from experiments.exports import load_inputs, load_keras_file
 
 BATCH_SIZES = (1, 32)
@@ -63,7 +65,7 @@ def run(
         "forms", name -> bytes, gzip_bytes, memory_bytes (beside TensorFlow's own), difference (the largest from the
         pruned model's outputs, as a fraction of the largest of these) and "latency": for each batch size and number of
         threads (0: all) the median and 95th percentile of all calls in seconds, and, for each repetition, how many
-        times as fast as "dense" it was and, of LiteRT, as "LiteRT"; further "table", the same as a text.
+        times as fast as "dense" it was and, of LiteRT, as "LiteRT".
 
     Raises:
         RuntimeError: A float32 form did not compute what the pruned model does, so that their times do not compare.
@@ -73,29 +75,31 @@ def run(
     data = _load_inputs(pruned, inputs)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        np.save(folder / "inputs.npy", data[: max(BATCH_SIZES)])
+        examples = str(folder / "inputs.npy")
+        np.save(examples, data[: max(BATCH_SIZES)])
         forms = _Forms(folder)
         forms.write(_filled(load_keras_file(model)), pruned, data)
-        files = forms.files
-
-        def work(threads: int, names: Sequence[str], rounds: int) -> dict[str, Any]:
-            asked = {"files": {name: files[name] for name in names}, "threads": threads, "rounds": rounds}
-            job = {**asked, "inputs": str(folder / "inputs.npy"), "batch_sizes": BATCH_SIZES, "seconds": seconds}
-            return _work(job, folder)
-
+        measure = functools.partial(
+            call_in_fresh_process,
+            "benchmarks.inference_worker.measure",
+            inputs=examples,
+            batch_sizes=BATCH_SIZES,
+            seconds=seconds,
+        )
         figures: dict[str, dict[str, Any]] = {}
-        for name, (_, path) in files.items():
+        for name, (kind, path) in forms.files.items():
             kept = pathlib.Path(forms.stored.get(name, path))
             figures[name] = {"bytes": stored_bytes(kept), "gzip_bytes": gzip_bytes(kept)}
-            figures[name]["memory_bytes"] = work(0, [name], 0)["memory_bytes"]
+            alone = measure(files={name: (kind, path)}, threads=0, rounds=0)
+            figures[name]["memory_bytes"] = alone["memory_bytes"]
         times: dict[tuple[int, int], list[dict[str, list[float]]]] = {}
         for repetition in range(repetitions):
             for threads in _THREADS[:: 1 if repetition % 2 == 0 else -1]:
-                result = work(threads, list(files), rounds)
+                result = measure(files=forms.files, threads=threads, rounds=rounds)
                 for name, difference in _differences(result["outputs"]).items():
                     figures[name]["difference"] = difference
                 for size in BATCH_SIZES:
-                    by_form = {name: result["seconds"][name][str(size)] for name in files}
+                    by_form = {name: by_size[str(size)] for name, by_size in result["seconds"].items()}
                     times.setdefault((size, threads), []).append(by_form)
     for name, figure in figures.items():
         figure["latency"] = _latency(name, times)
@@ -111,24 +115,23 @@ def run(
 
 
 def _latency(name: str, times: dict[tuple[int, int], list[dict[str, list[float]]]]) -> list[dict[str, Any]]:
-    """That of a form, as `run` gives it.
-
-    Args:
-        name: The form.
-        times: (batch size, threads) -> for each repetition, form -> seconds of each call.
-    """
-    return [
-        {
+    """That of a form, as `run` gives it, of (batch size, threads) -> by repetition, form -> seconds of each call."""
+    latency = []
+    for size, threads in itertools.product(BATCH_SIZES, _THREADS):
+        repeated = times[size, threads]
+        calls = [seconds for by_form in repeated for seconds in by_form[name]]
+        figures = {
             "batch_size": size,
             "threads": threads,
-            "median_seconds": statistics.median(_all_calls(repeated, name)),
-            "p95_seconds": float(np.percentile(_all_calls(repeated, name), 95)),
-            "calls": len(_all_calls(repeated, name)),
+            "median_seconds": statistics.median(calls),
+            "p95_seconds": float(np.percentile(calls, 95)),
+            "calls": len(calls),
             "times_as_fast": _times_as_fast(repeated, name, "dense"),
-            **({"times_as_fast_as_litert": _times_as_fast(repeated, name, _LITE)} if name in _OTHER_LITE else {}),
         }
-        for (size, threads), repeated in sorted(times.items(), key=lambda item: (item[0][0], item[0][1] == 0))
-    ]
+        if name in _OTHER_LITE:
+            figures["times_as_fast_as_litert"] = _times_as_fast(repeated, name, _LITE)
+        latency.append(figures)
+    return latency
 
 
 def _read(load: Callable[[str | os.PathLike[str]], Any], path: str | os.PathLike[str]) -> Any:
@@ -239,11 +242,6 @@ def _filled(model: Any) -> Any:
     return model
 
 
-def _work(job: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """What a fresh process gives for a job."""
-    return work_in_fresh_process(inference_worker.__file__, job, folder, ", ".join(job["files"]))
-
-
 def _differences(outputs: Mapping[str, str]) -> dict[str, float | None]:
     """The largest difference of each form from the pruned model, of whose largest output it is a fraction.
 
@@ -270,10 +268,6 @@ def _times_as_fast(repeated: Sequence[Mapping[str, Sequence[float]]], name: str,
     return [
         statistics.median(by_form[other]) / statistics.median(by_form[name]) for by_form in repeated if other in by_form
     ]
-
-
-def _all_calls(repeated: Sequence[Mapping[str, Sequence[float]]], name: str) -> list[float]:
-    return [seconds for by_form in repeated for seconds in by_form[name]]
 
 
 def _processor() -> str:

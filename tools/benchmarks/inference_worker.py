@@ -1,26 +1,14 @@
-"""Runs exported models and times them, in a process of its own that has TensorFlow and nothing of aimp_tf.
-
-    python inference_worker.py JOB.json RESULT.json
-
-The job: "files", name -> [kind, path] with the kind "saved_model", "onnx" or "tflite"; "inputs", a .npy file;
-"batch_sizes"; "threads", 0 for all; "rounds" and "seconds", how often and how long each file is timed at each size.
-The result: "seconds", name -> batch size -> times of single calls; "outputs", name -> a .npy file beside the job; and
-"memory_bytes", what loading and running took beside TensorFlow itself, which says something of jobs of one file only.
-"""
+"""Runs exported models and times them, in a process of its own that has TensorFlow and nothing of aimp_tf."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import pathlib
-import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
@@ -30,35 +18,53 @@ from benchmarks.side_by_side import resident_bytes
 Function = Callable[[np.ndarray], np.ndarray]
 
 
-def main(job_file: str, result_file: str) -> None:
-    job = json.loads(pathlib.Path(job_file).read_text())
-    if job["threads"]:
-        tf.config.threading.set_intra_op_parallelism_threads(job["threads"])
-        tf.config.threading.set_inter_op_parallelism_threads(job["threads"])
+def measure(
+    files: Mapping[str, tuple[str, str]],
+    inputs: str,
+    batch_sizes: Sequence[int],
+    threads: int,
+    rounds: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Calls and times exported models.
+
+    Args:
+        files: Name -> kind, of "saved_model", "onnx" and "tflite", and path.
+        inputs: A .npy file.
+        batch_sizes: How many of them at a time.
+        threads: 0 for all.
+        rounds: How often each file is timed at each batch size.
+        seconds: How long, each time.
+
+    Returns:
+        "seconds", name -> batch size -> times of single calls; "outputs", name -> a .npy file beside the inputs; and
+        "memory_bytes", what loading and running took beside TensorFlow itself, which says something of one file alone.
+    """
+    if threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.linalg.matmul(tf.ones((8, 8)), tf.ones((8, 8))).numpy()  # Whatever TensorFlow sets up at its first operation.
     before = resident_bytes("VmHWM")
-    inputs = np.load(job["inputs"])
-    batches = {size: inputs[:size] for size in job["batch_sizes"]}
+    examples = np.load(inputs)
+    batches = {size: examples[:size] for size in batch_sizes}
     functions = {
-        name: {size: _load(kind, path, batch, job["threads"]) for size, batch in batches.items()}
-        for name, (kind, path) in job["files"].items()
+        name: {size: _load(kind, path, batch, threads) for size, batch in batches.items()}
+        for name, (kind, path) in files.items()
     }
     largest = max(batches)
     outputs = {}
     for number, (name, by_size) in enumerate(functions.items()):
-        outputs[name] = str(pathlib.Path(result_file).with_name(f"outputs_{number}.npy"))
+        outputs[name] = str(pathlib.Path(inputs).with_name(f"outputs_{number}.npy"))
         np.save(outputs[name], by_size[largest](batches[largest]))
         for size, batch in batches.items():
             by_size[size](batch)
     memory = resident_bytes("VmHWM") - before
-    seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in batches} for name in functions}
-    for round_ in range(job["rounds"]):
+    times: dict[str, dict[int, list[float]]] = {name: {size: [] for size in batches} for name in functions}
+    for round_ in range(rounds):
         for name in list(functions)[:: 1 if round_ % 2 == 0 else -1]:
             for size, batch in batches.items():
-                seconds[name][size] += _time(functions[name][size], batch, job["seconds"])
-    pathlib.Path(result_file).write_text(
-        json.dumps({"seconds": seconds, "outputs": outputs, "memory_bytes": max(memory, 0)})
-    )
+                times[name][size] += _time(functions[name][size], batch, seconds)
+    return {"seconds": times, "outputs": outputs, "memory_bytes": max(memory, 0)}
 
 
 def _time(function: Function, batch: np.ndarray, enough: float) -> list[float]:
@@ -107,7 +113,3 @@ def in_litert(shape: tuple[int, ...], threads: int = 0, **source: Any) -> Functi
         return interpreter.get_tensor(given["index"])
 
     return run
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

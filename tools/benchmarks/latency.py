@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import importlib
+import pathlib
+import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from aimp_tf.config.latency import LATENCY_FORMATS, Latency
+from aimp_tf.exporting.clock import write_for
+from aimp_tf.exporting.timing import TimingProcess
 from aimp_tf.pruning import prune
-from benchmarks.calls import medians_of_calls
 from benchmarks.networks import SHAPE, compiled_model, made_up_images
 from benchmarks.side_by_side import spread_text, tell
 
@@ -39,13 +43,12 @@ def run(repetitions: int, networks: Mapping[str, Callable[[], Any]] = _NETWORKS)
     Dense and small model are timed in turn in a fresh process, on one thread with one example.
 
     Args:
-        repetitions: How often each is timed.
         networks: Name -> function that gives the compiled model.
 
     Returns:
         Network and format -> "dense_milliseconds"; "asked" and "measured", what the run was asked for and found, as
-        fractions of the dense time; "seconds", how long the run took; "ratio", what was then timed, as a fraction of
-        what was asked, by repetition; and "table", the same as a text.
+        fractions of the dense time; "seconds", how long the run took; and "ratio", what was then timed, as a fraction
+        of what was asked, by repetition.
     """
     figures: dict[str, Any] = {}
     for name, make in networks.items():
@@ -86,3 +89,13 @@ def _measure(repetitions: int, make: Callable[[], Any], latency: Latency) -> dic
         "ratio": [_SPEEDUP * small / dense for dense, small in medians],
         "seconds": seconds,
     }
+
+
+def medians_of_calls(latency: Latency, dense: Any, small: Any, repetitions: int) -> list[tuple[float, float]]:
+    """The median seconds of a call of two models, exported and timed in turn as a `Latency` says, so many times."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [pathlib.Path(folder) / name for name in ("dense", "small")]
+        for model, path in zip((dense, small), paths, strict=True):
+            write_for(latency, model, path)
+        timed = [TimingProcess(latency).seconds_in_turn(*paths) for _ in range(repetitions)]
+    return [(statistics.median(of_dense), statistics.median(of_small)) for of_dense, of_small in timed]

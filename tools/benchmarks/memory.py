@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import pathlib
+import importlib
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import memory_worker
-from benchmarks.side_by_side import spread_text, work_in_fresh_process
+import numpy as np
 
+from aimp_tf.pruning import prune
+from aimp_tf.training.input_pipeline import array_dataset
+from benchmarks.side_by_side import resident_bytes, spread_text
+from experiments import call_in_fresh_process
+
+_BATCH_SIZE, _STEPS, _EPOCHS = 32, 3, 3
 _SETTINGS = {"target_sparsity": 0.5, "rate": 0.3, "epochs": 1, "round_epochs": 1}  # Two rounds and a last training.
 _SIDES: dict[str, tuple[dict[str, Any] | None, int]] = {
     "fit": (None, 0),
@@ -28,13 +32,11 @@ def run(
     """Trains an MLP with Adam for three epochs of three batches of 32, each time in a process of its own.
 
     Args:
-        repetitions: How often each side is run.
         widths: Of the inputs and of each layer: 46.7 million weights by default.
-        generations: Of "keras" and "tf_keras".
 
     Returns:
-        Medians of peaks in bytes and ratios by generation, and "table", the same as a text. Before the ratio, the masks
-        (a byte a weight) and the snapshots that the rewinding needs are taken off.
+        Medians of peaks in bytes and ratios by generation. Before the ratio, the masks (a byte a weight) and the
+        snapshots that the rewinding needs are taken off.
 
     Raises:
         RuntimeError: The sides did not train as many epochs, or a process failed.
@@ -46,7 +48,12 @@ def run(
         peaks: dict[str, list[int]] = {name: [] for name in _SIDES}
         ratios: dict[str, list[float]] = {name: [] for name in _SIDES}
         for _ in range(repetitions):
-            results = {name: _work(generation, widths, settings) for name, (settings, _) in _SIDES.items()}
+            results = {
+                name: call_in_fresh_process(
+                    "benchmarks.memory.train", generation=generation, widths=widths, settings=settings
+                )
+                for name, (settings, _) in _SIDES.items()
+            }
             if len({result["epochs"] for result in results.values()}) != 1:
                 raise RuntimeError(
                     f"{title}: the sides did not train as many epochs, so their memory does not compare."
@@ -68,8 +75,35 @@ def run(
     return {**figures, "table": "\n".join(lines)}
 
 
-def _work(generation: str, widths: Sequence[int], settings: Mapping[str, Any] | None) -> dict[str, int]:
-    job = {"generation": generation, "widths": list(widths), "batch_size": 32, "steps": 3}
-    job |= {"epochs": 3, "settings": settings}
-    with tempfile.TemporaryDirectory() as folder:
-        return work_in_fresh_process(memory_worker.__file__, job, pathlib.Path(folder), generation)
+def train(generation: str, widths: Sequence[int], settings: Mapping[str, Any] | None) -> dict[str, int]:
+    """Trains a network by the settings of `prune`, or by a plain `fit`, and says what this process took for it.
+
+    Returns:
+        "peak_bytes", the most memory that was resident; "weights", how many the kernels have; "variables", how many
+        numbers a snapshot of the model has; and "epochs", how many were trained.
+    """
+    model = _compiled(importlib.import_module(generation), widths)
+    sizes = [int(np.prod(weight.shape)) for weight in model.weights]
+    generator = np.random.default_rng(0)
+    examples = _BATCH_SIZE * _STEPS
+    x = generator.normal(size=(examples, widths[0])).astype(np.float32)
+    y = generator.integers(0, widths[-1], examples)
+    if settings is None:
+        epochs = len(model.fit(array_dataset((x, y), _BATCH_SIZE, seed=0), epochs=_EPOCHS, verbose=0).epoch)
+    else:
+        result = prune(model, x, y, batch_size=_BATCH_SIZE, seed=0, verbose=0, **settings)
+        epochs = sum(round_.epochs for round_ in result.rounds)
+    return {
+        "peak_bytes": resident_bytes("VmHWM"),
+        "weights": sum(size for size, weight in zip(sizes, model.weights, strict=True) if len(weight.shape) > 1),
+        "variables": sum(sizes),
+        "epochs": epochs,
+    }
+
+
+def _compiled(keras: Any, widths: Sequence[int]) -> Any:
+    keras.utils.set_random_seed(0)
+    hidden = [keras.layers.Dense(width, activation="relu") for width in widths[1:-1]]
+    model = keras.Sequential([keras.Input((widths[0],)), *hidden, keras.layers.Dense(widths[-1])])
+    model.compile(keras.optimizers.Adam(1e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model

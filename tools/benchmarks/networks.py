@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+import pathlib
+import runpy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +14,17 @@ import tensorflow as tf
 
 from aimp_tf.training.input_pipeline import without_autotuning
 from experiments import models
+from experiments.experiment import Experiment
 
 SHAPE, CLASSES = (28, 28, 1), 10
 """Of the images, unless it is said."""
 BATCH_SIZE = 128
+
+
+def recipe_of(study: str, *network: str) -> Experiment:
+    """The experiment of a study in configs/, which is to look at its test images at the end alone."""
+    config = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "configs" / f"{study}.py"))
+    return dataclasses.replace(config["get_config"](*network).experiment, validation_freq=1000)
 
 
 def compiled_model(
@@ -48,6 +59,17 @@ def compiled_model(
         metrics=list(metrics),
     )
     return model
+
+
+@contextlib.contextmanager
+def global_policy(keras: Any, policy: str) -> Iterator[None]:
+    """Within it, layers are made with a policy of mixed precision, such as "float64"."""
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(before)
 
 
 def made_up_images(count: int, shape: tuple[int, ...] = SHAPE, classes: int = CLASSES) -> tuple[np.ndarray, np.ndarray]:

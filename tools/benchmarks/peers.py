@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import os
 import time
@@ -14,29 +13,22 @@ from typing import Any
 import numpy as np
 
 from aimp_tf.compat.importing import import_with_tfmot
-from aimp_tf.config import PruningConfig
 from aimp_tf.graph.prunable import named_weights
 from aimp_tf.pruning import prune
 from aimp_tf.reports.result import PruningResult
-from aimp_tf.selection.planning import make_plan
+from benchmarks.networks import recipe_of
 from benchmarks.side_by_side import spread_text, tell
 from experiments import models
 from experiments.datasets import ImageData
 from experiments.experiment import Experiment
-from experiments.run import accuracy_of, compiled_model, load_data, train_dense
-from experiments.sizes import weight_count
+from experiments.run import accuracy_of, compiled_model, load_data, train_dense, weight_count
+from experiments.study import planned_epochs
 from experiments.study_report import percent_text
 
-# The recipe of docs/results.md.
-_EXPERIMENT = Experiment(
-    dataset="fashion_mnist",
-    architecture="resnet_8",
-    pruning=PruningConfig(target_sparsity=0.9, rate=0.36, epochs=10),
-    batch_size=64,
-    learning_rate=0.1,
-    train_examples=5000,
-    validation_freq=1000,
-)
+_EXPERIMENT = recipe_of("study_epochs", "resnet_8")
+
+_THRESHOLD = 0.0
+"""Where those of continuous sparsification begin, whose sparsity cannot be asked for: it follows from this one."""
 
 _Side = Callable[[Experiment, ImageData, int], Any]
 """Gives the model of an experiment after so many epochs, pruned or not."""
@@ -46,7 +38,6 @@ def run(
     repetitions: int,
     data_dir: str | os.PathLike[str] | None = None,
     experiment: Experiment = _EXPERIMENT,
-    threshold: float = 0.0,
 ) -> dict[str, Any]:
     """Prunes a network in several ways, from the same first weights and for as many epochs, beside plain fits.
 
@@ -54,23 +45,12 @@ def run(
     (Savarese et al., NeurIPS 2020), by the settings that it comes with and without quantisation: its phases take the
     epochs in the proportions that they have there. It is left out where it is not installed.
 
-    Args:
-        repetitions: How many seeds, from 0 on.
-        data_dir: Where tensorflow-datasets keeps its data. None is its own default.
-        experiment: What is trained, and how.
-        threshold: Where the thresholds of continuous sparsification begin, whose sparsity cannot be asked for: it
-            follows from this one.
-
     Returns:
         Side -> "accuracy" (of the test images), "sparsity", "seconds" (of wall time, an epoch, with tracing) and
-        "ratio" (of these to those of a plain `fit` in the same generation of Keras), a list by seed each; "epochs"; and
-        "table", the same as a text.
-
-    Raises:
-        RuntimeError: The data is not there.
+        "ratio" (of these to those of a plain `fit` in the same generation of Keras), a list by seed each; and "epochs".
     """
     data = load_data(experiment, data_dir)
-    epochs = sum(round_.epochs for round_ in make_plan(experiment.pruning, weight_count(experiment)))
+    epochs = planned_epochs(experiment, weight_count)
     sides: dict[tuple[str, str], _Side] = {
         ("keras", "plain fit"): _plain,
         ("keras", "AIMP"): _prune,
@@ -82,7 +62,7 @@ def run(
     installed = importlib.util.find_spec("pquant") is not None
     if installed:
         sides["keras", "PQuantML, PDP"] = _prune_by_pdp
-        sides["keras", "PQuantML, rounds"] = functools.partial(_prune_by_continuous_sparsification, threshold=threshold)
+        sides["keras", "PQuantML, rounds"] = _prune_by_continuous_sparsification
     figures: dict[str, dict[str, list[float]]] = {}
     for seed in range(repetitions):
         plain_seconds: dict[str, float] = {}
@@ -170,7 +150,7 @@ def _prune_by_pdp(experiment: Experiment, data: ImageData, epochs: int) -> Any:
     return _fit_pquant(config, experiment, data, epochs)
 
 
-def _prune_by_continuous_sparsification(experiment: Experiment, data: ImageData, epochs: int, threshold: float) -> Any:
+def _prune_by_continuous_sparsification(experiment: Experiment, data: ImageData, epochs: int) -> Any:
     from pquant import cs_config
 
     config = cs_config()
@@ -178,7 +158,7 @@ def _prune_by_continuous_sparsification(experiment: Experiment, data: ImageData,
     phases.epochs = epochs // (phases.rounds + 1)
     phases.fine_tuning_epochs = epochs - phases.rounds * phases.epochs
     phases.save_weights_epoch = min(phases.save_weights_epoch, phases.epochs - 1)
-    config.pruning_parameters.threshold_init = threshold
+    config.pruning_parameters.threshold_init = _THRESHOLD
     return _fit_pquant(config, experiment, data, epochs)
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +13,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-
-from experiments import environment_of_tools
 
 
 def time_in_turn(
@@ -112,28 +108,6 @@ def tell(line: str) -> None:
 def spread_text(values: Sequence[float], unit: str = "") -> str:
     """The median of values, with the lowest and the highest."""
     return f"{statistics.median(values):.4g}{unit} ({min(values):.4g} to {max(values):.4g})"
-
-
-def work_in_fresh_process(worker: str, job: Mapping[str, Any], folder: pathlib.Path, name: str) -> dict[str, Any]:
-    """What a program makes of a job in a process of its own, called as `python WORKER JOB.json RESULT.json`.
-
-    Args:
-        worker: The file of the program.
-        job: What JOB.json is to hold.
-        folder: Where both files are, and what else the program writes.
-        name: What to call the job in an error.
-
-    Raises:
-        RuntimeError: The process failed; its last lines are told.
-    """
-    job_file, result_file = folder / "job.json", folder / "result.json"
-    job_file.write_text(json.dumps(job))
-    # -P, lest modules beside the program be taken for others of their name.
-    command = [sys.executable, "-P", worker, str(job_file), str(result_file)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment_of_tools())
-    if done.returncode != 0:
-        raise RuntimeError(f"{name} could not be run in a fresh process:\n{done.stderr[-2000:]}")
-    return json.loads(result_file.read_text())
 
 
 def resident_bytes(field: str) -> int:

@@ -1,23 +1,12 @@
 """Trains a ResNet of `experiments.models` in PyTorch, by the same recipe, and prunes it by Torch-Pruning.
 
-    python torch_pruning_peer.py JOB.json RESULT.json
-
 In a process of its own: beside TensorFlow 2.21, the first step of an optimizer of PyTorch 2.14 ends in a segmentation
 fault.
-
-The job: "architecture"; "seed"; "batch_size", "learning_rate" and "momentum"; "data", an NPZ file of the arrays of
-`experiments.datasets.ImageData`; and "rounds", the epochs and the fraction of the multiply-adds that is left of each
-training. Rounds keep the first learning rate; the last training has all of its schedule, tenfold drops after half and
-after three quarters.
-The result: "accuracy", on the test images; and "multiply_adds", the fraction that is left.
 """
 
 from __future__ import annotations
 
-import json
-import pathlib
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,12 +56,23 @@ def _convolution(inputs: int, filters: int, size: int, strides: int) -> nn.Seque
     return nn.Sequential(convolution, nn.BatchNorm2d(filters, eps=1e-3, momentum=0.01))
 
 
-def main(job_file: str, result_file: str) -> None:
-    job = json.loads(pathlib.Path(job_file).read_text())
-    data = np.load(job["data"])
-    torch.manual_seed(job["seed"])
+def train(
+    data_file: str, architecture: str, seed: int, rounds: Sequence[tuple[int, float]], **recipe: Any
+) -> tuple[float, float]:
+    """The accuracy on the test images, and the fraction of the multiply-adds that is left.
+
+    Args:
+        data_file: An NPZ file of the arrays of `experiments.datasets.ImageData`.
+        architecture: Of `experiments.models`.
+        seed: Of the first weights and the order of the examples.
+        rounds: The epochs and the fraction of the multiply-adds that is left of each training. Rounds keep the first
+            learning rate; the last training has all of its schedule, tenfold drops after half and three quarters.
+        recipe: "batch_size", "learning_rate" and "momentum".
+    """
+    data = np.load(data_file)
+    torch.manual_seed(seed)
     images, labels = _tensors(data["train_images"], data["train_labels"])
-    model = _ResNet(*_BLOCKS[job["architecture"]], int(data["classes"]))
+    model = _ResNet(*_BLOCKS[architecture], int(data["classes"]))
     example = images[:1]
     pruner = torch_pruning.pruner.BasePruner(
         model,
@@ -85,13 +85,13 @@ def main(job_file: str, result_file: str) -> None:
         ignored_layers=[model.logits],
     )
     dense = left = _multiply_adds(model, example)
-    for index, (epochs, share) in enumerate(job["rounds"]):
+    for index, (epochs, share) in enumerate(rounds):
         while left > share * dense:
             if pruner.current_step == _STEPS:
                 raise SystemExit(f"Torch-Pruning leaves {left / dense:.3f} of the multiply-adds at least, not {share}.")
             pruner.step()
             left = _multiply_adds(model, example)
-        _train(model, images, labels, epochs, job, drops=index == len(job["rounds"]) - 1)
+        _train(model, images, labels, epochs, recipe, drops=index == len(rounds) - 1)
     model.eval()
     tests, classes = _tensors(data["test_images"], data["test_labels"])
     with torch.no_grad():
@@ -99,20 +99,19 @@ def main(job_file: str, result_file: str) -> None:
             int((model(part).argmax(1) == truth).sum())
             for part, truth in zip(tests.split(1000), classes.split(1000), strict=True)
         )
-    figures = {"accuracy": right / len(classes), "multiply_adds": left / dense}
-    pathlib.Path(result_file).write_text(json.dumps(figures))
+    return right / len(classes), left / dense
 
 
 def _train(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int, job: Mapping[str, Any], *, drops: bool
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int, recipe: Mapping[str, Any], *, drops: bool
 ) -> None:
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), job["learning_rate"], momentum=job["momentum"])
-    steps = epochs * -(-len(labels) // job["batch_size"])
+    optimizer = torch.optim.SGD(model.parameters(), recipe["learning_rate"], momentum=recipe["momentum"])
+    steps = epochs * -(-len(labels) // recipe["batch_size"])
     milestones = [steps // 2, steps * 3 // 4] if drops else []
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
     for _ in range(epochs):
-        for batch in torch.randperm(len(labels)).split(job["batch_size"]):
+        for batch in torch.randperm(len(labels)).split(recipe["batch_size"]):
             optimizer.zero_grad()
             F.cross_entropy(model(images[batch]), labels[batch]).backward()
             optimizer.step()
@@ -129,7 +128,3 @@ def _multiply_adds(model: nn.Module, example: torch.Tensor) -> float:
 def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, Any]:
     """Channels first, as PyTorch has them."""
     return torch.from_numpy(np.moveaxis(images, -1, 1).copy()), torch.from_numpy(labels.astype(np.int64))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -41,16 +41,8 @@ def read_result(folder: pathlib.Path) -> CellResult | None:
 def start(folder: pathlib.Path, order: str, data_dir: str | None, threads: int) -> subprocess.Popen[bytes]:
     """Writes cell.json and starts the process of a cell, which goes on with what an unfinished run left.
 
-    Its output goes to log.txt. It ends when this process ends, however that comes about.
-
-    Args:
-        folder: The cell's folder.
-        order: As `order` gives it.
-        data_dir: Where tensorflow-datasets keeps its data.
-        threads: Threads that TensorFlow is to use.
-
-    Raises:
-        RuntimeError: Another process runs this cell.
+    Its output goes to log.txt, and TensorFlow gets so many threads in it. It ends when this process ends, however that
+    comes about. Raises RuntimeError where another process runs this cell.
     """
     environment = {
         "TF_CPP_MIN_LOG_LEVEL": "2",

@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aimp_tf.coding.tensors import MOST_LEVELS
@@ -92,9 +92,8 @@ def run(
     per: Sequence[str],
     epochs: int,
     learning_rate: float,
-    tell: Callable[[str], object] = print,
 ) -> str:
-    """Codes what runs have pruned, and writes files, steps.json and steps.png.
+    """Codes what runs have pruned, and writes files, with a line as each is there, steps.json and steps.png.
 
     Args:
         chains: Those of the runs.
@@ -103,7 +102,6 @@ def run(
         per: "layer", "model": each is tried.
         epochs: How long values are fine-tuned, by Adam.
         learning_rate: Of that.
-        tell: Gets a line as each file is written.
 
     Returns:
         A table of means over the runs.
@@ -113,7 +111,7 @@ def run(
         for count in levels:
             for each in per:
                 chain.share(output, count, each, epochs, learning_rate)
-                tell(_line(chain.steps[-1:]))
+                print(_line(chain.steps[-1:]))
     steps = [step for chain in chains for step in chain.steps]
     write_atomically(output / "steps.json", json.dumps([dataclasses.asdict(step) for step in steps], indent=2))
     if importlib.util.find_spec("matplotlib"):

@@ -15,19 +15,15 @@ from experiments import cell, environment_of_tools
 
 _POLL_SECONDS = 0.1
 
+Ended = Generator[tuple[pathlib.Path, str | None], None, None]
+"""The folder of each cell as it ends, and what went wrong or None."""
+
 
 class Executor(Protocol):
     """Runs cells, each in a process of its own."""
 
-    def run(
-        self, orders: Mapping[pathlib.Path, str], data_dir: str | None
-    ) -> Generator[tuple[pathlib.Path, str | None], None, None]:
-        """Yields the folder of each cell as it ends, and what went wrong or None. Closing it ends what still runs.
-
-        Args:
-            orders: Folder of a cell, which exists -> what `cell.order` gave for it.
-            data_dir: Where tensorflow-datasets keeps its data.
-        """
+    def run(self, orders: Mapping[pathlib.Path, str], data_dir: str | None) -> Ended:
+        """Runs what `cell.order` gave for the folders of cells, which exist. Closing it ends what still runs."""
         ...
 
 
@@ -41,9 +37,7 @@ class LocalExecutor:
     def __init__(self, workers: int | None = None) -> None:
         self.workers, self.threads = _workers_and_threads(workers)
 
-    def run(
-        self, orders: Mapping[pathlib.Path, str], data_dir: str | None
-    ) -> Generator[tuple[pathlib.Path, str | None], None, None]:
+    def run(self, orders: Mapping[pathlib.Path, str], data_dir: str | None) -> Ended:
         waiting = list(orders)[::-1]
         running: dict[pathlib.Path, subprocess.Popen[bytes]] = {}
         try:
@@ -102,9 +96,7 @@ class RayExecutor:
         most = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
         self.threads = max(1, min(threads, most))
 
-    def run(
-        self, orders: Mapping[pathlib.Path, str], data_dir: str | None
-    ) -> Generator[tuple[pathlib.Path, str | None], None, None]:
+    def run(self, orders: Mapping[pathlib.Path, str], data_dir: str | None) -> Ended:
         import ray
 
         try:

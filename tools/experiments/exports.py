@@ -13,15 +13,13 @@ import numpy as np
 
 from aimp_tf.config import kept_defaults, upgrade
 from aimp_tf.config.texts import list_differences
-from aimp_tf.exporting import choose_formats, export
+from aimp_tf.exporting import export
 from aimp_tf.exporting.compaction import compact_and_report
 from aimp_tf.exporting.verification import largest_difference
 from aimp_tf.exporting.weights import weight_arrays
 from aimp_tf.runs.recorded_run import final_weights, read_run
-from experiments import datasets, models
 from experiments.experiment import Experiment
-
-__all__ = ["choose_formats", "export_and_tell", "load_inputs", "load_keras_file", "load_run"]
+from experiments.run import untrained_model
 
 # What prune writes there is not what it was given: "auto" has become what it chose.
 _RESOLVED = "mixed_precision"
@@ -69,9 +67,7 @@ def load_run(experiment: Experiment, workdir: str | os.PathLike[str]) -> Any:
     if differing := list_differences(there, here):
         raise ValueError(f"workdir {workdir} holds a run of another config: {'; '.join(differing)}.")
     weights = final_weights(workdir)
-    known = datasets.IMAGE_SETS[experiment.dataset]
-    keras = importlib.import_module(experiment.keras)
-    model = models.build(experiment.architecture, keras, known.image_shape, known.classes)
+    model = untrained_model(experiment)
     try:
         model.load_weights(weights)
     except Exception as error:  # Keras' own are of all kinds.
@@ -102,17 +98,8 @@ def export_and_tell(
         ("weights in memory", f"{dense:,}", "", "1.0x", "", ""),
     ]
     for name, artefact in artefacts.items():
-        times = f"{dense / artefact.gzip_bytes:.1f}x"
-        rows.append(
-            (
-                name,
-                f"{artefact.bytes:,}",
-                f"{artefact.gzip_bytes:,}",
-                times,
-                f"{artefact.max_difference:.1e}",
-                os.fspath(artefact),
-            )
-        )
+        sizes = f"{artefact.bytes:,}", f"{artefact.gzip_bytes:,}", f"{dense / artefact.gzip_bytes:.1f}x"
+        rows.append((name, *sizes, f"{artefact.max_difference:.1e}", os.fspath(artefact)))
     lines = [f"{name:18}{''.join(f'{cell:>16}' for cell in cells)}  {path}".rstrip() for name, *cells, path in rows]
     compared = next((artefact for artefact in artefacts.values() if artefact.examples), None)
     if compared is not None:

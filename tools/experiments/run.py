@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -23,6 +24,7 @@ from aimp_tf.exporting import Artefact, export
 from aimp_tf.exporting.fresh_process import use_in_fresh_process
 from aimp_tf.exporting.sizes import gzip_bytes
 from aimp_tf.files import write_atomically, write_json
+from aimp_tf.graph.groups import select_units
 from aimp_tf.pruning import prune
 from aimp_tf.reports.display import RunDisplay, fit_verbose
 from aimp_tf.reports.measuring import measure_calls
@@ -31,7 +33,7 @@ from aimp_tf.selection.planning import Round
 from aimp_tf.training.input_pipeline import Order, prepare
 from aimp_tf.training.rounds import RoundResult, counted_text
 from experiments import datasets, models
-from experiments.experiment import Experiment
+from experiments.experiment import Experiment, from_fields
 
 _TEST_BATCH_SIZE = 1024
 
@@ -131,7 +133,7 @@ def compare(
         ValueError, TypeError: As `prune`; nothing is trained then.
         RuntimeError: As `prune`, or a SavedModel cannot be used in a fresh process.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = pathlib.Path(workdir)
     cluster = Cluster(strategy or tf.distribute.get_strategy())
     # First, for it looks at all settings before it trains, and goes on where it was interrupted.
     result = train_pruned(experiment, data, workdir, verbose, overwrite=overwrite, strategy=strategy)
@@ -317,7 +319,7 @@ def compiled_model(
     keras.utils.set_random_seed(experiment.seed)
     steps = -(-len(data.train_labels) // experiment.batch_size) * (epochs or experiment.pruning.resolved_epochs)
     with (strategy or tf.distribute.get_strategy()).scope():
-        model = models.build(experiment.architecture, keras, data.train_images.shape[1:], data.classes)
+        model = untrained_model(experiment)
         model.compile(
             optimizer=keras.optimizers.SGD(_schedule(experiment, keras, steps), momentum=experiment.momentum),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -325,6 +327,26 @@ def compiled_model(
             steps_per_execution=experiment.steps_per_execution,
         )
     return model
+
+
+def untrained_model(experiment: Experiment) -> Any:
+    """The model of an experiment, not compiled."""
+    keras, known = importlib.import_module(experiment.keras), datasets.IMAGE_SETS[experiment.dataset]
+    return models.build(experiment.architecture, keras, known.image_shape, known.classes)
+
+
+def weight_count(experiment: Experiment) -> int:
+    """Number of prunable weights of an experiment, or of what else its budget counts. The data is not loaded."""
+    config = experiment.pruning
+    selection = select_units(
+        config.granularity, untrained_model(experiment), config.include, config.exclude, budget=config.budget
+    )
+    return selection.units.total({path: math.prod(variable.shape) for path, variable in selection.variables.items()})
+
+
+def weight_counts(stored: Sequence[dict[str, Any]]) -> list[int]:
+    """Those of experiments whose fields are given, as `to_fields` stores them."""
+    return [weight_count(from_fields(fields)) for fields in stored]
 
 
 def accuracy_of(model: Any, data: datasets.ImageData) -> float:

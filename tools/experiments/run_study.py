@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 from aimp_tf.config.texts import nearest
 from aimp_tf.files import check_writable
 from aimp_tf.training.rounds import duration_text
-from experiments import environment_of_tools
+from experiments import call_in_fresh_process
 from experiments.cell import order, read_result
 from experiments.executors import Executor
 from experiments.experiment import Experiment, to_fields
 from experiments.study import Cell, CellResult, Study, differences, planned_epochs
-
-_COUNT_WEIGHTS = """
-import json, sys
-from experiments.experiment import from_fields
-from experiments.sizes import weight_count
-
-print(json.dumps([weight_count(from_fields(fields)) for fields in json.load(sys.stdin)]))
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,16 +81,9 @@ def plan_study(
 def run_jobs(
     jobs: Sequence[Job], executor: Executor, data_dir: str | None, say: Callable[[str], None]
 ) -> tuple[dict[Cell, CellResult], dict[Cell, str]]:
-    """Runs cells.
+    """Runs cells, and gives the results of those that are done now, and what went wrong with the others.
 
-    Args:
-        jobs: Those to run.
-        executor: What runs them.
-        data_dir: Where tensorflow-datasets keeps its data.
-        say: Gets a line of text as each ends.
-
-    Returns:
-        The results of those that are done now, and what went wrong with the others.
+    `say` gets a line of text as each ends.
     """
     for job in jobs:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -131,16 +113,10 @@ def run_jobs(
 
 def _weight_counts(experiments: Sequence[Experiment]) -> Callable[[Experiment], int]:
     """Counts the prunable weights of models in another process, so that this one does without TensorFlow."""
-    models = {experiment.counted_by: experiment for experiment in experiments}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", _COUNT_WEIGHTS],
-        input=json.dumps([to_fields(experiment) for experiment in models.values()]),
-        capture_output=True,
-        text=True,
-        env=environment_of_tools(),
-    )
-    if done.returncode != 0:
-        *_, reason = ("its process was killed", *done.stderr.strip().splitlines())
-        raise ValueError(f"A model of the study cannot be built: {reason}")
-    counts = dict(zip(models, json.loads(done.stdout), strict=True))
+    models = {experiment.counted_by: to_fields(experiment) for experiment in experiments}
+    try:
+        found = call_in_fresh_process("experiments.run.weight_counts", stored=list(models.values()))
+    except RuntimeError as error:
+        raise ValueError(f"A model of the study cannot be built: {str(error).splitlines()[-1]}") from error
+    counts = dict(zip(models, found, strict=True))
     return lambda experiment: counts[experiment.counted_by]

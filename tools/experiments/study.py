@@ -187,13 +187,10 @@ class Study:
 
 
 @dataclasses.dataclass(frozen=True)
-class CellResult:
+class CellResult(Cell):
     """What a cell leaves in its result.json.
 
     Attributes:
-        arm: As in `Cell`.
-        sparsity: As in `Cell`.
-        seed: As in `Cell`.
         accuracy: Fraction of the test images that the final model gets right.
         measured_sparsity: Fraction of the prunable weights that are exactly zero.
         epochs: Epochs trained in all.
@@ -202,9 +199,6 @@ class CellResult:
             begun by one.
     """
 
-    arm: str
-    sparsity: float
-    seed: int
     accuracy: float
     measured_sparsity: float
     epochs: int
