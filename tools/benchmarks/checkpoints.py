@@ -24,18 +24,8 @@ _EXPORTING = ((RunDirectory, "save_model"),)
 def run(repetitions: int, architecture: str = "resnet_20", steps_per_epoch: int = 20) -> dict[str, Any]:
     """Prunes a network on made-up images of 28 x 28, in two rounds of 2 epochs and a last one of 6.
 
-    Epochs are short, so that saving costs more than it does in use.
-
-    Args:
-        repetitions: How often each side runs.
-        architecture: As `experiments.models.build` takes it.
-        steps_per_epoch: Batches of 128 in an epoch.
-
-    Returns:
-        Medians in seconds and fractions, and "table", the same as a text.
-
-    Raises:
-        RuntimeError: The two sides did not end with the same weights, bit for bit.
+    Epochs are short, of so many batches of 128, and saving costs more than it does in use. Both sides must end with the
+    same weights, bit for bit.
     """
     tf.config.experimental.enable_op_determinism()
     shares: list[float] = []

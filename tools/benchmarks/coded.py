@@ -19,15 +19,9 @@ _CASES = tuple((sparsity, levels) for sparsity in (0.5, 0.9, 0.98, 0.99) for lev
 def run(repetitions: int) -> dict[str, Any]:
     """Writes and reads a kernel of 8.4 million weights, zero anywhere and of values from a normal distribution.
 
-    Args:
-        repetitions: How often each is timed.
-
     Returns:
         "cases", each with its sparsity, levels, bytes, bits for each survivor, the payload as a fraction of its entropy
-        and millions of weights a second that are written and read, zeros among them, in each repetition; and "table".
-
-    Raises:
-        RuntimeError: What was read was not what was written.
+        and millions of weights a second that are written and read, zeros among them, in each repetition.
     """
     cases = [_case(sparsity, levels, repetitions) for sparsity, levels in _CASES]
     head = f"{'zeros':>7}{'values':>8}{'bits a survivor':>17}{'over entropy':>14}  {'written, M/s':26}read, M/s"

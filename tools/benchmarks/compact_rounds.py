@@ -34,19 +34,11 @@ def run(
     """Prunes each network in rounds of an epoch, and times steps with the masks of 98%, 99% and 99.5% on one batch.
 
     Args:
-        repetitions: How often each side is timed.
-        data_dir: Where tensorflow-datasets keeps its data. None is its own default.
-        recipes: Architecture, as `experiments.models.build` takes it -> examples in an epoch, learning rate of SGD, and
-            steps in each repetition.
-        generations: Of "keras" and "tf_keras".
-        dataset: As `experiments.datasets.load` takes it.
+        recipes: Architecture -> examples in an epoch, learning rate of SGD, and steps in each repetition.
 
     Returns:
         By network, generation and sparsity, medians of seconds a step and ratios, which fraction of the multiplications
-        is left, how many seconds the first steps took, tracing included; and "table", the same as a text.
-
-    Raises:
-        RuntimeError: The sides did not find the same losses and weights; or the data is not there.
+        is left, and how many seconds the first steps took, tracing included.
     """
     data = datasets.load(dataset, data_dir)
     figures: dict[str, Any] = {}

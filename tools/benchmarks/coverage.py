@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import coverage_networks, coverage_package
+from benchmarks import coverage_networks
 from benchmarks.coverage_kernels import MODES, draw
 from benchmarks.coverage_networks import Network, inputs_of, specs_of
 from benchmarks.coverage_oracle import Truth, truths
-from benchmarks.coverage_package import Outcome
+from benchmarks.coverage_package import Outcome, outcome_of
 from benchmarks.coverage_products import count_products
 from benchmarks.side_by_side import tell
 
-_EXAMPLES = 16
-"""Of a batch."""
+_BATCHES, _EXAMPLES = 2, 16
+"""How many batches, in which channels that are not constant must move, and of how many examples."""
 _SAME = 1e-5
 """How far outputs may differ from what they were, beside the largest, to count as the same, unless float32 is still
 farther from float64."""
@@ -32,7 +32,6 @@ def run(
     repetitions: int,
     networks: str | Sequence[Network] | None = None,
     compact: str | None = None,
-    batches: int = 2,
 ) -> dict[str, Any]:
     """Draws random weights for each network, so that channels can go in one of two ways, and looks for them twice.
 
@@ -47,10 +46,6 @@ def run(
         networks: Patterns of names such as "keras/MobileNet*", with commas between them, or the networks themselves.
             None for all.
         compact: "all" to compact all networks; None for the first of each family, with the graphs of the others read.
-        batches: Number of batches of 16 examples in which channels that are not constant must move.
-
-    Returns:
-        Figures by network, and "table", the same as a text.
 
     Raises:
         ValueError: No network matches.
@@ -62,17 +57,17 @@ def run(
     lines = list(_HEAD)
     for network in networks:
         begun_at = time.perf_counter()
-        figures[network.name] = _measure(network, compact == "all" or network.is_first, batches, repetitions)
+        figures[network.name] = _measure(network, compact == "all" or network.is_first, repetitions)
         rows = _rows(network.name, figures[network.name])
         lines += rows
         tell("\n".join([*rows, f"    {time.perf_counter() - begun_at:.0f} s in all"]))
     return {**figures, "table": "\n".join([*lines, *notes])}
 
 
-def _measure(network: Network, compacted: bool, batches: int, repetitions: int) -> dict[str, Any]:
+def _measure(network: Network, compacted: bool, repetitions: int) -> dict[str, Any]:
     """All figures of a network; "failed" -> why, where it cannot be made or called."""
     try:
-        return _figures_of(network, compacted, batches, repetitions)
+        return _figures_of(network, compacted, repetitions)
     except Exception as error:  # Whatever comes of networks of others.
         return {"failed": f"{type(error).__name__}: {error}"}
     finally:
@@ -81,17 +76,15 @@ def _measure(network: Network, compacted: bool, batches: int, repetitions: int) 
         gc.collect()
 
 
-def _figures_of(network: Network, compacted: bool, batches: int, repetitions: int) -> dict[str, Any]:
+def _figures_of(network: Network, compacted: bool, repetitions: int) -> dict[str, Any]:
     model = network.build()
     generator = np.random.default_rng(0)
-    data = [inputs_of(model, _EXAMPLES, generator) for _ in range(batches)]
+    data = [inputs_of(model, _EXAMPLES, generator) for _ in range(_BATCHES)]
     figures: dict[str, Any] = {"parameters": model.count_params()}
     for mode in MODES:
         draw(model, data[0], mode)
         known = truths(model, data)
-        outcome = coverage_package.read(model, known, repetitions)
-        if compacted and outcome.refused is None:
-            coverage_package.compact(model, network.build_double, data, known, outcome)
+        outcome = outcome_of(model, network.build_double if compacted else None, data, known, repetitions)
         figures[mode] = _figures(known, outcome)
     weighted, between = count_products(model, specs_of(model))
     ours = outcome.multiply_adds
@@ -120,8 +113,8 @@ def _figures(known: Mapping[str, Truth], outcome: Outcome) -> dict[str, Any]:
         "share_of_free": of_free / sum(free.values()) if any(free.values()) else None,
         "short": {label: [taken[label], free[label]] for label, _ in short.most_common()},
         "beyond": {label: [outcome.taken[label], can_go[label]] for label in beyond},
-        "read_seconds": outcome.read,
-        "compact_seconds": outcome.compact,
+        "read_seconds": outcome.read_seconds,
+        "compact_seconds": outcome.compact_seconds,
         "difference": outcome.difference,
         "rounding": outcome.rounding,
         "refused": outcome.refused,
@@ -142,7 +135,8 @@ def _rows(name: str, measured: Mapping[str, Any]) -> list[str]:
     modes = [measured[mode] for mode in MODES]
     line = f"{name:32}"
     for mode in modes:
-        line += f"{mode['can_go']:8}{mode['held']:7}{_percent(mode['share']):>8}{_percent(mode['share_of_free']):>9}"
+        line += f"{mode['can_go']:8}{mode['held']:7}{_number(mode['share'], '.1%'):>8}"
+        line += f"{_number(mode['share_of_free'], '.1%'):>9}"
     line += f"{_number(measured['multiply_adds']['ratio'], '.3f'):>8}"
     for key, width, form in (("read_seconds", 8, ".1f"), ("compact_seconds", 11, ".1f"), ("difference", 12, ".0e")):
         figures = [mode[key] for mode in modes if mode[key] is not None]
@@ -171,10 +165,6 @@ def _notes(measured: Mapping[str, Any]) -> list[str]:
 
 def _in_short(error: str) -> str:
     return error.splitlines()[0][:200]
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}%"
 
 
 def _number(value: float | None, form: str) -> str:

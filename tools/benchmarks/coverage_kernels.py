@@ -130,7 +130,7 @@ def around_calls(layers: Iterable[Any], around: Callable[..., Any]) -> Iterator[
                 attributes["call"] = before
 
 
-def draw(model: Any, inputs: Any, mode: str, seed: int = 0) -> None:
+def draw(model: Any, inputs: Any, mode: str) -> None:
     """Gives a model random weights, some zero, with which what comes out depends on what goes in.
 
     Rows of kernels are zero ("dead") or columns ("constant"): the first three of every eight, wherever there is a
@@ -142,9 +142,8 @@ def draw(model: Any, inputs: Any, mode: str, seed: int = 0) -> None:
         model: A built model of either generation.
         inputs: Examples, as it takes them.
         mode: Of `MODES`.
-        seed: Of the random numbers.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     for weight in model.weights:
         _draw_weight(weight, generator)
     ends = _ends(model, inputs)

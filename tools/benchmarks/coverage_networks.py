@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import functools
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from benchmarks.networks import global_policy
 
 _CLASSES = 10
 """No multiple of eight, so that no unit of the classifier is made constant."""
@@ -58,12 +61,8 @@ class Network:
     def build_double(self) -> Any:
         """Makes it in float64, in which rounding cannot hide what differs."""
         keras = importlib.import_module("tf_keras" if self.name.startswith("tf_keras/") else "keras")
-        before = keras.mixed_precision.global_policy()
-        keras.mixed_precision.set_global_policy("float64")
-        try:
+        with global_policy(keras, "float64"):
             return self.build()
-        finally:
-            keras.mixed_precision.set_global_policy(before)
 
 
 def networks(patterns: Sequence[str] = ("*",)) -> tuple[list[Network], list[str]]:
@@ -72,8 +71,8 @@ def networks(patterns: Sequence[str] = ("*",)) -> tuple[list[Network], list[str]
     Raises:
         ValueError: None matches.
     """
-    missing = []
-    found = [network for generation in ("keras", "tf_keras") for network in _applications(generation)]
+    missing: list[str] = []
+    found = [*_applications("keras"), *_applications("tf_keras")]
     if importlib.util.find_spec("keras_hub"):
         found += [Network(f"keras_hub/{name}", functools.partial(_hub, name)) for name in _HUB]
     else:
@@ -86,23 +85,17 @@ def networks(patterns: Sequence[str] = ("*",)) -> tuple[list[Network], list[str]
 
 def _applications(generation: str) -> list[Network]:
     applications = importlib.import_module(f"{generation}.applications")
-    functions = [
-        (name, value)
+    functions = {
+        name: value
         for name, value in inspect.getmembers(applications, callable)
         if not inspect.isclass(value) and "weights" in inspect.signature(value).parameters
-    ]
-
-    def place(function: Any) -> tuple[str, int]:
-        code = inspect.unwrap(function).__code__
-        return code.co_filename, code.co_firstlineno
-
-    firsts: dict[str, int] = {}
-    for _, function in functions:
-        file, line = place(function)
-        firsts[file] = min(line, firsts.get(file, line))
+    }
+    codes = {name: inspect.unwrap(function).__code__ for name, function in functions.items()}
+    places = {name: (code.co_filename, code.co_firstlineno) for name, code in codes.items()}
+    firsts = dict(sorted(places.values(), reverse=True)).items()  # Of each file, the first one comes last, and stays.
     return [
-        Network(f"{generation}/{name}", functools.partial(_smallest, function), place(function) in firsts.items())
-        for name, function in functions
+        Network(f"{generation}/{name}", functools.partial(_smallest, function), places[name] in firsts)
+        for name, function in functions.items()
     ]
 
 
@@ -111,13 +104,11 @@ def _smallest(function: Callable[..., Any]) -> Any:
     settings: dict[str, Any] = {"weights": None, "classes": _CLASSES, "classifier_activation": None}
     parameters = inspect.signature(function).parameters
     settings = {name: value for name, value in settings.items() if name in parameters}
-    for size in _SIZES:
-        try:
+    *smaller, largest = _SIZES
+    for size in smaller:
+        with contextlib.suppress(ValueError):
             return function(input_shape=(size, size, 3), **settings)
-        except ValueError:
-            if size == _SIZES[-1]:
-                raise
-    raise AssertionError
+    return function(input_shape=(largest, largest, 3), **settings)
 
 
 def _hub(name: str) -> Any:

@@ -44,16 +44,15 @@ class Truth:
         return self.dead | self.constant
 
 
-def truths(model: Any, batches: Sequence[Any], seed: int = 0) -> dict[str, Truth]:
+def truths(model: Any, batches: Sequence[Any]) -> dict[str, Truth]:
     """What can go of each layer with a kernel.
 
     Args:
         model: A model of either generation. Its outputs must depend on its inputs in no saturated way, and each channel
             that is not constant must move within the batches.
         batches: Inputs, as it takes them.
-        seed: Of the random projections of its outputs.
     """
-    seen = _Seen(kernels_of(model), seed)
+    seen = _Seen(kernels_of(model))
     for number, batch in enumerate(batches):
         seen.look(model, batch, ties=number == 0)
     return seen.truths()
@@ -62,9 +61,9 @@ def truths(model: Any, batches: Sequence[Any], seed: int = 0) -> dict[str, Truth
 class _Seen:
     """What was seen of each channel so far."""
 
-    def __init__(self, kernels: Sequence[tuple[str, Kernel]], seed: int) -> None:
+    def __init__(self, kernels: Sequence[tuple[str, Kernel]]) -> None:
         self._kernels = {id(kernel.layer): (label, kernel) for label, kernel in kernels}
-        self._generator = np.random.default_rng(seed)
+        self._generator = np.random.default_rng(0)
         self._moves: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}  # Lowest, highest, largest of all channels.
         self._matters: dict[int, np.ndarray] = {}
         self._held: dict[int, np.ndarray] = {}

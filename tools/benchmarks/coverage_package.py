@@ -33,8 +33,8 @@ class Outcome:
         left_alone: Class of the layers that are not seen through -> their number.
         not_counted: Class of the layers whose multiplications are not known -> their number.
         multiply_adds: Those with weights, for one example.
-        read: Seconds to read the graph.
-        compact: Seconds to compact; None where the graph was only read.
+        read_seconds: To read the graph.
+        compact_seconds: To compact; None where the graph was only read.
         difference: Between the outputs before and after in float64, beside the largest.
         rounding: Between the outputs in float32 and in float64, likewise.
         refused: Why it could not be read or compacted.
@@ -44,26 +44,39 @@ class Outcome:
     left_alone: Mapping[str, int] = dataclasses.field(default_factory=dict)
     not_counted: Mapping[str, int] = dataclasses.field(default_factory=dict)
     multiply_adds: int | None = None
-    read: float | None = None
-    compact: float | None = None
+    read_seconds: float | None = None
+    compact_seconds: float | None = None
     difference: float | None = None
     rounding: float | None = None
     refused: str | None = None
 
 
-def read(model: Any, known: Mapping[str, Truth], repetitions: int) -> Outcome:
-    """Has the package read the graph of a model so often, which says what one pass of a compaction takes out."""
+def outcome_of(
+    model: Any, double: Callable[[], Any] | None, data: Sequence[Any], known: Mapping[str, Truth], repetitions: int
+) -> Outcome:
+    """Has the package read the graph of a model so often, which says what one pass of a compaction takes out, and
+    compact it.
+
+    Args:
+        model: The model.
+        double: Makes the same in float64, with any weights. There outputs are compared, for in float32 rounding alone
+            may move those of a deep network far. None to read the graph alone.
+        data: Batches to compare outputs on.
+        known: What can go.
+        repetitions: How often the graph is read.
+    """
     outcome, seconds = Outcome(), []
     try:
         for _ in range(repetitions):
             begun_at = time.perf_counter()
             removed = _read(model, outcome)
             seconds.append(time.perf_counter() - begun_at)
+        outcome.read_seconds = statistics.median(seconds)
+        outcome.taken = {label: removed.get(id(truth.layer), 0) for label, truth in known.items()}
+        if double is not None:
+            _compact(model, double, data, known, outcome)
     except Exception as error:  # Whatever comes of layers of others.
         outcome.refused = f"{type(error).__name__}: {error}"
-        return outcome
-    outcome.read = statistics.median(seconds)
-    outcome.taken = {label: removed.get(id(truth.layer), 0) for label, truth in known.items()}
     return outcome
 
 
@@ -100,35 +113,23 @@ def _removed(layer: Any, weights: Sequence[np.ndarray] | None) -> dict[int, int]
     return found
 
 
-def compact(
+def _compact(
     model: Any, double: Callable[[], Any], data: Sequence[Any], known: Mapping[str, Truth], outcome: Outcome
 ) -> None:
-    """Has the package compact a model, and adds to an outcome what came of it.
-
-    Args:
-        model: The model.
-        double: Makes the same in float64, with any weights. There outputs are compared, for in float32 rounding alone
-            may move those of a deep network far.
-        data: Batches to compare them on.
-        known: What can go.
-        outcome: That of reading its graph.
-    """
-    try:
-        begun_at = time.perf_counter()
-        _, report = compact_and_report(model)
-        outcome.compact = time.perf_counter() - begun_at
-        by_name = {call.name: id(call.layer) for call in ModelGraph.of(model).calls}
-        removed = {by_name[name]: before - after for name, (before, after) in report.channels.items()}
-        # Later passes may take out more; the report counts the last axis alone where a kernel makes several.
-        outcome.taken = {
-            label: max(removed.get(id(truth.layer), 0), outcome.taken.get(label, 0)) for label, truth in known.items()
-        }
-        exact = double()
-        exact.set_weights(model.get_weights())
-        outcome.difference = _difference(exact, compact_and_report(exact)[0], data)
-        outcome.rounding = _difference(exact, model, data)
-    except Exception as error:  # As above.
-        outcome.refused = f"{type(error).__name__}: {error}"
+    """Adds to the outcome of reading a graph what comes of a compaction."""
+    begun_at = time.perf_counter()
+    _, report = compact_and_report(model)
+    outcome.compact_seconds = time.perf_counter() - begun_at
+    by_name = {call.name: id(call.layer) for call in ModelGraph.of(model).calls}
+    removed = {by_name[name]: before - after for name, (before, after) in report.channels.items()}
+    # Later passes may take out more; the report counts the last axis alone where a kernel makes several.
+    outcome.taken = {
+        label: max(removed.get(id(truth.layer), 0), outcome.taken.get(label, 0)) for label, truth in known.items()
+    }
+    exact = double()
+    exact.set_weights(model.get_weights())
+    outcome.difference = _difference(exact, compact_and_report(exact)[0], data)
+    outcome.rounding = _difference(exact, model, data)
 
 
 def _difference(model: Any, other: Any, data: Sequence[Any]) -> float:

@@ -41,18 +41,13 @@ def run(
     """Times passes over the data beside training on the same batches, and prunes trained networks by each criterion.
 
     Args:
-        repetitions: How many seeds, from 0 on.
-        data_dir: Where tensorflow-datasets keeps its data. None is its own default.
         experiment: What is trained, for its `epochs`, and then pruned to its target, granularity and budget.
         criteria: Names of criteria; None is all, for which there must be whole channels.
 
     Returns:
         "passes": statistic -> ratios of a pass to training on the same batches, once both are traced; "dense": accuracy
         of the test images by seed; "one_shot": criterion -> "with repair" and "without" -> the same, of the pruned
-        networks, and "seconds" of the pruning with repair; all recalibrated; and "table", the same as a text.
-
-    Raises:
-        RuntimeError: The data is not there.
+        networks, and "seconds" of the pruning with repair; all recalibrated.
     """
     data = load_data(experiment, data_dir)
     figures: dict[str, Any] = {"passes": {name: [] for name in _PASSES}, "dense": [], "one_shot": {}}

@@ -30,20 +30,7 @@ def run(
     """Trains a network for 17 epochs on Fashion-MNIST: in one `fit`, in 17 of them, and in the rounds of `prune`.
 
     Each side begins with a new model and so traces it. The plain sides hand arrays to `fit`, but for one that hands it
-    the dataset that `array_dataset` makes of them.
-
-    Args:
-        repetitions: How often each side is timed.
-        data_dir: Where tensorflow-datasets keeps its data. None is its own default.
-        architecture: As `experiments.models.build` takes it.
-        generations: Of "keras" and "tf_keras"; tfmot is compared in the latter, for it cannot wrap the former.
-        dataset: As `experiments.datasets.load` takes it.
-
-    Returns:
-        Medians of seconds and ratios by network and generation, and "table", the same as a text.
-
-    Raises:
-        RuntimeError: The sides did not train as many epochs, or one did not learn; or the data is not there.
+    the dataset that `array_dataset` makes of them. All must train as many epochs, and learn.
     """
     data = datasets.load(dataset, data_dir)
     figures: dict[str, Any] = {}

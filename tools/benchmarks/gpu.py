@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import wrap
 from aimp_tf.pruning import prune
-from benchmarks.networks import compiled_model, made_up_images, repeated
+from benchmarks.networks import compiled_model, global_policy, made_up_images, repeated
 from benchmarks.side_by_side import spread_text, tell, time_in_turn
 from benchmarks.step import alike_but_for_rounding, time_fits
 
@@ -34,20 +33,13 @@ def run(
 ) -> dict[str, Any]:
     """Trains networks of both generations of Keras on made-up images.
 
-    In float32 and in mixed precision, and with `data_on_device` and without.
+    In float32 and in mixed precision, and with `data_on_device` and without. Dense and masked steps must end with the
+    same weights, and runs with the same sparsity.
 
     Args:
-        repetitions: How often each side is timed.
         architectures: Of "resnet_20" and "resnet_50".
-        generations: Of "keras" and "tf_keras".
         steps: Batches in an epoch.
         device: Kind of device to measure on. Where there is none, nothing is measured.
-
-    Returns:
-        Medians of seconds and ratios by network and generation, and "table", the same as a text.
-
-    Raises:
-        RuntimeError: Dense and masked steps did not end with the same weights, or runs not with the same sparsity.
     """
     if not tf.config.list_physical_devices(device):
         return {"table": f"TensorFlow finds no {device} here, so nothing was measured."}
@@ -80,7 +72,7 @@ def run(
 
 def _time_steps(architecture: str, keras: Any, policy: str, steps: int, repetitions: int) -> dict[str, list[float]]:
     data = _batches(architecture, steps)
-    with _global_policy(keras, policy):
+    with global_policy(keras, policy):
         dense, plain = _compiled(architecture, keras), _compiled(architecture, keras)
     return time_fits({"dense": (dense, []), "masked": (wrap(plain), [])}, data, repetitions)
 
@@ -134,8 +126,7 @@ def _time_later_epochs(
         keras: The generation of Keras.
         train: Trains with the setting of a side and a callback, and gives what must be the same.
         sides: Name -> setting.
-        repetitions: As in `time_in_turn`.
-        same: The same.
+        repetitions, same: As in `time_in_turn`.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
 
@@ -156,13 +147,3 @@ def _batches(architecture: str, steps: int) -> tf.data.Dataset:
 
 def _compiled(architecture: str, keras: Any) -> Any:
     return compiled_model(architecture, keras, *_SHAPES[architecture][1:])
-
-
-@contextlib.contextmanager
-def _global_policy(keras: Any, policy: str) -> Iterator[None]:
-    before = keras.mixed_precision.global_policy()
-    keras.mixed_precision.set_global_policy(policy)
-    try:
-        yield
-    finally:
-        keras.mixed_precision.set_global_policy(before)

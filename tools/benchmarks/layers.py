@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -31,18 +32,13 @@ def run(
     Its zeros lie anywhere, but for "blocks": there, of four consecutive inputs of an output all or none are zero.
 
     Args:
-        repetitions: How often each side is timed.
         width: Number of inputs, a multiple of 4.
         sparsities: Fractions of the weights that are zero.
         batch_sizes: Examples a call.
         seconds: How long each side is timed in a repetition.
 
     Returns:
-        "microseconds": batch size -> sparsity -> side -> median time of a call, the call itself included; and "table",
-        the same as a text.
-
-    Raises:
-        RuntimeError: Two sides did not compute the same.
+        "microseconds": batch size -> sparsity -> side -> median time of a call, the call itself included.
     """
     generator = np.random.default_rng(0)
     microseconds: dict[str, dict[str, dict[str, float]]] = {str(size): {} for size in batch_sizes}
@@ -95,21 +91,18 @@ def _time(functions: dict[str, _Function], x: np.ndarray, repetitions: int, seco
     """Median microseconds of a call of each function, of all calls of all repetitions in turn."""
     calls: dict[str, list[float]] = {name: [] for name in functions}
 
-    def side(name: str) -> Callable[[], Sequence[np.ndarray]]:
-        def call_often() -> Sequence[np.ndarray]:
-            function = functions[name]
-            output, spent = function(x), 0.0
-            while spent <= seconds:
-                begun_at = time.perf_counter()
-                function(x)
-                calls[name].append(time.perf_counter() - begun_at)
-                spent += calls[name][-1]
-            return [output]
-
-        return call_often
+    def call_often(name: str) -> Sequence[np.ndarray]:
+        function = functions[name]
+        output, spent = function(x), 0.0
+        while spent <= seconds:
+            begun_at = time.perf_counter()
+            function(x)
+            calls[name].append(time.perf_counter() - begun_at)
+            spent += calls[name][-1]
+        return [output]
 
     time_in_turn(
-        {name: side(name) for name in functions},
+        {name: functools.partial(call_often, name) for name in functions},
         repetitions,
         same=lambda here, there: bool(np.abs(here - there).max() <= 1e-4 * np.abs(here).max()),
     )

@@ -30,17 +30,13 @@ def run(
     """Ranks normally distributed weights, of which 80% are kept.
 
     Args:
-        repetitions: How often each side is timed.
         count: Number of weights where sides are compared: those of a ResNet-50 by default.
         tensors: Number of tensors that they lie in.
         counts: Numbers of weights where aimp_tf is timed alone, to see how its time grows.
 
     Returns:
-        Medians of seconds and ratios, peaks of extra memory in bytes, and "table", the same as a text. PyTorch's part
-        is missing where it is not installed.
-
-    Raises:
-        RuntimeError: The sides did not keep the same weights.
+        Medians of seconds and ratios, and peaks of extra memory in bytes. PyTorch's part is missing where it is not
+        installed.
     """
     figures, memory, lines = _compare(repetitions, count, tensors)
     growth = {str(size): _median_seconds(repetitions, size, tensors) for size in counts}

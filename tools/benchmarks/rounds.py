@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -23,17 +24,7 @@ def run(
 ) -> dict[str, Any]:
     """Times the gaps between rounds of an epoch that rewind all weights, and between as many plain `fit` calls.
 
-    Args:
-        repetitions: How often each run is made.
-        architecture: As `experiments.models.build` takes it.
-        generations: Of "keras" and "tf_keras".
-        steps_per_epoch: Batches of 128 made-up images of 28 x 28 in an epoch.
-
-    Returns:
-        Medians of seconds and shares by generation, and "table", the same as a text.
-
-    Raises:
-        RuntimeError: The two sides did not train as many epochs, or a round was traced again.
+    An epoch is so many batches of 128 made-up images of 28 x 28. No round may be traced again.
     """
     figures: dict[str, Any] = {}
     lines = []
@@ -45,14 +36,13 @@ def run(
         for repetition in range(repetitions):
             lengths = []
             for name in list(sides)[:: 1 if repetition % 2 == 0 else -1]:
-                clock = _clock(keras)
-                with mock.patch.object(keras.Model, "train_step", _counted(keras.Model.train_step, clock)):
+                with _clock(keras) as (clock, begins, ends, traces):
                     sides[name](architecture, keras, steps_per_epoch, clock)
-                if clock.traces[-1] != clock.traces[0]:
+                if traces[-1] != traces[0]:
                     raise RuntimeError(f"{title}, {name}: the training step was traced again after the first epoch.")
-                gaps[name] += [begin - end for end, begin in zip(clock.ends, clock.begins[1:], strict=False)]
-                epochs += [end - begin for begin, end in zip(clock.begins[1:], clock.ends[1:], strict=True)]
-                lengths.append(len(clock.ends))
+                gaps[name] += [begin - end for end, begin in zip(ends, begins[1:], strict=False)]
+                epochs += [end - begin for begin, end in zip(begins[1:], ends[1:], strict=True)]
+                lengths.append(len(ends))
             if len(set(lengths)) != 1:
                 raise RuntimeError(f"{title}: the sides trained {lengths} epochs, so their times do not compare.")
         added = statistics.median(gaps["prune"]) - statistics.median(gaps["fit after fit"])
@@ -71,36 +61,30 @@ def run(
     return {**figures, "table": "\n".join(lines)}
 
 
-def _counted(train_step: Any, clock: Any) -> Any:
-    """`train_step` as a method that counts its calls, which happen only when it is traced."""
+@contextlib.contextmanager
+def _clock(keras: Any) -> Iterator[tuple[Any, list[float], list[float], list[int]]]:
+    """A callback, and what it notes: when epochs take their first step, when they end, and how often `train_step` had
+    been called then, which happens only when it is traced."""
+    begins: list[float] = []
+    ends: list[float] = []
+    traces: list[int] = []
+    calls: list[Any] = []
+    train_step = keras.Model.train_step
 
-    def call(model: Any, *arguments: Any, **options: Any) -> Any:
-        clock.calls += 1
+    def counted(model: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(model)
         return train_step(model, *arguments, **options)
 
-    return call
+    def begin(batch: int, logs: Any = None) -> None:
+        if batch == 0:
+            begins.append(time.perf_counter())
 
+    def end(epoch: int, logs: Any = None) -> None:
+        ends.append(time.perf_counter())
+        traces.append(len(calls))
 
-def _clock(keras: Any) -> Any:
-    class Clock(keras.callbacks.Callback):
-        """Remembers when epochs take their first step and end, and how often `train_step` had been called then."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.begins: list[float] = []
-            self.ends: list[float] = []
-            self.calls = 0
-            self.traces: list[int] = []
-
-        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-            if batch == 0:
-                self.begins.append(time.perf_counter())
-
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            self.ends.append(time.perf_counter())
-            self.traces.append(self.calls)
-
-    return Clock()
+    with mock.patch.object(keras.Model, "train_step", counted):
+        yield keras.callbacks.LambdaCallback(on_train_batch_begin=begin, on_epoch_end=end), begins, ends, traces
 
 
 def _prune(architecture: str, keras: Any, steps: int, clock: Any) -> None:

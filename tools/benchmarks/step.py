@@ -28,15 +28,7 @@ def run(
     The masks are all ones, so that all sides train alike; what a mask costs does not depend on what it holds.
 
     Args:
-        repetitions: How often each side is timed.
-        steps: Architecture, as `experiments.models.build` takes it -> steps in each repetition.
-        generations: Of "keras" and "tf_keras"; tfmot is compared in the latter, for it cannot wrap the former.
-
-    Returns:
-        Medians of seconds a step and ratios by network and generation, and "table", the same as a text.
-
-    Raises:
-        RuntimeError: The sides did not end with the same weights.
+        steps: Architecture -> steps in each repetition.
     """
     figures: dict[str, Any] = {}
     lines = []

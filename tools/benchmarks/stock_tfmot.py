@@ -41,11 +41,8 @@ def train_pruned(
 
     Args:
         model: A compiled, built Sequential or functional model. It gets the trained weights.
-        x: The inputs, as `fit` takes them.
-        y: The targets.
+        x, y, batch_size, epochs: As in `fit`.
         target_sparsity: Of each layer, in (0, 1).
-        batch_size: As in `fit`.
-        epochs: As in `fit`.
 
     Returns:
         Metric -> its values at the ends of the epochs.
