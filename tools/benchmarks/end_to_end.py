@@ -80,14 +80,9 @@ def _prune(architecture: str, keras: Any, data: datasets.ImageData) -> Sequence[
 
 
 def _prune_with_tfmot(architecture: str, keras: Any, data: datasets.ImageData, epochs: int) -> Sequence[np.ndarray]:
-    history = import_with_tfmot("benchmarks.stock_tfmot").train_pruned(
-        _model(architecture, keras, data),
-        data.train_images,
-        data.train_labels,
-        target_sparsity=_TARGET_SPARSITY,
-        batch_size=BATCH_SIZE,
-        epochs=epochs,
-    )
+    stock_tfmot = import_with_tfmot("benchmarks.stock_tfmot")
+    model = _model(architecture, keras, data)
+    history = stock_tfmot.train_pruned(model, data, _TARGET_SPARSITY, BATCH_SIZE, epochs)
     return _epochs_if_learnt(len(history["accuracy"]), history["accuracy"][-1], data.classes)
 
 

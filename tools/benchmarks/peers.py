@@ -123,14 +123,8 @@ def _prune_gradually(experiment: Experiment, data: ImageData, epochs: int) -> An
 
 def _prune_with_tfmot(experiment: Experiment, data: ImageData, epochs: int) -> Any:
     model = compiled_model(experiment, data, epochs=epochs)
-    import_with_tfmot("benchmarks.stock_tfmot").train_pruned(
-        model,
-        data.train_images,
-        data.train_labels,
-        target_sparsity=experiment.pruning.target_sparsity,
-        batch_size=experiment.batch_size,
-        epochs=epochs,
-    )
+    stock_tfmot = import_with_tfmot("benchmarks.stock_tfmot")
+    stock_tfmot.train_pruned(model, data, experiment.pruning.target_sparsity, experiment.batch_size, epochs)
     return model
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import tf_keras
 from tensorflow_model_optimization.python.core.sparsity.keras import (
     prune,
@@ -18,6 +17,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras import (
 )
 
 from aimp_tf.graph.prunable import prunable_variables
+from experiments.datasets import ImageData
 
 _FREQUENCY = 100
 
@@ -33,7 +33,7 @@ class _LayersWithKernels(pruning_policy.PruningPolicy):
 
 
 def train_pruned(
-    model: Any, x: np.ndarray, y: np.ndarray, *, target_sparsity: float, batch_size: int, epochs: int
+    model: Any, data: ImageData, target_sparsity: float, batch_size: int, epochs: int
 ) -> dict[str, list[float]]:
     """Trains a model under tfmot's PolynomialDecay, which takes every layer from sparsity 0 to the target halfway.
 
@@ -41,13 +41,14 @@ def train_pruned(
 
     Args:
         model: A compiled, built Sequential or functional model. It gets the trained weights.
-        x, y, batch_size, epochs: As in `fit`.
+        data: What it is trained on.
         target_sparsity: Of each layer, in (0, 1).
+        batch_size, epochs: As in `fit`.
 
     Returns:
         Metric -> its values at the ends of the epochs.
     """
-    ramp_steps = epochs * math.ceil(len(x) / batch_size) // 2
+    ramp_steps = epochs * math.ceil(len(data.train_labels) / batch_size) // 2
     frequency = max(1, min(_FREQUENCY, ramp_steps // 10))
     schedule = pruning_schedule.PolynomialDecay(
         initial_sparsity=0.0,
@@ -58,8 +59,8 @@ def train_pruned(
         frequency=frequency,
     )
     wrapped = _wrap(model, schedule)
-    callbacks = [pruning_callbacks.UpdatePruningStep()]
-    history = wrapped.fit(x, y, batch_size=batch_size, epochs=epochs, callbacks=callbacks, verbose=0)
+    options = {"batch_size": batch_size, "epochs": epochs, "callbacks": [pruning_callbacks.UpdatePruningStep()]}
+    history = wrapped.fit(data.train_images, data.train_labels, verbose=0, **options)
     model.set_weights(prune.strip_pruning(wrapped).get_weights())
     return history.history
 

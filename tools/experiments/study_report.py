@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import pathlib
 import statistics
@@ -31,20 +30,14 @@ def write_report(study: Study, results: Sequence[CellResult], workdir: pathlib.P
         The table, and where it lies.
     """
     table = markdown(study, results)
-    (workdir / "results.csv").write_text(csv_text(results), encoding="utf-8")
+    with open(workdir / "results.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        writer.writerows([getattr(result, column) for column in _COLUMNS] for result in results)
     (workdir / "results.md").write_text(table, encoding="utf-8")
     for name, figure in (("sparsity", plot_by_sparsity(study, results)), ("epochs", plot_by_epochs(study, results))):
         figure.savefig(workdir / f"accuracy_by_{name}.png", dpi=200, bbox_inches="tight")
     return f"\n{table}\nThe same, every cell and two plots: {workdir}/results.md, results.csv, accuracy_by_*.png"
-
-
-def csv_text(results: Sequence[CellResult]) -> str:
-    """A line a cell, under a header."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows([getattr(result, column) for column in _COLUMNS] for result in results)
-    return file.getvalue()
 
 
 def markdown(study: Study, results: Sequence[CellResult]) -> str:
