@@ -1,15 +1,18 @@
-"""Files that are whole or not there at all, and that are not trusted when they are read."""
+"""Files that are whole or not there at all, and that are not trusted when they are read; and how large they are."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
+import io
 import json
 import math
 import os
 import pathlib
 import shutil
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -160,6 +163,21 @@ def check_files(folder: pathlib.Path, checksums: Mapping[str, str]) -> None:
             raise DamagedFileError(f"{name!r} is named in {folder}, but does not lie there")
         if checksum(folder / name) != expected:
             raise DamagedFileError(f"{folder / name} is damaged: its checksum is not the one that was noted")
+
+
+def stored_bytes(path: pathlib.Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+
+
+def gzip_bytes(path: pathlib.Path) -> int:
+    """Bytes of a file as gz, or of a folder as tar.gz."""
+    if path.is_file():
+        return len(gzip.compress(path.read_bytes()))
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        archive.add(path, arcname=path.name)
+    return buffer.tell()
 
 
 @contextlib.contextmanager

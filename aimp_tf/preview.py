@@ -11,7 +11,7 @@ from aimp_tf.compat.models import keras_generation
 from aimp_tf.compat.variables import Values
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.texts import aligned
-from aimp_tf.exporting.clock import with_clock
+from aimp_tf.exporting.timing import with_clock
 from aimp_tf.graph.groups import select_units
 from aimp_tf.graph.prunable import other_weights
 from aimp_tf.masking import Masks, check_plain, first_masks

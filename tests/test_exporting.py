@@ -14,9 +14,9 @@ import tensorflow as tf
 
 import aimp_tf
 from aimp_tf import exporting
-from aimp_tf.exporting.fresh_process import use_in_fresh_process
 from aimp_tf.exporting.lite import to_tflite
-from aimp_tf.exporting.weights import weight_arrays
+from aimp_tf.exporting.saved_model import weight_arrays
+from aimp_tf.exporting.verification import use_in_fresh_process
 
 FILES = {
     "saved_model": "saved_model",

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from test_channels import images_of, residual
 
 import aimp_tf
-from aimp_tf.exporting import clock, timing
+from aimp_tf.exporting import timing
 from aimp_tf.exporting.timing import TimingProcess
 from aimp_tf.graph.groups import channel_groups
 from aimp_tf.selection.channels import CLOSE, SAFE, nearly_largest
@@ -39,7 +39,7 @@ HALF = {
 @pytest.fixture
 def sizes(monkeypatch):
     """The numbers of weights of the models that were looked at, in place of times."""
-    seen, by_path, write = [], {}, clock.write_for
+    seen, by_path, write = [], {}, timing.write_for
 
     def write_for(latency, model, path):
         by_path[path] = model.count_params()
@@ -49,7 +49,7 @@ def sizes(monkeypatch):
         seen.extend(by_path[path] for path in paths)
         return [[by_path[path] / 1e6] for path in paths]
 
-    monkeypatch.setattr(clock, "write_for", write_for)
+    monkeypatch.setattr(timing, "write_for", write_for)
     monkeypatch.setattr(TimingProcess, "seconds_in_turn", seconds_in_turn)
     return seen
 
@@ -284,7 +284,7 @@ def test_timing_leaves_what_is_drawn_as_it_is(K, sizes):
 
 
 def test_an_export_that_was_interrupted_is_done_again(K, sizes, monkeypatch):
-    write, interrupted = clock.write_for, []
+    write, interrupted = timing.write_for, []
 
     def write_for(latency, model, path):
         if not interrupted:
@@ -292,10 +292,10 @@ def test_an_export_that_was_interrupted_is_done_again(K, sizes, monkeypatch):
             raise KeyboardInterrupt
         write(latency, model, path)
 
-    monkeypatch.setattr(clock, "write_for", write_for)
+    monkeypatch.setattr(timing, "write_for", write_for)
     groups = channel_groups(residual(K))
     by_time = dataclasses.replace(groups.units, budget="latency")
-    units = clock.with_clock(by_time, HALF["budget"], residual(K), groups.variables)
+    units = timing.with_clock(by_time, HALF["budget"], residual(K), groups.variables)
     with pytest.raises(KeyboardInterrupt):
         units.total()
     assert units.total() == sizes[0]
@@ -318,14 +318,14 @@ def test_a_plan_times_the_dense_model(K, sizes):
 @pytest.mark.slow
 def test_half_precision_is_timed_as_what_comes_out_of_it(K, digits, sizes, monkeypatch):
     x, y = images_of(digits, 64)
-    policies, write = [], clock.write_for
+    policies, write = [], timing.write_for
 
     def write_for(latency, model, path):
         write(latency, model, path)
         details = tf.lite.Interpreter(os.fspath(path)).get_tensor_details()
         policies.append({detail["dtype"] for detail in details} & {np.float16, tf.bfloat16.as_numpy_dtype})
 
-    monkeypatch.setattr(clock, "write_for", write_for)
+    monkeypatch.setattr(timing, "write_for", write_for)
     result = aimp_tf.prune(residual(K), x, y, epochs=1, mixed_precision="mixed_bfloat16", **HALF)
     assert len(policies) > 2 and not any(policies)
     assert result.compact().count_params() == result.budget.kept
@@ -371,7 +371,7 @@ def test_a_process_times_many_models_and_is_replaced_when_it_ends(tmp_path, monk
     monkeypatch.setattr(timing, "_ENOUGH_SECONDS", 0.1)
     model = tf_keras.Sequential([tf_keras.Input((64,)), tf_keras.layers.Dense(64)])
     latency = aimp_tf.Latency(speedup=2, format="tflite")
-    clock.write_for(latency, model, tmp_path / "model")
+    timing.write_for(latency, model, tmp_path / "model")
     begun, popen = [], subprocess.Popen
 
     def begin(*arguments, **settings):

@@ -22,12 +22,10 @@ from aimp_tf.exporting.coded import write_coded
 from aimp_tf.exporting.inputs import arrange, make_up
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.onnx import write_onnx
-from aimp_tf.exporting.saved_model import write_keras, write_saved_model
-from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
+from aimp_tf.exporting.saved_model import write_keras, write_saved_model, write_weights
 from aimp_tf.exporting.sparse import sparse_inference
 from aimp_tf.exporting.verification import differences, tolerance
-from aimp_tf.exporting.weights import write_weights
-from aimp_tf.files import UNFINISHED, check_writable
+from aimp_tf.files import UNFINISHED, check_writable, gzip_bytes, stored_bytes
 from aimp_tf.masking import check_plain
 
 __all__ = ["FORMATS", "Artefact", "Format", "Target", "choose_formats", "export"]

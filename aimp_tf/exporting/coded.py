@@ -15,7 +15,7 @@ from aimp_tf.coding.tensors import Part
 from aimp_tf.compat.descriptions import described, made_of
 from aimp_tf.compat.models import finalize, layers_of
 from aimp_tf.config.texts import aligned
-from aimp_tf.exporting.saved_model import explaining
+from aimp_tf.exporting.saved_model import GIVE_CONFIGS, explaining
 from aimp_tf.files import DamagedFileError
 from aimp_tf.graph.prunable import named_weights
 
@@ -70,10 +70,7 @@ def write_coded(model: Any, path: str | os.PathLike[str]) -> CodedReport:
             unknown dtype.
         OSError: Writing failed.
     """
-    with explaining(
-        f"The model {model.name!r} cannot be written as a coded file",
-        "Give layers and models of your own a get_config(), or export a SavedModel, which needs none.",
-    ):
+    with explaining(f"The model {model.name!r} cannot be written as a coded file", GIVE_CONFIGS):
         description = described(model)
     # In their order, which goes by the structure of the model alone, and not by what is frozen.
     weights = named_weights(model)

@@ -10,8 +10,7 @@ import numpy as np
 
 from aimp_tf.compat.mixed_precision import computing_in_float32
 from aimp_tf.exporting.lite import quiet
-from aimp_tf.exporting.saved_model import explaining
-from aimp_tf.exporting.serving import ServingModule
+from aimp_tf.exporting.saved_model import ServingModule, explaining
 from aimp_tf.extras import imported
 
 _OPSET = 17

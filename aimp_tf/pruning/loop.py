@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.latency import Timings
-from aimp_tf.exporting.clock import with_clock
+from aimp_tf.exporting.timing import with_clock
 from aimp_tf.masking import MaskedModel, mask_for, sparsity
 from aimp_tf.pruning.learning import teacher_of
 from aimp_tf.pruning.request import Request

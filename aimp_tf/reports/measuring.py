@@ -16,8 +16,8 @@ from aimp_tf.compat.cluster import Cluster
 from aimp_tf.exporting.compaction import compact, compact_and_report
 from aimp_tf.exporting.inputs import make_up
 from aimp_tf.exporting.saved_model import write_keras
-from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
 from aimp_tf.exporting.sparse import sparse_inference
+from aimp_tf.files import gzip_bytes, stored_bytes
 from aimp_tf.graph.prunable import named_weights
 
 _TURNS = 30

@@ -13,7 +13,7 @@ import numpy as np
 from aimp_tf.compat.step import trace_in_fit
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.distillation import Distillation
-from aimp_tf.exporting.clock import with_clock
+from aimp_tf.exporting.timing import with_clock
 from aimp_tf.masking import WRAPPED_FIELDS, MaskedModel
 from aimp_tf.selection.planning import fraction_to_go, make_plan, ramp_survivors
 from aimp_tf.selection.ranking import smallest_magnitude

@@ -21,8 +21,8 @@ from aimp_tf.exporting.compaction import compact
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.onnx import write_onnx
 from aimp_tf.exporting.saved_model import write_saved_model
-from aimp_tf.exporting.sizes import gzip_bytes, stored_bytes
 from aimp_tf.exporting.sparse import sparse_inference_and_report
+from aimp_tf.files import gzip_bytes, stored_bytes
 from aimp_tf.graph.prunable import prunable_variables
 from benchmarks.side_by_side import spread_text
 from experiments import call_in_fresh_process

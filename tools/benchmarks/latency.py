@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aimp_tf.config.latency import LATENCY_FORMATS, Latency
-from aimp_tf.exporting.clock import write_for
-from aimp_tf.exporting.timing import TimingProcess
+from aimp_tf.exporting.timing import TimingProcess, write_for
 from aimp_tf.pruning import prune
 from benchmarks.networks import SHAPE, compiled_model, made_up_images
 from benchmarks.side_by_side import spread_text, tell

@@ -15,8 +15,8 @@ from aimp_tf.config import kept_defaults, upgrade
 from aimp_tf.config.texts import list_differences
 from aimp_tf.exporting import export
 from aimp_tf.exporting.compaction import compact_and_report
+from aimp_tf.exporting.saved_model import weight_arrays
 from aimp_tf.exporting.verification import largest_difference
-from aimp_tf.exporting.weights import weight_arrays
 from aimp_tf.runs.recorded_run import final_weights, read_run
 from experiments.experiment import Experiment
 from experiments.run import untrained_model

@@ -21,9 +21,8 @@ import tensorflow as tf
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import fit_ready
 from aimp_tf.exporting import Artefact, export
-from aimp_tf.exporting.fresh_process import use_in_fresh_process
-from aimp_tf.exporting.sizes import gzip_bytes
-from aimp_tf.files import write_atomically, write_json
+from aimp_tf.exporting.verification import use_in_fresh_process
+from aimp_tf.files import gzip_bytes, write_atomically, write_json
 from aimp_tf.graph.groups import select_units
 from aimp_tf.pruning import prune
 from aimp_tf.reports.display import RunDisplay, fit_verbose
