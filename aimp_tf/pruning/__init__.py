@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from aimp_tf.arguments import placed
+from aimp_tf.arguments import config_of, placed, sort_arguments, training_data
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import keras_generation
 from aimp_tf.compat.random_state import drawing_apart
@@ -121,12 +121,13 @@ def prune(
     with contextlib.ExitStack() as stack:
         stack.enter_context(cluster.explaining_losses())
         with cluster.as_one():
+            fields, options = sort_arguments(prune, settings, model)
+            data = training_data("prune", model, x, y, sample_weight)
             request = Request(
-                prune,
                 model,
-                (x, y, sample_weight),
-                config,
-                settings,
+                data,
+                config_of(config, fields),
+                options,
                 cluster,
                 validation_split=validation_split,
                 validation_data=validation_data,
@@ -167,9 +168,7 @@ def _dense_outcome(request: Request, directory: RunDirectory | None, timings: Ti
         with drawing_apart():
             config = check_run(request, timings)
         keep = teaches and weights is None
-        outcome, trained = measure_dense(
-            request.model, config, request.fitting, request.dense_baseline, request.verbose, outcome, keep=keep
-        )
+        outcome, trained = measure_dense(request, config, outcome, keep=keep)
         weights = trained if keep else weights
         if directory is not None:
             directory.keep_teacher(weights)

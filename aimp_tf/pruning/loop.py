@@ -13,8 +13,7 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.config.latency import Timings
 from aimp_tf.exporting.timing import with_clock
 from aimp_tf.masking import MaskedModel, mask_for, sparsity
-from aimp_tf.pruning.learning import teacher_of
-from aimp_tf.pruning.request import Request
+from aimp_tf.pruning.request import Request, teacher_of
 from aimp_tf.reports.display import RunDisplay
 from aimp_tf.reports.result import PruningResult
 from aimp_tf.runs.outcome import Outcome
@@ -63,7 +62,7 @@ def prune_in_rounds(
                 display.tell(f"trained in {config.mixed_precision}")
             _tell_of_training(display, trained, pruning, saver)
             while not pruning.finished:
-                with _telling_shapes(masked, pruning, fitting, config):
+                with _telling_shapes(masked, pruning, fitting):
                     fitting.fit(
                         masked.model,
                         [*pruning.among(fitting.callbacks), display, saver],
@@ -121,18 +120,17 @@ def _tell_of_training(display: RunDisplay, steps: int, pruning: GlobalMagnitudeP
 
 
 @contextlib.contextmanager
-def _telling_shapes(
-    masked: MaskedModel, pruning: GlobalMagnitudePruning, fitting: Fitting, config: PruningConfig
-) -> Iterator[None]:
+def _telling_shapes(masked: MaskedModel, pruning: GlobalMagnitudePruning, fitting: Fitting) -> Iterator[None]:
     """Says of an error before the first step what the data gives and what the model takes."""
     try:
         yield
     except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
         if any(masked.optimizers.steps) or pruning.rounds or pruning.epoch_logs:
             raise
+        model = masked.original
         raise ValueError(
             f"fit failed before its first step, and nothing was trained. The training data gives "
-            f"{spec_of(fitting.train)}; the model {masked.original.name!r} takes {_shapes(masked.original, config)}. "
+            f"{spec_of(fitting.train)}; the model {model.name!r} takes {_shapes(model, pruning.config)}. "
             f"The error was: {error}"
         ) from error
 

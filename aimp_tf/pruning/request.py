@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import numbers
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from aimp_tf.arguments import config_of, sort_arguments, split_off, training_data
+from aimp_tf.arguments import split_off
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import check_model
 from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.distillation import Distillation
+from aimp_tf.config.texts import is_number
 from aimp_tf.exporting import Target, export
 from aimp_tf.files import checksum_of_arrays
+from aimp_tf.graph.copies import rebuilt
+from aimp_tf.graph.model_graph import ModelGraph
 from aimp_tf.masking import Masks, select_prunable
-from aimp_tf.pruning.dense_baseline import check_dense_baseline
-from aimp_tf.pruning.learning import check_teacher, teacher_of, teacher_with
 from aimp_tf.reports.display import fit_verbose
 from aimp_tf.runs.run_directory import RunDirectory
 from aimp_tf.runs.run_files import check_workdir
@@ -30,24 +33,19 @@ from aimp_tf.training.fitting import Fitting
 from aimp_tf.training.other_callbacks import as_callbacks, check_for_rounds, check_monitors
 from aimp_tf.training.teaching import Distilled, Teacher
 
+DENSE = "dense"
 
+
+@dataclasses.dataclass
 class Request:
     """A call of `prune`, whose settings are checked as far as that can be before its model is built. Writes nothing.
 
-    Args:
-        call: What was called.
-        model: Its model.
-        data: Its x, y and sample_weight.
-        config: Its config.
-        settings: Fields of a config and arguments of `fit`.
+    Attributes:
+        data: The training data, as `training_data` gives it.
+        options: The arguments of `fit`.
         cluster: The workers of the model.
         validation_split, ...: As in `prune`.
-
-    Attributes:
-        config: What to do.
-        data: The training data, as `training_data` gives it.
         fitting: The data, and what else `fit` is called with.
-        options: The arguments of `fit`.
         replaces: Whether what `export_to` names may be there already.
         taught_by: Its teacher, once it is known.
 
@@ -55,45 +53,36 @@ class Request:
         TypeError, ValueError: As `prune`.
     """
 
-    def __init__(
-        self,
-        call: Callable[..., Any],
-        model: Any,
-        data: tuple[Any, Any, Any],
-        config: PruningConfig | None,
-        settings: Mapping[str, Any],
-        cluster: Cluster,
-        *,
-        validation_split: float,
-        validation_data: Any,
-        callbacks: Any,
-        masks: Masks,
-        teacher: Any,
-        workdir: str | os.PathLike[str] | None,
-        dense_baseline: bool | int,
-        export_to: str | os.PathLike[str] | None,
-        data_on_device: bool,
-        verbose: str | int,
-        overwrite: bool,
-    ) -> None:
-        self.model, self.masks, self.teacher, self.cluster = model, masks, teacher, cluster
-        self.dense_baseline, self.export_to, self.data_on_device = dense_baseline, export_to, data_on_device
-        self.verbose, self.overwrite = verbose, overwrite
-        self.taught_by: Teacher | None = None
-        fields, self.options = sort_arguments(call, settings, model)
-        self.data = training_data(call.__name__, model, *data)
-        self.config = config_of(config, fields)
-        generation = check_model(model)
-        if validation_data is None:
-            self.data, validation_data = split_off(self.data, validation_split)
-        self.validation_data = validation_data
-        folder = self.workdir = check_workdir(workdir) if workdir is not None and cluster.chief else None
-        callbacks, seed = as_callbacks(callbacks, generation), self.config.seed
-        self.fitting = Fitting(
-            self.data, validation_data, callbacks, self.options, fit_verbose(verbose), seed, generation, cluster
-        )
+    model: Any
+    data: Any
+    config: PruningConfig
+    options: Mapping[str, Any]
+    cluster: Cluster
+    _: dataclasses.KW_ONLY
+    validation_split: float
+    validation_data: Any
+    callbacks: Any
+    masks: Masks
+    teacher: Any
+    workdir: str | os.PathLike[str] | None
+    dense_baseline: bool | int
+    export_to: str | os.PathLike[str] | None
+    data_on_device: bool
+    verbose: str | int
+    overwrite: bool
+    taught_by: Teacher | None = None
+
+    def __post_init__(self) -> None:
+        generation, cluster = check_model(self.model), self.cluster
+        if self.validation_data is None:
+            self.data, self.validation_data = split_off(self.data, self.validation_split)
+        folder = check_workdir(self.workdir) if self.workdir is not None and cluster.chief else None
+        callbacks, seed = as_callbacks(self.callbacks, generation), self.config.seed
+        data, verbose = (self.data, self.validation_data), fit_verbose(self.verbose)
+        self.fitting = Fitting(*data, callbacks, self.options, verbose, seed, generation, cluster)
         # Where the run that is there goes on, or is done, it may be what this call wrote before.
-        self.replaces = overwrite or folder is not None and os.path.lexists(folder / "signature.json")
+        self.replaces = self.overwrite or folder is not None and os.path.lexists(folder / "signature.json")
+        self.workdir = folder
         self._check()
 
     def _check(self) -> None:
@@ -106,8 +95,8 @@ class Request:
             raise TypeError(f"data_on_device must be True or False; got {self.data_on_device!r}.")
         if self.data_on_device:
             self.fitting.check_on_device(self.model)
-        check_teacher(self.teacher, self.dense_baseline)
-        check_dense_baseline(self.dense_baseline, self.config, self.masks, validated)
+        _check_teacher(self.teacher, self.dense_baseline)
+        _check_dense_baseline(self.dense_baseline, self.config, self.masks, validated)
         if self.cluster.size > 1 and (self.dense_baseline is not False or self.export_to is not None):
             raise ValueError(
                 "dense_baseline and export_to are for one worker. Train the baseline by method='dense', and export "
@@ -186,6 +175,36 @@ class Request:
         return signature
 
 
+def _check_teacher(teacher: Any, dense_baseline: bool | int) -> None:
+    """Raises TypeError or ValueError where `teacher` of `prune` is neither a model, nor "dense" with a baseline."""
+    if isinstance(teacher, str) and teacher != DENSE:
+        raise ValueError(f"teacher must be a Keras model or 'dense', the model of dense_baseline; got {teacher!r}.")
+    if teacher == DENSE and dense_baseline is False:
+        raise ValueError(
+            "teacher='dense' is the model of dense_baseline, which is not trained. Write dense_baseline=True, or the "
+            "number of its epochs, beside it."
+        )
+
+
+def _check_dense_baseline(dense_baseline: Any, config: PruningConfig, masks: Any, validated: bool) -> None:
+    """Raises TypeError or ValueError where `dense_baseline` of `prune` is none, or there is nothing to compare with."""
+    if not isinstance(dense_baseline, bool) and not is_number(dense_baseline, numbers.Integral):
+        raise TypeError(f"dense_baseline must be True, False or a number of epochs; got {dense_baseline!r}.")
+    if dense_baseline < 0:
+        raise ValueError(f"dense_baseline must not be negative; got {dense_baseline}.")
+    if dense_baseline is False:
+        return
+    if masks is not None or config.method == "dense":
+        what = "the model is pruned already, by masks" if masks is not None else "method='dense' is that training"
+        raise ValueError(f"There is no dense baseline to train: {what}. Leave out dense_baseline.")
+    if not validated and (dense_baseline == 0 or dense_baseline is True and config.start == "trained"):
+        # Epochs tell averages over the steps in which weights change, which an evaluation is not.
+        raise ValueError(
+            "A dense model that is evaluated as it comes can be compared with the pruned one on validation data alone. "
+            "Give validation_data=(x_val, y_val) or validation_split=0.1, or leave out dense_baseline."
+        )
+
+
 def _check_target(export_to: str | os.PathLike[str], workdir: str | os.PathLike[str] | None, replaces: bool) -> None:
     """Raises ValueError where `export` could not write there, or would write into the folder of the run."""
     target = Target.of(export_to)
@@ -194,3 +213,35 @@ def _check_target(export_to: str | os.PathLike[str], workdir: str | os.PathLike[
             f"export_to {os.fspath(export_to)} lies in workdir, which the run writes itself. Name another."
         )
     target.check(replaces)
+
+
+def teacher_of(teacher: Any, model: Any) -> Teacher | None:
+    """The teacher of a model: one that was given, or the model itself as it is, copied.
+
+    Raises:
+        TypeError, ValueError: As `Teacher`, or the model cannot be copied.
+    """
+    if teacher is None:
+        return None
+    if teacher != DENSE:
+        return Teacher(teacher, model)
+    try:
+        return Teacher(rebuilt(ModelGraph.of(model))[0], model)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "teacher='dense' takes a functional or Sequential model whose layers can be copied. Train a model of your "
+            f"own, and give teacher=model. The error was: {error}"
+        ) from error
+
+
+def teacher_with(weights: Sequence[np.ndarray], model: Any) -> Teacher | None:
+    """`teacher_of` "dense", of a model that has these weights, in the order of `MaskedModel.snapshot`."""
+    variables = [variable for variable in model.weights if hasattr(variable, "assign")]
+    before = [np.array(variable) for variable in variables]
+    try:
+        for variable, value in zip(variables, weights, strict=True):
+            variable.assign(value)
+        return teacher_of(DENSE, model)
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
