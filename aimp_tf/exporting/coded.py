@@ -57,13 +57,6 @@ def write_coded(model: Any, path: str | os.PathLike[str]) -> CodedReport:
     Nothing is lost: a weight of which few values are left, as after `share_weights`, is told by codes, any other by the
     values themselves, and all are stored in half precision where that is exact. Only negative zeros become positive.
 
-    Args:
-        model: The model.
-        path: The file to write.
-
-    Returns:
-        What each weight takes.
-
     Raises:
         ImportError: The extra "coded" is not installed.
         ValueError: A layer cannot be described by its config, has a vocabulary or a lambda, or a weight is of an

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from aimp_tf.compat.variables import key_of
 from aimp_tf.graph.copies import Copies, compile_alike
 from aimp_tf.graph.liveness import Liveness, value_of
 from aimp_tf.graph.merging import Sum
-from aimp_tf.graph.model_graph import Call, ModelGraph
+from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor
 from aimp_tf.graph.multiplications import channels_of
 from aimp_tf.masking import check_plain
 
@@ -132,10 +132,10 @@ def compact_and_report(model: Any | HasModel) -> tuple[Any, CompactionReport]:
     before, after = first.channels(), following.channels()
     report = CompactionReport(
         parameters=(first.parameters, following.parameters),
-        multiply_adds=(first.multiply_adds, following.multiply_adds),
+        multiply_adds=(sum(filter(None, first.counts.values())), sum(filter(None, following.counts.values()))),
         channels={name: (count, after.get(name, 0)) for name, count in before.items()},
-        left_alone=first.left_alone(),
-        not_counted=first.not_counted(),
+        left_alone=_classes(call for call, rule in first.liveness.rules.items() if rule.is_opaque),
+        not_counted=_classes(call for call, count in first.counts.items() if count is None),
         shared=last.shared,
     )
     logger.info(
@@ -145,6 +145,10 @@ def compact_and_report(model: Any | HasModel) -> tuple[Any, CompactionReport]:
         f" Not seen through: {', '.join(report.left_alone)}." if report.left_alone else "",
     )
     return smaller, report
+
+
+def _classes(calls: Iterable[Call]) -> dict[str, str]:
+    return {call.name: type(call.layer).__name__ for call in calls}
 
 
 def _settled(first: _Compaction) -> tuple[Any, _Compaction, _Compaction]:
@@ -161,90 +165,54 @@ class _Compaction:
 
     def __init__(self, model: Any, value: Callable[[Any], np.ndarray] = value_of) -> None:
         self._graph = ModelGraph.of(model)
-        self._liveness = Liveness(self._graph, value=value)
+        self.liveness = Liveness(self._graph, value=value)
         self.parameters = sum(int(np.prod(weight.shape)) for weight in model.weights)
         self.shared: dict[str, str] = {}
+        self._names = {call.name for call in self._graph.calls}
 
-    @property
-    def multiply_adds(self) -> int:
-        return sum(self._liveness.multiply_adds(call) or 0 for call in self._graph.calls)
+    @functools.cached_property
+    def counts(self) -> dict[Call, int | None]:
+        """Call -> multiplications for one example; None where they are not known."""
+        return {call: self.liveness.multiply_adds(call) for call in self._graph.calls}
 
     def channels(self) -> dict[str, int]:
         """Layer -> units or filters, of the layers that multiply."""
-        return {
-            call.name: channels_of(call.layer, call.outputs[0].shape)
-            for call in self._graph.calls
-            if self._liveness.multiply_adds(call)
-        }
-
-    def left_alone(self) -> dict[str, str]:
-        """Layer -> class of those that are not seen through."""
-        return {
-            call.name: type(call.layer).__name__ for call in self._graph.calls if self._liveness.rules[call].is_opaque
-        }
-
-    def not_counted(self) -> dict[str, str]:
-        """Layer -> class of those whose multiplications are not known."""
-        return {
-            call.name: type(call.layer).__name__
-            for call in self._graph.calls
-            if self._liveness.multiply_adds(call) is None
-        }
+        multiplying = [call for call, count in self.counts.items() if count]
+        return {call.name: channels_of(call.layer, call.outputs[0].shape) for call in multiplying}
 
     def model(self) -> Any:
         """The model with what stays."""
-        copies = Copies(self._graph)
+        copies, rules, flows = Copies(self._graph), self.liveness.rules, self.liveness.flows
 
         def layer_for(call: Call) -> Any:
-            weights, changes = self._liveness.rules[call].rewritten(self._liveness.kept(call))
+            weights, changes = rules[call].rewritten(self.liveness.kept(call))
             return copies.of(call, weights, **changes)
 
-        rules, flows = self._liveness.rules, self._liveness.flows
-        rewritten = {**self._sums(), **self._remade(copies)}
+        rewritten: dict[Call, Any] = {}
+        for call, rule in rules.items():
+            if isinstance(rule, Sum) and len(rule.sources(call, flows)) < len(call.inputs):
+                rewritten[call] = functools.partial(self._rest_of_sum, call, rule)
+            elif make := rule.remade(call, self.liveness.staying, self._graph.keras):
+                rewritten[call] = functools.partial(make, functools.partial(copies.of, call))
         smaller = self._graph.build(layer_for, rewritten, lambda call: rules[call].sources(call, flows))
         copies.set_weights()
         self.shared = copies.shared
         return smaller
 
-    def _remade(self, copies: Copies) -> dict[Call, Any]:
-        """Of each call that is made otherwise where channels go, what takes its place."""
-        made = {}
-        for call, rule in self._liveness.rules.items():
-            if make := rule.remade(call, self._liveness.staying, self._graph.keras):
-                made[call] = functools.partial(make, functools.partial(copies.of, call))
-        return made
+    def _rest_of_sum(self, call: Call, rule: Sum, get: Callable[[Tensor], Any]) -> Any:
+        """What takes the place of an Add that loses branches: the sum of the others, and what those gone add to it."""
+        layers, settings = self._graph.keras.layers, {"dtype": getattr(call.layer, "dtype_policy", None)}
+        total, *others = [get(tensor) for tensor in rule.sources(call, self.liveness.flows)]
+        if others:
+            total = layers.Add(name=self._unused(f"{call.name}_rest"), **settings)([total, *others])
+        offset = rule.offset(call, self.liveness.flows)[self.liveness.kept(call).outputs]
+        if offset.any():
+            name = self._unused(f"{call.name}_offset")
+            total = layers.Rescaling(1.0, offset.tolist(), name=name, **settings)(total)
+        return total
 
-    def _sums(self) -> dict[Call, Any]:
-        """Of each Add that loses branches, what takes its place."""
-        layers = self._graph.keras.layers
-        names = {call.name for call in self._graph.calls}
-
-        def unused(name: str) -> str:
-            while name in names:
-                name += "_"
-            names.add(name)
-            return name
-
-        def replace(call: Call, rule: Sum) -> Any:
-            staying = rule.sources(call, self._liveness.flows)
-            offset = rule.offset(call, self._liveness.flows)[self._liveness.kept(call).outputs]
-            settings = {"dtype": getattr(call.layer, "dtype_policy", None)}
-
-            def make(get: Any) -> Any:
-                tensors = [get(tensor) for tensor in staying]
-                total = tensors[0]
-                if len(tensors) > 1:
-                    total = layers.Add(name=unused(f"{call.name}_rest"), **settings)(tensors)
-                if offset.any():
-                    total = layers.Rescaling(1.0, offset.tolist(), name=unused(f"{call.name}_offset"), **settings)(
-                        total
-                    )
-                return total
-
-            return make
-
-        return {
-            call: replace(call, rule)
-            for call, rule in self._liveness.rules.items()
-            if isinstance(rule, Sum) and len(rule.sources(call, self._liveness.flows)) < len(call.inputs)
-        }
+    def _unused(self, name: str) -> str:
+        while name in self._names:
+            name += "_"
+        self._names.add(name)
+        return name

@@ -22,10 +22,6 @@ def write_onnx(model: Any, path: str | os.PathLike[str]) -> None:
     Inputs and outputs are those of the model's SavedModel, by the same names and with a batch of any size. A model of a
     mixed policy is converted as if it computed in float32.
 
-    Args:
-        model: A built Keras 3 or tf_keras model.
-        path: The file to write.
-
     Raises:
         ImportError: The extra "onnx" is not installed.
         ValueError: The model has operations that tf2onnx does not convert.
