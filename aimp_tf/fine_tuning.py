@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import numbers
 from typing import Any
 
 from aimp_tf.arguments import check_names, fit_arguments, placed, split_off, training_data
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import check_model
-from aimp_tf.config.texts import is_number
+from aimp_tf.config.texts import check_whole
 from aimp_tf.masking import Masks, mask_model
 from aimp_tf.training.fitting import Fitting
 from aimp_tf.training.int8_weights import Int8Weights
@@ -81,10 +80,7 @@ def fine_tune(
         ```
     """
     generation = check_model(model)
-    if not is_number(epochs, numbers.Integral):
-        raise TypeError(f"epochs must be a whole number; got {epochs!r}.")
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1; got {epochs}.")
+    check_whole("epochs", epochs, 1)
     if weights not in [None, *_WEIGHTS]:
         raise ValueError(f"weights must be None, {' or '.join(map(repr, _WEIGHTS))}; got {weights!r}.")
     check_names("fine_tune", options, fit_arguments(model))

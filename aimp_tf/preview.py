@@ -91,10 +91,8 @@ def plan(model: Any, config: PruningConfig | None = None, *, masks: Masks = None
         budget=config.budget,
         channel_multiple=config.channel_multiple,
     )
-    units, weights = (
-        with_clock(selection.units, config.latency, model, selection.variables),
-        Values(selection.variables),
-    )
+    units = with_clock(selection.units, config.latency, model, selection.variables)
+    weights = Values(selection.variables)
     sizes = {path: weight.size for path, weight in weights.items()}
     count = units.total(sizes)
     first = pruned = None

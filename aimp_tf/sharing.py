@@ -15,7 +15,7 @@ from aimp_tf.coding.tensors import MOST_LEVELS, levels_of
 from aimp_tf.compat.models import HasModel, model_of
 from aimp_tf.compat.variables import key_of
 from aimp_tf.config.checks import check_patterns
-from aimp_tf.config.texts import is_number
+from aimp_tf.config.texts import check_whole, is_number
 from aimp_tf.graph.copies import Copies, rebuilt
 from aimp_tf.graph.folding import fold_statistics
 from aimp_tf.graph.model_graph import Call, ModelGraph
@@ -149,10 +149,7 @@ def _count(levels: int | None, bits: int | None) -> int:
 def _check(fold_normalization: bool, seed: int, **settings: str) -> None:
     if not isinstance(fold_normalization, bool):
         raise TypeError(f"fold_normalization must be True or False; got {fold_normalization!r}.")
-    if not is_number(seed, numbers.Integral):
-        raise TypeError(f"seed must be a whole number; got {seed!r}.")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0; got {seed}.")
+    check_whole("seed", seed, 0)
     choices = {
         "per": ("layer", "model"),
         "method": ("kmeans", "stochastic"),
@@ -187,11 +184,7 @@ def _copied(model: Any) -> tuple[Any, dict[int, int]]:
 
 
 def _shared(
-    kernels: Mapping[str, np.ndarray],
-    count: int,
-    method: str,
-    initial: str,
-    generator: np.random.Generator,
+    kernels: Mapping[str, np.ndarray], count: int, method: str, initial: str, generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Kernels whose nonzero weights take so many values, the same ones in all of them, none of them zero."""
     weights = np.concatenate([kernel[kernel != 0] for kernel in kernels.values()])
@@ -202,13 +195,10 @@ def _shared(
         levels, places = kmeans(weights, count, initial)
     else:
         levels, places = stochastic(weights, count, generator)
-    shared, start = {}, 0
-    for path, kernel in kernels.items():
-        kept = kernel != 0
-        shared[path] = np.zeros_like(kernel)
-        stop = start + int(np.count_nonzero(kept))
-        shared[path][kept] = levels[places[start:stop]]
-        start = stop
+    parts = np.split(levels[places], np.cumsum([np.count_nonzero(kernel) for kernel in kernels.values()])[:-1])
+    shared = {path: np.zeros_like(kernel) for path, kernel in kernels.items()}
+    for array, kernel, part in zip(shared.values(), kernels.values(), parts, strict=True):
+        array[kernel != 0] = part
     return shared
 
 

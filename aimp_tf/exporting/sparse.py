@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import numbers
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.models import HasModel, model_of
-from aimp_tf.config.texts import aligned, is_number
+from aimp_tf.config.texts import aligned, check_whole
 from aimp_tf.graph.copies import Copies, compile_alike
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.masking import check_plain
@@ -103,10 +102,7 @@ def sparse_inference(model: Any | HasModel, batch_size: int = 1) -> Any:
 
 def sparse_inference_and_report(model: Any | HasModel, batch_size: int = 1) -> tuple[Any, SparseReport]:
     """As `sparse_inference`, with what was timed and chosen."""
-    if not is_number(batch_size, numbers.Integral):
-        raise TypeError(f"batch_size must be a whole number; got {batch_size!r}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    check_whole("batch_size", batch_size, 1)
     model = model_of(model)
     check_plain(model)
     graph = ModelGraph.of(model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.keras_own import is_keras_own
 from aimp_tf.compat.models import is_built
 from aimp_tf.compat.variables import resource_of
-from aimp_tf.config.texts import is_number
+from aimp_tf.config.texts import check_whole
 from aimp_tf.training.device_arrays import DeviceArrays, bytes_of
 from aimp_tf.training.input_pipeline import (
     DEFAULT_BATCH_SIZE,
@@ -248,11 +247,8 @@ class Fitting:
 def _check_options(options: Mapping[str, Any]) -> None:
     """Raises TypeError or ValueError for numbers of `fit` that are none, of which some would train without end."""
     for name in ("batch_size", "steps_per_epoch", "validation_batch_size", "validation_steps"):
-        value = options.get(name)
-        if value is not None and not is_number(value, numbers.Integral):
-            raise TypeError(f"{name} must be a whole number; got {value!r}.")
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}.")
+        if options.get(name) is not None:
+            check_whole(name, options[name], 1)
     class_weight = options.get("class_weight")
     if class_weight is not None and not isinstance(class_weight, Mapping):
         raise TypeError(
