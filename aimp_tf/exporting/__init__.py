@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -203,16 +203,17 @@ def export(
     with _unfinished_in(directory) as unfinished, _without_notes_of_tensorflow():
         for format_ in chosen.values():
             format_.write(model, unfinished / format_.file, Settings(inputs, batch_size))
-        artefacts = [
-            Artefact(name, directory / format_.file, stored_bytes(unfinished / format_.file))
+        verified = _verified(model, chosen, unfinished, inputs, made_up=not given) if verify else {}
+        artefacts = {
+            name: Artefact(
+                name, directory / format_.file, stored_bytes(unfinished / format_.file), *verified.get(name, ())
+            )
             for name, format_ in chosen.items()
-        ]
-        if verify:
-            artefacts = _verified(model, artefacts, unfinished, inputs, made_up=not given)
-        _put_in_place([artefact.path for artefact in artefacts], unfinished)
-    for artefact in artefacts:
+        }
+        _put_in_place([artefact.path for artefact in artefacts.values()], unfinished)
+    for artefact in artefacts.values():
         logger.info("Exported %s to %s: %d bytes.", artefact.format, artefact.path, artefact.bytes)
-    return {artefact.format: artefact for artefact in artefacts}
+    return artefacts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,32 +273,22 @@ def choose_formats(formats: Sequence[str]) -> dict[str, Format]:
 
 
 def _verified(
-    model: Any, artefacts: Sequence[Artefact], folder: pathlib.Path, inputs: Any, *, made_up: bool
-) -> list[Artefact]:
-    """The artefacts, which lie in `folder` so far, with what they differ by. Raises RuntimeError as `export`."""
-    kinds = [FORMATS[artefact.format].kind for artefact in artefacts]
-    paths = [folder / artefact.path.name for artefact in artefacts]
-    found = differences(model, list(zip(kinds, paths, strict=True)), inputs)
-    verified = []
-    for artefact, (difference, fraction) in zip(artefacts, found, strict=True):
-        weights = FORMATS[artefact.format].kind == "weights"
+    model: Any, formats: Mapping[str, Format], folder: pathlib.Path, inputs: Any, *, made_up: bool
+) -> dict[str, tuple[Any, ...]]:
+    """Name -> the last four fields of its `Artefact`, of what lies in `folder`. Raises RuntimeError as `export`."""
+    found = differences(model, [(format_.kind, folder / format_.file) for format_ in formats.values()], inputs)
+    verified = {}
+    for (name, format_), (difference, fraction) in zip(formats.items(), found, strict=True):
+        weights = format_.kind == "weights"
         allowed = 0.0 if weights else tolerance(model)
-        if FORMATS[artefact.format].same and not fraction <= allowed:
+        if format_.same and not fraction <= allowed:
             raise RuntimeError(
-                f"{artefact.path.name} gives other outputs than the model {model.name!r}: the largest difference is "
+                f"{format_.file} gives other outputs than the model {model.name!r}: the largest difference is "
                 f"{difference:.2g}, {fraction:.2g} of the largest output; at most {allowed} of it is rounding. Choose "
                 "other formats, or pass verify=False if you know better."
             )
         examples = 0 if weights else len(tf.nest.flatten(inputs)[0])
-        verified.append(
-            dataclasses.replace(
-                artefact,
-                max_difference=difference,
-                relative_difference=fraction,
-                examples=examples,
-                made_up=made_up and examples > 0,
-            )
-        )
+        verified[name] = (difference, fraction, examples, made_up and examples > 0)
     return verified
 
 

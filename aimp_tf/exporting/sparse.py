@@ -127,10 +127,8 @@ def sparse_inference_and_report(model: Any | HasModel, batch_size: int = 1) -> t
 
 def _is_candidate(layer: Any, keras: Any) -> bool:
     """Whether it is a Dense layer or a 1x1 convolution. Subclasses may compute something else."""
-    kinds = keras.layers
-    if type(layer) in (kinds.Conv1D, kinds.Conv2D, kinds.Conv3D):
-        return set(layer.kernel_size) == {1}
-    return type(layer) is kinds.Dense
+    kind, kinds = type(layer), keras.layers
+    return kind is kinds.Dense or kind in (kinds.Conv1D, kinds.Conv2D, kinds.Conv3D) and set(layer.kernel_size) == {1}
 
 
 def _choose(calls: Sequence[Call], keras: Any, batch_size: int) -> tuple[LayerChoice, Any | None]:

@@ -20,8 +20,6 @@ from aimp_tf.exporting.inputs import arrange, input_specs, make_up
 from aimp_tf.exporting.saved_model import infer, output_names, weight_arrays
 
 _BATCH_SIZE = 256
-_TOLERANCE = 1e-4
-_TOLERANCE_OF_HALF_PRECISION = 5e-2
 
 _PROGRAM = """
 import ast, importlib, os, sys
@@ -160,8 +158,7 @@ def tolerance(model: Any) -> float:
 
     That is 1e-4, for float32 adds up in another order elsewhere, and 5e-2 where layers compute in half precision.
     """
-    half = any(map(computes_in_half_precision, layers_of(model)))
-    return _TOLERANCE_OF_HALF_PRECISION if half else _TOLERANCE
+    return 5e-2 if any(map(computes_in_half_precision, layers_of(model))) else 1e-4
 
 
 def differences(
