@@ -23,6 +23,7 @@ import numpy as np
 UNFINISHED = ".unfinished_"
 _CHECKSUM = "checksum"
 _ARRAY = "array of state.npz"
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class DamagedFileError(ValueError):
@@ -87,22 +88,20 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         DamagedFileError: The file is something else.
         OSError: It cannot be read.
     """
-    arrays: dict[str, np.ndarray] = {}
     try:
         with zipfile.ZipFile(_regular(path)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > path.stat().st_size:
                 raise DamagedFileError(f"{path} holds arrays that are larger than the file")
-            for member in archive.infolist():
-                arrays[member.filename.removesuffix(".npy")] = _read_array(archive, member)
+            return {member.filename.removesuffix(".npy"): _read_array(archive, member) for member in members}
     except DamagedFileError:
         raise
-    except (ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DamagedFileError(f"{path} is damaged: {error}") from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # Which is what seeking to where nothing can be gives.
             raise
         raise DamagedFileError(f"{path} is damaged: {error}") from error
-    return arrays
 
 
 def pack(value: Any, arrays: dict[str, np.ndarray], name: str = "array") -> Any:
@@ -235,13 +234,10 @@ def _regular(path: pathlib.Path) -> pathlib.Path:
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     where = f"{archive.filename} holds {member.filename!r}"
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-        elif version == (2, 0):
-            shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(file)
-        else:
+        read_header = _HEADERS.get(np.lib.format.read_magic(file))
+        if read_header is None:
             raise DamagedFileError(f"{where} in an unknown format")
+        shape, fortran_order, dtype = read_header(file)
         size = math.prod(shape) * dtype.itemsize
         if dtype.kind not in "biuf" or size != member.file_size - file.tell():
             raise DamagedFileError(f"{where} as {dtype}{list(shape)}, which is not an array of numbers of that size")

@@ -134,14 +134,12 @@ def share_weights(
 
 
 def _count(levels: int | None, bits: int | None) -> int:
-    given = {name: value for name, value in (("levels", levels), ("bits", bits)) if value is not None}
-    if len(given) > 1:
+    if levels is not None and bits is not None:
         raise ValueError(f"levels={levels} and bits={bits} say the same: leave out one of them.")
-    for name, value in given.items():
-        low, high = (2, MOST_LEVELS) if name == "levels" else (1, 8)
-        if not is_number(value, numbers.Integral):
+    for name, value, low, high in (("levels", levels, 2, MOST_LEVELS), ("bits", bits, 1, 8)):
+        if value is not None and not is_number(value, numbers.Integral):
             raise TypeError(f"{name} must be a whole number; got {value!r}.")
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise ValueError(f"{name} must be {low} to {high}; got {value}.")
     return levels or 2 ** (bits or 4)
 
