@@ -37,9 +37,6 @@ def prune_in_rounds(
         directory: Where the run is saved, and goes on from; None on others than the chief, or where it is not saved.
         outcome: What is known of the dense model.
         timings: What was timed, for a budget of time.
-
-    Raises:
-        As `prune`.
     """
     fitting = request.fitting
     masked = mask_for(request.model, request.config, request.masks)

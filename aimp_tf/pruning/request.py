@@ -77,9 +77,10 @@ class Request:
         if self.validation_data is None:
             self.data, self.validation_data = split_off(self.data, self.validation_split)
         folder = check_workdir(self.workdir) if self.workdir is not None and cluster.chief else None
-        callbacks, seed = as_callbacks(self.callbacks, generation), self.config.seed
-        data, verbose = (self.data, self.validation_data), fit_verbose(self.verbose)
-        self.fitting = Fitting(*data, callbacks, self.options, verbose, seed, generation, cluster)
+        callbacks, verbose = as_callbacks(self.callbacks, generation), fit_verbose(self.verbose)
+        self.fitting = Fitting(
+            self.data, self.validation_data, callbacks, self.options, verbose, self.config.seed, generation, cluster
+        )
         # Where the run that is there goes on, or is done, it may be what this call wrote before.
         self.replaces = self.overwrite or folder is not None and os.path.lexists(folder / "signature.json")
         self.workdir = folder
@@ -95,7 +96,15 @@ class Request:
             raise TypeError(f"data_on_device must be True or False; got {self.data_on_device!r}.")
         if self.data_on_device:
             self.fitting.check_on_device(self.model)
-        _check_teacher(self.teacher, self.dense_baseline)
+        if isinstance(self.teacher, str) and self.teacher != DENSE:
+            raise ValueError(
+                f"teacher must be a Keras model or 'dense', the model of dense_baseline; got {self.teacher!r}."
+            )
+        if self.teacher == DENSE and self.dense_baseline is False:
+            raise ValueError(
+                "teacher='dense' is the model of dense_baseline, which is not trained. Write dense_baseline=True, or "
+                "the number of its epochs, beside it."
+            )
         _check_dense_baseline(self.dense_baseline, self.config, self.masks, validated)
         if self.cluster.size > 1 and (self.dense_baseline is not False or self.export_to is not None):
             raise ValueError(
@@ -103,7 +112,12 @@ class Request:
                 "what the chief has in workdir."
             )
         if self.export_to is not None:
-            _check_target(self.export_to, self.workdir, self.replaces)
+            target, folder = Target.of(self.export_to), self.workdir
+            if folder is not None and target.folder.resolve().is_relative_to(pathlib.Path(folder).resolve()):
+                raise ValueError(
+                    f"export_to {os.fspath(self.export_to)} lies in workdir, which the run writes itself. Name another."
+                )
+            target.check(self.replaces)
 
     def build(self) -> None:
         """Builds the model, and looks whether it takes the data."""
@@ -175,17 +189,6 @@ class Request:
         return signature
 
 
-def _check_teacher(teacher: Any, dense_baseline: bool | int) -> None:
-    """Raises TypeError or ValueError where `teacher` of `prune` is neither a model, nor "dense" with a baseline."""
-    if isinstance(teacher, str) and teacher != DENSE:
-        raise ValueError(f"teacher must be a Keras model or 'dense', the model of dense_baseline; got {teacher!r}.")
-    if teacher == DENSE and dense_baseline is False:
-        raise ValueError(
-            "teacher='dense' is the model of dense_baseline, which is not trained. Write dense_baseline=True, or the "
-            "number of its epochs, beside it."
-        )
-
-
 def _check_dense_baseline(dense_baseline: Any, config: PruningConfig, masks: Any, validated: bool) -> None:
     """Raises TypeError or ValueError where `dense_baseline` of `prune` is none, or there is nothing to compare with."""
     if not isinstance(dense_baseline, bool) and not is_number(dense_baseline, numbers.Integral):
@@ -203,16 +206,6 @@ def _check_dense_baseline(dense_baseline: Any, config: PruningConfig, masks: Any
             "A dense model that is evaluated as it comes can be compared with the pruned one on validation data alone. "
             "Give validation_data=(x_val, y_val) or validation_split=0.1, or leave out dense_baseline."
         )
-
-
-def _check_target(export_to: str | os.PathLike[str], workdir: str | os.PathLike[str] | None, replaces: bool) -> None:
-    """Raises ValueError where `export` could not write there, or would write into the folder of the run."""
-    target = Target.of(export_to)
-    if workdir is not None and target.folder.resolve().is_relative_to(pathlib.Path(workdir).resolve()):
-        raise ValueError(
-            f"export_to {os.fspath(export_to)} lies in workdir, which the run writes itself. Name another."
-        )
-    target.check(replaces)
 
 
 def teacher_of(teacher: Any, model: Any) -> Teacher | None:
