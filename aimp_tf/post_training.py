@@ -14,7 +14,7 @@ from aimp_tf.compat.models import check_model
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.checks import NOT_USED_BY, OF_EVERY_TRAINING
 from aimp_tf.config.texts import is_number
-from aimp_tf.masking import MaskedModel, Masks, mask_for, sparsity
+from aimp_tf.masking import MaskedModel, Masks, mask_model, sparsity
 from aimp_tf.reports.result import PruningResult
 from aimp_tf.runs.outcome import Outcome
 from aimp_tf.training.fitting import Fitting
@@ -99,7 +99,7 @@ def one_shot(
     fitting.make_ready(model)
     run = Run(config, lambda: None, METHODS[config.method])
     run.started_at = time.monotonic()
-    masked = mask_for(model, config, masks)
+    masked = mask_model(model, config, masks)
     before, kept = masked.snapshot(), masked.masks()
     try:
         dense = fitting.validated(masked.model) or None

@@ -42,9 +42,9 @@ def bare(variable: Any) -> Any:
 
 
 def set_constraint(variable: Any, constraint: Any) -> None:
-    """Gives a variable of tf_keras a constraint, on each replica; None takes it off."""
-    for component in components_of(variable):
-        component._constraint = constraint
+    """Gives a variable of either generation a constraint, on each replica; None takes it off."""
+    for holder in [variable] if "_value" in vars(variable) else components_of(variable):  # Of Keras 3, itself.
+        holder._constraint = constraint
 
 
 class Values(Mapping[str, np.ndarray]):

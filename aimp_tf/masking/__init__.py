@@ -18,10 +18,9 @@ from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.config import PruningConfig
 from aimp_tf.graph.groups import select_units
 from aimp_tf.graph.prunable import reasons_text, select_for
-from aimp_tf.masking.constraints import ConstrainedModel, MaskConstraint
 from aimp_tf.masking.first_masks import Masks, first_masks, set_first_masks
-from aimp_tf.masking.masked_model import MaskedModel, check_agreement
-from aimp_tf.masking.wrapped import WrappedModel
+from aimp_tf.masking.generations import ConstrainedModel, WrappedModel
+from aimp_tf.masking.masked_model import MaskConstraint, MaskedModel, check_agreement
 
 __all__ = [
     "MaskConstraint",
@@ -30,7 +29,6 @@ __all__ = [
     "check_plain",
     "first_masks",
     "Masks",
-    "mask_for",
     "mask_model",
     "select_prunable",
     "sparsity",
@@ -44,50 +42,23 @@ WRAPPED_FIELDS = ("include", "exclude", "granularity", "budget", "channel_multip
 """The fields of the config that `wrap` heeds."""
 
 
-def mask_model(
-    model: Any,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    mixed_precision: str | None = None,
-    granularity: object = "unstructured",
-    budget: object = "weights",
-    channel_multiple: int = 1,
-    masks: Masks = None,
-) -> MaskedModel:
-    """Puts a mask on each prunable weight of a compiled, built model of either generation of Keras.
-
-    Args:
-        model: A Keras 3 or tf_keras model.
-        include: fnmatch patterns on variable paths; empty means every prunable variable.
-        exclude: fnmatch patterns on variable paths.
-        mixed_precision: As in `PruningConfig`, until `strip`.
-        granularity: As in `PruningConfig`. What cannot hold its structure gets no mask.
-        budget: As in `PruningConfig`.
-        channel_multiple: As in `PruningConfig`.
-        masks: As in `wrap`.
-
-    Returns:
-        The masked model; its `strip()` undoes this.
-
-    Raises:
-        TypeError: `model` is not a Keras model.
-        ValueError: It is not compiled or not built, is masked already, has nothing to prune, has an optimizer that
-            averages weights, is a subclassed tf_keras model, has no float32 layers to train in mixed precision, or a
-            pattern matches nothing, or nothing that can hold the structure of `granularity`; or `masks` are not those
-            of its variables, or have another structure.
-    """
-    generation, policy = check_model(model), resolve_policy(mixed_precision)
+def mask_model(model: Any, config: PruningConfig | None = None, masks: Masks = None, **fields: Any) -> MaskedModel:
+    """What `wrap` does, and takes and raises; the `strip()` of the masked model undoes it."""
+    settings = {name: getattr(config or PruningConfig, name) for name in WRAPPED_FIELDS} | fields
+    generation, asked = check_model(model), settings.copy()
+    policy = resolve_policy(asked.pop("mixed_precision"))
     _check_maskable(model, policy)
     with contextlib.ExitStack() as undo, model.distribute_strategy.scope():
         if policy is not None:
             undo.enter_context(computing_in_half_precision(model, generation, policy))
-        selection = select_units(granularity, model, include, exclude, budget=budget, channel_multiple=channel_multiple)
+        selection = select_units(model=model, **asked)
         for path, variable in selection.variables.items():
             if isinstance(variable.constraint, MaskConstraint):
                 raise ValueError(f"{path} is masked already, in another model that shares it; strip that model first.")
+        settings |= {name: tuple(settings[name]) for name in ("include", "exclude")}
         kind = ConstrainedModel if generation == "keras" else WrappedModel
         try:
-            masked = kind(model, selection.variables)
+            masked = kind(model, selection, settings, undo)
         except (TypeError, tf.errors.InvalidArgumentError) as error:
             if policy is None:
                 raise
@@ -95,28 +66,15 @@ def mask_model(
                 f"The model {model.name!r} cannot compute in {policy}. A layer of your own must not mix dtypes: have "
                 f"it cast to self.compute_dtype, or leave mixed_precision at None. The error was: {error}"
             ) from error
-        masked.settings = {
-            "include": tuple(include),
-            "exclude": tuple(exclude),
-            "granularity": granularity,
-            "budget": budget,
-            "channel_multiple": channel_multiple,
-            "mixed_precision": mixed_precision,
-        }
-        masked.units, masked.left_dense, masked.prunable = selection.units, selection.left_dense, selection.prunable
-        masked.on_strip = undo.pop_all().close
     try:
         set_first_masks(masked, masks)
-        _warn_of_left_dense(masked.left_dense)
+        if masked.left_dense:
+            reasons = reasons_text(masked.left_dense)
+            logger.warning("Left dense: %s. target_sparsity is that of the other variables.", reasons)
     except BaseException:
         masked.strip()
         raise
     return masked
-
-
-def mask_for(model: Any, config: PruningConfig, masks: Masks = None) -> MaskedModel:
-    """As `mask_model`, for a config."""
-    return mask_model(model, masks=masks, **{name: getattr(config, name) for name in WRAPPED_FIELDS})
 
 
 def _check_maskable(model: Any, policy: str | None) -> None:
@@ -158,12 +116,14 @@ def wrap(model: Any, config: PruningConfig | None = None, *, masks: Masks = None
 
     Raises:
         TypeError: `model` is not a Keras model, `config` is no config, or a name is unknown.
-        ValueError: As `mask_model`, or a field is out of its range.
+        ValueError: A field is out of its range; the model is not compiled or not built, is masked already, has nothing
+            to prune, has an optimizer that averages weights, is a subclassed tf_keras model, has no float32 layers to
+            train in mixed precision, or a pattern matches nothing, or nothing that can hold the structure of
+            `granularity`; or `masks` are not those of its variables, or have another structure.
     """
     check_config(config)
     check_names("wrap", fields, WRAPPED_FIELDS)
-    chosen = {name: getattr(config, name) for name in WRAPPED_FIELDS} if config is not None else {}
-    return mask_model(model, masks=masks, **{**chosen, **fields}).model
+    return mask_model(model, config, masks, **fields).model
 
 
 def strip(model: Any, *, unfinished: bool = False) -> Any:
@@ -253,11 +213,6 @@ def select_prunable(
     `sparsity`."""
     variables = select_for(granularity, model, include, exclude, frozen=frozen).variables
     return {path: np.asarray(variable.numpy()) for path, variable in variables.items()}
-
-
-def _warn_of_left_dense(reasons: dict[str, str]) -> None:
-    if reasons:
-        logger.warning("Left dense: %s. target_sparsity is that of the other variables.", reasons_text(reasons))
 
 
 def check_plain(model: Any) -> None:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -18,12 +19,31 @@ from aimp_tf.compat.optimizer import ResettableOptimizer
 from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.compat.swap import Swap
 from aimp_tf.compat.trained_part import Indices, TrainedPart
-from aimp_tf.compat.variables import Values, key_of, local_value, local_view
+from aimp_tf.compat.variables import Values, key_of, local_value, local_view, set_constraint
 from aimp_tf.files import checksum_of_arrays
-from aimp_tf.selection.channels import ChannelUnits
-from aimp_tf.selection.units import Units
+from aimp_tf.graph.prunable import Selection
 
 _ATTRIBUTE = "_aimp_tf_masked_model"
+
+
+class MaskConstraint(keras.constraints.Constraint):
+    """Zeroes the masked entries of a variable after every optimizer step, before and after a constraint of the user's.
+
+    Before, for that must not see what is pruned, such as in the norm of a column. After, for it may move zero.
+
+    Args:
+        mask: Variable of the weight's shape, bool; False marks a pruned entry. Changing its values takes effect at
+            once, without tracing anything again.
+        previous: The constraint that the variable had, or None.
+    """
+
+    def __init__(self, mask: tf.Variable, previous: Callable[[Any], Any] | None) -> None:
+        self.mask = mask
+        self.previous = previous
+
+    def __call__(self, weight: Any) -> tf.Tensor:
+        weight = zeroed(weight, self.mask)
+        return weight if self.previous is None else zeroed(self.previous(weight), self.mask)
 
 
 class MaskedModel(abc.ABC):
@@ -50,39 +70,38 @@ class MaskedModel(abc.ABC):
         part: What of it `fit` trains.
     """
 
-    def __init__(self, model: Any, variables: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: Any, selection: Selection, settings: Mapping[str, Any], undo: contextlib.ExitStack
+    ) -> None:
         """Masks nothing yet: every mask starts all True.
 
         Args:
-            model: A compiled, built Keras model of the subclass's generation.
-            variables: Path -> variable, those to prune.
+            model: A compiled, built Keras model of the subclass's generation, in the scope of its strategy.
+            selection: What is to be pruned in it.
+            settings: The fields of a config that say so.
+            undo: Undoes what was done to the model before, and this as well if it fails; `strip` does that then.
         """
         self.model = model
         self.original = model
-        self.variables = dict(variables)
+        self.variables = dict(selection.variables)
         self._masks: dict[str, Any] = {}
         self.cluster = Cluster(model.distribute_strategy)
-        self.settings: Mapping[str, Any] = {"mixed_precision": None, "granularity": "unstructured"}
-        self.units: Units | ChannelUnits = Units()
-        self.prunable: Mapping[str, Any] = self.variables
-        self.left_dense: dict[str, str] = {}
+        self.settings = settings
+        self.units, self.prunable, self.left_dense = selection.units, selection.prunable, selection.left_dense
         self.masks_given = False
         self.rounds_left: int | None = None
-        self.on_strip: Callable[[], object] = lambda: None
         self.while_masked = contextlib.ExitStack()
         self.fits = Fits()
-        with contextlib.ExitStack() as undo, model.distribute_strategy.scope():
-            self.optimizers = ModelOptimizers(model)
-            undo.callback(lambda: self.optimizers.release())  # Those of then.
-            self._steps_before = self.optimizers.steps
-            undo.callback(self._detach)
-            self._attach()
-            self.part = TrainedPart(self.model, self.original)
-            undo.enter_context(Swap(self.model, "fit", self.fits.around(self.model.fit)))
-            for either in (self.model, self.original):
-                undo.enter_context(Swap(either, _ATTRIBUTE, self))
-            self.synchronize()
-            self._undo = undo.pop_all()
+        self.optimizers = ModelOptimizers(model)
+        undo.callback(lambda: self.optimizers.release())  # Those of then.
+        self._steps_before = self.optimizers.steps
+        self._attach(undo)
+        self.part = TrainedPart(self.model, self.original)
+        undo.enter_context(Swap(self.model, "fit", self.fits.around(self.model.fit)))
+        for either in (self.model, self.original):
+            undo.enter_context(Swap(either, _ATTRIBUTE, self))
+        self.synchronize()
+        self._undo = undo.pop_all()
 
     @staticmethod
     def of(model: Any) -> MaskedModel | None:
@@ -237,14 +256,8 @@ class MaskedModel(abc.ABC):
             )
 
     def strip(self) -> Any:
-        """Takes the masks away and returns the user's own model, its pruned weights zero, its optimizer as it was.
-
-        `on_strip` is called then, which undoes what was done to the model before it was masked.
-        """
-        with contextlib.ExitStack() as undo:
-            undo.callback(self.on_strip)
-            undo.enter_context(self._undo)
-            undo.enter_context(self.while_masked)
+        """Takes the masks away and returns the user's own model, its pruned weights zero, its optimizer as it was."""
+        with self._undo, self.while_masked:
             self.part.end()
             self._zero_pruned()
         return self.original
@@ -264,17 +277,32 @@ class MaskedModel(abc.ABC):
         Training goes on as if nothing had happened.
         """
 
+    def _put_constraints(self, masks: Mapping[int, Any], undo: contextlib.ExitStack) -> None:
+        """Makes every optimizer step honour masks: those of these, by the ids of their variables, or else new ones."""
+        undo.callback(self._take_constraints_off)
+        for path, variable in self.variables.items():
+            # A new one lives outside the layers: built, they take no new variables, and nothing of it is exported.
+            mask = masks.get(id(variable))
+            if mask is None:
+                mask = tf.Variable(tf.ones(variable.shape, tf.bool), trainable=False, name=f"{path}/mask")
+            self._masks[path] = mask
+            set_constraint(variable, MaskConstraint(mask, variable.constraint))
+
+    def _take_constraints_off(self) -> None:
+        for variable in self.variables.values():
+            if isinstance(variable.constraint, MaskConstraint):
+                set_constraint(variable, variable.constraint.previous)
+
     @abc.abstractmethod
-    def _attach(self) -> None:
-        """Fills `_masks` with variables and makes every optimizer step honour them. May replace `self.model`."""
+    def _attach(self, undo: contextlib.ExitStack) -> None:
+        """Calls `_put_constraints`, and what else it takes to train with them. May replace `self.model`.
+
+        What undoes it, also where it fails half-way, goes to `undo`.
+        """
 
     @abc.abstractmethod
     def _compiled_again(self) -> None:
         """Does again what `_attach` did for a model that was then compiled otherwise."""
-
-    @abc.abstractmethod
-    def _detach(self) -> None:
-        """Undoes `_attach`, also one that failed half-way."""
 
 
 def _check_compiled(masked: MaskedModel, changed: bool) -> None:

@@ -44,7 +44,9 @@ def measure_dense(
     fitting, epochs = request.fitting, request.dense_baseline
     if epochs is True:
         epochs = 0 if config.start == "trained" else config.resolved_epochs
-    masked = mask_model(request.model, config.include, config.exclude, config.mixed_precision)
+    masked = mask_model(
+        request.model, include=config.include, exclude=config.exclude, mixed_precision=config.mixed_precision
+    )
     try:
         stops = any(hasattr(callback, "start_from_epoch") for callback in fitting.callbacks if _is_heeded(callback))
         before = known.dense_epochs or 0

@@ -12,7 +12,7 @@ import tensorflow as tf
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.latency import Timings
 from aimp_tf.exporting.timing import with_clock
-from aimp_tf.masking import MaskedModel, mask_for, sparsity
+from aimp_tf.masking import MaskedModel, mask_model, sparsity
 from aimp_tf.pruning.request import Request, teacher_of
 from aimp_tf.reports.display import RunDisplay
 from aimp_tf.reports.result import PruningResult
@@ -39,7 +39,7 @@ def prune_in_rounds(
         timings: What was timed, for a budget of time.
     """
     fitting = request.fitting
-    masked = mask_for(request.model, request.config, request.masks)
+    masked = mask_model(request.model, request.config, request.masks)
     try:
         pruning = _begun(masked, request, timings, request.taught_by)
         first, trained = masked.kept, max(masked.optimizers.steps)
@@ -87,7 +87,7 @@ def check_run(request: Request, timings: Timings) -> PruningConfig:
     """The config of the run, with its `epochs`. Raises what the run itself would before it trains, which the baseline's
     training would come before."""
     teacher = teacher_of(request.teacher, request.model)
-    masked = mask_for(request.model, request.config)
+    masked = mask_model(request.model, request.config)
     try:
         pruning = _begun(masked, request, timings, teacher)
         pruning.among(request.fitting.callbacks)
