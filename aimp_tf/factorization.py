@@ -127,33 +127,25 @@ def merge_factors(model: Any | HasModel) -> Any:
     check_plain(model)
     graph = ModelGraph.of(model)
     pairs = _pairs(graph)
-    merging = {id(pair.second): pair for pair in pairs if not pair.pays}
-    gone = {id(pair.first) for pair in merging.values()}
+    merging = {id(second): first for first, second in pairs if not _pay(first, second)}
+    gone = set(map(id, merging.values()))
 
     def layer_for(call: Call, copies: Copies) -> Any:
         if id(call.layer) in gone:
             return lambda inputs, **_: inputs  # The layer that is called on them next is the merged one.
-        pair = merging.get(id(call.layer))
-        return copies.of(call) if pair is None else _merged(call, pair, copies)
+        first = merging.get(id(call.layer))
+        return copies.of(call) if first is None else _merged(call, first, copies)
 
     merged, _ = rebuilt(graph, layer_for)
     logger.info("Merged %d of %d pairs of factors of %s.", len(merging), len(pairs), model.name)
     return merged
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pair:
-    """Two layers that `factorize` made of one."""
-
-    first: Any
-    second: Any
-
-    @property
-    def pays(self) -> bool:
-        """Whether both take fewer multiplications than a single one. They work in the same positions."""
-        *window, rank = self.first.kernel.shape
-        rows, outputs = math.prod(window), self.second.kernel.shape[-1]
-        return rank * (rows + outputs) < rows * outputs
+def _pay(first: Any, second: Any) -> bool:
+    """Whether two factors take fewer multiplications than a single layer. They work in the same positions."""
+    *window, rank = first.kernel.shape
+    rows, outputs = math.prod(window), second.kernel.shape[-1]
+    return rank * (rows + outputs) < rows * outputs
 
 
 def _factors(call: Call, copies: Copies) -> Callable[..., Any]:
@@ -179,17 +171,17 @@ def _factors(call: Call, copies: Copies) -> Callable[..., Any]:
     return lambda *args, **kwargs: second(first(*args, **kwargs))
 
 
-def _merged(call: Call, pair: _Pair, copies: Copies) -> Any:
+def _merged(call: Call, first: Any, copies: Copies) -> Any:
     """The layer with the product of the kernels of two, in the place of a call of the second."""
-    inner, outer = _matrix(pair.first), _matrix(pair.second)
-    weights = [(inner @ outer).reshape(*pair.first.kernel.shape[:-1], outer.shape[-1])]
-    use_bias = pair.first.use_bias or pair.second.use_bias
+    second = call.layer
+    inner, outer = _matrix(first), _matrix(second)
+    weights = [(inner @ outer).reshape(*first.kernel.shape[:-1], outer.shape[-1])]
+    use_bias = first.use_bias or second.use_bias
     if use_bias:
         # Compaction gives the first one where it reads constants.
-        before, after = (_bias(layer) for layer in (pair.first, pair.second))
-        weights.append(before @ outer + after)
-    dtype = pair.second.get_weights()[0].dtype
-    window = {name: getattr(pair.first, name) for name in _point(pair.first)}
+        weights.append(_bias(first) @ outer + _bias(second))
+    dtype = second.get_weights()[0].dtype
+    window = {name: getattr(first, name) for name in _point(first)}
     return copies.of(call, [weight.astype(dtype) for weight in weights], use_bias=use_bias, **window)
 
 
@@ -233,7 +225,7 @@ def _why_whole(graph: ModelGraph, found: Mapping[str, Any]) -> dict[str, str]:
     """Path -> why, of the kernels that cannot be factorised; `found` has the layers."""
     names = {id(call.layer): call.name for call in graph.calls}
     taken = {*names.values(), *(layer.name for layer in layers_of(graph.model))}
-    factors = {id(layer) for pair in _pairs(graph) for layer in (pair.first, pair.second)}
+    factors = {id(layer) for pair in _pairs(graph) for layer in pair}
 
     def why(layer: Any) -> str:
         if id(layer) not in names:
@@ -266,8 +258,8 @@ def _why_no_factors(layer: Any, keras: Any) -> str:
     return f"under a {own[0]}, which would not be that of the product of two" if own else ""
 
 
-def _pairs(graph: ModelGraph) -> list[_Pair]:
-    """All pairs of layers of a graph that `factorize` may have made."""
+def _pairs(graph: ModelGraph) -> list[tuple[Any, Any]]:
+    """All pairs of layers of a graph that `factorize` may have made of one."""
     makers = {output: call for call in graph.calls for output in call.outputs}
     pairs = []
     for reading in graph.by_layer.values():
@@ -275,15 +267,14 @@ def _pairs(graph: ModelGraph) -> list[_Pair]:
         reads = [graph.readers[call.outputs[0]] for call in making]
         if len({id(call.layer) for call in making}) != 1 or any(len(each) > 1 for each in reads):
             continue
-        pair = _Pair(making[0].layer, reading[0].layer)
-        if len(making) == len(reading) == len(graph.by_layer[id(pair.first)]) and _are_factors(pair, graph.keras):
-            pairs.append(pair)
+        first, second = making[0].layer, reading[0].layer
+        if len(making) == len(reading) == len(graph.by_layer[id(first)]) and _are_factors(first, second, graph.keras):
+            pairs.append((first, second))
     return pairs
 
 
-def _are_factors(pair: _Pair, keras: Any) -> bool:
+def _are_factors(first: Any, second: Any, keras: Any) -> bool:
     """Whether two layers, of which the second alone reads the first, look like what `factorize` makes."""
-    first, second = pair.first, pair.second
     if type(first) is not type(second) or _why_no_factors(first, keras) or _why_no_factors(second, keras):
         return False
     return (

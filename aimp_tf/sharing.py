@@ -12,12 +12,12 @@ import numpy as np
 
 from aimp_tf.coding.levels import INITIAL, kmeans, stochastic
 from aimp_tf.coding.tensors import MOST_LEVELS, levels_of
-from aimp_tf.compat.models import HasModel, model_of
+from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import HasModel, layers_of, model_of
 from aimp_tf.compat.variables import key_of
 from aimp_tf.config.checks import check_patterns
 from aimp_tf.config.texts import check_whole, is_number
 from aimp_tf.graph.copies import Copies, rebuilt
-from aimp_tf.graph.folding import fold_statistics
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.graph.prunable import named_weights, prunable_variables, select
 from aimp_tf.masking import check_plain
@@ -100,7 +100,7 @@ def share_weights(
     chosen = select(prunable_variables(model), include, exclude)
     copy, copied = _copied(model)
     if fold_normalization:
-        fold_statistics(copy)
+        _fold_statistics(copy)
     weights = named_weights(copy)
     arrays = {path: np.asarray(weight) for path, weight in weights.items()}
     places = {copied.get(key_of(variable)) for variable in chosen.values()}
@@ -179,6 +179,29 @@ def _copied(model: Any) -> tuple[Any, dict[int, int]]:
         for pair in pairs
         for old, new in zip(*(getattr(layer, "weights", ()) for layer in pair), strict=True)
     }
+
+
+def _fold_statistics(model: Any) -> None:
+    """Lets each BatchNormalization of a built model give the same, in use, with means of 0 and variances of 1.
+
+    Those without a scale or a shift stay as they are, and so do classes that are not Keras' own.
+    """
+    for layer in filter(_can_fold, layers_of(model)):
+        gamma, beta, mean, variance = (
+            np.asarray(weight, np.float64)
+            for weight in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance)
+        )
+        scale = gamma / np.sqrt(variance + layer.epsilon)
+        layer.gamma.assign(scale * np.sqrt(1 + layer.epsilon))
+        layer.beta.assign(beta - mean * scale)
+        layer.moving_mean.assign(np.zeros_like(mean))
+        layer.moving_variance.assign(np.ones_like(variance))
+
+
+def _can_fold(layer: Any) -> bool:
+    if "BatchNormalization" not in type(layer).__name__ or not is_keras_own(type(layer)):
+        return False
+    return layer.scale and layer.center and not getattr(layer, "renorm", False)
 
 
 def _shared(

@@ -60,8 +60,9 @@ class Copies:
             return layer
         if type(layer) is self._keras.layers.Lambda:  # Keras does not make its function from a config unasked.
             return lambda_like(layer, call.name)
+        same_shapes = weights is None or list(map(np.shape, weights)) == [tuple(each.shape) for each in layer.weights]
         try:
-            copy = _remade(call, changes, resized=_is_resized(layer, weights))
+            copy = _remade(call, changes, same_shapes)
         except Exception as error:  # Whatever a constructor of the user's raises.
             if _is_change(layer, weights, changes):
                 raise ValueError(
@@ -99,8 +100,9 @@ def compile_alike(model: Any, other: Any) -> None:
         return
 
 
-def _remade(call: Call, changes: Mapping[str, Any], resized: bool) -> Any:
-    """A layer made from the config of a call's, without its weights. Raises what a constructor does, and ValueError."""
+def _remade(call: Call, changes: Mapping[str, Any], same_shapes: bool) -> Any:
+    """A layer made from the config of a call's, without its weights, which will have the same shapes, or not. Raises
+    what a constructor does, and ValueError."""
     layer = call.layer
     config = {**layer.get_config(), "name": call.name}
     functions = _functions(layer, config)
@@ -113,7 +115,7 @@ def _remade(call: Call, changes: Mapping[str, Any], resized: bool) -> Any:
         if is_keras_own(type(layer)):
             raise
         copy = type(layer).from_config({**config, **changes})  # That may expect just what get_config gave.
-    if not is_keras_own(type(layer)) and not changes and not resized:
+    if not is_keras_own(type(layer)) and not changes and same_shapes:
         _check_alike(copy, call)
     return copy
 
@@ -142,12 +144,6 @@ def _check_alike(copy: Any, call: Call) -> None:
     shapes, expected = ([weight.shape for weight in layer.get_weights()] for layer in (copy, call.layer))
     if shapes != expected:
         raise ValueError(f"What its config gives has weights of the shapes {shapes} instead of {expected}.")
-
-
-def _is_resized(layer: Any, weights: list[Any] | None) -> bool:
-    """Whether these weights have other shapes than those of the layer."""
-    shapes = [tuple(weight.shape) for weight in layer.weights]
-    return weights is not None and [np.shape(weight) for weight in weights] != shapes
 
 
 def _is_change(layer: Any, weights: list[Any] | None, changes: Mapping[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,17 +19,14 @@ class Tried(Rule):
     """A function, or a layer without weights, that is tried: with some entries left out of what goes in, does it give
     the same but for some entries? Or does it only move values?"""
 
+    is_opaque = False
+
     def __init__(self, layer: Any) -> None:
         super().__init__(layer)
         # What can be left out of its inputs, and is then left out of its outputs; or how it moves values, of calls that
         # do no more than that, of which cuts do not say it all.
         self._cuts: dict[Call, Sequence[Cut]] = {}
         self._movements: dict[Call, Movement] = {}
-        self._seen_through = True
-
-    @property
-    def is_opaque(self) -> bool:
-        return not self._seen_through
 
     @property
     def in_place(self) -> bool:  # type: ignore[override]
@@ -41,7 +37,7 @@ class Tried(Rule):
     def remade(self, call: Call, kept: Callable[[Tensor], Mapping[int, np.ndarray]], keras: Any) -> Any:
         movement = self._movements.get(call)
         if movement is not None and not movement.as_it_is:
-            return movement.remade(call, kept, keras)
+            return movement.remade(kept, keras)
         smaller = {}
         for place, (axis, source, along) in _cut_arrays(call, self._cuts.get(call, ())).items():
             if along in (stays := kept(source)):
@@ -56,13 +52,13 @@ class Tried(Rule):
         }
         trial = Trial(call, tracked)
         cuts, left = _cuts(trial, tracked) if trial.worked else ([], True)
-        movement = Movement.of(call, flows) if left else None
+        movement = Movement.of(call) if left else None
         if movement is not None:
             self._movements[call] = movement
-            return movement.follow(call, flows, classes)
+            return movement.follow(flows, classes)
         if left and trial.worked:
             cuts, left = _cuts(trial, tracked, cuts, of_zeros=True)
-        self._seen_through = self._seen_through and not left
+        self.is_opaque |= left
         self._cuts[call] = cuts
         if not cuts:
             return Opaque(self.layer)._flow(call, inputs, classes)
@@ -72,27 +68,26 @@ class Tried(Rule):
         """What comes out, of which entries can be left out as the cuts say."""
         why = f"{call.name} ({type(self.layer).__name__}) needs all of it"
         tied: list[dict[int, np.ndarray]] = [{} for _ in call.outputs]
-        seen: dict[Tensor, set[int]] = collections.defaultdict(set)
+        seen: set[tuple[Tensor, int]] = set()
         for cut in self._cuts[call]:
             together = {(trial.tensors[place], axis) for place, axis in cut.inputs.items() if place in trial.tensors}
-            along = [flows[tensor].axes.get(axis) for tensor, axis in together]
-            there = [each.classes for each in along if each is not None]
-            for tensor, axis in together:
-                seen[tensor].add(axis)
+            seen |= together
+            there = [flows[tensor].axes[axis] for tensor, axis in together if axis in flows[tensor].axes]
+            first = there[0]
             for each in there[1:]:
-                classes.join(there[0], each)
-            if len(there) < len(along):
-                classes.pin(there[0], why)
+                classes.join(first.classes, each.classes)
+            if len(there) < len(together):
+                classes.pin(first.classes, why)
             if cut.of_zeros:
-                zero = np.all([each.constants == 0 for each in along if each is not None], axis=0)
-                classes.pin(there[0][~zero], why)
-                self._seen_through = self._seen_through and bool(zero.all())
+                zero = np.all([each.constants == 0 for each in there], axis=0)
+                classes.pin(first.classes[~zero], why)
+                self.is_opaque |= not zero.all()
             for axes, out in zip(tied, cut.outputs, strict=True):
                 if out is not None:
-                    axes[out] = there[0]
+                    axes[out] = first.classes
         for tensor, flow in flows.items():
             for axis, entries in flow.axes.items():
-                if axis not in seen[tensor]:
+                if (tensor, axis) not in seen:
                     classes.pin(entries.classes, why)
         known = {
             place: {axis: entries.constants for axis, entries in flows[tensor].axes.items()}

@@ -17,6 +17,8 @@ from aimp_tf.graph.rules import Flows, Function, Kept, Merge, Reading, Rule, eve
 class Linear(Rule):
     """Dense layers and convolutions: every output channel is a weighted sum of input channels, and an activation."""
 
+    is_tied = True
+
     def __init__(
         self, layer: Any, weights: Sequence[np.ndarray], activation: Function | None, *, bordered: bool
     ) -> None:
@@ -66,7 +68,7 @@ class Linear(Rule):
     def _flow(self, call: Call, inputs: list[Flow], classes: ChannelClasses) -> list[Flow]:
         (source,) = inputs
         foldable = self.foldable(source.constants)
-        constants = self._biases(np.where(foldable, source.constants, 0.0), np.arange(self._outputs))
+        constants = self._biases(np.where(foldable, source.constants, 0.0), np.arange(self._connected.shape[-1]))
         constants[self._connected[~foldable].any(axis=0)] = np.nan
         return [self._made(call, source, constants, classes)]
 
@@ -85,14 +87,6 @@ class Linear(Rule):
             made = Axis(outputs, where_known(self._activation, constants), ~varied)
         rank = len(call.outputs[0].shape)
         return Flow(rank, {**others, rank - 1: made})
-
-    @property
-    def _outputs(self) -> int:
-        return self._connected.shape[-1]
-
-    @property
-    def is_tied(self) -> bool:
-        return True
 
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
         channels = ("outputs", "inputs") if self._transposed else ("inputs", "outputs")
@@ -142,9 +136,7 @@ class Separable(Linear):
         padding = self.layer.padding.upper()
         if values.ndim != kernel.ndim - 1 or padding not in ("SAME", "VALID"):
             return np.full((1, values.shape[-1]), np.nan)
-        strides, rates = (
-            (*each, *each)[:2] if len(each) == 1 else each for each in (self.layer.strides, self.layer.dilation_rate)
-        )
+        strides, rates = ((*each, *each)[:2] for each in (self.layer.strides, self.layer.dilation_rate))
         if kernel.ndim == 3:
             values, kernel = values[np.newaxis], kernel[np.newaxis]
         known = np.nan_to_num(values)[np.newaxis]
@@ -173,11 +165,8 @@ class Grouped(Linear):
         self._places, self._made_by_each = self._kernel.shape[-2], self._kernel.shape[-1] // layer.groups
         self._training = training
         self._by_group = layer.groups >= self._places
-        within = self._connected
-        self._connected = np.zeros((self._groups * self._places, within.shape[-1]), bool)
-        for group in range(self._groups):
-            made = slice(group * self._made_by_each, (group + 1) * self._made_by_each)
-            self._connected[group * self._places : (group + 1) * self._places, made] = within[:, made]
+        of_same_group = np.kron(np.eye(self._groups, dtype=bool), np.ones((self._places, self._made_by_each), bool))
+        self._connected = np.tile(self._connected, (self._groups, 1)) & of_same_group
 
     def readings(self) -> Sequence[Reading]:
         groups = np.arange(len(self._connected)) // self._places
@@ -235,6 +224,8 @@ class Grouped(Linear):
 class Depthwise(Rule):
     """Depthwise convolutions: every output channel depends on one input channel."""
 
+    is_tied = True
+
     def __init__(self, layer: Any, weights: Sequence[np.ndarray], activation: Function, *, bordered: bool) -> None:
         """As `Linear`. A convolution with as many groups as channels is one as well."""
         super().__init__(layer)
@@ -260,10 +251,6 @@ class Depthwise(Rule):
         fixed = np.repeat(source.channels.fixed, times) | ~kernel.any(axis=0)
         made = Axis(np.repeat(source.classes, times), where_known(self._activation, constants), fixed)
         return [Flow.of_channels(len(call.outputs[0].shape), made)]
-
-    @property
-    def is_tied(self) -> bool:
-        return True
 
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
         kernel, *bias = ranks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,19 +25,9 @@ _HALF_COUNTS = 2**8
 """So far bfloat16 counts, and float16 too."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Way:
-    """How entries along an axis of an input become entries along one of an output.
-
-    Attributes:
-        place: Which input.
-        axis: Its axis.
-        pairs: (entry of the output, entry of the input), int (pairs, 2).
-    """
-
-    place: int
-    axis: int
-    pairs: np.ndarray
+_Ways = Mapping[int, Mapping[int, tuple[int, np.ndarray]]]
+"""Axis of an output -> place of an input that gets there -> its axis along which entries do, and their pairs (entry of
+the output, entry of the input), int (pairs, 2). The axis of examples counts as the first."""
 
 
 class Movement:
@@ -47,102 +37,107 @@ class Movement:
         as_it_is: Whether the same call does what it should with entries left out of its inputs.
     """
 
-    def __init__(self, trial: Trial, sources: Sequence[np.ndarray], flows: Flows) -> None:
-        """Looks at where the values come from.
+    def __init__(
+        self, call: Call, trial: Trial, numbers: Mapping[int, np.ndarray], sources: Sequence[np.ndarray]
+    ) -> None:
+        """Says where values come from.
 
         Args:
-            trial: The call, with all axes of their own sizes.
-            sources: Of each output, the number of the value that each of its own is, among all of an example's that go
-                in, or `_NOTHING`; int, without the axis of examples.
-            flows: What is known of what goes in.
+            call: The call.
+            trial: Of it, with all axes of their own sizes.
+            numbers: Place of each tensor -> the number of each of its values, as `_numbers` gives them.
+            sources: Of each output, the number of the value that each of its own is, or `_NOTHING`; int, without the
+                axis of examples.
         """
-        self._trial, self._sources = trial, sources
-        self._places = _places(trial)
+        self._call, self._trial, self._numbers, self._sources = call, trial, numbers, sources
         self.as_it_is = True
-        self._ways = [self._ways_of(each, flows) for each in sources]
 
     @classmethod
-    def of(cls, call: Call, flows: Flows) -> Movement | None:
+    def of(cls, call: Call) -> Movement | None:
         """The movement of a call; None if it does more than that."""
         trial = Trial(call, None)
-        if not trial.worked or (sources := _sources(trial, call.outputs)) is None:
+        if not trial.worked:
             return None
-        return cls(trial, sources, flows)
+        numbers = _numbers(trial)
+        sources = _sources(trial, numbers, call.outputs)
+        return None if sources is None else cls(call, trial, numbers, sources)
 
-    def follow(self, call: Call, flows: Flows, classes: ChannelClasses) -> list[Flow]:
+    def follow(self, flows: Flows, classes: ChannelClasses) -> list[Flow]:
         """What comes out of the call."""
-        why = f"{call.name} ({type(call.layer).__name__}) moves it so that all of it stays"
-        outputs = [self._output(call, index, flows, classes, why) for index in range(len(call.outputs))]
-        used = {(way.place, way.axis) for ways in self._ways for each in ways.values() for way in each}
+        why = f"{self._call.name} ({type(self._call.layer).__name__}) moves it so that all of it stays"
+        ways = [self._ways_of(each, flows) for each in self._sources]
+        outputs = [self._output(index, each, flows, classes, why) for index, each in enumerate(ways)]
+        used = {(place, axis) for each in ways for way in each.values() for place, (axis, _) in way.items()}
         for place, tensor in self._trial.tensors.items():
             for axis, along in flows[tensor].axes.items():
                 if (place, axis) not in used:
                     classes.pin(along.classes, why)
-        self.as_it_is = self._does_with_less(call, flows, outputs, classes)
-        if not self.as_it_is and not all(self._can_be_remade(call, index) for index in range(len(outputs))):
+        self.as_it_is = self._does_with_less(flows, outputs, classes)
+        if not self.as_it_is and not all(map(self._can_be_remade, range(len(outputs)))):
             for flow in (*flows.values(), *outputs):
                 classes.pin_all(flow, why)
             self.as_it_is = True
         return outputs
 
-    def remade(self, call: Call, kept: Callable[[Tensor], Mapping[int, np.ndarray]], keras: Any) -> Any:
+    def remade(self, kept: Callable[[Tensor], Mapping[int, np.ndarray]], keras: Any) -> Any:
         """As `Rule.remade`."""
-        (place, tensor), *_ = self._trial.tensors.items()
+        ((place, tensor),) = self._trial.tensors.items()
 
         def make(layer: Callable[[], Any], get: Callable[[Tensor], Any]) -> list[Any]:
             value, stays = get(tensor), kept(tensor)
             outputs = []
-            for index, output in enumerate(call.outputs):
+            for index, output in enumerate(self._call.outputs):
+                after = kept(output)
                 if self._keeps_order(index):
-                    outputs.append(_reshaped(value, output, kept(output), keras))
+                    sizes = [-1 if size is None else size for size in output.shape]
+                    for axis, indices in after.items():
+                        sizes[axis] = len(indices)
+                    outputs.append(keras.layers.Reshape(sizes[1:])(value))
                     continue
-                axis = self._axis_taken(index)
-                assert axis is not None  # Or it would be pinned.
-                before = stays.get(axis, np.arange(self._trial.shapes[place][axis]))
-                taken = self._taken(index, axis)
-                after = kept(output).get(axis, np.arange(len(taken)))
-                outputs.append(_take(value, np.searchsorted(before, taken[after]), axis, keras))
+                found = self._taken(index)
+                assert found is not None  # Or it would be pinned.
+                axis, taken = found
+                before = stays.get(axis, np.arange(self._numbers[place].shape[axis - 1]))
+                taken = taken[after.get(axis, np.arange(len(taken)))]
+                outputs.append(_take(value, np.searchsorted(before, taken), axis, keras))
             return outputs
 
         return make
 
-    def _ways_of(self, sources: np.ndarray, flows: Flows) -> dict[int, list[_Way]]:
-        """Axis of an output -> how entries get there. The axis of examples counts as the first."""
-        ways: dict[int, list[_Way]] = {}
+    def _ways_of(self, sources: np.ndarray, flows: Flows) -> _Ways:
+        """How entries get to an output."""
+        ways: dict[int, dict[int, tuple[int, np.ndarray]]] = {}
         for place, tensor in self._trial.tensors.items():
-            first, shape = self._places[place], self._trial.shapes[place][1:]
-            present = (sources >= first) & (sources < first + int(np.prod(shape)))
+            numbers = self._numbers[place]
+            present = np.isin(sources, numbers)
             if not present.any():
                 continue
-            entries = np.unravel_index(np.where(present, sources - first, 0), shape)
+            entries = np.unravel_index(np.where(present, sources - numbers.min(), 0), numbers.shape)
             for axis in flows[tensor].axes:
                 # Sequences are split into heads, others into what a layer looks at and the channels in its place.
-                found = _axis_of(entries[axis - 1], present, shape[axis - 1], last=len(shape) != 2)
-                if found is not None and not any(way.place == place for way in ways.get(found[0], ())):
-                    ways.setdefault(found[0], []).append(_Way(place, axis, found[1]))
+                found = _axis_of(entries[axis - 1], present, numbers.shape[axis - 1], last=numbers.ndim != 2)
+                if found is not None:
+                    ways.setdefault(found[0], {}).setdefault(place, (axis, found[1]))
         return ways
 
-    def _output(self, call: Call, index: int, flows: Flows, classes: ChannelClasses, why: str) -> Flow:
-        sources, axes = self._sources[index], {}
-        for axis, ways in sorted(self._ways[index].items()):
-            size = sources.shape[axis - 1]
-            by_entry = np.moveaxis(sources, axis - 1, 0).reshape(size, -1)
+    def _output(self, index: int, ways: _Ways, flows: Flows, classes: ChannelClasses, why: str) -> Flow:
+        tensor, axes = self._call.outputs[index], {}
+        for axis, by_place in sorted(ways.items()):
+            size = self._sources[index].shape[axis - 1]
+            by_entry = np.moveaxis(self._sources[index], axis - 1, 0).reshape(size, -1)
             tied: np.ndarray = np.full(size, -1)
             constants: list[set[float]] = [set() for _ in range(size)]
             fixed = np.ones(size, bool)
             covered = by_entry == _NOTHING
-            for way in ways:
-                tensor = self._trial.tensors[way.place]
-                along = flows[tensor].axes[way.axis]
-                first = self._places[way.place]
-                covered |= (by_entry >= first) & (by_entry < first + int(np.prod(self._trial.shapes[way.place][1:])))
-                for entry, source in way.pairs.tolist():
-                    if tied[entry] < 0:
-                        tied[entry] = along.classes[source]
-                    else:
-                        classes.join(tied[entry : entry + 1], along.classes[source : source + 1])
-                    constants[entry].add(float(along.constants[source]))
-                    fixed[entry] &= along.fixed[source]
+            for place, (source_axis, pairs) in by_place.items():
+                along = flows[self._trial.tensors[place]].axes[source_axis]
+                covered |= np.isin(by_entry, self._numbers[place])
+                entries, given = pairs.T
+                tied[entries] = np.where(tied[entries] < 0, along.classes[given], tied[entries])
+                classes.join(tied[entries], along.classes[given])
+                np.logical_and.at(fixed, entries, along.fixed[given])
+                for entry, constant in zip(entries.tolist(), along.constants[given].tolist(), strict=True):
+                    constants[entry].add(constant)
             for entry in np.flatnonzero((by_entry == _NOTHING).any(axis=1)):
                 constants[entry].add(0.0)
             if not covered.all() or (tied < 0).any():
@@ -150,13 +145,12 @@ class Movement:
                 continue
             values = np.array([each.pop() if len(each) == 1 else np.nan for each in constants])
             axes[axis] = Axis(tied, values, fixed)
-        tensor = call.outputs[index]
         last = len(tensor.shape) - 1
         if last not in axes:
             axes |= as_it_is(tensor, classes, why).axes
         return Flow(len(tensor.shape), axes)
 
-    def _does_with_less(self, call: Call, flows: Flows, outputs: Sequence[Flow], classes: ChannelClasses) -> bool:
+    def _does_with_less(self, flows: Flows, outputs: Sequence[Flow], classes: ChannelClasses) -> bool:
         """Whether the same call gives the same with some entries left out, which is tried with some of each axis."""
         generator = np.random.default_rng(0)
         values = self._trial.sample()
@@ -190,61 +184,50 @@ class Movement:
                 return True
         return False
 
-    def _can_be_remade(self, call: Call, index: int) -> bool:
-        shape = call.outputs[index].shape
+    def _can_be_remade(self, index: int) -> bool:
+        shape = self._call.outputs[index].shape
         return len(self._trial.tensors) == 1 and (
-            (self._keeps_order(index) and shape[1:].count(None) < 2) or self._axis_taken(index) is not None
+            (self._keeps_order(index) and shape[1:].count(None) < 2) or self._taken(index) is not None
         )
 
     def _keeps_order(self, index: int) -> bool:
         """Whether an output is all of the input with other axes."""
-        sources = self._sources[index].reshape(-1)
-        (shape,) = self._trial.shapes.values()
-        return np.array_equal(sources, np.arange(int(np.prod(shape[1:]))))
+        (numbers,) = self._numbers.values()
+        return np.array_equal(self._sources[index].reshape(-1), numbers.reshape(-1))
 
-    def _axis_taken(self, index: int) -> int | None:
-        """The axis along which an output has some entries of the input, all else being the same."""
-        (shape,) = self._trial.shapes.values()
-        numbers = np.arange(int(np.prod(shape[1:]))).reshape(shape[1:])
-        if self._sources[index].ndim != numbers.ndim:
+    def _taken(self, index: int) -> tuple[int, np.ndarray] | None:
+        """The axis along which an output has some entries of the input, all else being the same, and which ones."""
+        (numbers,), sources = self._numbers.values(), self._sources[index]
+        if sources.ndim != numbers.ndim:
             return None
-        for axis in range(1, len(shape)):
-            taken = self._taken(index, axis)
-            if (taken >= 0).all() and np.array_equal(np.take(numbers, taken, axis - 1), self._sources[index]):
-                return axis
+        for axis in range(numbers.ndim):
+            first = np.moveaxis(sources, axis, 0).reshape(sources.shape[axis], -1)[:, 0]
+            taken = np.unravel_index(np.maximum(first, 0), numbers.shape)[axis]
+            if np.array_equal(np.take(numbers, taken, axis), sources):
+                return axis + 1, taken
         return None
 
-    def _taken(self, index: int, axis: int) -> np.ndarray:
-        """The entry of the input along an axis that each entry of the output is, by the first of each."""
-        (shape,) = self._trial.shapes.values()
-        first = np.moveaxis(self._sources[index], axis - 1, 0).reshape(self._sources[index].shape[axis - 1], -1)[:, 0]
-        return np.where(first < 0, -1, np.unravel_index(np.maximum(first, 0), shape[1:])[axis - 1])
+
+def _numbers(trial: Trial) -> dict[int, np.ndarray]:
+    """Place of each tensor -> the number of each of its values, among all that go in, int, without that of examples."""
+    numbers, first = {}, 0
+    for place, (_, *sizes) in trial.shapes.items():
+        numbers[place] = first + np.arange(math.prod(sizes)).reshape(sizes)
+        first += numbers[place].size
+    return numbers
 
 
-def _places(trial: Trial) -> dict[int, int]:
-    """Place of each tensor -> the number of its first value, among those of all."""
-    places, first = {}, 0
-    for place, shape in trial.shapes.items():
-        places[place] = first
-        first += int(np.prod(shape[1:]))
-    return places
-
-
-def _sources(trial: Trial, outputs: Sequence[Tensor]) -> list[np.ndarray] | None:
+def _sources(trial: Trial, numbers: Mapping[int, np.ndarray], outputs: Sequence[Tensor]) -> list[np.ndarray] | None:
     """Of each output, where its values come from, as `Movement` has it; None if it does more than move them."""
-    places = _places(trial)
-    total = sum(int(np.prod(shape[1:])) for shape in trial.shapes.values())
+    total = sum(each.size for each in numbers.values())
     if trial.arrays or 2 * total >= _COUNTS:
         return None
-    numbers = {}
-    for place, shape in trial.shapes.items():
-        of_one = places[place] + 1 + np.arange(int(np.prod(shape[1:])))
-        numbers[place] = np.stack([of_one, of_one + total]).reshape(shape)
-    counted, values = _counted(trial, numbers, outputs), trial.sample()
+    counted = _counted(trial, {place: 1 + np.stack([each, each + total]) for place, each in numbers.items()}, outputs)
+    values = trial.sample()
     moved = trial.run(values)
     if counted is None or moved is None:
         return None
-    of_all = np.concatenate([values[place].reshape(len(values[place]), -1) for place in places], axis=1)
+    of_all = np.concatenate([values[place].reshape(len(values[place]), -1) for place in numbers], axis=1)
     found = []
     for tensor, output, check in zip(outputs, counted, moved, strict=True):
         source = output.astype(np.int64) - 1
@@ -276,17 +259,11 @@ def _counted(trial: Trial, numbers: Mapping[int, np.ndarray], outputs: Sequence[
 
 
 def _axis_of(entries: np.ndarray, present: np.ndarray, size: int, *, last: bool) -> tuple[int, np.ndarray] | None:
-    """The axis of an output along which the entries of an input's axis lie, and which lies where.
+    """The axis of an output along which the entries of an input's axis of this size lie, and their pairs, as in `_Ways`;
+    `entries` has that of each value, if it comes from that input, and so is `present`.
 
-    Args:
-        entries: Of each value, its entry along the axis of the input.
-        present: Whether it comes from that input at all.
-        size: Of the axis of the input.
-        last: Which of several axes is taken that tie entries together, the last or the first.
-
-    Returns:
-        The axis, the one of examples being the first, and pairs as `_Way` has them: the one where each place has one
-        entry, or else one where each entry is in one place, which ties entries together.
+    It is the axis where each place has one entry, or else one where each entry is in one place, which ties entries
+    together: the last or the first of several.
     """
     tying: tuple[int, np.ndarray] | None = None
     for axis in range(entries.ndim):
@@ -302,14 +279,6 @@ def _axis_of(entries: np.ndarray, present: np.ndarray, size: int, *, last: bool)
         if (last or tying is None) and (met.sum(axis=0) <= 1).all() and met.any(axis=1).sum() > 1:
             tying = axis + 1, pairs
     return tying
-
-
-def _reshaped(value: Any, output: Tensor, kept: Mapping[int, np.ndarray], keras: Any) -> Any:
-    sizes = [
-        len(kept[axis]) if axis in kept else -1 if size is None else size
-        for axis, size in list(enumerate(output.shape))[1:]
-    ]
-    return keras.layers.Reshape(sizes)(value)
 
 
 def _take(value: Any, indices: np.ndarray, axis: int, keras: Any) -> Any:

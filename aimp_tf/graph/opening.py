@@ -24,14 +24,10 @@ _EXAMPLES, _OPEN = 3, 3
 def opened(
     layer: Any, keras: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], flowing: Any
 ) -> tuple[Any, Sequence[Any]] | None:
-    """The functional model that a call of a layer amounts to, and what goes into it; None where there is none.
+    """The functional model that a call of a layer amounts to, and what goes into it; None where there is none, as for
+    all but nested models and layers that are not Keras' own and made of others.
 
-    Args:
-        layer: A nested model, or a layer that is not Keras' own and made of others.
-        keras: The generation of Keras.
-        args: What it is called with.
-        kwargs: The same for named arguments.
-        flowing: The type of what stands in a tensor's place there, with a shape and a dtype.
+    What stands in a tensor's place among its arguments is of the type `flowing`, and has a shape and a dtype.
     """
     leaves = [leaf for leaf in tf.nest.flatten((args, dict(kwargs))) if isinstance(leaf, flowing)]
     if isinstance(layer, keras.Model) and (nested := functional_within(layer, keras)) is not None:
@@ -44,12 +40,11 @@ def opened(
         return None
     if not leaves or not children(layer) or holds_weights_itself(layer):
         return None
-    unique = list({id(leaf): leaf for leaf in leaves}.values())
-    functional = traced(layer, *_symbolic(leaves, args, kwargs, keras), keras)
-    if functional is None or not _computes_the_same(functional, layer, args, kwargs, unique):
+    functional = _traced(layer, *_symbolic(leaves, args, kwargs, keras), keras)
+    if functional is None:
         _log.debug("The layer %s is left as it is: its call cannot be traced.", layer.name)
         return None
-    return functional, unique
+    return functional, list({id(leaf): leaf for leaf in leaves}.values())
 
 
 def look_into(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], flowing: Any) -> Any | None:
@@ -78,11 +73,17 @@ def opened_model(model: Any, keras: Any) -> Any | None:
         declared = declared_inputs(model)
     except ValueError:
         return None
-    inputs = tf.nest.map_structure(lambda spec: keras.Input(tuple(spec.shape)[1:], dtype=_name(spec.dtype)), declared)
-    functional = traced(model, (inputs,), {}, inputs, keras)
-    if functional is None or not _computes_the_same(functional, model, (inputs,), {}, tf.nest.flatten(inputs)):
-        return None
-    return functional
+    inputs = tf.nest.map_structure(
+        lambda spec: keras.Input(tuple(spec.shape)[1:], dtype=tf.as_dtype(spec.dtype).name), declared
+    )
+    return _traced(model, (inputs,), {}, inputs, keras)
+
+
+def _traced(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Any, keras: Any) -> Any | None:
+    """As `traced`, if it computes the same."""
+    functional = traced(layer, args, kwargs, inputs, keras)
+    same = functional is not None and _computes_the_same(functional, layer, args, kwargs, tf.nest.flatten(inputs))
+    return functional if same else None
 
 
 def _of_shapes_given(nested: Any, given: Any, leaves: Sequence[Any], keras: Any) -> Any:
@@ -94,10 +95,6 @@ def _of_shapes_given(nested: Any, given: Any, leaves: Sequence[Any], keras: Any)
 def _is_alike(given: Any, declared: Any, count: int) -> bool:
     flat = tf.nest.flatten(declared)
     return isinstance(given, dict) == isinstance(declared, dict) and len(flat) == len(tf.nest.flatten(given)) == count
-
-
-def _name(dtype: Any) -> str:
-    return str(getattr(dtype, "name", dtype))
 
 
 def _computes_the_same(
@@ -114,7 +111,7 @@ def _computes_the_same(
         dtype = tf.as_dtype(leaf.dtype)
         numbers = generator.normal(size=shape) if dtype.is_floating else generator.integers(0, 2, shape)
         values[id(leaf)] = tf.cast(numbers, dtype)
-    given, named = replaced((args, dict(kwargs)), values)
+    given, named = replaced((args, kwargs), values)
     flat = tf.nest.pack_sequence_as(functional.input, [values[id(leaf)] for leaf in leaves])
     weights = [bare(weight) for weight in layer.weights if tf.as_dtype(weight.dtype).is_floating]
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ class Trial:
     Attributes:
         tensors: Place among all that the call is given -> `Tensor`.
         arrays: Place -> array that is the same in every call.
+        shapes: Place of each tensor -> the shape that it is tried with.
         worked: Whether it can be repeated at all.
     """
 
@@ -67,21 +68,9 @@ class Trial:
         self.arrays = {place: leaf for place, leaf in enumerate(self._leaves) if _is_array(leaf)}
         self._generator = np.random.default_rng(0)
         self._examples = 2 if tracked is None else _EXAMPLES
-        self._shapes: dict[int, tuple[int, ...]] = {}
+        self.shapes: dict[int, tuple[int, ...]] = {}
         self._base: list[tuple[Values, list[np.ndarray]]] = []
-        for whole in (None,) if tracked is None else (tracked, None):
-            self._shapes = {
-                place: (self._examples, *_sizes(tensor.shape, None if whole is None else whole.get(tensor, ())))
-                for place, tensor in self.tensors.items()
-            }
-            if self._try_out():
-                break
-        self.worked = bool(self._base)
-
-    @property
-    def shapes(self) -> Mapping[int, tuple[int, ...]]:
-        """Place of each tensor -> the shape that it is tried with."""
-        return self._shapes
+        self.worked = any(map(self._try_out, (None,) if tracked is None else (tracked, None)))
 
     def run(self, values: Values) -> list[np.ndarray] | None:
         """What comes out for these numbers; None if that is an error."""
@@ -104,13 +93,13 @@ class Trial:
     ) -> dict[int, np.ndarray]:
         """Numbers for all tensors, float32 but for integers and truths; those of an example are of one size, the powers
         of ten between these two. By default, as many examples as it is tried with, and of the same shapes."""
-        examples, shapes = examples or self._examples, shapes or self._shapes
+        examples, shapes = examples or self._examples, shapes or self.shapes
         scales = 10 ** self._generator.uniform(*sizes, examples)
         return {place: self._numbers(place, (examples, *shape[1:]), scales) for place, shape in shapes.items()}
 
     def cut(self, place: int, axis: int, *, of_zeros: bool = False) -> Cut | None:
         """What else loses entries, or zeros, where a tensor loses them along an axis; None if there is no such way."""
-        size = self._shapes[place][axis]
+        size = self.shapes[place][axis]
         bases, sets = self._base, self._to_keep(size, 1 if of_zeros else 2)
         if of_zeros:  # They are the largest among negative numbers, and the least among positive ones.
             sized = [{each: np.abs(numbers) for each, numbers in values.items()} for values, _ in bases]
@@ -121,10 +110,9 @@ class Trial:
         for inputs in itertools.islice(self._ways(place, axis, size), _MOST_WAYS):
             if of_zeros and not all(self._is_floating(each) for each in inputs):
                 continue
-            outputs = self._agreed(
-                self._outputs_of(inputs, size, kept, *base, of_zeros=of_zeros) for base in bases for kept in sets
-            )
-            if outputs is not None and self._is_told(inputs, outputs):
+            found = (self._outputs_of(inputs, size, kept, *base, of_zeros=of_zeros) for base in bases for kept in sets)
+            outputs = next(found)
+            if outputs is not None and all(each == outputs for each in found) and self._is_told(inputs, outputs):
                 return Cut(inputs, outputs, of_zeros)
         return None
 
@@ -141,15 +129,13 @@ class Trial:
         if not self.arrays and all(np.isnan(each).all() for axes in known.values() for each in axes.values()):
             return np.full(size, np.nan)
         # What is added up along other axes depends on how long they are, and here some are shorter than they will be.
-        found, longer = (
-            self._constants(shapes, known, output, axis, size) for shapes in (self._shapes, self._longer())
-        )
+        found, longer = (self._constants(shapes, known, output, axis, size) for shapes in (self.shapes, self._longer()))
         return np.where(np.isclose(found, longer, rtol=1e-6, atol=0), found, np.nan)
 
     def _longer(self) -> dict[int, tuple[int, ...]]:
         """The shapes with one more along each axis whose real size is another, or not known."""
         longer = {}
-        for place, (examples, *sizes) in self._shapes.items():
+        for place, (examples, *sizes) in self.shapes.items():
             real = self.tensors[place].shape[1:]
             longer[place] = (examples, *(size + (size != each) for size, each in zip(sizes, real, strict=True)))
         return longer
@@ -191,15 +177,19 @@ class Trial:
         expected = [_one_less(tensor.shape, axis) for tensor, axis in zip(self._call.outputs, outputs, strict=True)]
         return told is None or told == expected
 
-    def _try_out(self) -> bool:
-        if sum(np.prod(shape) for shape in self._shapes.values()) > _MOST_VALUES:
+    def _try_out(self, whole: Mapping[Tensor, Sequence[int]] | None) -> bool:
+        """Whether it works with these axes of their own sizes; None is all."""
+        self.shapes = {
+            place: (self._examples, *_sizes(tensor.shape, None if whole is None else whole.get(tensor, ())))
+            for place, tensor in self.tensors.items()
+        }
+        if sum(np.prod(shape) for shape in self.shapes.values()) > _MOST_VALUES:
             return False
         self._base = []
         for _ in range(2):
             values = self.sample()
             outputs = self.run(values)
             if outputs is None or not self._are_as_declared(outputs):
-                self._base = []
                 return False
             self._base.append((values, outputs))
         return True
@@ -230,16 +220,6 @@ class Trial:
         most = np.delete(np.arange(size), self._generator.integers(size - 1))
         return [np.sort(few), np.sort(half), most]
 
-    @staticmethod
-    def _agreed(found: Iterable[tuple[int | None, ...] | None]) -> tuple[int | None, ...] | None:
-        """What all of these are, if they are the same; they are looked at up to the first that differs."""
-        outputs = None
-        for each in found:
-            if each is None or outputs not in (None, each):
-                return None
-            outputs = each
-        return outputs
-
     def _numbers(self, place: int, shape: tuple[int, ...], scales: np.ndarray) -> np.ndarray:
         dtype = tf.as_dtype(self.tensors[place].dtype)
         if not dtype.is_floating:
@@ -249,14 +229,14 @@ class Trial:
 
     def _ways(self, place: int, axis: int, size: int) -> Iterator[dict[int, int]]:
         """Which other inputs may lose entries along which axis, the likeliest first: the one in the same place."""
-        shapes = {**self._shapes, **{other: tuple(np.shape(array)) for other, array in self.arrays.items()}}
+        shapes = {**self.shapes, **{other: tuple(np.shape(array)) for other, array in self.arrays.items()}}
         from_last = axis - len(shapes[place])
         choices = []
         for other, shape in shapes.items():
             if other == place:
                 choices.append([axis])
                 continue
-            first = 1 if other in self._shapes else 0
+            first = 1 if other in self.shapes else 0
             fitting = [each for each in range(first, len(shape)) if shape[each] == size]
             fitting.sort(key=lambda each, shape=shape: each - len(shape) != from_last)  # type: ignore[misc]
             aligned = bool(fitting) and fitting[0] - len(shape) == from_last

@@ -68,6 +68,7 @@ class BothDirections(Rule):
     """
 
     in_place = False
+    is_tied = True
 
     def __init__(self, layer: Any, assumptions: Assumptions) -> None:
         super().__init__(layer)
@@ -104,10 +105,6 @@ class BothDirections(Rule):
             field: _serialized(part.layer, {"units": len(kept.indices[name])}, self._keras)
             for field, (name, part) in zip(("layer", "backward_layer"), self._parts.items(), strict=True)
         }
-
-    @property
-    def is_tied(self) -> bool:
-        return True
 
     def axes(self) -> list[tuple[str | None, ...]]:
         found = []

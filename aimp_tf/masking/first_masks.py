@@ -23,13 +23,7 @@ Masks = str | Mapping[str, np.ndarray] | None
 def set_first_masks(masked: MaskedModel, masks: Masks) -> None:
     """Gives a model that has just been masked its first masks, and warns of zeros that are about to be given up.
 
-    Args:
-        masked: The model.
-        masks: As in `aimp_tf.wrap`.
-
-    Raises:
-        TypeError, ValueError: They are not masks for the variables of the model, leave nothing, or do not have the
-            structure of its granularity.
+    Raises as `first_masks`, and ValueError where they leave nothing.
     """
     # What tfmot has wrapped goes by other paths there.
     taken = set(map(key_of, masked.variables.values()))

@@ -207,13 +207,12 @@ class MaskedModel(abc.ABC):
     ) -> None:
         """Lets `fit` train a part of the model only, as `TrainedPart` says, with its slots and masks."""
         self.part.end()
-        slots = self.optimizers.slots()
-        masks = {key_of(variable): self._masks[path] for path, variable in self.variables.items()}
+        with_it = self.optimizers.slots()
+        for path, variable in self.variables.items():
+            with_it.setdefault(key_of(variable), []).append(self._masks[path])
         smaller = []
         for weight, indices in weights:
-            key = key_of(weight)
-            with_it = [weight, *slots.get(key, ()), *([masks[key]] if key in masks else [])]
-            smaller += [(variable, indices) for variable in with_it]
+            smaller += [(each, indices) for each in (weight, *with_it.get(key_of(weight), ()))]
         for optimizer in self.optimizers.all:
             optimizer.forget_traced()
         self.part.begin(smaller, attributes)
