@@ -259,7 +259,7 @@ def _counted(trial: Trial, numbers: Mapping[int, np.ndarray], outputs: Sequence[
 
 
 def _axis_of(entries: np.ndarray, present: np.ndarray, size: int, *, last: bool) -> tuple[int, np.ndarray] | None:
-    """The axis of an output along which the entries of an input's axis of this size lie, and their pairs, as in `_Ways`;
+    """The axis of an output along which entries of an input's axis of this size lie, and their pairs, as in `_Ways`;
     `entries` has that of each value, if it comes from that input, and so is `present`.
 
     It is the axis where each place has one entry, or else one where each entry is in one place, which ties entries
