@@ -266,11 +266,9 @@ def _axis_of(entries: np.ndarray, present: np.ndarray, size: int, *, last: bool)
     together: the last or the first of several.
     """
     tying: tuple[int, np.ndarray] | None = None
-    for axis in range(entries.ndim):
-        numbers = np.arange(entries.shape[axis]).reshape([-1 if other == axis else 1 for other in range(entries.ndim)])
-        places: np.ndarray = np.broadcast_to(numbers, entries.shape)
+    for axis, places in enumerate(np.nonzero(present)):
         met = np.zeros((entries.shape[axis], size), bool)
-        met[places[present], entries[present]] = True
+        met[places, entries[present]] = True
         pairs = np.argwhere(met)
         if met.any(axis=0).sum() < 2:
             return None  # One entry of several is taken out, which must be there then.
