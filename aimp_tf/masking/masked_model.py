@@ -278,7 +278,7 @@ class MaskedModel(abc.ABC):
 
     def _put_constraints(self, masks: Mapping[int, Any], undo: contextlib.ExitStack) -> None:
         """Makes every optimizer step honour masks: those of these, by the ids of their variables, or else new ones."""
-        undo.callback(self._take_constraints_off)
+        undo.callback(_take_constraints_off, self.variables.values())
         for path, variable in self.variables.items():
             # A new one lives outside the layers: built, they take no new variables, and nothing of it is exported.
             mask = masks.get(id(variable))
@@ -287,21 +287,20 @@ class MaskedModel(abc.ABC):
             self._masks[path] = mask
             set_constraint(variable, MaskConstraint(mask, variable.constraint))
 
-    def _take_constraints_off(self) -> None:
-        for variable in self.variables.values():
-            if isinstance(variable.constraint, MaskConstraint):
-                set_constraint(variable, variable.constraint.previous)
-
     @abc.abstractmethod
     def _attach(self, undo: contextlib.ExitStack) -> None:
-        """Calls `_put_constraints`, and what else it takes to train with them. May replace `self.model`.
-
-        What undoes it, also where it fails half-way, goes to `undo`.
-        """
+        """Calls `_put_constraints`, and does what else it takes to train with them; `undo` gets what undoes it, also
+        where it fails half-way. May replace `self.model`."""
 
     @abc.abstractmethod
     def _compiled_again(self) -> None:
         """Does again what `_attach` did for a model that was then compiled otherwise."""
+
+
+def _take_constraints_off(variables: Iterable[Any]) -> None:
+    for variable in variables:
+        if isinstance(variable.constraint, MaskConstraint):
+            set_constraint(variable, variable.constraint.previous)
 
 
 def _check_compiled(masked: MaskedModel, changed: bool) -> None:
