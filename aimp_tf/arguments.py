@@ -261,8 +261,9 @@ def split_off(data: Any, validation_split: float) -> tuple[Any, Any]:
             f"validation_split is for arrays; got {_shown(data)}. Split it, as dataset.skip(batches) and "
             "dataset.take(batches) do, and write validation_data=."
         )
-    lengths = {len(array) for array in tf.nest.flatten(data) if hasattr(array, "__len__")}
-    if len(lengths) != 1:
+    arrays = [array for array in tf.nest.flatten(data) if array is not None]
+    lengths = {len(array) if hasattr(array, "__len__") else None for array in arrays}
+    if len(lengths) != 1 or None in lengths:
         return data, None  # What reads the data says what is wrong with it.
     (length,) = lengths
     end = math.floor(length * (1 - validation_split))

@@ -120,6 +120,14 @@ def test_masks_of_some_variables_leave_the_others_free(K, pruned, blobs, caplog)
     assert f"{np.sum(before['hidden'] == 0)} weights of hidden/kernel are zero" in caplog.text
 
 
+def test_a_new_recurrent_layer_is_not_taken_for_pruned(K, caplog):
+    """Its bias begins as three quarters of zeros."""
+    model = K.Sequential([K.layers.InputLayer((4, 3)), K.layers.LSTM(8), K.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    aimp_tf.strip(aimp_tf.wrap(model, granularity="channel"))
+    assert not caplog.records
+
+
 def test_a_rate_of_zero_is_told(K, pruned, blobs, caplog):
     model, _ = pruned()
     ended = K.optimizers.schedules.PolynomialDecay(0.1, 1, 0.0)

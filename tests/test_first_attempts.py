@@ -109,6 +109,7 @@ REFUSED = {
     "a second dataset": (lambda: prune(dataset(), dataset()), "validation_data="),
     "a second tuple": (lambda: prune((X, Y), (X, Y)), "validation_data=y"),
     "validation_split of a dataset": (lambda: prune(dataset(), validation_split=0.1), "validation_data="),
+    "a split of targets in a list": (lambda: prune(X, Y.tolist(), validation_split=0.1), "np.asarray"),
     "batch_size of a dataset": (lambda: prune(dataset(), batch_size=16), "leave out batch_size=16"),
     "an unbatched dataset": (lambda: prune(dataset().unbatch()), "dataset.batch(32)"),
     "a config by its place": (

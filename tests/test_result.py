@@ -79,7 +79,7 @@ def test_a_notebook_shows_the_answer_a_table_and_a_curve(result):
     texts = [paragraph.text for paragraph in root.iter("p")]
     accuracy = result.rounds[-1].metrics["val_accuracy"]
     assert texts[0].startswith(f"75.0% of the prunable weights are gone, and the validation accuracy is {accuracy:.1%}")
-    assert any(text.startswith("The dense model, after 1 epochs: ") for text in texts)
+    assert any(text.startswith("The dense model, after 1 epoch: ") for text in texts)
     assert any(text.startswith("A .keras file of it takes ") for text in texts)
     rows = [[cell.text for cell in row] for row in root.iter("tr")]
     assert [row[0] for row in rows] == ["round", "1", "2", "last"]

@@ -107,7 +107,8 @@ def _warn_of_zeros(weights: Mapping[str, np.ndarray], why: str) -> None:
     pruned: dict[str, int] = {}
     for path, value in weights.items():
         zeros = value.size - int(np.count_nonzero(value))
-        if HARDLY_PRUNED * value.size <= zeros < value.size:  # Nothing but zeros may be an initializer's.
+        # Nothing but zeros may be an initializer's, and so may those of a recurrent layer's bias, which forgets by ones.
+        if value.ndim > 1 and HARDLY_PRUNED * value.size <= zeros < value.size:
             pruned[path] = zeros
     if pruned:
         logger.warning(

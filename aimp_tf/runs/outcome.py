@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from aimp_tf.training.rounds import counted_text
+
 _NORMAL_95 = 1.96
 
 
@@ -81,7 +83,7 @@ class Outcome:
         if self.dense_metrics is not None:
             names = [name for name in metrics if name in self.dense_metrics and np.ndim(metrics[name]) == 0]
             told = ", ".join(f"{name} {self.dense_metrics[name]:.4f} (pruned: {metrics[name]:.4f})" for name in names)
-            length = f"after {self.dense_epochs} epochs" if self.dense_epochs else "as it came"
+            length = f"after {counted_text(self.dense_epochs, 'epoch')}" if self.dense_epochs else "as it came"
             notes.append(f"The dense model, {length}: {told}.")
         if self.bytes is not None and self.gzip_bytes is not None:
             dense, pruned = self.gzip_bytes
