@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import tensorflow as tf
 
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import is_keras_own
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.texts import check_within, nearest
 
@@ -262,8 +262,8 @@ def split_off(data: Any, validation_split: float) -> tuple[Any, Any]:
             "dataset.take(batches) do, and write validation_data=."
         )
     arrays = [array for array in tf.nest.flatten(data) if array is not None]
-    lengths = {len(array) if hasattr(array, "__len__") else None for array in arrays}
-    if len(lengths) != 1 or None in lengths:
+    lengths = {len(array) if hasattr(array, "__len__") else 0 for array in arrays}
+    if len(lengths) != 1 or 0 in lengths:
         return data, None  # What reads the data says what is wrong with it.
     (length,) = lengths
     end = math.floor(length * (1 - validation_split))

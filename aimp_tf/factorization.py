@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.compat.models import HasModel, layers_of, model_of
+from aimp_tf.compat.models import HasModel, is_keras_own, layers_of, model_of
 from aimp_tf.compat.variables import key_of
 from aimp_tf.config.checks import check_patterns
 from aimp_tf.graph.copies import Copies, rebuilt

@@ -10,8 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.compat.keras_own import keras_bases
-from aimp_tf.compat.models import children, layers_of
+from aimp_tf.compat.models import children, keras_bases, layers_of
 from aimp_tf.compat.step import forget_traced
 from aimp_tf.compat.swap import Swap
 

@@ -6,8 +6,7 @@ import collections
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from aimp_tf.compat.keras_own import is_keras_own, keras_bases
-from aimp_tf.compat.models import layers_of
+from aimp_tf.compat.models import is_keras_own, keras_bases, layers_of
 from aimp_tf.compat.optimizer import ResettableOptimizer, with_inner
 
 _TRAINING = ("fit", "make_train_function", "train_step")

@@ -21,6 +21,16 @@ class HasModel(Protocol):
     def model(self) -> Any: ...
 
 
+def is_keras_own(defined: Any) -> bool:
+    """Whether a class or a method was defined by Keras itself. Needs neither generation to be imported."""
+    return defined.__module__.split(".")[0] in ("keras", "tf_keras")
+
+
+def keras_bases(kind: type) -> list[type]:
+    """The classes of Keras itself that a class is or comes from, the nearest first."""
+    return [base for base in kind.__mro__ if is_keras_own(base)]
+
+
 def keras_generation(model: Any) -> str:
     """The generation of any Keras model: "keras" for Keras 3, else "tf_keras". Raises as `check_model`."""
     for name in ("keras", "tf_keras"):

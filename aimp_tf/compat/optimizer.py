@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.keras_own import is_keras_own, keras_bases
+from aimp_tf.compat.models import is_keras_own, keras_bases
 from aimp_tf.compat.variables import key_of
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.functional import calls_of, structures_of
-from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.compat.models import children, layers_of
+from aimp_tf.compat.models import children, is_keras_own, layers_of
 from aimp_tf.compat.swap import Swap
 
 _TWO = 2

@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.functional import is_function, lambda_like, sharing
-from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.compat.models import finalize, layers_of
+from aimp_tf.compat.models import finalize, is_keras_own, layers_of
 from aimp_tf.graph.model_graph import Call, ModelGraph, filled_in
 
 _log = logging.getLogger(__name__)

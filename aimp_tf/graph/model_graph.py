@@ -14,8 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from aimp_tf.compat.functional import calls_of, functional_within, has_mask, input_names, structures_of
-from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.compat.models import check_built, keras_generation, layers_of
+from aimp_tf.compat.models import check_built, is_keras_own, keras_generation, layers_of
 from aimp_tf.compat.tracing import replaced
 from aimp_tf.graph.opening import opened, opened_model
 from aimp_tf.graph.prunable import unused

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from aimp_tf.compat.attention import ATTENTION, given_to, projections
 from aimp_tf.compat.functional import function_name, is_function
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import is_keras_own
 from aimp_tf.graph.einsum import letters_of
 from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor
 from aimp_tf.graph.opening import look_into

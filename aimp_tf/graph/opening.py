@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.functional import declared_inputs, functional_within, structures_of
-from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.compat.models import children, keras_of
+from aimp_tf.compat.models import children, is_keras_own, keras_of
 from aimp_tf.compat.tracing import holds_weights_itself, replaced, seen, traced
 from aimp_tf.compat.variables import bare
 

@@ -8,8 +8,7 @@ import itertools
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
-from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.compat.models import children, layers_of
+from aimp_tf.compat.models import children, is_keras_own, layers_of
 from aimp_tf.compat.variables import key_of
 from aimp_tf.config.checks import check_patterns
 from aimp_tf.config.structure import Structure

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from aimp_tf.compat.attention import ATTENTION, projections
 from aimp_tf.compat.functional import declares_shape, function_name, is_function
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import is_keras_own
 from aimp_tf.graph.attention import Attention
 from aimp_tf.graph.copies import hides_functions
 from aimp_tf.graph.einsum import Einsum

@@ -107,7 +107,7 @@ def _warn_of_zeros(weights: Mapping[str, np.ndarray], why: str) -> None:
     pruned: dict[str, int] = {}
     for path, value in weights.items():
         zeros = value.size - int(np.count_nonzero(value))
-        # Nothing but zeros may be an initializer's, and so may those of a recurrent layer's bias, which forgets by ones.
+        # Nothing but zeros may be an initializer's, and so may those of an LSTM's bias, which begins with some ones.
         if value.ndim > 1 and HARDLY_PRUNED * value.size <= zeros < value.size:
             pruned[path] = zeros
     if pruned:

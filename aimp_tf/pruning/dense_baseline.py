@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import is_keras_own
 from aimp_tf.compat.random_state import drawing_apart
 from aimp_tf.compat.variables import local_value
 from aimp_tf.config import PruningConfig

@@ -12,8 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.cluster import Cluster
-from aimp_tf.compat.keras_own import is_keras_own
-from aimp_tf.compat.models import is_built
+from aimp_tf.compat.models import is_built, is_keras_own
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.config.texts import check_whole
 from aimp_tf.training.device_arrays import DeviceArrays, bytes_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import is_keras_own
 from aimp_tf.compat.swap import Swap
 from aimp_tf.compat.variables import key_of
 from aimp_tf.graph.prunable import readers

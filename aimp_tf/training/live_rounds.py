@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import is_keras_own
 from aimp_tf.graph.model_graph import ModelGraph
 from aimp_tf.masking import MaskedModel
 from aimp_tf.masking.live_part import LiveNetwork

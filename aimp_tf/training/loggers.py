@@ -6,8 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.compat.keras_own import keras_bases
-from aimp_tf.compat.models import train_counter
+from aimp_tf.compat.models import keras_bases, train_counter
 from aimp_tf.compat.swap import Swap
 from aimp_tf.training.run import Run
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import is_keras_own
 from aimp_tf.compat.variables import bare
 from aimp_tf.graph.blocks import ends_of
 from aimp_tf.graph.windows import has_channels_last, has_rows, sampled_rows

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.compat.keras_own import is_keras_own, keras_bases
+from aimp_tf.compat.models import is_keras_own, keras_bases
 from aimp_tf.compat.swap import Swap
 from aimp_tf.config.texts import nearest
 from aimp_tf.training.loggers import Log, counting

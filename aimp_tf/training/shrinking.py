@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import is_keras_own
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.masking import MaskedModel
 from aimp_tf.training.kernels import trained_variables

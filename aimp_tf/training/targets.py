@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.compat.keras_own import is_keras_own
+from aimp_tf.compat.models import is_keras_own
 
 
 def check_class_weight(data: Any, class_weight: Mapping[Any, Any] | None) -> None:
