@@ -858,7 +858,7 @@ def test_repair_comes_before_the_round(K, images):
         ({"criterion": "votes"}, "ranks whole channels. Write granularity='channel'"),
         ({"scope": "activation_density"}, "is of whole channels"),
         ({"criterion": "scale", "granularity": "channel"}, "there is none after"),
-        ({"repair": True, "rewind": "weights"}, "repair corrects weights that stay"),
+        ({"repair": True, "rewind": "weights"}, "repair is for weights that stay"),
         ({"criterion_batches": 0}, "criterion_batches must be at least 1"),
     ],
 )
