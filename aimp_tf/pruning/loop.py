@@ -42,10 +42,9 @@ def prune_in_rounds(
     masked = mask_model(request.model, request.config, request.masks)
     try:
         pruning = _begun(masked, request, timings, request.taught_by)
-        first, trained = masked.kept, max(masked.optimizers.steps)
+        config, first, trained = pruning.config, masked.kept, max(masked.optimizers.steps)
         if pruning.run.method.hears_batches or follows_batches(fitting.callbacks):
             pruning.batches = masked.cluster.from_chief(fitting.batches())
-        config = pruning.config
         saver = RunSaver(pruning, masked, fitting.order, directory)
         saver.begin()
         if pruning.rounds or saver.initial_epoch:
@@ -55,8 +54,6 @@ def prune_in_rounds(
             directory.save_outcome(outcome)
         with _display_of(request.verbose, pruning, masked, fitting) as display:
             display.begin(pruning.rounds, saver.initial_epoch)
-            if config.mixed_precision is not None:
-                display.tell(f"trained in {config.mixed_precision}")
             _tell_of_training(display, trained, pruning, saver)
             while not pruning.finished:
                 with _telling_shapes(masked, pruning, fitting):
@@ -110,7 +107,9 @@ def _begun(masked: MaskedModel, request: Request, timings: Timings, teacher: Tea
 
 
 def _tell_of_training(display: RunDisplay, steps: int, pruning: GlobalMagnitudePruning, saver: RunSaver) -> None:
-    """Names the setting that prunes a model that is trained already, where it may have been forgotten."""
+    """Names the precision, and the setting that prunes a trained model where that may have been forgotten."""
+    if pruning.config.mixed_precision is not None:
+        display.tell(f"trained in {pruning.config.mixed_precision}")
     begins = not pruning.rounds and not saver.initial_epoch
     if begins and steps and pruning.config.method == "iterative" and pruning.config.start != "trained":
         display.tell(f"trained for {steps:,} steps before; start='trained' prunes the model as it comes")

@@ -90,8 +90,7 @@ def run(
         for name, (kind, path) in forms.files.items():
             kept = pathlib.Path(forms.stored.get(name, path))
             figures[name] = {"bytes": stored_bytes(kept), "gzip_bytes": gzip_bytes(kept)}
-            alone = measure(files={name: (kind, path)}, threads=0, rounds=0)
-            figures[name]["memory_bytes"] = alone["memory_bytes"]
+            figures[name]["memory_bytes"] = measure(files={name: (kind, path)}, threads=0, rounds=0)["memory_bytes"]
         times: dict[tuple[int, int], list[dict[str, list[float]]]] = {}
         for repetition in range(repetitions):
             for threads in _THREADS[:: 1 if repetition % 2 == 0 else -1]:
