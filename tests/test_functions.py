@@ -10,6 +10,7 @@ from random_networks import EXAMPLES, GENERATIONS, SequenceNetwork, check_same, 
 
 import aimp_tf
 from aimp_tf.exporting.compaction import compact_and_report
+from aimp_tf.graph.groups import channel_groups
 
 
 def clear(variable, entries, axis):
@@ -384,6 +385,19 @@ def test_values_that_move(function, left, K):
     clear(first.bias, [0, 3, 5], -1)
     _, report = compacted(model, 3)
     assert report.channels["first"] == (8, left) and not report.left_alone
+
+
+def test_one_value_may_be_all_that_comes_out(K):
+    """Of an output that has the axis of examples alone, no axis can lose anything."""
+    vector = K.Input((3,))
+    first, last = K.layers.Dense(8, name="first"), K.layers.Dense(4, name="last")
+    model = K.Model(vector, last(first(vector))[:, 1])
+    fill(model, np.random.default_rng(0))
+    clear(first.kernel, [0, 3, 5], -1)
+    clear(first.bias, [0, 3, 5], -1)
+    _, report = compacted(model, 3)
+    assert report.channels["first"] == (8, 5)
+    assert "first" in [each.name for each in channel_groups(model).units.sets]
 
 
 def test_whole_heads_go_through_reshape(K):

@@ -109,7 +109,7 @@ class Movement:
         ways: dict[int, dict[int, tuple[int, np.ndarray]]] = {}
         for place, tensor in self._trial.tensors.items():
             numbers = self._numbers[place]
-            present = np.isin(sources, numbers)
+            present = _are_among(sources, numbers)
             if not present.any():
                 continue
             entries = np.unravel_index(np.where(present, sources - numbers.min(), 0), numbers.shape)
@@ -131,7 +131,7 @@ class Movement:
             covered = by_entry == _NOTHING
             for place, (source_axis, pairs) in by_place.items():
                 along = flows[self._trial.tensors[place]].axes[source_axis]
-                covered |= np.isin(by_entry, self._numbers[place])
+                covered |= _are_among(by_entry, self._numbers[place])
                 entries, given = pairs.T
                 tied[entries] = np.where(tied[entries] < 0, along.classes[given], tied[entries])
                 classes.join(tied[entries], along.classes[given])
@@ -243,6 +243,12 @@ def _sources(trial: Trial, numbers: Mapping[int, np.ndarray], outputs: Sequence[
     return found
 
 
+def _are_among(sources: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Which sources are among the numbers of a tensor, which follow upon each other."""
+    first = numbers.min(initial=_COUNTS)
+    return (sources >= first) & (sources < first + numbers.size)
+
+
 def _counted(trial: Trial, numbers: Mapping[int, np.ndarray], outputs: Sequence[Tensor]) -> list[np.ndarray] | None:
     """What comes out for whole numbers, digit by digit where these are more than half precision can tell apart."""
     dtypes = {tf.as_dtype(tensor.dtype) for tensor in (*trial.tensors.values(), *outputs)}
@@ -266,7 +272,7 @@ def _axis_of(entries: np.ndarray, present: np.ndarray, size: int, *, last: bool)
     together: the last or the first of several.
     """
     tying: tuple[int, np.ndarray] | None = None
-    for axis, places in enumerate(np.nonzero(present)):
+    for axis, places in enumerate(np.argwhere(present).T):  # No axis where there is that of the examples alone.
         met = np.zeros((entries.shape[axis], size), bool)
         met[places, entries[present]] = True
         pairs = np.argwhere(met)
