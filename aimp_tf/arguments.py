@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.models import is_keras_own
@@ -261,11 +262,10 @@ def split_off(data: Any, validation_split: float) -> tuple[Any, Any]:
             f"validation_split is for arrays; got {_shown(data)}. Split it, as dataset.skip(batches) and "
             "dataset.take(batches) do, and write validation_data=."
         )
-    arrays = [array for array in tf.nest.flatten(data) if array is not None]
-    lengths = {len(array) if hasattr(array, "__len__") else 0 for array in arrays}
-    if len(lengths) != 1 or 0 in lengths:
+    lengths = {tuple(np.shape(array))[:1] for array in tf.nest.flatten(data) if array is not None}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
         return data, None  # What reads the data says what is wrong with it.
-    (length,) = lengths
+    ((length,),) = lengths
     end = math.floor(length * (1 - validation_split))
     if not 0 < end < length:
         raise ValueError(

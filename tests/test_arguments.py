@@ -82,6 +82,9 @@ def test_the_last_part_of_arrays_is_split_off():
     (nested, _), (last, _) = split_off(({"a": (X,)}, Y), 0.5)
     np.testing.assert_array_equal(nested["a"][0], X[:5])
     np.testing.assert_array_equal(last["a"][0], X[5:])
+    ((kept,), (rest,)) = split_off((tf.Variable(X),), 0.5)
+    np.testing.assert_array_equal(kept, X[:5])
+    np.testing.assert_array_equal(rest, X[5:])
     for split, error, message in (
         (1.0, ValueError, "must lie in"),
         ("0.1", TypeError, "must be a number"),
