@@ -527,6 +527,21 @@ def test_a_stripped_model_holds_no_masks_in_memory(make_mlp):
     assert reference() is None and model is not None
 
 
+def test_a_masked_model_that_is_let_go_undoes_nothing_by_itself(K):
+    """What was made of its layers since would change whenever memory is looked through."""
+    hidden, logits, vector = K.layers.Dense(3), K.layers.Dense(1), K.Input((4,))
+    model = K.Model(vector, logits(hidden(vector)))
+    model.compile("sgd", "mse")
+    wrapped = aimp_tf.wrap(model, mixed_precision="mixed_bfloat16")
+    policy = hidden._dtype_policy.name
+    other = K.Input((4,))
+    later = K.Model(other, hidden(other))
+    del model, wrapped
+    gc.collect()
+    assert hidden._dtype_policy.name == policy == "mixed_bfloat16"
+    assert len(K.models.clone_model(later).layers) == 2
+
+
 def test_a_model_is_not_masked_twice(make_mlp, blobs):
     """In tf_keras what `wrap` returns is another object than what it was given."""
     model = make_mlp()

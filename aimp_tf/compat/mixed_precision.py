@@ -20,9 +20,8 @@ _READ_IN_FLOAT32 = ("BatchNormalizationBase", "LayerNormalization", "Embedding")
 _LISTS_OF_WEIGHTS = ("_trainable_weights", "_non_trainable_weights")
 
 
-@contextlib.contextmanager
-def computing_in_half_precision(model: Any, generation: str, policy: str) -> Iterator[None]:
-    """Within it, a float32 model computes in half precision. Its variables, and its results, stay float32.
+def compute_in_half_precision(model: Any, generation: str, policy: str, undo: contextlib.ExitStack) -> None:
+    """Has a float32 model compute in half precision until `undo` ends. Its variables, and its results, stay float32.
 
     In float32 stay the layers that give the model's outputs, and preprocessing layers, for what they read may be beyond
     half precision. Layers that have another policy than float32 keep it. Under float16, an optimizer that scales the
@@ -32,6 +31,7 @@ def computing_in_half_precision(model: Any, generation: str, policy: str) -> Ite
         model: A compiled, built Keras 3 or tf_keras model.
         generation: "keras" or "tf_keras".
         policy: "mixed_float16" or "mixed_bfloat16".
+        undo: What undoes it. If it never ends, the model stays so, whatever becomes of it.
 
     Raises:
         ValueError: No layer with weights has the policy float32.
@@ -48,27 +48,24 @@ def computing_in_half_precision(model: Any, generation: str, policy: str) -> Ite
     swaps += [Swap(layer, "call", _giving_float32(layer.call)) for layer in composites]
     if policy == "mixed_float16" and not hasattr(model.optimizer, "inner_optimizer"):
         swaps += _loss_scaling(importlib.import_module(generation), model)
-    with contextlib.ExitStack() as done:
+    undo.callback(forget_traced, model, evaluations=True)
+    done = undo.enter_context(contextlib.ExitStack())
 
-        def do() -> None:
-            for swap in swaps:
-                done.enter_context(swap)
+    def do() -> None:
+        for swap in swaps:
+            done.enter_context(swap)
 
-        def save(*arguments: Any, **settings: Any) -> Any:
-            """That of the float32 model, for callbacks."""
-            done.close()
-            try:
-                return model.save(*arguments, **settings)
-            finally:
-                do()
-
-        swaps.append(Swap(model, "save", save))
-        do()
-        forget_traced(model, evaluations=True)
+    def save(*arguments: Any, **settings: Any) -> Any:
+        """That of the float32 model, for callbacks."""
+        done.close()
         try:
-            yield
+            return model.save(*arguments, **settings)
         finally:
-            forget_traced(model, evaluations=True)
+            do()
+
+    swaps.append(Swap(model, "save", save))
+    do()
+    forget_traced(model, evaluations=True)
 
 
 @contextlib.contextmanager
@@ -89,8 +86,9 @@ def computing_in_float32(model: Any) -> Iterator[None]:
 
 
 def _swaps_of_keras(layers: Iterable[Any], policy: str) -> Iterator[Swap]:
+    dtype_policy = importlib.import_module("keras").dtype_policies.get(policy)
     for layer in layers:
-        yield Swap(layer, "_dtype_policy", importlib.import_module("keras").dtype_policies.get(policy))
+        yield Swap(layer, "_dtype_policy", dtype_policy)
         # Keras 3 cannot sum losses of several dtypes.
         yield Swap(layer, "add_loss", _taking_float32(layer.add_loss))
         yield from _swap_of_regulariser(layer, "activity_regularizer")

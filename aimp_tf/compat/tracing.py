@@ -166,14 +166,16 @@ def _traceable(layer: Any) -> Iterator[list[Any]]:
         yield incomplete
 
 
-@contextlib.contextmanager
-def nodes_kept(layer: Any) -> Iterator[None]:
-    """Forgets, at the end, the calls of all layers within a layer that came meanwhile."""
+def nodes_kept(layer: Any) -> contextlib.ExitStack:
+    """Forgets, at the end, the calls of all layers within a layer that came meanwhile. If it never ends, they stay."""
     names = ("_inbound_nodes", "_outbound_nodes")
     before = [(part, {name: list(getattr(part, name)) for name in names}) for part in layers_of(layer)]
-    try:
-        yield
-    finally:
+
+    def forget() -> None:
         for part, nodes in before:
             for name, earlier in nodes.items():
                 getattr(part, name)[:] = earlier
+
+    stack = contextlib.ExitStack()
+    stack.callback(forget)
+    return stack

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.arguments import check_config, check_names
-from aimp_tf.compat.mixed_precision import computing_in_half_precision
+from aimp_tf.compat.mixed_precision import compute_in_half_precision
 from aimp_tf.compat.model_optimizers import held_optimizers
 from aimp_tf.compat.models import check_built, check_model, keras_generation, layers_of
 from aimp_tf.compat.precision import resolve_policy
@@ -44,14 +44,14 @@ WRAPPED_FIELDS = ("include", "exclude", "granularity", "budget", "channel_multip
 
 
 def mask_model(model: Any, config: PruningConfig | None = None, masks: Masks = None, **fields: Any) -> MaskedModel:
-    """What `wrap` does, and takes and raises; the `strip()` of the masked model undoes it."""
+    """What `wrap` does once its arguments are checked; the `strip()` of the masked model undoes it."""
     settings = {name: getattr(config or PruningConfig, name) for name in WRAPPED_FIELDS} | fields
     generation, asked = check_model(model), settings.copy()
     policy = resolve_policy(asked.pop("mixed_precision"))
     _check_maskable(model, policy)
     with contextlib.ExitStack() as undo, model.distribute_strategy.scope():
         if policy is not None:
-            undo.enter_context(computing_in_half_precision(model, generation, policy))
+            compute_in_half_precision(model, generation, policy, undo)
         selection = select_units(model=model, **asked)
         for path, variable in selection.variables.items():
             if isinstance(variable.constraint, MaskConstraint):
