@@ -189,7 +189,7 @@ def _needed_for(graph: ModelGraph, joint: Call, end: Tensor) -> list[Call]:
     """The calls that nothing needs but one input of a call, in their order."""
     inside: set[Call | None] = set()
     for call in reversed(graph.calls):
-        read_by = [(tensor, reader) for tensor in call.outputs for reader in graph.readers.get(tensor, ())]
+        read_by = [(tensor, reader) for tensor in call.outputs for reader in graph.readers[tensor]]
         if read_by and all(reader in inside or (reader is joint and tensor is end) for tensor, reader in read_by):
             inside.add(call)
     return [call for call in graph.calls if call in inside]

@@ -168,7 +168,9 @@ class _Found:
         axes, reads = self._axes(unit_of)
         sets = _in_sets(_members(axes), [makers[class_] for class_ in free])
         tied = {path for path, each in axes.items() if any((units >= 0).any() for units in each if units is not None)}
-        shapes = {path: tuple(each.shape) for path, each in self.variables.items() if path in tied | self._selected}
+        shapes = {
+            path: tuple(each.shape) for path, each in self.variables.items() if path in self._selected or path in tied
+        }
         axes = {path: axes.get(path) or (None,) * len(shape) for path, shape in shapes.items()}
 
         def places_of(call: Call) -> list[np.ndarray]:

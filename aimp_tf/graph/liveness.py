@@ -73,12 +73,15 @@ class Liveness:
         ]
         sizes_known = all(None not in tensor.shape[1:] for tensor in tf.nest.flatten(graph.inputs))
         self._computed = masks is None and value is value_of and sizes_known
+        values = functools.cache(
+            self._values
+        )  # Let go of afterwards, for they are as large as the model's activations.
         self._readers = [
             Reader(
                 rule,
                 reading,
                 [rule.named(call, self.flows) for call in calls],
-                functools.partial(map, self._example, [call.inputs[0] for call in calls]),
+                functools.partial(map, functools.partial(self._example, values), [call.inputs[0] for call in calls]),
             )
             for rule, calls in self._layers
             for reading in rule.readings()
@@ -131,21 +134,20 @@ class Liveness:
 
     def _reach(self) -> set[Tensor]:
         """The tensors that the outputs depend on, as far as layers go."""
-        reached: set[Tensor] = set(tf.nest.flatten(self._graph.outputs))
-        for call in reversed(self._graph.calls):
-            if not reached.isdisjoint(call.outputs):
-                rule = self.rules[call]
-                reached.update(rule.within.values(), rule.sources(call, self.flows))
-        return reached
 
-    def _example(self, tensor: Tensor) -> np.ndarray:
+        def sources(call: Call) -> Iterator[Tensor]:
+            yield from self.rules[call].within.values()
+            yield from self.rules[call].sources(call, self.flows)
+
+        return self._graph.needed(sources)
+
+    def _example(self, values: Callable[[], Mapping[Tensor, Any]], tensor: Tensor) -> np.ndarray:
         """What goes into a layer, as `Reader` takes it, where it does not depend on the model's inputs."""
         constants = self.flows[tensor].constants
-        if not self._computed or tensor not in self._values:
+        if not self._computed or tensor not in values():
             return constants
-        return np.where(np.isnan(constants), tf.cast(self._values[tensor], tf.float64)[0], constants)
+        return np.where(np.isnan(constants), tf.cast(values()[tensor], tf.float64)[0], constants)
 
-    @functools.cached_property
     def _values(self) -> Mapping[Tensor, Any]:
         """Of one example, which is made up; nothing where the model does not take that, such as texts."""
         generator = np.random.default_rng(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import importlib
@@ -113,23 +112,31 @@ class ModelGraph:
         return cls(model, keras, new_inputs, new_outputs, calls, functional)._with_sizes()
 
     @functools.cached_property
-    def by_layer(self) -> dict[int, list[Call]]:
+    def by_layer(self) -> Mapping[int, list[Call]]:
         """Id of each layer -> its calls."""
-        found = collections.defaultdict(list)
+        found: dict[int, list[Call]] = {}
         for call in self.calls:
-            found[id(call.layer)].append(call)
+            found.setdefault(id(call.layer), []).append(call)
         return found
 
     @functools.cached_property
-    def readers(self) -> dict[Tensor, list[Call | None]]:
+    def readers(self) -> Mapping[Tensor, list[Call | None]]:
         """Tensor -> the calls that take it, and None if the model gives it."""
-        found: dict[Tensor, list[Call | None]] = collections.defaultdict(list)
+        found: dict[Tensor, list[Call | None]] = {tensor: [] for call in self.calls for tensor in call.outputs}
         for call in self.calls:
             for tensor in call.inputs:
-                found[tensor].append(call)
+                found.setdefault(tensor, []).append(call)
         for tensor in tf.nest.flatten(self.outputs):
-            found[tensor].append(None)
+            found.setdefault(tensor, []).append(None)
         return found
+
+    def needed(self, sources: Callable[[Call], Iterable[Tensor]]) -> set[Tensor]:
+        """The tensors that the outputs of the model need, where `sources` gives those that the outputs of a call do."""
+        needed: set[Tensor] = set(tf.nest.flatten(self.outputs))
+        for call in reversed(self.calls):
+            if not needed.isdisjoint(call.outputs):
+                needed.update(sources(call))
+        return needed
 
     @functools.cached_property
     def masked(self) -> frozenset[Tensor]:
@@ -214,10 +221,7 @@ class ModelGraph:
                 # It may differ from that of the layer, and is the one that the signature of a SavedModel has.
                 made[tensor].name = original.name
 
-        needed = set(tf.nest.flatten(self.outputs))
-        for call in reversed(self.calls):
-            if not needed.isdisjoint(call.outputs):
-                needed.update(sources(call) if call in rewritten else call.inputs)
+        needed = self.needed(lambda call: sources(call) if call in rewritten else call.inputs)
         for call in self.calls:
             if needed.isdisjoint(call.outputs):
                 continue

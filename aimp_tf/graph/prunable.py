@@ -362,6 +362,6 @@ def _own_name(variable: Any) -> str:
 
 
 def unused(name: str, taken: Container[str]) -> str:
-    """`name`, or `name` with the first free number where two layers of a subclassed model share it."""
+    """`name`, or `name` with the first free number where it is taken."""
     numbered = (f"{name}_{number}" if number else name for number in itertools.count())
     return next(each for each in numbered if each not in taken)

@@ -147,11 +147,12 @@ def _activation(layer: Any, assumptions: Assumptions) -> Function | None:
 def _weighted(call: Call, assumptions: Assumptions) -> Rule | None:
     """Dense and all convolutions."""
     layer, activation, bordered = call.layer, _activation(call.layer, assumptions), is_bordered(call.layer)
-    values, groups = [assumptions.value(weight) for weight in layer.weights], getattr(layer, "groups", 1)
-    if type(layer).__name__.startswith("Separable"):
-        return Separable(layer, values, activation, bordered=bordered)
-    if len(layer.weights) != 1 + layer.use_bias:
+    separable = type(layer).__name__.startswith("Separable")
+    if not separable and len(layer.weights) != 1 + layer.use_bias:
         return None  # Adapters and quantized kernels come as further weights.
+    values, groups = [assumptions.value(weight) for weight in layer.weights], getattr(layer, "groups", 1)
+    if separable:
+        return Separable(layer, values, activation, bordered=bordered)
     if type(layer).__name__.startswith("Depthwise") or 1 < groups == call.inputs[0].channels:
         return activation and Depthwise(layer, values, activation, bordered=bordered)
     if groups == 1:
