@@ -10,20 +10,21 @@ What is prepared already stays as it is. The exit code is 0 when the data is pre
 setting was wrong and nothing was written, and 130 after Ctrl-C.
 """
 
-from absl import flags
-
 from aimp_tf.files import check_writable
 from experiments import command_line
 from experiments.datasets import prepare_fashion_mnist
 
-_IDX_DIR = flags.DEFINE_string("idx_dir", "/usr/share/datasets/fashion-mnist", "Folder of the four .gz files.")
+_IDX_DIR = command_line.define_path(
+    "idx_dir", "Folder of the four .gz files.", default="/usr/share/datasets/fashion-mnist"
+)
 _DATA_DIR = command_line.define_path(
     "data_dir", "Folder for tensorflow-datasets; pass the same to the other tools. Required."
 )
 
 
 def main() -> None:
-    check_writable(_DATA_DIR.value, "data_dir")
+    with command_line.refusing():
+        check_writable(_DATA_DIR.value, "data_dir")
     prepare_fashion_mnist(_IDX_DIR.value, _DATA_DIR.value)
     print(f"Fashion-MNIST is prepared in {_DATA_DIR.value}.")
 

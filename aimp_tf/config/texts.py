@@ -88,6 +88,6 @@ def _as_fraction(name: str, value: object) -> str:
         number = float(text.removesuffix("%"))
     except ValueError:
         return ""
-    if text.endswith("%") or number > 1:
+    if text.endswith("%") or number >= 5:
         number /= 100
     return f" Write {name.split()[0]}={number:g}: it is a fraction, not percent." if 0 < number < 1 else ""

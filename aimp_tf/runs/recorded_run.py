@@ -132,10 +132,10 @@ def read_beginning(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any], 
 
 
 def read_round(folder: pathlib.Path, index: int) -> FinishedRound:
-    result = _read_result(folder, index)
+    _refuse_links(folder)
     fields = read_noted(folder / "result.json", ROUND_FILES)
     with _as_damage(folder / "result.json", "the result of a round"):
-        return FinishedRound(result, fields["logs"], _read_state(folder, fields))
+        return FinishedRound(_result_in(folder, index, fields), fields["logs"], _read_state(folder, fields))
 
 
 def read_backup(folder: pathlib.Path) -> dict[str, Any]:
@@ -148,7 +148,11 @@ def read_backup(folder: pathlib.Path) -> dict[str, Any]:
 def _read_result(folder: pathlib.Path, index: int) -> RoundResult:
     _refuse_links(folder)
     with _as_damage(folder / "result.json", "the result of a round"):
-        result = RoundResult.from_fields(read_json(folder / "result.json"))
+        return _result_in(folder, index, read_json(folder / "result.json"))
+
+
+def _result_in(folder: pathlib.Path, index: int, fields: dict[str, Any]) -> RoundResult:
+    result = RoundResult.from_fields(fields)
     if result.index != index:
         raise DamagedFileError(f"{folder} holds round {result.index + 1}")
     return result

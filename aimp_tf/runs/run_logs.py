@@ -89,7 +89,7 @@ class RunLogs:
             with self._writers[name].as_default(step=self._epochs), tf.summary.record_if(True):
                 add()
             self._writers[name].flush()
-        except (OSError, tf.errors.OpError) as error:
+        except (ImportError, OSError, tf.errors.OpError) as error:
             self._shows = False
             logger.warning("TensorBoard gets no more of this run, for %s cannot be written: %s", self._shown, error)
 

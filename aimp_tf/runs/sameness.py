@@ -1,4 +1,4 @@
-"""What a run that goes on must share with the one in its folder, as plain data, and whether it does."""
+"""What a run that goes on must share with the one in its folder, whether it does, and what it is trained with."""
 
 from __future__ import annotations
 

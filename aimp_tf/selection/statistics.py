@@ -107,6 +107,9 @@ class Statistics:
             }
         return self._known[name]
 
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *Statistics.__annotations__]
+
     @property
     def _sample(self) -> Sample:
         if self._given is None:

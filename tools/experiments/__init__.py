@@ -33,5 +33,5 @@ def call_in_fresh_process(function: str, **arguments: Any) -> Any:
     )
     if done.returncode != 0:
         reason = done.stderr.strip()[-2000:] or "it was killed"
-        raise RuntimeError(f"{function} failed in a fresh process:\n{reason}")
+        raise RuntimeError(f"{function} failed in a fresh process, of {json.dumps(arguments)[:400]}:\n{reason}")
     return json.loads(done.stdout.splitlines()[-1])

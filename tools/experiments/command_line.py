@@ -43,9 +43,9 @@ def define_config(kind: type, when: str = "Required.") -> flags.FlagHolder[Any]:
     return holder
 
 
-def define_path(name: str, text: str) -> flags.FlagHolder[Any]:
+def define_path(name: str, text: str, default: str | None = None) -> flags.FlagHolder[Any]:
     """Defines a flag that takes a path, in which "~" is the home of the user."""
-    return flags.DEFINE(_PathParser(), name, None, text)
+    return flags.DEFINE(_PathParser(), name, default, text)
 
 
 def define_data_dir(when: str = "") -> flags.FlagHolder[Any]:
