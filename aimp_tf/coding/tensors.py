@@ -127,28 +127,29 @@ def _coded(
     """Survivors and where they lie: as codes for the levels that they share, or as they are."""
     encoder = Encoder()
     positions.write(encoder)
-    entropy_bits = positions.entropy()
+    position_bits = positions.entropy()
     if levels is None:
+        kind, count, entropy_bits = "sparse", 0, position_bits
         content = bytes([_SPARSE]) + number(part.survivors) + _values(survivors)
     else:
         book = common if common is not None and np.isin(levels, common).all() else levels
         codes = np.searchsorted(book, survivors)
         counts = np.bincount(codes)
+        kind, count, entropy_bits = "shared", len(levels), position_bits + entropy_of(counts)
         table = Table.of(counts)
         encoder.write(codes, table)
         content = bytes([_SHARED]) + (number(0) if book is common else write_levels(levels))
         content += number(len(table.costs)) + table.costs.tobytes()
-        entropy_bits += entropy_of(counts)
     words = encoder.words()
     content += positions.header() + number(len(words)) + words.astype("<u4").tobytes()
     return content, dataclasses.replace(
         part,
-        kind="sparse" if levels is None else "shared",
+        kind=kind,
         way=positions.way,
-        levels=0 if levels is None else len(levels),
+        levels=count,
         stream_bytes=4 * len(words),
         entropy_bits=entropy_bits,
-        position_bits=positions.entropy(),
+        position_bits=position_bits,
     )
 
 
@@ -191,14 +192,13 @@ def read(content: Bytes, most: int, common: np.ndarray | None = None) -> np.ndar
 def _read_coded(content: Bytes, shape: tuple[int, ...], common: np.ndarray | None, *, shared: bool) -> np.ndarray:
     if shared:
         own = read_levels(content)
-        levels = common if own is None else own
-        if levels is None:
+        values = common if own is None else own
+        if values is None:
             raise DamagedFileError("it tells no values for the entries of a tensor")
         symbols = content.number()
         table = Table(np.frombuffer(content.take(symbols), np.uint8))
-        if symbols > len(levels):
-            raise DamagedFileError(f"it tells codes for {symbols:,} values of {len(levels):,}")
-        values = levels
+        if symbols > len(values):
+            raise DamagedFileError(f"it tells codes for {symbols:,} values of {len(values):,}")
     else:
         values = _read_values(content, content.number(), np.dtype(np.float32))
     positions = PositionsReader(content, shape)

@@ -62,14 +62,9 @@ class Cluster:
             if self.size > 1:
                 self.index = resolver.task_id + (counts["chief"] if resolver.task_type == "worker" else 0)
 
-    @property
-    def on_one_device(self) -> bool:
-        """Whether variables are plain ones: there is no strategy, or it is a OneDeviceStrategy."""
-        return not isinstance(self._strategy, _STRATEGIES[1:])
-
     def check_one_device(self, what: str, instead: str = "") -> None:
         """Raises ValueError where something is asked for that several devices do not allow."""
-        if not self.on_one_device:
+        if isinstance(self._strategy, _STRATEGIES[1:]):  # Without, and on one device, variables are plain ones.
             raise ValueError(
                 f"{what} takes a model made without a strategy or under OneDeviceStrategy; this one was made under "
                 f"{type(self._strategy).__name__}.{instead}"

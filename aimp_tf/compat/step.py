@@ -1,4 +1,6 @@
-"""The step that a model trains with: nothing else sets `train_function`, `train_step` or what `fit` traces beside them.
+"""The step that a model trains with, and what its optimizer gets.
+
+Nothing else sets `train_function`, `train_step` or what `fit` traces beside them.
 
 Changes nest: one that comes later sees the batch first and the logs last, and each is undone before those that were
 there when it came.
@@ -13,9 +15,6 @@ from typing import Any
 from aimp_tf.compat.swap import Swap
 
 _Step = Callable[[Any], Any]
-
-Pairs = list[tuple[Any, Any]]
-"""Of a gradient, or None, and its variable."""
 
 
 def forget_traced(model: Any, *, evaluations: bool = False) -> None:
@@ -72,6 +71,10 @@ def begin_steps_with(model: Any, begin: Callable[[], object]) -> None:
         return traced(iterator)
 
     model.train_function = train
+
+
+Pairs = list[tuple[Any, Any]]
+"""Of a gradient, or None, and its variable."""
 
 
 @contextlib.contextmanager

@@ -120,12 +120,17 @@ def check(config: Any) -> None:
 def _check_kinds(config: Any) -> None:
     for name, least in _WHOLE.items():
         value = getattr(config, name)
-        if value is not None or getattr(type(config), name) is not None:
+        if value is not None or not _may_be_none(config, name):
             check_whole(name, value, least)
     if config.compact_rounds not in (None, True, False) or is_number(config.compact_rounds, numbers.Real):
         raise TypeError(f"compact_rounds must be None, True or False; got {config.compact_rounds!r}.")
     if not isinstance(config.repair, bool):
         raise TypeError(f"repair must be True or False; got {config.repair!r}.")
+
+
+def _may_be_none(config: Any, name: str) -> bool:
+    """Whether None is the default of a field."""
+    return getattr(type(config), name) is None
 
 
 def _check_distillation(distillation: Any) -> None:
@@ -164,7 +169,7 @@ def _check_fractions(config: Any) -> None:
         )
     for name, ends in _FRACTIONS.items():
         value = getattr(config, name)
-        needed = not timed if name == "target_sparsity" else getattr(type(config), name) is not None
+        needed = not timed if name == "target_sparsity" else not _may_be_none(config, name)
         if value is not None or needed:
             check_within(name, value, 0, 1, ends)
 

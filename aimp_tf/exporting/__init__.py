@@ -206,7 +206,7 @@ def export(
         verified = _verified(model, chosen, unfinished, inputs, made_up=not given) if verify else {}
         artefacts = {
             name: Artefact(
-                name, directory / format_.file, stored_bytes(unfinished / format_.file), *verified.get(name, ())
+                name, directory / format_.file, stored_bytes(unfinished / format_.file), **verified.get(name, {})
             )
             for name, format_ in chosen.items()
         }
@@ -274,10 +274,10 @@ def choose_formats(formats: Sequence[str]) -> dict[str, Format]:
 
 def _verified(
     model: Any, formats: Mapping[str, Format], folder: pathlib.Path, inputs: Any, *, made_up: bool
-) -> dict[str, tuple[Any, ...]]:
-    """Name -> the last four fields of its `Artefact`, of what lies in `folder`. Raises RuntimeError as `export`."""
+) -> dict[str, dict[str, Any]]:
+    """Name -> fields of its `Artefact`, of what lies in `folder` and was compared. Raises RuntimeError as `export`."""
     found = differences(model, [(format_.kind, folder / format_.file) for format_ in formats.values()], inputs)
-    verified = {}
+    verified: dict[str, dict[str, Any]] = {}
     for (name, format_), (difference, fraction) in zip(formats.items(), found, strict=True):
         weights = format_.kind == "weights"
         allowed = 0.0 if weights else tolerance(model)
@@ -288,7 +288,12 @@ def _verified(
                 "other formats, or pass verify=False if you know better."
             )
         examples = 0 if weights else len(tf.nest.flatten(inputs)[0])
-        verified[name] = (difference, fraction, examples, made_up and examples > 0)
+        verified[name] = {
+            "max_difference": difference,
+            "relative_difference": fraction,
+            "examples": examples,
+            "made_up": made_up and examples > 0,
+        }
     return verified
 
 

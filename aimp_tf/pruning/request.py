@@ -36,7 +36,7 @@ from aimp_tf.training.teaching import Distilled, Teacher
 DENSE = "dense"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Request:
     """A call of `prune`, whose settings are checked as far as that can be before its model is built. Writes nothing.
 
@@ -70,7 +70,7 @@ class Request:
     data_on_device: bool
     verbose: str | int
     overwrite: bool
-    taught_by: Teacher | None = None
+    taught_by: Teacher | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         generation, cluster = check_model(self.model), self.cluster

@@ -289,7 +289,7 @@ class OutputInformation(OfChannels, OfData):
 
     def channel_scores(self, channels: Channels) -> np.ndarray:
         if "block" not in channels.units.kinds:
-            self.scores(channels.statistics)  # Which refuses.
+            raise self._refusal()
         outputs = standardized(np.concatenate(channels.statistics.outputs))
         if len(outputs) < 2:
             raise ValueError(f"The criterion {self.name} goes by several examples; got {len(outputs)}.")

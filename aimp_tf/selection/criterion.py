@@ -68,7 +68,10 @@ class OfChannels(Criterion):
     _kind = "channel"
 
     def scores(self, statistics: Statistics) -> Arrays:
-        raise ValueError(
+        raise self._refusal()
+
+    def _refusal(self) -> ValueError:
+        return ValueError(
             f"The criterion {self.name} ranks whole {self._kind}s. Write granularity={self._kind!r}, or take another "
             "criterion."
         )

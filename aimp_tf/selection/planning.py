@@ -123,14 +123,15 @@ def settled(config: PruningConfig, weight_count: int, first: int | None = None) 
     total = config.total_epochs
     if total is None:
         return config
-    rounds, many = len(_counts(config, weight_count, first)) - 1, config.method == "iterative"
-    round_epochs = config.round_epochs or max(1, total // (rounds + (ROUNDS_IN_LAST_TRAINING if many else 1)))
+    rounds = len(_counts(config, weight_count, first)) - 1
+    iterative = config.method == "iterative"
+    round_epochs = config.round_epochs or max(1, total // (rounds + (ROUNDS_IN_LAST_TRAINING if iterative else 1)))
     epochs = total - rounds * round_epochs
     # A round is no longer than the final training, where there are several.
-    least = rounds * round_epochs + (round_epochs if many and rounds else 1)
+    least = rounds * round_epochs + (round_epochs if iterative and rounds else 1)
     if total < least:
         what, fewer = f"a round of {round_epochs} and a final training", ""
-        if many:
+        if iterative:
             what = f"{rounds} rounds of {round_epochs} and a final training that is as long"
             fewer = f", or raise rate={config.rate} for fewer rounds"
         raise ValueError(

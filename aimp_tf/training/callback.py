@@ -74,9 +74,8 @@ class GlobalMagnitudePruning(EpochCallback):
         check_for_callback(config)
         self.batches: int | None = None
         self.measure: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
-        self.run = Run(
-            config, self._batches_of_epoch, METHODS[config.method]
-        )  # A method, with which the callback can be copied.
+        # What gives the batches is a bound method, with which the callback can be copied.
+        self.run = Run(config, self._batches_of_epoch, METHODS[config.method])
         self.others = OtherCallbacks(self.run)
         self._watching = contextlib.ExitStack()
         if self.run.method.hears_batches:
@@ -181,9 +180,9 @@ class GlobalMagnitudePruning(EpochCallback):
         """
         if not self.run.plan:
             self.run.begin(masked, stretch)
-        elif not self.finished and self.run.paths != list(masked.prunable):
+        elif not self.finished and (paths := list(self.run.shrinking.factors)) != list(masked.prunable):
             raise ValueError(
-                f"This run has begun with {', '.join(self.run.paths[:3])}, ...; the model {masked.original.name!r} has "
+                f"This run has begun with {', '.join(paths[:3])}, ...; the model {masked.original.name!r} has "
                 f"{', '.join(list(masked.prunable)[:3])}, .... Make a GlobalMagnitudePruning for each model."
             )
 

@@ -16,7 +16,7 @@ from aimp_tf.training.listening import listening, reading_layers
 
 
 class Gates:
-    """Multiplies what reads the channels of a model masked by whole channels by 0 or 1, for as long as it is installed.
+    """Multiplies what reads the channels of a model masked by whole channels by 0 or 1, while it is `installed`.
 
     Raises:
         ValueError: It is on several devices, or has layers that read channels in a way that is not known here.

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.config.texts import check_whole
+
 DEFAULT_BATCH_SIZE = 32
 
 
@@ -187,7 +189,7 @@ def array_dataset(
         A dataset of batches that ends with the epoch. Floating-point arrays have Keras' float type, as in `fit`.
 
     Raises:
-        TypeError: `data` is no such tuple.
+        TypeError: `data` is no such tuple, or `batch_size` no whole number.
         ValueError: Arrays are empty or differ in their first dimension, or `batch_size` is below 1.
 
     Example:
@@ -199,8 +201,7 @@ def array_dataset(
     """
     if not isinstance(data, tuple):
         raise TypeError(f"data must be a tuple (x, y) or (x, y, sample_weight) of arrays; got {type(data).__name__}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    check_whole("batch_size", batch_size)
     order = Order(seed, shuffle, goes_on=True)
     return prepare(data, "data", batch_size=batch_size, order=order, floatx=keras.backend.floatx())
 

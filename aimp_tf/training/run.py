@@ -65,11 +65,6 @@ class Run(RunState):
         self._live: LiveRounds | None = None
 
     @property
-    def paths(self) -> list[str]:
-        """Those of the prunable variables that it has begun with."""
-        return list(self.shrinking.factors)
-
-    @property
     def steps_of_epoch(self) -> float:
         """Batches in each epoch; 0 where that is not known."""
         return self.batches_of() or max(self.steps_per_epoch, default=0)
