@@ -384,15 +384,15 @@ def test_the_benchmark_of_latency(monkeypatch, in_no_time):
 
 
 def test_the_benchmark_of_channels_beside_others():
-    experiment = Experiment(
-        "digits", "resnet_8", PruningConfig(0.5, epochs=2, granularity="channel", budget="flops"), train_examples=256
-    )
-    figures = channel_peers.run(1, experiment=experiment, sparsities=(0.5,))
-    sides = figures["0.5"]
-    assert list(sides)[:2] == ["AIMP", "from scratch"]
-    for side in sides.values():
+    pruning = PruningConfig(0.5, epochs=2, granularity="channel", budget="flops")
+    experiments = [Experiment("digits", name, pruning, train_examples=256) for name in ("resnet_8", "small_cnn")]
+    figures = channel_peers.run(1, experiments=experiments, sparsities=(0.5,))
+    assert list(figures) == ["resnet_8", "small_cnn", "table"]
+    residual, plain = figures["resnet_8"]["0.5"], figures["small_cnn"]["0.5"]
+    assert list(residual)[:2] == list(plain) == ["AIMP", "from scratch"]
+    for side in (*residual.values(), *plain.values()):
         assert 0.4 < side["multiply_adds"][0] <= 0.5 and side["accuracy"][0] > 0.1
-    assert ("Torch-Pruning" in sides) == ("is not installed" not in figures["table"])
+    assert ("Torch-Pruning" in residual) == ("is not installed" not in figures["table"])
 
 
 def test_the_benchmark_of_criteria():

@@ -26,8 +26,8 @@ Commands:
     channels       calls of networks with a half and a quarter of their multiply-adds beside the dense ones, and a
                    whole run whose rounds shrink beside one whose rounds do not; about an hour a repetition
     channel_peers  accuracy for the same epochs of AIMP by whole channels, of the small network trained from scratch
-                   and, where it is installed (the extra benchmark), of Torch-Pruning; a repetition is a seed, and takes
-                   an hour or more of a core
+                   and, where it is installed (the extra benchmark), of Torch-Pruning; of a ResNet-20 and a plain CNN;
+                   a repetition is a seed, and takes an hour or more of a core
     latency        whether networks that were asked to be twice as fast are, in both formats; about 15 minutes
     criteria       what a pass over the data for a criterion costs beside training on it, and what is left of a trained
                    ResNet-20 that loses half of its multiply-adds at once by each, with and without repair; a
