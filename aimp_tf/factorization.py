@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.compat.models import HasModel, is_keras_own, layers_of, model_of
+from aimp_tf.compat.models import is_keras_own, layers_of, model_of
 from aimp_tf.compat.variables import key_of
 from aimp_tf.config.checks import check_patterns
 from aimp_tf.graph.copies import Copies, rebuilt
@@ -27,7 +27,7 @@ _FACTOR = "_factor"
 _KINDS = ("Dense", "Conv1D", "Conv2D", "Conv3D")
 
 
-def factorize(model: Any | HasModel, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
+def factorize(model: Any, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
     """A model that computes the same with two layers in place of each Dense and convolution layer: ranks are channels.
 
     A kernel of C inputs, k positions (1 for Dense) and N outputs is a matrix W of k * C rows and N columns, whose rank
@@ -97,7 +97,7 @@ def factorize(model: Any | HasModel, *, include: Sequence[str] = (), exclude: Se
     return factorized
 
 
-def merge_factors(model: Any | HasModel) -> Any:
+def merge_factors(model: Any) -> Any:
     """A model that computes the same with one layer in place of two factors where two do not pay.
 
     With R channels between them, two layers take R * (k * C + N) multiplications in each position, and as many weights;

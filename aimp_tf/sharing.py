@@ -12,7 +12,7 @@ import numpy as np
 
 from aimp_tf.coding.levels import INITIAL, kmeans, stochastic
 from aimp_tf.coding.tensors import MOST_LEVELS, levels_of
-from aimp_tf.compat.models import HasModel, is_keras_own, layers_of, model_of
+from aimp_tf.compat.models import is_keras_own, layers_of, model_of
 from aimp_tf.compat.variables import key_of
 from aimp_tf.config.checks import check_patterns
 from aimp_tf.config.texts import check_whole, is_number
@@ -27,7 +27,7 @@ _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.b
 
 
 def share_weights(
-    model: Any | HasModel,
+    model: Any,
     levels: int | None = None,
     *,
     bits: int | None = None,

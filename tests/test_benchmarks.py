@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from aimp_tf.config import PruningConfig
-from aimp_tf.masking.live_part import LiveNetwork
+from aimp_tf.training.live_rounds import LiveNetwork
 from benchmarks import (
     channel_peers,
     channels,

@@ -14,14 +14,16 @@ from aimp_tf import GlobalMagnitudePruning, PruningConfig
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.graph.model_graph import ModelGraph
 from aimp_tf.masking import MaskedModel, mask_model
-from aimp_tf.masking.live_part import LiveNetwork
+from aimp_tf.training.live_rounds import LiveNetwork
 from experiments import models
 
 SETTINGS = {"target_sparsity": 0.9, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 0}
 
 
 def part_of(masked, multiple=1):
-    return LiveNetwork(ModelGraph.of(masked.original), masked).part(multiple=multiple)
+    network = LiveNetwork(ModelGraph.of(masked.original), masked)
+    network._multiple = multiple
+    return network.part()
 
 
 def train(masked, inputs, targets, part=None):
@@ -274,7 +276,7 @@ def test_layers_that_were_given_a_number_for_each_channel_stay_as_they_are(what,
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(8, 4)).astype(np.float32), generator.normal(size=(8, 3)).astype(np.float32)
     part = check_same(masked, x, y)
-    assert part.weights and given not in [layer for layer, _ in part.attributes]
+    assert part.weights and given not in [layer for layer, *_ in part.attributes]
 
 
 @pytest.mark.parametrize("K", ["tf_keras"], indirect=True)

@@ -10,7 +10,7 @@ import aimp_tf
 from aimp_tf.compat.callbacks import EpochCallback
 from aimp_tf.graph.prunable import prunable_variables
 from aimp_tf.masking import MaskedModel, mask_model
-from aimp_tf.masking.generations import ConstrainedModel, WrappedModel
+from aimp_tf.masking.masked_model import ConstrainedModel, WrappedModel
 from aimp_tf.selection.ranking import keep_largest
 
 

@@ -117,9 +117,6 @@ class Cluster:
         Raises:
             TypeError, ValueError, RuntimeError: It failed on another worker, which is named.
         """
-        if self.size == 1:
-            yield
-            return
         try:
             yield
         except Exception as error:

@@ -67,11 +67,6 @@ def told_shapes(layer: Any, structure: tuple[Any, Any], shapes: Mapping[int, tup
     return [tuple(each.shape) for each in tf.nest.flatten(layer.compute_output_spec(*args, **kwargs))]
 
 
-def has_mask(value: Any) -> bool:
-    """Whether a tensor that a layer gave carries a mask of padding."""
-    return getattr(value, "_keras_mask", None) is not None
-
-
 def function_name(operation: Any) -> str:
     """The name of the function that an operation in a layer's place stands for, such as "relu"; "" for others."""
     module = type(operation).__module__

@@ -63,11 +63,7 @@ def _building(model: Any, strategy: tf.distribute.Strategy) -> Callable[..., Non
 
 def _with_logs_in_vectors(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Keras averages the workers' logs along their first axis, which numbers do not have."""
-
-    def step_in_vectors(data: Any) -> Any:
-        return tf.nest.map_structure(lambda value: tf.convert_to_tensor(value)[tf.newaxis], step(data))
-
-    return step_in_vectors
+    return lambda data: tf.nest.map_structure(lambda value: tf.convert_to_tensor(value)[tf.newaxis], step(data))
 
 
 def _finite_everywhere(check_finite: Callable[[Any], Any], workers: int) -> Callable[[Any], Any]:

@@ -154,9 +154,6 @@ def _float32_layers(model: Any) -> tuple[set[int], list[Any]]:
     spared: set[int] = set()
     composites: list[Any] = []
 
-    def spare(layer: Any) -> None:
-        spared.update(id(part) for part in layers_of(layer))
-
     def give_float32(layer: Any) -> None:
         home = _home(layer)
         if home == "Sequential":
@@ -168,20 +165,17 @@ def _float32_layers(model: Any) -> tuple[set[int], list[Any]]:
         elif home is None and children(layer):
             composites.append(layer)
         else:
-            spare(layer)
+            spared.update(map(id, layers_of(layer)))
 
     for layer in layers_of(model):
         if _home(layer) not in _GRAPHS and _is_preprocessing(layer):
-            spare(layer)
-    if _home(model) == "Model":  # It has no `call`: its train_step calls its parts.
-        for part in children(model):
-            give_float32(part)
-    else:
-        give_float32(model)
+            spared.update(map(id, layers_of(layer)))
+    # A plain Model has no `call`: its train_step calls its parts.
+    outermost = children(model) if _home(model) == "Model" else [model]
     if _definer(model, "train_step") is None:
-        for part in children(model):
-            if hasattr(part, "layers"):
-                give_float32(part)
+        outermost += [part for part in children(model) if hasattr(part, "layers")]
+    for layer in outermost:
+        give_float32(layer)
     return spared, composites
 
 

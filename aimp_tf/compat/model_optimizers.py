@@ -66,14 +66,6 @@ class ModelOptimizers:
         for index, optimizer in enumerate(self.all):
             optimizer.reset(steps[index] if index < len(steps) else 0)
 
-    def stretch(self, scale: float, start: float, steps_per_epoch: Sequence[float]) -> None:
-        """Starts the learning-rate schedules at the epoch `start`; `scale` of their steps pass in each step.
-
-        Each optimizer takes its `steps_per_epoch` in an epoch.
-        """
-        for optimizer, steps in zip(self.all, steps_per_epoch, strict=True):
-            optimizer.stretch(scale, start * steps)
-
     def release(self) -> None:
         """As `ResettableOptimizer.release`."""
         for optimizer in self.all:

@@ -7,18 +7,11 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import tensorflow as tf
 
 from aimp_tf.compat.keras_distribution import repaired
-
-
-class HasModel(Protocol):
-    """A `PruningResult`, or anything else that holds a Keras model."""
-
-    @property
-    def model(self) -> Any: ...
 
 
 def is_keras_own(defined: Any) -> bool:
@@ -74,8 +67,8 @@ def check_model(model: Any) -> str:
     return generation
 
 
-def model_of(model: Any | HasModel) -> Any:
-    """A Keras model itself, or that of a `PruningResult`. Raises TypeError as `keras_generation`."""
+def model_of(model: Any) -> Any:
+    """A Keras model, or that of a `PruningResult` or anything else with a `model`. Raises as `keras_generation`."""
     try:
         keras_generation(model)
     except TypeError:
@@ -143,7 +136,7 @@ def train_counter(model: Any) -> Any | None:
 
 
 def keras_mask(outputs: Any) -> Any | None:
-    """Which positions of what a model gave count, as its layers have noted it on the tensor; None where all do."""
+    """Which positions of what was given count, as layers have noted it on the tensor; None where all do."""
     return getattr(outputs, "_keras_mask", None)
 
 

@@ -26,16 +26,11 @@ class Swap:
         """Puts the value in place."""
         self._attributes[self._name] = self._value
 
-    def undo(self) -> None:
+    def undo(self, *_: object) -> None:
         """Puts back what was there."""
         if self._before is _ABSENT:
             self._attributes.pop(self._name, None)
         else:
             self._attributes[self._name] = self._before
 
-    def __enter__(self) -> Swap:
-        self.do()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.undo()
+    __enter__, __exit__ = do, undo

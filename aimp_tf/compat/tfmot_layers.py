@@ -70,27 +70,27 @@ class WrappedLayers:
     The rebuilt model shares every layer and variable with the original.
 
     Args:
-        original: A compiled, built model.
         variables: Those that get a mask.
         prunable_in: Gives the prunable variables of a layer.
+        undo: Leaves nothing of this on the layers of the original, also after an error.
     """
 
-    def __init__(self, original: Any, variables: Iterable[Any], prunable_in: Callable[[Any], Iterable[Any]]) -> None:
-        self._original = original
+    def __init__(
+        self, variables: Iterable[Any], prunable_in: Callable[[Any], Iterable[Any]], undo: contextlib.ExitStack
+    ) -> None:
         self._unclaimed = set(map(id, variables))
         self._prunable_in = prunable_in
+        self._undo = undo
         self._wrappers: dict[int, MaskedLayer] = {}
-        self._undoing = contextlib.ExitStack()
-        # Calling the shared layers anew adds nodes to them, which would keep the rebuilt model alive after `undo`.
-        self._undoing.enter_context(nodes_kept(original))
 
-    def rebuild(self) -> Any:
-        """The rebuilt model, compiled as the original. Call `undo`, also after an error.
+    def rebuild(self, original: Any) -> Any:
+        """A compiled, built model, rebuilt and compiled as it is.
 
         Raises:
             ValueError: The model is a subclassed one.
         """
-        original = self._original
+        # Calling the shared layers anew adds nodes to them, which would keep the rebuilt model alive after `undo`.
+        self._undo.enter_context(nodes_kept(original))
         if not _can_rebuild(original):
             raise ValueError(
                 f"{type(original).__name__} is a subclassed tf_keras model, whose layers cannot be wrapped one by one. "
@@ -102,7 +102,7 @@ class WrappedLayers:
         # What a subclass keeps on itself, in its own compile() for example.
         for name in vars(original).keys() - vars(model).keys():
             setattr(model, name, getattr(original, name))
-        _compile_like(original, model)
+        compile_like(original, model)
         # What a callback takes from the model or gives it, and the files that it writes or reads, are the plain one's.
         for method in ("save", "save_weights", "load_weights", "get_weights", "set_weights"):
             setattr(model, method, getattr(original, method))
@@ -111,14 +111,6 @@ class WrappedLayers:
     def masks(self) -> dict[int, Any]:
         """id of a variable -> its mask, a variable of tf.bool."""
         return {id(weight): mask for layer in self._wrappers.values() for weight, mask, _ in layer.pruning_vars}
-
-    def compiled_again(self, model: Any) -> None:
-        """Compiles the original as the rebuilt model has been compiled since."""
-        _compile_like(model, self._original)
-
-    def undo(self) -> None:
-        """Leaves nothing of this on the layers of the original."""
-        self._undoing.close()
 
     def _rebuild(self, model: Any) -> Any:
         rebuilt = tf_keras.models.clone_model(model, clone_function=self._wrap)
@@ -136,7 +128,7 @@ class WrappedLayers:
         if _can_rebuild(layer):
             return self._rebuild(layer)
         self._unclaimed -= set(map(id, own))
-        self._undoing.enter_context(Swap(layer, "get_prunable_weights", lambda: own))
+        self._undo.enter_context(Swap(layer, "get_prunable_weights", lambda: own))
         self._wrappers[id(layer)] = MaskedLayer(layer)
         return self._wrappers[id(layer)]
 
@@ -153,7 +145,8 @@ def _can_rebuild(layer: Any) -> bool:
     )
 
 
-def _compile_like(original: Any, model: Any) -> None:
+def compile_like(original: Any, model: Any) -> None:
+    """Compiles a model as the original is compiled."""
     settings = {**original._compile_config.config, "optimizer": original.optimizer}
     tf_keras.Model.compile(model, **settings)
     # Shared, since losses and metrics that are objects already belong to these and must not be built twice.

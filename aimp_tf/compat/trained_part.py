@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -41,16 +41,14 @@ class TrainedPart:
         self._swaps: list[Swap] = []
         self._undoing = contextlib.ExitStack()
 
-    def begin(
-        self, variables: Iterable[tuple[Any, Indices]], attributes: Iterable[tuple[Any, Mapping[str, Any]]]
-    ) -> None:
+    def begin(self, variables: Iterable[tuple[Any, Indices]], attributes: Iterable[tuple[Any, str, Any]]) -> None:
         """Trains a part from the next epoch on. None may be trained now.
 
         Args:
             variables: (variable, the indices that stay along each of its axes), of all that become smaller. They are of
                 either generation of Keras or of TensorFlow itself; of a distributed one, that of each replica of this
                 process does.
-            attributes: (layer, its attributes that change with that -> what they become).
+            attributes: (layer, an attribute of it that changes with that, what that becomes).
         """
         for variable, indices in variables:
             shape = tuple(map(len, indices))
@@ -60,8 +58,7 @@ class TrainedPart:
                 self._swaps += [Swap(whole, "_handle", part._handle), Swap(whole, "_shape", part._shape)]
             if hasattr(variable, "_ndim"):  # Of Keras 3.
                 self._swaps.append(Swap(variable, "_shape", shape))
-        for layer, values in attributes:
-            self._swaps += [Swap(layer, name, value) for name, value in values.items()]
+        self._swaps += [Swap(*attribute) for attribute in attributes]
         # No layer insists on the shapes of its inputs meanwhile.
         for layer in (layer for layer in layers_of(self._model) if layer is not self._model):
             # Where they are kept depends on the class. None under another name than that does nothing.

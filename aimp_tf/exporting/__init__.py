@@ -16,7 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.compat.models import HasModel, model_of
+from aimp_tf.compat.models import model_of
 from aimp_tf.config.texts import nearest
 from aimp_tf.exporting.coded import write_coded
 from aimp_tf.exporting.inputs import arrange, make_up
@@ -127,7 +127,7 @@ _FOLDER_FORMATS = ("saved_model", "keras")
 
 
 def export(
-    model: Any | HasModel,
+    model: Any,
     path: str | os.PathLike[str],
     formats: Sequence[str] | None = None,
     *,

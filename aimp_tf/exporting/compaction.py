@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from aimp_tf.compat.models import HasModel, model_of
+from aimp_tf.compat.models import model_of
 from aimp_tf.compat.variables import key_of
 from aimp_tf.graph.copies import Copies, compile_alike
 from aimp_tf.graph.liveness import Liveness, value_of
@@ -65,7 +65,7 @@ class CompactionReport:
         return "\n".join(lines)
 
 
-def compact(model: Any | HasModel) -> Any:
+def compact(model: Any) -> Any:
     """A smaller model that computes the same as a pruned one.
 
     Removed are units and channels that nothing depends on, for all their outgoing weights are zero, and those that are
@@ -122,7 +122,7 @@ def compact_as_masked(model: Any, variables: Mapping[str, Any], masks: Mapping[s
     return _settled(_Compaction(model, value))[0]
 
 
-def compact_and_report(model: Any | HasModel) -> tuple[Any, CompactionReport]:
+def compact_and_report(model: Any) -> tuple[Any, CompactionReport]:
     """As `compact`, and what it came to."""
     model = model_of(model)
     check_plain(model)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.models import HasModel, model_of
+from aimp_tf.compat.models import model_of
 from aimp_tf.config.texts import aligned, check_whole
 from aimp_tf.graph.copies import Copies, compile_alike
 from aimp_tf.graph.model_graph import Call, ModelGraph
@@ -71,7 +71,7 @@ class SparseReport:
         return "\n".join((f"batch size {self.batch_size}", *aligned(rows)))
 
 
-def sparse_inference(model: Any | HasModel, batch_size: int = 1) -> Any:
+def sparse_inference(model: Any, batch_size: int = 1) -> Any:
     """A model for inference whose Dense layers and 1x1 convolutions are sparse matrix products where that is faster.
 
     Each such layer is timed on this machine, on inputs of the shape that it has in the model, as it is and as either of
@@ -100,7 +100,7 @@ def sparse_inference(model: Any | HasModel, batch_size: int = 1) -> Any:
     return sparse_inference_and_report(model, batch_size)[0]
 
 
-def sparse_inference_and_report(model: Any | HasModel, batch_size: int = 1) -> tuple[Any, SparseReport]:
+def sparse_inference_and_report(model: Any, batch_size: int = 1) -> tuple[Any, SparseReport]:
     """As `sparse_inference`, with what was timed and chosen."""
     check_whole("batch_size", batch_size, 1)
     model = model_of(model)

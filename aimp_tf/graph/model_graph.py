@@ -12,8 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.compat.functional import calls_of, functional_within, has_mask, input_names, structures_of
-from aimp_tf.compat.models import check_built, is_keras_own, keras_generation, layers_of
+from aimp_tf.compat.functional import calls_of, functional_within, input_names, structures_of
+from aimp_tf.compat.models import check_built, is_keras_own, keras_generation, keras_mask, layers_of
 from aimp_tf.compat.tracing import replaced
 from aimp_tf.graph.opening import opened, opened_model
 from aimp_tf.graph.prunable import unused
@@ -147,10 +147,10 @@ class ModelGraph:
         """
         if not any(_may_mask(call.layer) for call in self.calls):
             return frozenset()
-        found = self._traced(has_mask)
+        found = self._traced(keras_mask)
         if found is None:
             return frozenset(tensor for call in self.calls for tensor in (*call.inputs, *call.outputs))
-        return frozenset(tensor for tensor, masked in found.items() if masked)
+        return frozenset(tensor for tensor, mask in found.items() if mask is not None)
 
     def _traced(self, told: Callable[[Any], Any]) -> dict[Tensor, Any] | None:
         """What is told of each tensor of TensorFlow's that flows for inputs of these shapes; None if that fails."""

@@ -20,8 +20,7 @@ from aimp_tf.graph.groups import select_units
 from aimp_tf.graph.prunable import reasons_text, select_for
 from aimp_tf.masking.constraints import MaskConstraint
 from aimp_tf.masking.first_masks import Masks, first_masks, set_first_masks
-from aimp_tf.masking.generations import ConstrainedModel, WrappedModel
-from aimp_tf.masking.masked_model import MaskedModel, check_agreement
+from aimp_tf.masking.masked_model import ConstrainedModel, MaskedModel, WrappedModel, check_agreement
 
 __all__ = [
     "MaskConstraint",

@@ -12,15 +12,18 @@ import tensorflow as tf
 
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.fits import Fits
+from aimp_tf.compat.importing import import_with_tfmot
+from aimp_tf.compat.keras_distribution import repaired
 from aimp_tf.compat.model_optimizers import ModelOptimizers
 from aimp_tf.compat.models import finalize, generator_states, layers_of
 from aimp_tf.compat.optimizer import ResettableOptimizer
 from aimp_tf.compat.precision import resolve_policy
+from aimp_tf.compat.step import forget_traced
 from aimp_tf.compat.swap import Swap
 from aimp_tf.compat.trained_part import Indices, TrainedPart
 from aimp_tf.compat.variables import Values, key_of, local_value, local_view, set_constraint
 from aimp_tf.files import checksum_of_arrays
-from aimp_tf.graph.prunable import Selection
+from aimp_tf.graph.prunable import Selection, prunable_variables
 from aimp_tf.masking.constraints import MaskConstraint, zeroed
 
 _ATTRIBUTE = "_aimp_tf_masked_model"
@@ -182,9 +185,7 @@ class MaskedModel(abc.ABC):
         self._compiled_again()
         return True
 
-    def train_part(
-        self, weights: Sequence[tuple[Any, Indices]], attributes: Sequence[tuple[Any, Mapping[str, Any]]]
-    ) -> None:
+    def train_part(self, weights: Sequence[tuple[Any, Indices]], attributes: Sequence[tuple[Any, str, Any]]) -> None:
         """Lets `fit` train a part of the model only, as `TrainedPart` says, with its slots and masks."""
         self.part.end()
         with_it = self.optimizers.slots()
@@ -275,6 +276,55 @@ class MaskedModel(abc.ABC):
     @abc.abstractmethod
     def _compiled_again(self) -> None:
         """Does again what `_attach` did for a model that was then compiled otherwise."""
+
+
+class ConstrainedModel(MaskedModel):
+    """A Keras 3 model whose prunable variables carry a `MaskConstraint`. The model is changed in place."""
+
+    def _attach(self, undo: contextlib.ExitStack) -> None:
+        self._repairs = undo.enter_context(contextlib.ExitStack())
+        # A train function traced earlier does not know the constraints and would never call them.
+        undo.callback(forget_traced, self.model)
+        self._put_constraints({}, undo)
+        forget_traced(self.model)
+        self._compiled_again()
+
+    def _compiled_again(self) -> None:
+        self._repairs.close()
+        self._repairs.enter_context(repaired(self.model))
+
+    def synchronize(self) -> None:
+        """Keras 3 averages nothing, and saves the first replica's moving statistics."""
+        if self.cluster.replicas > 1:
+            variables = self.original.non_trainable_weights
+            values = self.cluster.from_chief([local_value(variable) for variable in variables])
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+
+class WrappedModel(MaskedModel):
+    """A tf_keras model rebuilt with a pruning layer of tfmot round each layer that has prunable weights.
+
+    The rebuilt model shares every layer and variable with the user's model, which `strip` hands back. A layer that only
+    a train_step of the user's calls is in no graph, so not wrapped.
+    """
+
+    def _attach(self, undo: contextlib.ExitStack) -> None:
+        layers = import_with_tfmot("aimp_tf.compat.tfmot_layers").WrappedLayers(
+            self.variables.values(), lambda layer: prunable_variables(layer).values(), undo
+        )
+        self.model = layers.rebuild(self.original)
+        self._put_constraints(layers.masks(), undo)
+
+    def _compiled_again(self) -> None:
+        import_with_tfmot("aimp_tf.compat.tfmot_layers").compile_like(self.model, self.original)
+
+    def synchronize(self) -> None:
+        """tf_keras gives the mean of all replicas whenever a moving statistic is read."""
+        if self.cluster.replicas > 1:
+            for variable in self.original.non_trainable_weights:
+                if getattr(variable, "synchronization", None) == tf.VariableSynchronization.ON_READ:
+                    variable.assign(variable.numpy())
 
 
 def _take_constraints_off(variables: Iterable[Any]) -> None:

@@ -157,12 +157,11 @@ class Request:
                 kept = directory.keep_defaults()
         self.config = self.config.replace(**self.cluster.from_chief(kept))
         self.config.validate()
-        if self.cluster.size > 1:
-            # Shards that workers read on their own may differ in length.
-            parts = {
-                name: {**part, "batches": None} if isinstance(part, dict) else part for name, part in signature.items()
-            }
-            self.cluster.check_same(config=self.config.to_json(), **parts)
+        # Shards that workers read on their own may differ in length.
+        parts = {
+            name: {**part, "batches": None} if isinstance(part, dict) else part for name, part in signature.items()
+        }
+        self.cluster.check_same(config=self.config.to_json(), **parts)
         return directory
 
     def _signature(self) -> dict[str, Any]:

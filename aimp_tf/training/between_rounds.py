@@ -10,7 +10,7 @@ import numpy as np
 
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.ranking import check_finite
-from aimp_tf.training.rounds import ADDED_TO_LOSS, last_epoch_with
+from aimp_tf.training.rounds import ADDED_TO_LOSS
 from aimp_tf.training.state import RunState
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,9 @@ def metrics_at_end(state: RunState, masked: MaskedModel, measure: Measure | None
     logs = state.epoch_logs
     if not logs:
         return {}
-    epoch = masked.cluster.from_chief(last_epoch_with(masked.checksum(), state.checksums))
+    checksum = masked.checksum()
+    ended_with_them = [epoch for epoch, other in enumerate(state.checksums) if other == checksum]
+    epoch = masked.cluster.from_chief(max(ended_with_them, default=None))
     if epoch is not None:
         return logs[epoch]
     if measure is None:
@@ -97,9 +99,10 @@ def rewind(
     optimizers = masked.optimizers
     optimizers.reset(state.rewind_steps if round_.index else ())
     steps = state.steps_per_epoch
-    if len(steps) != len(optimizers.steps):
-        steps = [batches or 0] * len(optimizers.steps)  # Others than those that were counted.
-    optimizers.stretch(round_.schedule_scale, round_.schedule_start, steps)
+    if len(steps) != len(optimizers.all):
+        steps = [batches or 0] * len(optimizers.all)  # Others than those that were counted.
+    for optimizer, in_epoch in zip(optimizers.all, steps, strict=True):
+        optimizer.stretch(round_.schedule_scale, round_.schedule_start * in_epoch)
 
 
 def _drawn_anew(

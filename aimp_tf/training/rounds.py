@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -205,11 +205,6 @@ class RoundResult:
         return tuple(layer.path for layer in self.layers if not layer.kept)
 
 
-def last_epoch_with(checksum: int | None, checksums: Sequence[int | None]) -> int | None:
-    """The last epoch whose weights had this checksum, by those of the weights at the end of each; None if none had."""
-    return max((epoch for epoch, other in enumerate(checksums) if other == checksum), default=None)
-
-
 def plain_logs(logs: Mapping[str, Any] | None) -> dict[str, Any]:
     """The logs that Keras gives at the end of an epoch, as numbers and lists of numbers."""
     return {name: np.asarray(value).tolist() for name, value in (logs or {}).items()}
@@ -320,15 +315,13 @@ def layer_table(layers: Sequence[LayerResult]) -> list[list[str]]:
 def layer_notes(rounds: Sequence[RoundResult]) -> list[str]:
     """Sentences on variables of which nothing is left, that limits kept from losing more, or that are not pruned."""
     guarded = {path for round_ in rounds for path in round_.guarded}
-    reasons = sorted(set(rounds[-1].left_dense.values()))
-    notes = {
+    notes: dict[str, Collection[str]] = {
         "Nothing is left of": rounds[-1].emptied,
         "Kept above their rank by the limits on single variables": guarded,
-        **{
-            f"Left dense ({reason})": [path for path, why in rounds[-1].left_dense.items() if why == reason]
-            for reason in reasons
-        },
     }
+    left_dense = rounds[-1].left_dense
+    for reason in sorted(set(left_dense.values())):
+        notes[f"Left dense ({reason})"] = [path for path, why in left_dense.items() if why == reason]
     return [f"{note}: {', '.join(sorted(paths))}." for note, paths in notes.items() if paths]
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from aimp_tf.config import PruningConfig
 from aimp_tf.graph.model_graph import ModelGraph
 from aimp_tf.masking import MaskedModel, mask_model, wrap
-from aimp_tf.masking.live_part import LiveNetwork
 from aimp_tf.training.callback import GlobalMagnitudePruning
+from aimp_tf.training.live_rounds import LiveNetwork
 from benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images, repeated
 from benchmarks.side_by_side import compare, time_in_turn
 from experiments import datasets
