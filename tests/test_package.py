@@ -115,7 +115,7 @@ def test_public_names():
         "config",
         "config.structure",
         "selection.planning",
-        "compat.precision",
+        "compat.mixed_precision",
         "selection.ranking",
         "coding.levels",
         "selection.units",
@@ -209,7 +209,6 @@ def test_no_module_needs_what_needs_it():
     [
         ("config/__init__.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
         ("selection/planning.py", {"tensorflow", "keras", "tf_keras", "numpy"}),
-        ("compat/precision.py", {"keras", "tf_keras"}),
         ("files.py", {"tensorflow", "keras", "tf_keras"}),
         ("runs/outcome.py", {"tensorflow", "keras", "tf_keras"}),
         ("selection/ranking.py", {"tensorflow", "keras", "tf_keras"}),

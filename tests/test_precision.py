@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import aimp_tf
-from aimp_tf.compat import precision
+from aimp_tf.compat import mixed_precision
 from aimp_tf.masking import MaskedModel, mask_model
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 2, "round_epochs": 2, "verbose": 0, "seed": 1}
@@ -36,7 +36,7 @@ def test_auto_chooses_what_the_hardware_multiplies(gpus, flags, policy, reason):
     details = [
         {"device_name": name, **({"compute_capability": capability} if capability else {})} for name, capability in gpus
     ]
-    chosen, why = precision.choose_policy(details, flags)
+    chosen, why = mixed_precision.choose_policy(details, flags)
     assert chosen == policy and reason in why
 
 
@@ -46,7 +46,7 @@ def test_auto_chooses_what_the_hardware_multiplies(gpus, flags, policy, reason):
     indirect=["K"],
 )
 def test_auto_says_what_it_chose(monkeypatch, caplog, make_mlp, blobs, tmp_path, flags, policy):
-    monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(mixed_precision, "_cpu_flags", lambda: flags)
     caplog.set_level("INFO", "aimp_tf")
     aimp_tf.prune(make_mlp(), blobs, workdir=tmp_path / "run", mixed_precision="auto", method="dense", **DENSE)
     assert caplog.messages[0].startswith(f"mixed_precision='auto' chose {policy or 'float32'}: there is no GPU, and")

@@ -11,10 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.arguments import check_config, check_names
-from aimp_tf.compat.mixed_precision import compute_in_half_precision
+from aimp_tf.compat.mixed_precision import compute_in_half_precision, resolve_policy
 from aimp_tf.compat.model_optimizers import held_optimizers
 from aimp_tf.compat.models import check_built, check_model, keras_generation, layers_of
-from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.config import PruningConfig
 from aimp_tf.graph.groups import select_units
 from aimp_tf.graph.prunable import reasons_text, select_for

@@ -14,10 +14,10 @@ from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.fits import Fits
 from aimp_tf.compat.importing import import_with_tfmot
 from aimp_tf.compat.keras_distribution import repaired
+from aimp_tf.compat.mixed_precision import resolve_policy
 from aimp_tf.compat.model_optimizers import ModelOptimizers
 from aimp_tf.compat.models import finalize, generator_states, layers_of
 from aimp_tf.compat.optimizer import ResettableOptimizer
-from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.compat.step import forget_traced
 from aimp_tf.compat.swap import Swap
 from aimp_tf.compat.trained_part import Indices, TrainedPart

@@ -15,8 +15,8 @@ import numpy as np
 
 from aimp_tf.arguments import split_off
 from aimp_tf.compat.cluster import Cluster
+from aimp_tf.compat.mixed_precision import resolve_policy
 from aimp_tf.compat.models import check_model
-from aimp_tf.compat.precision import resolve_policy
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.distillation import Distillation
 from aimp_tf.config.texts import is_number

@@ -59,12 +59,10 @@ class Order:
                 )
             )
 
-        batches = tf.data.Dataset.from_tensors(0).flat_map(from_epoch)
+        batches, count = tf.data.Dataset.from_tensors(0).flat_map(from_epoch), -(-length // batch_size)
         if steps_per_epoch is not None:
-            return batches.batch(batch_size).apply(
-                tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-            )
-        return batches.apply(tf.data.experimental.assert_cardinality(-(-length // batch_size)))
+            batches, count = batches.batch(batch_size), tf.data.INFINITE_CARDINALITY
+        return batches.apply(tf.data.experimental.assert_cardinality(count))
 
     def _next_position(self) -> tf.Tensor:
         if not self._goes_on:

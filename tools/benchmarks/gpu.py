@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.precision import resolve_policy
+from aimp_tf.compat.mixed_precision import resolve_policy
 from aimp_tf.config import PruningConfig
 from aimp_tf.masking import wrap
 from aimp_tf.pruning import prune
