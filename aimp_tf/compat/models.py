@@ -72,11 +72,10 @@ def model_of(model: Any) -> Any:
     try:
         keras_generation(model)
     except TypeError:
-        held = getattr(model, "model", None)
-        if held is None:
+        model = getattr(model, "model", None)
+        if model is None:
             raise
-        keras_generation(held)
-        return held
+        keras_generation(model)
     return model
 
 
