@@ -533,7 +533,7 @@ def test_gradual_pruning_follows_the_ramp_in_one_fit(make_mlp, blobs, recorder):
     dataset = tf.data.Dataset.from_tensor_slices(blobs).batch(4)
     config = PruningConfig(0.75, epochs=8, method="gradual", ramp=0.5)
     pruning, model = run(make_mlp(), (dataset,), config, recorder)
-    expected = [ramp_survivors(N, 0.75, min(1, epoch / 4)) for epoch in range(1, 9)]
+    expected = [ramp_survivors(config, N, min(1, epoch / 4)) for epoch in range(1, 9)]
     kept = [sum(int(mask.sum()) for mask in state["masks"].values()) for state in recorder.epochs]
     assert kept == expected
     assert [(round_.epochs, round_.kept) for round_ in pruning.rounds] == [(8, N - 132)]
@@ -597,12 +597,13 @@ def test_a_schedule_goes_on_at_its_epoch_with_another_number_of_optimizers(make_
 def test_gradual_pruning_is_finer_than_epochs(make_mlp, blobs):
     dataset = tf.data.Dataset.from_tensor_slices(blobs).batch(4)
     masked = aimp_tf.wrap(make_mlp())
-    pruning = GlobalMagnitudePruning(PruningConfig(0.75, epochs=2, method="gradual", ramp=0.5))
+    config = PruningConfig(0.75, epochs=2, method="gradual", ramp=0.5)
+    pruning = GlobalMagnitudePruning(config)
     kept = []
     prune = pruning.run.prune
     pruning.run.prune = lambda masked, keep: (kept.append(keep), prune(masked, keep))
     masked.fit(dataset, epochs=2, verbose=0, callbacks=[pruning])
-    expected = [ramp_survivors(N, 0.75, int((batch + 1) / 16 * 100) / 100) for batch in range(16)]
+    expected = [ramp_survivors(config, N, int((batch + 1) / 16 * 100) / 100) for batch in range(16)]
     assert kept == list(dict.fromkeys(expected)) and len(kept) == 14  # The last three are the same.
 
 

@@ -152,10 +152,7 @@ def test_rounds_have_the_structure_and_exact_counts(K, make_mlp, blobs, settings
         assert np.isin(counts, (0, 4)).all() if block else np.all(counts == 2)
     if "method" in settings:
         seen = [sum(int(mask.sum()) for mask in state.values()) for state in masks.seen]
-        steps = [
-            ramp_survivors(N, settings["target_sparsity"], min(1, epoch / 2), 4 if block else 1)
-            for epoch in range(1, 5)
-        ]
+        steps = [ramp_survivors(result.config, N, min(1, epoch / 2)) for epoch in range(1, 5)]
         # This callback stands after the pruning callback.
         assert seen == steps and len(set(steps)) == 2
     if settings.get("scope") == "layer" and block:

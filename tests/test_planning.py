@@ -6,20 +6,25 @@ from aimp_tf import PruningConfig
 from aimp_tf.selection.planning import imp_epochs, least_survivors, make_plan, ramp_survivors, settled, survivor_counts
 
 
+def counts_of(weights, target_sparsity, rate, granularity="unstructured"):
+    config = PruningConfig(target_sparsity, rate=rate, epochs=1, granularity=granularity)
+    return survivor_counts(config, weights)
+
+
 def test_counts_are_those_of_the_formula():
-    assert survivor_counts(100, 0.9, 0.2) == [100, 80, 64, 51, 41, 33, 26, 21, 17, 13, 11, 10]
-    assert survivor_counts(266_200, 0.9, 0.2)[-2:] == [28_583, 26_620]
-    assert survivor_counts(10, 0.5, 0.5) == [10, 5]
+    assert counts_of(100, 0.9, 0.2) == [100, 80, 64, 51, 41, 33, 26, 21, 17, 13, 11, 10]
+    assert counts_of(266_200, 0.9, 0.2)[-2:] == [28_583, 26_620]
+    assert counts_of(10, 0.5, 0.5) == [10, 5]
 
 
 def test_counts_of_blocks_are_those_of_the_formula_times_four():
-    assert survivor_counts(400, 0.9, 0.2, 4) == [4 * count for count in survivor_counts(100, 0.9, 0.2)]
+    assert counts_of(400, 0.9, 0.2, "1x4") == [4 * count for count in counts_of(100, 0.9, 0.2)]
     config = PruningConfig(0.9, epochs=10, granularity="1x4")
     # 10 blocks are left of 102, for 0.1 * 102 is 10.2; without blocks it would be 41 weights of 408.
     assert make_plan(config, 408)[-1].kept == 40
-    assert make_plan(config.replace(method="gradual"), 408)[-1].kept == 40 == ramp_survivors(408, 0.9, 1, 4)
-    assert imp_epochs(config, 40) == 10 * len(survivor_counts(10, 0.9, 0.2))
-    assert [ramp_survivors(400, 0.9, progress, 4) for progress in (0, 0.25, 0.5)] == [400, 192, 84]
+    assert make_plan(config.replace(method="gradual"), 408)[-1].kept == 40 == ramp_survivors(config, 408, 1)
+    assert imp_epochs(config, 40) == 10 * len(counts_of(10, 0.9, 0.2))
+    assert [ramp_survivors(config, 400, progress) for progress in (0, 0.25, 0.5)] == [400, 192, 84]
 
 
 @given(
@@ -31,9 +36,9 @@ def test_counts_fall_to_the_target(n, sparsity, rate):
     goal = n - round(sparsity * n)
     if goal in (0, n):
         with pytest.raises(ValueError, match="target_sparsity"):
-            survivor_counts(n, sparsity, rate)
+            counts_of(n, sparsity, rate)
         return
-    counts = survivor_counts(n, sparsity, rate)
+    counts = counts_of(n, sparsity, rate)
     assert counts[0] == n and counts[-1] == goal
     assert all(before >= after for before, after in zip(counts, counts[1:], strict=False))
     assert all(count > goal for count in counts[:-1])
@@ -42,14 +47,14 @@ def test_counts_fall_to_the_target(n, sparsity, rate):
 
 def test_too_slow_a_rate_is_refused():
     with pytest.raises(ValueError, match="more than 10000 rounds"):
-        survivor_counts(10**9, 0.999, 1e-5)
+        counts_of(10**9, 0.999, 1e-5)
 
 
 def test_nothing_to_remove_or_leave_is_refused():
     with pytest.raises(ValueError, match="removes none of the 10"):
-        survivor_counts(10, 0.01, 0.2)
+        counts_of(10, 0.01, 0.2)
     with pytest.raises(ValueError, match="leaves none of the 10"):
-        survivor_counts(10, 0.99, 0.2)
+        counts_of(10, 0.99, 0.2)
 
 
 def test_rounds_of_a_run():
@@ -170,7 +175,7 @@ def test_shares_are_never_more_than_is_kept(sizes, sparsity, share, block):
 
 
 def test_the_ramp_is_cubic():
-    assert [ramp_survivors(10**6, 0.9, progress) for progress in (0, 0.25, 0.5, 1)] == [
+    assert [ramp_survivors(PruningConfig(0.9, epochs=1), 10**6, progress) for progress in (0, 0.25, 0.5, 1)] == [
         10**6,
         479_688,  # 1 - 0.9 * (1 - 0.75**3)
         212_500,

@@ -40,15 +40,8 @@ def fraction_to_go(config: PruningConfig, total: int) -> float:
     return config.target_sparsity
 
 
-def survivor_counts(
-    weight_count: int,
-    target_sparsity: float,
-    rate: float,
-    block_size: int = 1,
-    first: int | None = None,
-    counted: str = "weight",
-) -> list[int]:
-    """Number of weights kept while each round trains, the final training last.
+def survivor_counts(config: PruningConfig, weight_count: int, first: int | None = None) -> list[int]:
+    """Number of weights kept while each round of an iterative method trains, the final training last.
 
     `kept[0] = n` and `kept[i] = max(round(n * (1 - rate)**i), n - round(target_sparsity * n))`, up to the first i that
     reaches the second term. A model that is pruned already begins at fewer, with `kept[i] = max(round(kept[0] *
@@ -56,13 +49,10 @@ def survivor_counts(
     multiplied by the block's size.
 
     Args:
-        weight_count: Number of prunable weights, at least 1; a multiple of `block_size`. Or that of what `counted`
-            names, here as elsewhere.
-        target_sparsity: Fraction of n to remove, in (0, 1).
-        rate: Fraction of the survivors to remove a round, in (0, 1).
-        block_size: Number of weights that are kept or removed together.
+        config: A valid config.
+        weight_count: Number of prunable weights, at least 1; a multiple of `config.structure.block`. Or that of what
+            `config.counted` names, here as elsewhere.
         first: Number of weights that are left at the beginning; None is all.
-        counted: What is counted, for errors.
 
     Returns:
         `[kept[0], ..., kept[N]]` for N rounds.
@@ -71,21 +61,22 @@ def survivor_counts(
         ValueError: Nothing would be removed, nothing would be left, or it would take more than `MAX_ROUNDS` rounds.
 
     Example:
-        >>> survivor_counts(1000, target_sparsity=0.5, rate=0.2)
+        >>> survivor_counts(PruningConfig(0.5, rate=0.2, epochs=1), 1000)
         [1000, 800, 640, 512, 500]
-        >>> survivor_counts(1000, target_sparsity=0.9, rate=0.6, block_size=4)
+        >>> survivor_counts(PruningConfig(0.9, rate=0.6, epochs=1, granularity="1x4"), 1000)
         [1000, 400, 160, 100]
     """
-    count = weight_count // block_size
-    goal = count - round(target_sparsity * count)
-    one = "prunable weight" if counted == "weight" else counted
-    unit = f"{one}s" if block_size == 1 else f"prunable blocks of {block_size} weights"
-    asked = f"target_sparsity={target_sparsity}" if counted != "microsecond" else "The Latency"
+    target, block = fraction_to_go(config, weight_count), config.structure.block
+    count = weight_count // block
+    goal = count - round(target * count)
+    one = "prunable weight" if config.counted == "weight" else config.counted
+    unit = f"{one}s" if block == 1 else f"prunable blocks of {block} weights"
+    asked = f"target_sparsity={target}" if config.latency is None else "The Latency"
     if goal == count:
         raise ValueError(f"{asked} removes none of the {count} {unit}; raise it.")
     if goal == 0:
         raise ValueError(f"{asked} leaves none of the {count} {unit}; lower it.")
-    begin = count if first is None else first // block_size
+    begin = count if first is None else first // block
     if begin < goal:
         raise ValueError(
             f"{asked} keeps {goal} of the {count} {unit}, but the masks that the model begins with keep {begin} only: "
@@ -95,10 +86,10 @@ def survivor_counts(
     while kept[-1] != goal:
         if len(kept) > MAX_ROUNDS:
             raise ValueError(
-                f"rate={rate} needs more than {MAX_ROUNDS} rounds to reach target_sparsity={target_sparsity}; raise it."
+                f"rate={config.rate} needs more than {MAX_ROUNDS} rounds to reach target_sparsity={target}; raise it."
             )
-        kept.append(max(round(begin * (1 - rate) ** len(kept)), goal))
-    return [block_size * blocks for blocks in kept]
+        kept.append(max(round(begin * (1 - config.rate) ** len(kept)), goal))
+    return [block * blocks for blocks in kept]
 
 
 def settled(config: PruningConfig, weight_count: int, first: int | None = None) -> PruningConfig:
@@ -199,7 +190,7 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
                 f"{structure} keeps {size // structure.m * structure.n} of its {size}. Lower it."
             )
     total = sum(sizes.values())
-    kept = survivor_counts(total, fraction_to_go(config, total), config.rate, block)[-1]
+    kept = survivor_counts(config, total)[-1]
     if sum(least.values()) > kept:
         raise ValueError(
             f"max_layer_sparsity={config.max_layer_sparsity} and min_layer_survivors={config.min_layer_survivors} keep "
@@ -232,24 +223,23 @@ def _with_shares(
     return {path: least[path] + missing[path] * block for path in sizes}
 
 
-def ramp_survivors(
-    weight_count: int, target_sparsity: float, progress: float, block_size: int = 1, first: int | None = None
-) -> int:
+def ramp_survivors(config: PruningConfig, weight_count: int, progress: float, first: int | None = None) -> int:
     """Number of weights kept after the fraction `progress`, in [0, 1], of a gradual rise of the sparsity.
 
     The sparsity is `s + (target_sparsity - s) * (1 - (1 - progress)**3)` (Zhu and Gupta, 2017, equation 1), of whole
     blocks, with s = 0 or that of the `first` weights that are left at the beginning.
 
     Example:
-        >>> [ramp_survivors(1000, 0.9, progress) for progress in (0.0, 0.5, 1.0)]
+        >>> [ramp_survivors(PruningConfig(0.9, epochs=1), 1000, progress) for progress in (0.0, 0.5, 1.0)]
         [1000, 212, 100]
     """
-    blocks = weight_count // block_size
+    target, block = fraction_to_go(config, weight_count), config.structure.block
+    blocks = weight_count // block
     if progress == 1:
-        return block_size * (blocks - round(target_sparsity * blocks))
-    begin = blocks if first is None else first // block_size
-    to_go = target_sparsity * blocks - (blocks - begin)
-    return block_size * (begin - round(to_go * (1 - (1 - progress) ** 3)))
+        return block * (blocks - round(target * blocks))
+    begin = blocks if first is None else first // block
+    to_go = target * blocks - (blocks - begin)
+    return block * (begin - round(to_go * (1 - (1 - progress) ** 3)))
 
 
 def epoch_at_target(config: PruningConfig) -> int:
@@ -275,7 +265,5 @@ def _counts(config: PruningConfig, weight_count: int, first: int | None) -> list
 
 def _iterative_counts(config: PruningConfig, weight_count: int, first: int | None) -> list[int]:
     """As `_counts`, if the method is iterative."""
-    counts = survivor_counts(
-        weight_count, fraction_to_go(config, weight_count), config.rate, config.structure.block, first, config.counted
-    )
+    counts = survivor_counts(config, weight_count, first)
     return counts[1:] if config.start == "trained" and len(counts) > 1 else counts

@@ -15,7 +15,7 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.config.distillation import Distillation
 from aimp_tf.exporting.timing import with_clock
 from aimp_tf.masking import WRAPPED_FIELDS, MaskedModel
-from aimp_tf.selection.planning import fraction_to_go, make_plan, ramp_survivors
+from aimp_tf.selection.planning import make_plan, ramp_survivors
 from aimp_tf.selection.ranking import smallest_magnitude
 from aimp_tf.training.between_rounds import Measure, check_end, check_loss, metrics_at_end, rewind
 from aimp_tf.training.live_rounds import LiveRounds
@@ -281,10 +281,7 @@ class Method:
 
     def _ramped(self, masked: MaskedModel, progress: float) -> int:
         """How much is left at that point of the rise."""
-        config, total = self._run.config, masked.total
-        return ramp_survivors(
-            total, fraction_to_go(config, total), progress, config.structure.block, self._run.kept_first
-        )
+        return ramp_survivors(self._run.config, masked.total, progress, self._run.kept_first)
 
 
 def _check_wrapped(config: PruningConfig, masked: MaskedModel) -> None:
