@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from aimp_tf.compat.models import is_keras_own
 from aimp_tf.config import PruningConfig
-from aimp_tf.config.texts import check_within, nearest
+from aimp_tf.config.texts import by_name, check_within, nearest
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(PruningConfig))
 
@@ -38,43 +38,33 @@ _COMPILE = "model.compile(optimizer=..., loss=..., metrics=[...]) before the cal
 _SPARSITY = "target_sparsity=0.9, the fraction of the weights that ends zero"
 _DATA = "the data by its place, as in model.fit: a dataset, or x, y"
 _RAMP = "method='gradual', ramp=0.5, the fraction of epochs over which the sparsity rises"
+_PATTERNS = "include=('conv*',) or exclude=('head/*',), patterns on the paths of variables"
+_VALIDATION = "validation_data=dataset, or validation_data=(x, y)"
+_EPOCHS = "epochs=30 for the last training and round_epochs=6 for each round before it"
 _ROUNDS = "rate=0.2, the fraction of the weights that goes in a round, from which the number of rounds follows"
 _FOLDER = "workdir='runs/first', a folder for all that the run leaves; a second call goes on with it"
 
-_WRITE_INSTEAD: dict[str, str] = {
-    "pruning_schedule": "target_sparsity=0.9, epochs=30; with method='gradual' this is tfmot's PolynomialDecay",
-    **dict.fromkeys(
-        ("sparsity", "final_sparsity", "target", "amount", "ratio", "pruning_ratio", "prune_ratio", "percent"),
-        _SPARSITY,
-    ),
-    "initial_sparsity": "masks='zeros', which goes on from the zeros that the model has",
-    **dict.fromkeys(("begin_step", "end_step", "frequency", "begin_epoch", "end_epoch"), _RAMP),
-    **dict.fromkeys(("block_size", "block_pooling_type"), "granularity='1x4', blocks of four weights"),
-    "sparsity_m_by_n": "granularity='2:4', target_sparsity=0.5",
-    **dict.fromkeys(
-        ("pruning_policy", "layers", "layers_to_prune", "ignore", "ignored_layers", "skip"),
-        "include=('conv*',) or exclude=('head/*',), patterns on the paths of variables",
-    ),
-    "importance": "criterion='magnitude'",
-    "fit_options": "its entries as arguments of their own, such as batch_size=64",
-    **dict.fromkeys(
-        ("train_data", "data", "dataset", "train_dataset", "train_ds", "training_data", "generator"), _DATA
-    ),
-    **dict.fromkeys(
-        ("val_data", "validation", "validation_dataset", "val_ds", "val_dataset", "test_data"),
-        "validation_data=dataset, or validation_data=(x, y)",
-    ),
-    **dict.fromkeys(("optimizer", "loss", "metrics", "learning_rate", "lr"), _COMPILE),
-    "initial_epoch": "nothing in its place: each round starts at its first epoch",
-    **dict.fromkeys(("num_epochs", "n_epochs", "nb_epoch"), "epochs=30, the length of the last training"),
-    **dict.fromkeys(
-        ("fine_tune_epochs", "finetune_epochs", "retrain_epochs"),
-        "epochs=30 for the last training and round_epochs=6 for each round before it",
-    ),
-    **dict.fromkeys(("rounds", "num_rounds", "n_rounds", "iterations", "steps", "iterative_steps"), _ROUNDS),
-    **dict.fromkeys(("log_dir", "save_dir", "output_dir", "checkpoint_dir", "folder", "path"), _FOLDER),
-    "resume": _FOLDER,
-}
+_WRITE_INSTEAD = by_name(
+    {
+        "pruning_schedule": "target_sparsity=0.9, epochs=30; with method='gradual' this is tfmot's PolynomialDecay",
+        "sparsity final_sparsity target amount ratio pruning_ratio prune_ratio percent": _SPARSITY,
+        "initial_sparsity": "masks='zeros', which goes on from the zeros that the model has",
+        "begin_step end_step frequency begin_epoch end_epoch": _RAMP,
+        "block_size block_pooling_type": "granularity='1x4', blocks of four weights",
+        "sparsity_m_by_n": "granularity='2:4', target_sparsity=0.5",
+        "pruning_policy layers layers_to_prune ignore ignored_layers skip": _PATTERNS,
+        "importance": "criterion='magnitude'",
+        "fit_options": "its entries as arguments of their own, such as batch_size=64",
+        "train_data data dataset train_dataset train_ds training_data generator": _DATA,
+        "val_data validation validation_dataset val_ds val_dataset test_data": _VALIDATION,
+        "optimizer loss metrics learning_rate lr": _COMPILE,
+        "initial_epoch": "nothing in its place: each round starts at its first epoch",
+        "num_epochs n_epochs nb_epoch": "epochs=30, the length of the last training",
+        "fine_tune_epochs finetune_epochs retrain_epochs": _EPOCHS,
+        "rounds num_rounds n_rounds iterations steps iterative_steps": _ROUNDS,
+        "log_dir save_dir output_dir checkpoint_dir folder path resume": _FOLDER,
+    }
+)
 """What other tools, `fit` and `compile` call something -> what it is here."""
 
 

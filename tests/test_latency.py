@@ -113,7 +113,7 @@ def test_a_config_with_a_latency_is_plain_data():
         "threads": 1,
     }
     assert aimp_tf.PruningConfig.from_json(config.to_json()) == config
-    with pytest.raises(TypeError, match="A Latency has no field 'speed_up'. Its fields are milliseconds, speedup"):
+    with pytest.raises(TypeError, match="A Latency has no field 'speed_up'. Did you mean 'speedup'. Its fields are m"):
         aimp_tf.PruningConfig.from_json(config.to_json().replace("speedup", "speed_up"))
     # Numbers of all kinds are those that JSON has.
     latency = aimp_tf.Latency(speedup=fractions.Fraction(8, 5), batch_size=np.int64(2))

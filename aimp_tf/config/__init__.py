@@ -324,9 +324,7 @@ def _from_json(name: str, value: Any) -> Any:
     kind = {"budget": Latency, "distillation": Distillation}.get(name)
     if kind is None or not isinstance(value, Mapping):
         return value
-    known = [field.name for field in dataclasses.fields(kind)]
-    if others := [field for field in value if field not in known]:
-        raise TypeError(f"A {kind.__name__} has no field {others[0]!r}. Its fields are {', '.join(known)}.")
+    _check_names(value, kind)
     return kind(**value)
 
 
@@ -362,10 +360,10 @@ def _check_given(fields: dict[str, Any]) -> None:
         )
 
 
-def _check_names(fields: dict[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(PruningConfig)]
+def _check_names(fields: Mapping[str, Any], kind: type = PruningConfig) -> None:
+    known = [field.name for field in dataclasses.fields(kind)]
     for name in fields:
         if name not in known:
             raise TypeError(
-                f"PruningConfig has no field {name!r}.{nearest(name, known)} Its fields are {', '.join(known)}."
+                f"A {kind.__name__} has no field {name!r}.{nearest(name, known)} Its fields are {', '.join(known)}."
             )

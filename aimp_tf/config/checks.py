@@ -8,7 +8,7 @@ from typing import Any
 from aimp_tf.config.distillation import Distillation
 from aimp_tf.config.latency import Latency
 from aimp_tf.config.structure import OF_BLOCKS, OF_CHANNELS, check_granularity
-from aimp_tf.config.texts import check_whole, check_within, given_of, is_number, nearest
+from aimp_tf.config.texts import by_name, check_whole, check_within, given_of, is_number, nearest
 
 COUNTED = {"weights": "weight", "channels": "channel", "flops": "multiply-add", "latency": "microsecond"}
 """`name_of_budget` -> one of what it counts."""
@@ -299,27 +299,24 @@ def _check_method(config: Any) -> None:
 
 
 _ONE_SHOT = "rate=0.9, target_sparsity=0.9, epochs=30, round_epochs=30: a rate as high as the target is one round"
+_IN_BLOCKS = "granularity='1x4' or granularity='2:4', and leave out method"
 _IMP = "epochs=30, round_epochs=30: rounds as long as the last training are plain iterative magnitude pruning"
 
-_METHODS_BY_SETTINGS: dict[str, str] = {
-    **dict.fromkeys(("imp", "iterative_magnitude_pruning"), _IMP),
-    **dict.fromkeys(("one_shot", "oneshot", "single_shot"), _ONE_SHOT),
-    **dict.fromkeys(("aimp", "accelerated"), "method='iterative', the default"),
-    **dict.fromkeys(("lottery_ticket", "lth", "lottery"), f"rewind='weights', {_IMP}"),
-    **dict.fromkeys(("magnitude", "l1", "l1_unstructured"), "criterion='magnitude', the default, and leave out method"),
-    "lamp": "criterion='lamp', and leave out method",
-    "random": "criterion='random', and leave out method",
-    **dict.fromkeys(("global", "layer", "layerwise", "local"), "scope='global' or scope='layer', and leave out method"),
-    **dict.fromkeys(
-        ("structured", "channel", "channels", "filter", "block", "n:m", "2:4", "1x4"),
-        "granularity='1x4' or granularity='2:4', and leave out method",
-    ),
-    **dict.fromkeys(
-        ("tfmot", "prune_low_magnitude"),
-        "method='gradual', which has tfmot's schedule and ranks all layers together; tools/benchmark.py peers "
-        "has tfmot itself",
-    ),
-    **dict.fromkeys(("polynomial", "polynomial_decay", "cubic", "agp"), "method='gradual'"),
-    **dict.fromkeys(("none", "baseline"), "method='dense'"),
-}
+_METHODS_BY_SETTINGS = by_name(
+    {
+        "imp iterative_magnitude_pruning": _IMP,
+        "one_shot oneshot single_shot": _ONE_SHOT,
+        "aimp accelerated": "method='iterative', the default",
+        "lottery_ticket lth lottery": f"rewind='weights', {_IMP}",
+        "magnitude l1 l1_unstructured": "criterion='magnitude', the default, and leave out method",
+        "lamp": "criterion='lamp', and leave out method",
+        "random": "criterion='random', and leave out method",
+        "global layer layerwise local": "scope='global' or scope='layer', and leave out method",
+        "structured channel channels filter block n:m 2:4 1x4": _IN_BLOCKS,
+        "tfmot prune_low_magnitude": "method='gradual', which has tfmot's schedule and ranks all layers together; "
+        "tools/benchmark.py peers has tfmot itself",
+        "polynomial polynomial_decay cubic agp": "method='gradual'",
+        "none baseline": "method='dense'",
+    }
+)
 """What is called a method elsewhere -> the settings that it is here."""

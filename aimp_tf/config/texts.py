@@ -3,7 +3,7 @@
 import difflib
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -45,13 +45,14 @@ def nearest(name: object, names: Iterable[str]) -> str:
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of texts as lines, the first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    line = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in others)])
+    return [line.format(*row) for row in rows]
+
+
+def by_name(texts: Mapping[str, str]) -> dict[str, str]:
+    """Text by each of the names that a key holds, with spaces between them."""
+    return {name: text for names, text in texts.items() for name in names.split()}
 
 
 def given_of(config: Any, names: Iterable[str]) -> list[str]:

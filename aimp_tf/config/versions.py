@@ -52,20 +52,9 @@ def _fifth_of_epochs(fields: Mapping[str, Any]) -> int | None:
     return max(1, math.ceil(epochs / 5)) if is_number(epochs, numbers.Integral) else None
 
 
-# Version -> the fields that it may lack or whose defaults the next one has changed -> their defaults, or a function of
-# the other fields that gives what None stood for.
+# Version -> the fields that it lacks, but for those with the defaults of today, or whose defaults the next one has
+# changed -> their defaults, or a function of the other fields that gives what None stood for.
 _FORMER_DEFAULTS: dict[int, dict[str, Any]] = {
-    1: {
-        "round_epochs": _fifth_of_epochs,
-        "method": "iterative",
-        "ramp": 0.5,
-        "final_rewind": None,
-        "stop_mask_distance": None,
-        "granularity": "unstructured",
-        "max_layer_sparsity": None,
-        "min_layer_survivors": 0,
-        "min_layer_share": 0.0,
-        "compact_rounds": False,
-    },
+    1: {"round_epochs": _fifth_of_epochs, "min_layer_share": 0.0},
     2: {"shrink": 1.0, "round_schedule": "compress"},
 }

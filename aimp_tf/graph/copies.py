@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -93,10 +94,8 @@ def compile_alike(model: Any, other: Any) -> None:
     config = other.get_compile_config() if getattr(other, "optimizer", None) is not None else None
     if not config:
         return
-    try:
+    with contextlib.suppress(TypeError, ValueError):  # A loss or metric of one's own that is not registered.
         model.compile_from_config(config)
-    except (TypeError, ValueError):  # A loss or metric of one's own that is not registered.
-        return
 
 
 def _remade(call: Call, changes: Mapping[str, Any], same_shapes: bool) -> Any:
@@ -149,5 +148,4 @@ def _is_change(layer: Any, weights: list[Any] | None, changes: Mapping[str, Any]
     """Whether any of these weights and attributes are not those of the layer."""
     if any(getattr(layer, name, None) != value for name, value in changes.items()):
         return True
-    before = layer.get_weights()
-    return weights is not None and not all(map(np.array_equal, weights, before))
+    return weights is not None and not all(map(np.array_equal, weights, layer.get_weights()))

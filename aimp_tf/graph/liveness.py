@@ -257,11 +257,9 @@ def _trains_as_one(layer: Any) -> str | None:
     for name, value in ((name, value) for part in layers_of(layer) for name, value in vars(part).items()):
         if value is None or name.startswith("_"):
             continue
-        if name.endswith("_constraint"):
+        by_weight = name == "activity_regularizer" or type(value).__name__ in _REGULARIZERS_BY_WEIGHT
+        if name.endswith("_constraint") or name.endswith("_regularizer") and not by_weight:
             return "weights"
-        if name.endswith("_regularizer") and name != "activity_regularizer":
-            if type(value).__name__ not in _REGULARIZERS_BY_WEIGHT:
-                return "weights"
     for variable in getattr(layer, "weights", ()):
         constraint = getattr(variable, "constraint", None)
         # A mask's own is a constraint as well, which holds the user's.

@@ -309,10 +309,7 @@ def _named(
         for tensor in call.outputs:
             if tensor in outputs and outputs[tensor] not in used:
                 give(call.layer, outputs[tensor])
-    for call, folders in walked:
-        if not folders:
-            give(call.layer, call.layer.name)
-    for call, folders in walked:
+    for call, folders in sorted(walked, key=lambda each: bool(each[1])):  # Those of nested models come last.
         own = call.layer.name
         give(call.layer, own if own not in used else "_".join((*folders, own)))
     return names

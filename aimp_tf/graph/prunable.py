@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
-from aimp_tf.compat.models import children, is_keras_own, layers_of
+from aimp_tf.compat.models import children, keras_bases, layers_of
 from aimp_tf.compat.variables import key_of
 from aimp_tf.config.checks import check_patterns
 from aimp_tf.config.structure import Structure
@@ -322,10 +322,8 @@ def _parts(layer: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[Any, tuple
 
 def _kind(layer: Any) -> str:
     """The name of the layer's class, or of the base of it, that `PRUNABLE_ATTRIBUTES` lists; else ""."""
-    for base in type(layer).__mro__:
-        if is_keras_own(base) and base.__name__ in PRUNABLE_ATTRIBUTES:
-            return base.__name__
-    return ""
+    names = (base.__name__ for base in keras_bases(type(layer)))
+    return next((name for name in names if name in PRUNABLE_ATTRIBUTES), "")
 
 
 def _input_axis(layer: Any, kind: str, rank: int) -> int | None:

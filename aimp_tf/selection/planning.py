@@ -55,7 +55,7 @@ def survivor_counts(config: PruningConfig, weight_count: int, first: int | None 
         first: Number of weights that are left at the beginning; None is all.
 
     Returns:
-        `[kept[0], ..., kept[N]]` for N rounds.
+        `[kept[0], ..., kept[N]]` for N rounds; with `start="trained"` without the first of several.
 
     Raises:
         ValueError: Nothing would be removed, nothing would be left, or it would take more than `MAX_ROUNDS` rounds.
@@ -89,6 +89,8 @@ def survivor_counts(config: PruningConfig, weight_count: int, first: int | None 
                 f"rate={config.rate} needs more than {MAX_ROUNDS} rounds to reach target_sparsity={target}; raise it."
             )
         kept.append(max(round(begin * (1 - config.rate) ** len(kept)), goal))
+    if config.start == "trained" and len(kept) > 1:
+        del kept[0]
     return [block * blocks for blocks in kept]
 
 
@@ -250,20 +252,14 @@ def epoch_at_target(config: PruningConfig) -> int:
 def imp_epochs(config: PruningConfig, weight_count: int, first: int | None = None) -> int:
     """Epochs of plain iterative magnitude pruning to the same sparsity at the same rate, from the `first` weights that
     are left at the beginning and with the same `start`: every round in full. The config is as `settled` returns it."""
-    return len(_iterative_counts(config, weight_count, first)) * config.resolved_epochs
+    return len(survivor_counts(config, weight_count, first)) * config.resolved_epochs
 
 
 def _counts(config: PruningConfig, weight_count: int, first: int | None) -> list[int]:
     """Number of weights kept in each training of a run."""
-    counts = _iterative_counts(config, weight_count, first)
+    counts = survivor_counts(config, weight_count, first)
     if config.method == "iterative":
         return counts
     if config.has_rounds:
         return [counts[0], counts[-1]]
     return counts[:1] if config.method == "dense" else counts[-1:]
-
-
-def _iterative_counts(config: PruningConfig, weight_count: int, first: int | None) -> list[int]:
-    """As `_counts`, if the method is iterative."""
-    counts = survivor_counts(config, weight_count, first)
-    return counts[1:] if config.start == "trained" and len(counts) > 1 else counts

@@ -49,20 +49,18 @@ def keep_largest(scores: Arrays, masks: Arrays, keep: int, *, signed: bool = Fal
     if not 0 <= keep <= survivors:
         raise ValueError(f"keep must lie between 0 and the {survivors} survivors; got {keep}.")
     check_finite(scores, masks)
+    kept = {path: np.zeros(masks[path].shape, bool) for path in scores}
     if keep == 0:
-        return {path: np.zeros(score.shape, bool) for path, score in scores.items()}
+        return kept
 
     threshold, ties_left = _threshold(scores, masks, signed, keep, survivors)
-    kept: dict[str, np.ndarray] = {}
-    for path, score in scores.items():
-        new_mask = np.empty(score.size, bool)
-        for part, bits, survives in _chunks(score, masks[path], signed):
-            np.greater(bits, threshold, out=new_mask[part])
-            if ties_left:
-                ties = np.flatnonzero(survives & (bits == threshold))[:ties_left]
-                new_mask[part][ties] = True
-                ties_left -= ties.size
-        kept[path] = new_mask.reshape(score.shape)
+    for path, part, bits, survives in _chunks(scores, masks, signed):
+        new_mask = kept[path].reshape(-1)[part]
+        np.greater(bits, threshold, out=new_mask)
+        if ties_left:
+            ties = np.flatnonzero(survives & (bits == threshold))[:ties_left]
+            new_mask[ties] = True
+            ties_left -= ties.size
     return kept
 
 
@@ -142,44 +140,34 @@ def smallest_magnitude(weight: np.ndarray, mask: np.ndarray) -> float | None:
 def check_finite(weights: Arrays, masks: Arrays) -> None:
     """Raises RuntimeError, naming the variables, if a surviving weight is NaN or infinite."""
     infinity = np.uint32(0x7F800000)
-    bad = [
-        path
-        for path, weight in weights.items()
-        if any(bits.max() >= infinity for _, bits, _ in _chunks(weight, masks[path], signed=False))
-    ]
-    if bad:
+    chunks = _chunks(weights, masks, signed=False)
+    if bad := dict.fromkeys(path for path, _, bits, _ in chunks if bits.max() >= infinity):
         raise RuntimeError(
             f"These variables hold NaN or infinite weights: {', '.join(bad)}. The masks are unchanged. The training "
             "has diverged: lower the learning rate or clip the gradients (clipnorm)."
         )
 
 
-def _chunks(score: np.ndarray, mask: np.ndarray, signed: bool) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """(slice of the flat tensor, ordered bits, mask) piece by piece, so that extra memory does not grow with n.
+def _chunks(scores: Arrays, masks: Arrays, signed: bool) -> Iterator[tuple[str, slice, np.ndarray, np.ndarray]]:
+    """(path, slice of the flat tensor, ordered bits, mask) piece by piece, so that extra memory does not grow with n.
 
     The bits of what does not survive are 0.
     """
-    flat_score, flat_mask = score.reshape(-1), mask.reshape(-1)
-    for start in range(0, flat_score.size, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        bits, survives = ordered_bits(flat_score[part], signed), flat_mask[part]
-        if not survives.all():
-            bits *= survives
-        yield part, bits, survives
-
-
-def _all_chunks(scores: Arrays, masks: Arrays, signed: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ordered bits, mask) of all tensors, as `_chunks`."""
     for path, score in scores.items():
-        for _, bits, survives in _chunks(score, masks[path], signed):
-            yield bits, survives
+        flat_score, flat_mask = score.reshape(-1), masks[path].reshape(-1)
+        for start in range(0, flat_score.size, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            bits, survives = ordered_bits(flat_score[part], signed), flat_mask[part]
+            if not survives.all():
+                bits *= survives
+            yield path, part, bits, survives
 
 
 def _threshold(scores: Arrays, masks: Arrays, signed: bool, keep: int, survivors: int) -> tuple[np.uint32, int]:
     """The ordered bits of the `keep`-th largest survivor, and how many of those equal to it are among the `keep`."""
     low, high = _bracket(scores, masks, signed, keep / survivors)
     above, count, parts = 0, 0, []
-    for bits, _ in _all_chunks(scores, masks, signed):
+    for _, _, bits, _ in _chunks(scores, masks, signed):
         above += int(np.count_nonzero(bits > high))
         bits -= low  # What is smaller wraps round to more than the difference.
         parts.append(bits[bits <= high - low])
@@ -221,7 +209,7 @@ def _threshold_by_histograms(scores: Arrays, masks: Arrays, signed: bool, keep: 
 
     def histogram(key: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         counts = np.zeros(_BINS, np.int64)
-        for bits, survives in _all_chunks(scores, masks, signed):
+        for _, _, bits, survives in _chunks(scores, masks, signed):
             counts += np.bincount(key(bits[survives]), minlength=_BINS)
         return counts
 
