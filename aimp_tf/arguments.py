@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.models import is_keras_own
+from aimp_tf.compat.models import is_keras_own, keras_bases
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.texts import by_name, check_within, nearest
 
@@ -31,8 +31,6 @@ _NOT_HANDED_ON = (
     "epochs",
     "initial_epoch",
 )
-
-_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 _COMPILE = "model.compile(optimizer=..., loss=..., metrics=[...]) before the call: what it was given is used throughout"
 _SPARSITY = "target_sparsity=0.9, the fraction of the weights that ends zero"
@@ -146,13 +144,14 @@ def fit_arguments(model: Any) -> tuple[str, ...]:
     parameters = dict(inspect.signature(model.fit).parameters)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         # A `fit` of the user's that hands them on.
-        fits = [vars(kind)["fit"] for kind in type(model).__mro__ if "fit" in vars(kind)]
-        parameters |= inspect.signature(next(filter(is_keras_own, fits))).parameters
+        own: Any = keras_bases(type(model))[0]
+        parameters |= inspect.signature(own.fit).parameters
     return tuple(name for name in _named(parameters) if name not in _NOT_HANDED_ON)
 
 
 def _named(parameters: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
-    return tuple(name for name, parameter in parameters.items() if parameter.kind not in _VARIABLE)
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(name for name, parameter in parameters.items() if parameter.kind not in variable)
 
 
 def check_names(call: str, arguments: Mapping[str, Any], known: tuple[str, ...], others: tuple[str, ...] = ()) -> None:

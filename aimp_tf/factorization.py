@@ -13,7 +13,6 @@ import numpy as np
 
 from aimp_tf.compat.models import is_keras_own, layers_of, model_of
 from aimp_tf.compat.variables import key_of
-from aimp_tf.config.checks import check_patterns
 from aimp_tf.graph.copies import Copies, rebuilt
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.graph.prunable import prunable_variables, readers, reasons_text, select
@@ -203,8 +202,6 @@ def _point(layer: Any) -> dict[str, Any]:
 
 def _chosen(graph: ModelGraph, include: Sequence[str], exclude: Sequence[str]) -> set[int]:
     """The ids of the layers that are to be factorised. Raises as `factorize`."""
-    check_patterns("include", include)
-    check_patterns("exclude", exclude)
     selected = select(prunable_variables(graph.model), include, exclude)
     layers = {key_of(kernel): layer for kernel, layer in readers(graph.model)}
     found = {path: layers.get(key_of(variable)) for path, variable in selected.items()}

@@ -14,7 +14,6 @@ from aimp_tf.coding.levels import INITIAL, kmeans, stochastic
 from aimp_tf.coding.tensors import MOST_LEVELS, levels_of
 from aimp_tf.compat.models import is_keras_own, layers_of, model_of
 from aimp_tf.compat.variables import key_of
-from aimp_tf.config.checks import check_patterns
 from aimp_tf.config.texts import check_whole, is_number
 from aimp_tf.graph.copies import Copies, rebuilt
 from aimp_tf.graph.model_graph import Call, ModelGraph
@@ -94,8 +93,6 @@ def share_weights(
     check_plain(model)
     count = _count(levels, bits)
     _check(fold_normalization, seed, per=per, method=method, initial=initial, centroids=centroids, others=others)
-    check_patterns("include", include)
-    check_patterns("exclude", exclude)
     chosen = select(prunable_variables(model), include, exclude)
     copy, copied = _copied(model)
     if fold_normalization:

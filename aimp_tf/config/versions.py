@@ -36,8 +36,7 @@ def upgraded_to(defaults: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[
             upgraded.setdefault(name, default)
     if version == 1:
         upgraded.pop("data_on_device", None)  # An argument of `prune` since, which changes no result.
-    for name, default in defaults.items():
-        upgraded.setdefault(name, default)
+    upgraded = {**defaults, **upgraded}
     if version < 5:
         if upgraded["compact_rounds"] is False:  # Which is what None is, but for whole channels, which there were not.
             upgraded["compact_rounds"] = None

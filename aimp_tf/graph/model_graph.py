@@ -92,9 +92,7 @@ class ModelGraph:
         """
         keras = importlib.import_module(keras_generation(model))
         check_built(model)
-        functional = functional_within(model, keras)
-        if functional is None:
-            functional = opened_model(model, keras)
+        functional = functional_within(model, keras) or opened_model(model, keras)
         if functional is None:
             raise ValueError(
                 f"The model {model.name!r} is of the class {type(model).__name__}, whose own call cannot be seen "
@@ -267,8 +265,7 @@ def _may_mask(layer: Any) -> bool:
 
 def _register(tensor: Any, tensors: dict[int, Tensor]) -> Tensor:
     """The `Tensor` in place of a Keras tensor."""
-    dtype = getattr(tensor.dtype, "name", tensor.dtype)
-    return tensors.setdefault(id(tensor), Tensor(tuple(tensor.shape), dtype))
+    return tensors.setdefault(id(tensor), Tensor(tuple(tensor.shape), tf.as_dtype(tensor.dtype).name))
 
 
 def _walk(

@@ -29,10 +29,8 @@ def multiply_adds(call: Call) -> int | None:
 
     Counted are matrix products, convolutions and projections: of recurrent layers in all steps, of attention those of
     query, key, value and output. Products of two activations, such as attention scores, are none with weights; scales
-    of normalisations and the like, value by value, are not counted; look-ups multiply nothing.
-
-    Args:
-        call: The call. Axes of open size count as 1.
+    of normalisations and the like, value by value, are not counted; look-ups multiply nothing. Axes of open size count
+    as 1.
 
     Returns:
         Their number; None where a layer holds matrices of weights, but what it does with them is not known.

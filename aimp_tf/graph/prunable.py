@@ -87,12 +87,10 @@ def select_for(
         frozen: Whether what is frozen (`trainable=False`) counts though no pattern of `include` names it.
 
     Raises:
-        ValueError: As `select`; all that is selected is frozen; or no variable, or none that a pattern of `include`
-            matches, has as many inputs as the granularity needs.
+        TypeError, ValueError: As `select`; all that is selected is frozen; or no variable, or none that a pattern of
+            `include` matches, has as many inputs as the granularity needs.
     """
     structure = Structure.of(granularity)
-    check_patterns("include", include)
-    check_patterns("exclude", exclude)
     found = _find(root)
     unknown = _unknown_matrices(root, {key_of(variable) for variable, _ in found.values()})
     selected = select({path: variable for path, (variable, _) in found.items()}, include, exclude, unknown)
@@ -197,13 +195,11 @@ def select(
 ) -> dict[str, Any]:
     """The variables whose path matches a pattern of `include`, or any if there is none, and no pattern of `exclude`.
 
-    Args:
-        variables: Path -> variable.
-        include: fnmatch patterns.
-        exclude: fnmatch patterns.
-        unknown: Path -> why, of matrices that cannot be pruned; `exclude` may name these as well.
+    The patterns are those of fnmatch. `exclude` may also name those of `unknown`: path of a matrix that cannot be
+    pruned -> why.
 
     Raises:
+        TypeError: As `check_patterns`.
         ValueError: There is nothing prunable, a pattern matches nothing, or nothing is left.
     """
     unknown = unknown or {}
@@ -214,6 +210,7 @@ def select(
             f"and attention layers; a layer of your own can name its weights in a method get_prunable_weights().{found}"
         )
     for name, patterns in (("include", include), ("exclude", exclude)):
+        check_patterns(name, patterns)
         for pattern in patterns:
             if fnmatch.filter(variables, pattern) or name == "exclude" and fnmatch.filter(unknown, pattern):
                 continue
@@ -282,12 +279,8 @@ def _walk_parts(layer: Any, names: tuple[str, ...]) -> Iterator[tuple[str, Any, 
 
 
 def _unknown_matrices(root: Any, known: set[int]) -> dict[str, str]:
-    """Path -> why it is not prunable, of weights that look like kernels: floating, trained, of two axes or more.
-
-    Args:
-        root: A built Keras layer or model.
-        known: The `key_of` of each variable that is prunable.
-    """
+    """Path -> why it is not prunable, of weights that look like kernels: floating, trained, of two axes or more. Those
+    whose `key_of` is known are prunable."""
     trainable = set(map(key_of, root.trainable_weights))
     unknown: dict[str, str] = {}
     for layer, names in _parts(root):

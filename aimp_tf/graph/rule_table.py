@@ -298,14 +298,10 @@ def _elementwise(combine: Function, in_inference: type[Elementwise] = Elementwis
     return make
 
 
-def _product(values: np.ndarray) -> np.ndarray:
-    return np.where((values == 0).any(axis=0), 0.0, np.prod(values, axis=0))
-
-
 _MERGING: dict[str, Factory] = {
     "Add": _elementwise(lambda values: np.sum(values, axis=0), Sum),
     "Subtract": _elementwise(lambda values: values[0] - values[1]),
-    "Multiply": _elementwise(_product),
+    "Multiply": _elementwise(lambda values: np.where((values == 0).any(axis=0), 0.0, np.prod(values, axis=0))),
     "Average": _elementwise(lambda values: np.mean(values, axis=0)),
     "Maximum": _elementwise(lambda values: np.max(values, axis=0)),
     "Minimum": _elementwise(lambda values: np.min(values, axis=0)),

@@ -98,12 +98,7 @@ def settled(config: PruningConfig, weight_count: int, first: int | None = None) 
     """The config with `total_epochs` made into `epochs` and `round_epochs`; the same where it has none.
 
     Of N short rounds, N - 1 with `start="trained"`, each gets `total_epochs // (N + 5)`, 1 at least, unless the config
-    says how much; the final training gets the rest.
-
-    Args:
-        config: A valid config.
-        weight_count: Number of prunable weights, at least 1; a multiple of `config.structure.block`.
-        first: Number of weights that are left at the beginning; None is all.
+    says how much; the final training gets the rest. The arguments are those of `survivor_counts`.
 
     Raises:
         ValueError: `total_epochs` are too few, or as `survivor_counts` and `PruningConfig.validate`.
@@ -140,11 +135,8 @@ def settled(config: PruningConfig, weight_count: int, first: int | None = None) 
 def make_plan(config: PruningConfig, weight_count: int, first: int | None = None) -> tuple[Round, ...]:
     """The rounds of a run: N short ones and the final training, or one `fit` alone where the method has no rounds.
 
-    With `start="trained"` the first of them, in which nothing is removed yet, is left out.
-
-    Args:
-        config: As `settled` returns it.
-        weight_count: As in `settled`, like first.
+    With `start="trained"` the first of them, in which nothing is removed yet, is left out. The arguments are those of
+    `survivor_counts`, the config as `settled` returns it.
 
     Returns:
         The rounds, whose epochs sum to `N * round_epochs + epochs`; N is 0 where the method has no rounds, and one less
@@ -169,11 +161,7 @@ def least_survivors(config: PruningConfig, sizes: Mapping[str, int]) -> dict[str
     """How many weights each variable keeps at least, whatever their rank.
 
     `min_layer_share` gets what the other limits leave: where that is too little for the shares, each of them rounded
-    up, they are scaled down and rounded down.
-
-    Args:
-        config: A valid config.
-        sizes: Path -> number of weights.
+    up, they are scaled down and rounded down. `sizes` is path -> number of weights.
 
     Returns:
         Path -> number of weights, a multiple of `config.structure.block`.
