@@ -139,8 +139,7 @@ def make_plan(config: PruningConfig, weight_count: int, first: int | None = None
     `survivor_counts`, the config as `settled` returns it.
 
     Returns:
-        The rounds, whose epochs sum to `N * round_epochs + epochs`; N is 0 where the method has no rounds, and one less
-        with `start="trained"`.
+        The rounds, whose epochs sum to `N * round_epochs + epochs`, with an N of 0 where the method has none.
 
     Raises:
         ValueError: As `survivor_counts`.
