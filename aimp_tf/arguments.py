@@ -191,7 +191,9 @@ def training_data(call: str, model: Any, x: Any, y: Any, sample_weight: Any, *, 
             "config=aimp_tf.PruningConfig(**settings)."
         )
     if y is None:
-        return _data_without_y(call, targets and _needs_targets(model), x, sample_weight)
+        # What trains by Keras' own step, with a loss that was given to `compile`.
+        by_loss = bool(getattr(model, "loss", None)) and is_keras_own(type(model).train_step)
+        return _data_without_y(call, targets and by_loss, x, sample_weight)
     if not _holds_arrays(x):
         where = "Validation data goes in validation_data=. " if not hasattr(y, "shape") else ""
         raise TypeError(
@@ -266,11 +268,6 @@ def split_off(data: Any, validation_split: float) -> tuple[Any, Any]:
         return tf.nest.map_structure(lambda array: None if array is None else array[where], data)
 
     return part(slice(end)), part(slice(end, None))
-
-
-def _needs_targets(model: Any) -> bool:
-    """Whether the model is trained by Keras' own step, with a loss that was given to `compile`."""
-    return bool(getattr(model, "loss", None)) and is_keras_own(type(model).train_step)
 
 
 def _data_line(call: str) -> str:

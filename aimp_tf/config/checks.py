@@ -174,15 +174,6 @@ def _check_fractions(config: Any) -> None:
             check_within(name, value, 0, 1, ends)
 
 
-def check_for_callback(config: Any) -> None:
-    """Raises ValueError for what `aimp_tf.prune` alone can do, and not a callback."""
-    if config.total_epochs is not None:
-        raise ValueError(
-            "total_epochs is for aimp_tf.prune, which knows the model that the lengths follow from. "
-            "print(aimp_tf.plan(model, config)) shows the epochs and round_epochs to write."
-        )
-
-
 def check_choice(name: str, value: object) -> None:
     """Raises ValueError, naming the nearest, unless `value` is one of `CHOICES[name]` or else right for that field."""
     choices = CHOICES[name]

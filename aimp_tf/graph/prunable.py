@@ -77,14 +77,8 @@ def select_for(
 
     Blocks lie along the inputs of an output unit. That is the last axis but one of a kernel; the last one in a
     transposed convolution, and in an EinsumDense layer the last of those that are summed over, in the order of the
-    input. A variable of a layer of the user's own counts as a kernel.
-
-    Args:
-        granularity: As in `PruningConfig`.
-        root: The layer or model.
-        include: fnmatch patterns on paths.
-        exclude: fnmatch patterns on paths.
-        frozen: Whether what is frozen (`trainable=False`) counts though no pattern of `include` names it.
+    input. A variable of a layer of the user's own counts as a kernel. Where `frozen` is True, what is frozen
+    (`trainable=False`) counts though no pattern of `include` names it.
 
     Raises:
         TypeError, ValueError: As `select`; all that is selected is frozen; or no variable, or none that a pattern of

@@ -10,7 +10,6 @@ from typing import Any
 from aimp_tf.arguments import config_of
 from aimp_tf.compat.callbacks import EpochCallback
 from aimp_tf.config import PruningConfig
-from aimp_tf.config.checks import check_for_callback
 from aimp_tf.masking import MaskedModel, check_agreement
 from aimp_tf.selection.planning import Round, epoch_at_target
 from aimp_tf.training.methods import METHODS
@@ -71,7 +70,11 @@ class GlobalMagnitudePruning(EpochCallback):
     def __init__(self, config: PruningConfig | None = None, **fields: Any) -> None:
         super().__init__()
         self.config = config = config_of(config, fields)
-        check_for_callback(config)
+        if config.total_epochs is not None:
+            raise ValueError(
+                "total_epochs is for aimp_tf.prune, which knows the model that the lengths follow from. "
+                "print(aimp_tf.plan(model, config)) shows the epochs and round_epochs to write."
+            )
         self.batches: int | None = None
         self.measure: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
         # What gives the batches is a bound method, with which the callback can be copied.
