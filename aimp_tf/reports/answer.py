@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from aimp_tf.reports.blocks import NOT_MEASURED, Bar, Block, KeyFigure, KeyFigures, List, Table, Text
 from aimp_tf.reports.reported_run import ReportedRun
-from aimp_tf.runs.outcome import accuracy_margin, difference_margin, middle_half, times_as_fast
+from aimp_tf.runs.outcome import accuracy_margin, difference_margin, times_as_fast
 from aimp_tf.training.rounds import counted_text, is_accuracy, metric_text, number_text, percent_text
 
 _THE_SAME = "the same as the dense model's"
@@ -93,34 +94,31 @@ def _margin_text(margin: float) -> str:
 
 def _metric_figure(plan: ReportedRun) -> KeyFigure:
     title = plan.label[:1].upper() + plan.label[1:]
+    unknown = Bar("dense", NOT_MEASURED, dense=True)
     if plan.value is None:
-        return KeyFigure(title, NOT_MEASURED, bars=[Bar("dense", NOT_MEASURED, dense=True)])
+        return KeyFigure(title, NOT_MEASURED, bars=[unknown])
 
     def spread(accuracy: float) -> str:
         if plan.examples is None or not is_accuracy(plan.metric, accuracy):
             return ""
         return _margin_text(accuracy_margin(accuracy, plan.examples))
 
-    def bar(name: str, number: float, dense: bool) -> Bar:
-        text = f"{metric_text(plan.metric, number, 1)} {spread(number)}".strip()
+    def bar(name: str, number: float, trained: str = "") -> Bar:
+        text = f"{metric_text(plan.metric, number, 1)} {spread(number)}".strip() + trained
         # The length of another metric than an accuracy would say nothing: the greater one may be better or worse.
-        return Bar(name, text, number if is_accuracy(plan.metric, number) else None, dense)
+        return Bar(name, text, number if is_accuracy(plan.metric, number) else None, name == "dense")
 
-    notes = []
     if plan.dense is None:
-        before = Bar("dense", NOT_MEASURED, dense=True)
-        notes.append("dense_baseline=True has prune measure the dense model too.")
+        before, notes = unknown, ["dense_baseline=True has prune measure the dense model too."]
     else:
-        before = bar("dense", plan.dense, True)
         epochs = plan.outcome.dense_epochs
-        if epochs is not None:
-            trained = f"{epochs} epoch{'s' * (epochs > 1)}" if epochs else "as it came"
-            before = dataclasses.replace(before, text=f"{before.text}, {trained}")
+        trained = f", {epochs} epoch{'s' * (epochs > 1)}" if epochs else "" if epochs is None else ", as it came"
+        before, notes = bar("dense", plan.dense, trained), []
     change, margin = _change(plan)
     if margin is not None:
         change += f", {_margin_text(margin)}"
     value = metric_text(plan.metric, plan.value, 1)
-    return KeyFigure(title, value, spread(plan.value), change, [before, bar("now", plan.value, False)], notes)
+    return KeyFigure(title, value, spread(plan.value), change, [before, bar("now", plan.value)], notes)
 
 
 def _weights_figure(plan: ReportedRun) -> KeyFigure:
@@ -159,7 +157,7 @@ def _call_figure(plan: ReportedRun) -> KeyFigure:
         return _missing("Time a call", plan, notes)
     if outcome.call is not None:
         notes.insert(0, f"{outcome.call}.")
-    quartiles = [middle_half(seconds) for seconds in outcome.call_seconds]
+    quartiles = [np.quantile(seconds, [0.25, 0.5, 0.75]).tolist() for seconds in outcome.call_seconds]
     (_, dense, _), (low, now, high) = quartiles
     least, times, most = times_as_fast(*outcome.call_seconds)
     bars = [

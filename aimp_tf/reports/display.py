@@ -123,7 +123,6 @@ class RunDisplay(EpochCallback):
             self._open.enter_context(self._live_line(console))
 
     def round_done(self, result: RoundResult) -> None:
-        """Shows the line of a round."""
         self._rounds_done, self._epoch = result.index + 1, 0
         self.tell(self._line(result))
 
@@ -264,7 +263,6 @@ class _NotebookLine(Live):
             self.show(self.get_renderable())
 
     def show(self, renderable: RenderableType) -> None:
-        """Shows something in place of the line."""
         self._handle.update(self._bundle(renderable), raw=True)
 
     def _bundle(self, renderable: RenderableType) -> dict[str, str]:
@@ -294,15 +292,9 @@ def _logging_to(streams: dict[TextIO, TextIO]) -> Iterator[None]:
     handlers = {
         getattr(handler, "python_handler", handler) for logger in loggers for handler in getattr(logger, "handlers", ())
     }
-    moved = {
-        handler: handler.stream
-        for handler in handlers
-        if isinstance(handler, logging.StreamHandler) and handler.stream in streams
-    }
-    for handler, stream in moved.items():
-        handler.setStream(streams[stream])
-    try:
+    with contextlib.ExitStack() as undo:
+        for handler in handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream in streams:
+                undo.callback(handler.setStream, handler.stream)
+                handler.setStream(streams[handler.stream])
         yield
-    finally:
-        for handler, stream in moved.items():
-            handler.setStream(stream)

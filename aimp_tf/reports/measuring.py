@@ -50,11 +50,8 @@ def measure_sizes(model: Any, masks: Mapping[str, np.ndarray], *, channels: bool
         pruned = _file_sizes(small if channels else model)
         with _filled(model, masks):
             dense = _file_sizes(model)
-        measured |= {
-            "file_format": ".keras file",
-            "bytes": (dense[0], pruned[0]),
-            "gzip_bytes": (dense[1], pruned[1]),
-        }
+        measured["file_format"] = ".keras file"
+        measured["bytes"], measured["gzip_bytes"] = zip(dense, pruned, strict=True)
     return measured
 
 
@@ -106,14 +103,12 @@ def _filled(model: Any, masks: Mapping[str, np.ndarray]) -> Iterator[None]:
     """Within it, what the masks prune is drawn like what they keep."""
     variables = named_weights(model)
     generator = np.random.default_rng(0)
-    before = {path: np.asarray(variables[path].numpy()) for path in masks}
-    try:
-        for path, value in before.items():
-            kept = value[masks[path]]
+    with contextlib.ExitStack() as undo:
+        for path, mask in masks.items():
+            value = np.asarray(variables[path].numpy())
+            undo.callback(variables[path].assign, value)
+            kept = value[mask]
             scale = float(np.std(kept.astype(np.float64))) if kept.size else 1.0
             drawn = generator.normal(0, scale or 1.0, value.shape).astype(value.dtype)
-            variables[path].assign(np.where(masks[path], value, drawn))
+            variables[path].assign(np.where(mask, value, drawn))
         yield
-    finally:
-        for path, value in before.items():
-            variables[path].assign(value)

@@ -159,8 +159,6 @@ def plot_cost(costs: Mapping[str, Sequence[tuple[str, float, float]]]) -> Figure
 
 def plot_layers(layers: Sequence[LayerResult]) -> Figure:
     """The sparsity of each prunable variable as a bar and, beside it, how many of its weights are left."""
-    from matplotlib.ticker import PercentFormatter
-
     figure = _figure(1.1 + 0.28 * len(layers))
     sparsities, counts = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(layers))
@@ -170,8 +168,7 @@ def plot_layers(layers: Sequence[LayerResult]) -> Figure:
     size = "small" if max(len(layer.path) for layer in layers) > 24 else "medium"
     sparsities.set_yticks(places, [layer.path for layer in layers], fontsize=size)
     sparsities.set_xlim(0, 1.3)
-    sparsities.set_xticks([0, 0.5, 1])
-    sparsities.xaxis.set_major_formatter(PercentFormatter(1))
+    sparsities.set_xticks([0, 0.5, 1], ["0%", "50%", "100%"])
     sparsities.set_xlabel("sparsity")
     whole = counts.barh(places, [layer.size for layer in layers], 0.7, color=_LIGHT, label="all")
     counts.barh(places, [layer.kept for layer in layers], 0.7, color=COLOURS[1], label="kept: the number")
@@ -184,8 +181,7 @@ def plot_layers(layers: Sequence[LayerResult]) -> Figure:
         tidy(axes, grid="x")
         axes.tick_params(axis="x", labelsize="small")
     sparsities.set_ylim(len(layers) - 0.4, -0.6)
-    handles, labels = counts.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False, labelcolor=_INK)
+    figure.legend(loc="outside lower right", ncols=2, frameon=False, labelcolor=_INK)
     return figure
 
 
@@ -216,8 +212,6 @@ def plot_latency(panels: Mapping[str, Sequence[tuple[str, float, float]]]) -> Fi
     Args:
         panels: Title -> (name, median, 95th percentile in seconds) of each bar; the same names in all.
     """
-    from matplotlib.ticker import StrMethodFormatter
-
     count = max(len(bars) for bars in panels.values())
     rows = -(-len(panels) // 2)
     figure = _figure(0.4 + rows * (0.7 + 0.2 * count))
@@ -231,7 +225,7 @@ def plot_latency(panels: Mapping[str, Sequence[tuple[str, float, float]]]) -> Fi
         axes.set_yticks(places, [bar[0] for bar in bars], fontsize="small")
         axes.set_xscale("log")
         axes.set_xlim(min(medians) / 3, max(highs) * 4)
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("ms a call")
         axes.set_title(title, fontsize="medium")
         tidy(axes, grid="x")
@@ -243,8 +237,6 @@ def plot_latency(panels: Mapping[str, Sequence[tuple[str, float, float]]]) -> Fi
 
 def plot_magnitudes(rounds: Sequence[RoundResult]) -> Figure:
     """Histograms of the magnitudes of the surviving weights after the first round and after the last one."""
-    from matplotlib.ticker import StrMethodFormatter
-
     figure = _figure(2.9)
     axes = figure.add_subplot()
     last = rounds[-1]
@@ -263,8 +255,8 @@ def plot_magnitudes(rounds: Sequence[RoundResult]) -> Figure:
         label = "lowest threshold of the last ranking"
         axes.axvline(min(thresholds), color=_INK, linestyle="--", linewidth=1, label=label)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     if occupied:
         axes.set_xlim(MAGNITUDE_EDGES[max(0, min(occupied) - 1)], MAGNITUDE_EDGES[max(occupied) + 1])
     axes.set_xlabel("magnitude of a weight")

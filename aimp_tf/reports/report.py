@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import statistics
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aimp_tf.config import default_fields, upgrade
@@ -257,41 +257,26 @@ def _inference_section(path: str | os.PathLike[str]) -> list[Block]:
 
 
 def _overview(plans: Sequence[ReportedRun]) -> Table:
-    def state(plan: ReportedRun) -> str:
-        return "done" if plan.run.finished else f"{len(plan.run.rounds)} of {plan.round_count} rounds done"
+    facts = [_facts(plan) for plan in plans]
+    rows = [[name, *(of_run[name] for of_run in facts)] for name in facts[0]]
+    shown = [row for row in rows if row[0] != "budget" or any(row[1:])]
+    return Table([_header([plan.run.name for plan in plans]), *shown], kind="facts")
 
-    def trained(plan: ReportedRun) -> str:
-        return f"{plan.epochs} ({plan.epochs / plan.imp_epochs:.0%} of plain IMP's {plan.imp_epochs})"
 
-    def time(plan: ReportedRun) -> str:
-        return f"{duration_text(plan.seconds)} (plain IMP: about {duration_text(plan.imp_seconds)})"
-
-    def sparsity(plan: ReportedRun) -> str:
-        of_weights = plan.run.config.get("budget", "weights") == "weights"
-        target = f" (target {100 * plan.run.config['target_sparsity']:g}%)" if of_weights else ""
-        return percent_text(plan.last.sparsity) + target
-
-    def budget(plan: ReportedRun) -> str:
-        return budget_text(plan.last.budget) if plan.last.budget else ""
-
-    rows: dict[str, Callable[[ReportedRun], str]] = {
-        "state": state,
-        "method": lambda plan: str(plan.run.config.get("method")),
-        "sparsity": sparsity,
-        **({"budget": budget} if any(map(budget, plans)) else {}),
-        "weights kept": lambda plan: f"{plan.last.kept:,} of {plan.weight_count:,}",
-        f"{plans[0].label}, last round": lambda plan: plan.told(plan.last),
-        f"{plans[0].label}, first round": lambda plan: plan.told(plan.run.rounds[0]),
-        "epochs": trained,
-        "time": time,
+def _facts(plan: ReportedRun) -> dict[str, str]:
+    config, last = plan.run.config, plan.last
+    target = f" (target {100 * config['target_sparsity']:g}%)" if config["budget"] == "weights" else ""
+    return {
+        "state": "done" if plan.run.finished else f"{len(plan.run.rounds)} of {plan.round_count} rounds done",
+        "method": str(config["method"]),
+        "sparsity": percent_text(last.sparsity) + target,
+        "budget": budget_text(last.budget) if last.budget else "",
+        "weights kept": f"{last.kept:,} of {plan.weight_count:,}",
+        f"{plan.label}, last round": plan.told(last),
+        f"{plan.label}, first round": plan.told(plan.run.rounds[0]),
+        "epochs": f"{plan.epochs} ({plan.epochs / plan.imp_epochs:.0%} of plain IMP's {plan.imp_epochs})",
+        "time": f"{duration_text(plan.seconds)} (plain IMP: about {duration_text(plan.imp_seconds)})",
     }
-    return Table(
-        [
-            _header([plan.run.name for plan in plans]),
-            *([name, *(text(plan) for plan in plans)] for name, text in rows.items()),
-        ],
-        kind="facts",
-    )
 
 
 def _layers_section(plan: ReportedRun, number: int) -> list[Block]:

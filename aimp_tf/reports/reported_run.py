@@ -79,11 +79,8 @@ def _number_in(metrics: Mapping[str, Any], name: str) -> float | None:
 
 
 def choose_metric(runs: Sequence[RecordedRun], metric: str | None) -> str:
-    names = list(
-        dict.fromkeys(
-            name for run in runs for name, value in run.rounds[-1].metrics.items() if isinstance(value, (int, float))
-        )
-    )
+    metrics = [run.rounds[-1].metrics for run in runs]
+    names = list(dict.fromkeys(name for each in metrics for name in each if _number_in(each, name) is not None))
     if metric is not None:
         if metric not in names:
             raise ValueError(

@@ -35,8 +35,6 @@ from aimp_tf.training.rounds import (
     telling_metric,
 )
 
-_PICTURES = (".png", ".pdf", ".svg", ".jpg")
-
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class PruningResult:
@@ -189,7 +187,7 @@ class PruningResult:
             ValueError: There is no such metric, or it is the name of a file, which the axes have a method for.
         """
         check_matplotlib("report")
-        if metric is not None and pathlib.PurePath(metric).suffix in _PICTURES:
+        if metric is not None and pathlib.PurePath(metric).suffix in (".png", ".pdf", ".svg", ".jpg"):
             raise ValueError(f"plot takes a metric. Write result.plot().figure.savefig({metric!r}) for a file.")
         if axes is None:
             import matplotlib.pyplot

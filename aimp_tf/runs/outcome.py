@@ -12,6 +12,7 @@ import numpy as np
 from aimp_tf.training.rounds import counted_text
 
 _NORMAL_95 = 1.96
+_COUNTS = ("bytes", "gzip_bytes", "parameters", "multiply_adds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +54,11 @@ class Outcome:
         """From `to_fields`, as it comes back from JSON. Raises TypeError or ValueError for others."""
         read: dict[str, Callable[[Any], Any]] = {
             "dense_metrics": dict,
-            "dense_epochs": int,
-            "dense_asked": int,
-            "examples": int,
-            "file_format": str,
-            "bytes": _pair_of(int),
-            "gzip_bytes": _pair_of(int),
-            "parameters": _pair_of(int),
-            "multiply_adds": _pair_of(int),
+            **dict.fromkeys(("dense_epochs", "dense_asked", "examples"), int),
+            **dict.fromkeys(("file_format", "call"), str),
+            **dict.fromkeys(_COUNTS, _pair_of(int)),
             "channels": lambda channels: {str(name): _pair_of(int)(pair) for name, pair in channels.items()},
             "call_seconds": _pair_of(lambda seconds: tuple(map(float, seconds))),
-            "call": str,
         }
         outcome = cls(**{name: make(fields[name]) for name, make in read.items() if fields.get(name) is not None})
         outcome._check()
@@ -108,7 +103,7 @@ class Outcome:
     def _check(self) -> None:
         if self.examples is not None and self.examples < 1 or self.dense_epochs is not None and self.dense_epochs < 0:
             raise ValueError(f"{self.examples} examples and {self.dense_epochs} epochs")
-        for name in ("bytes", "gzip_bytes", "parameters", "multiply_adds"):
+        for name in _COUNTS:
             if min(getattr(self, name) or [1]) < 0:
                 raise ValueError(f"{name} are {getattr(self, name)}")
         for name, (before, left) in (self.channels or {}).items():
@@ -147,12 +142,6 @@ def _to_the_ends(accuracy: float, examples: int) -> tuple[float, float]:
     half = _NORMAL_95 * math.sqrt(error + shift / (2 * examples))
     inwards = shift * (1 - 2 * accuracy)
     return (half - inwards) / (1 + 2 * shift), (half + inwards) / (1 + 2 * shift)
-
-
-def middle_half(values: Sequence[float]) -> tuple[float, float, float]:
-    """The lower quartile, the median and the upper quartile."""
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
-    return low, median, high
 
 
 def times_as_fast(dense: Sequence[float], pruned: Sequence[float]) -> tuple[float, float, float]:
