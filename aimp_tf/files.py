@@ -155,15 +155,6 @@ def checksum(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_files(folder: pathlib.Path, checksums: Mapping[str, str]) -> None:
-    """Raises DamagedFileError unless each file of `folder` that is named has the checksum given for it."""
-    for name, expected in checksums.items():
-        if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
-            raise DamagedFileError(f"{name!r} is named in {folder}, but does not lie there")
-        if checksum(folder / name) != expected:
-            raise DamagedFileError(f"{folder / name} is damaged: its checksum is not the one that was noted")
-
-
 def stored_bytes(path: pathlib.Path) -> int:
     """Bytes of a file, or of all files in a folder."""
     return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
@@ -181,33 +172,44 @@ def gzip_bytes(path: pathlib.Path) -> int:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives the path of a file to write, which then takes the place of `path`."""
+    """Gives the path of a file or a folder to make, which then takes the place of `path`.
+
+    Nothing is left of it if an exception comes between. Raises OSError where `path` is a folder that is not empty.
+    """
     unfinished = path.with_name(f"{UNFINISHED}{path.name}")
+    remove([unfinished])
     try:
         yield unfinished
         _sync(unfinished)
         os.replace(unfinished, path)
         _sync(path.parent)
     finally:
-        unfinished.unlink(missing_ok=True)
+        remove([unfinished])
+
+
+def remove(paths: Iterable[pathlib.Path]) -> None:
+    """Removes files, links and folders, of these first what marks one as whole, lest the rest be taken for one."""
+    for path in list(paths):
+        if path.is_dir() and not path.is_symlink():
+            for name in ("result.json", "state.json"):
+                (path / name).unlink(missing_ok=True)
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def folder_that_appears_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a folder to fill, which becomes `path` at the end. Nothing is left if an exception comes between.
-
-    Raises:
-        OSError: `path` exists by then and is not empty, or cannot be written.
-    """
-    unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+def making(folder: pathlib.Path) -> Iterator[None]:
+    """Makes a folder, if it is missing. After an exception it goes again, with those made for it, as far as empty."""
+    made = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
     try:
-        yield unfinished
-        os.replace(unfinished, path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for each in made:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+        raise
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -11,17 +12,17 @@ import pytest
 from aimp_tf import files
 from aimp_tf.files import (
     DamagedFileError,
-    check_files,
     checksum,
-    folder_that_appears_whole,
     pack,
     read_arrays,
     read_json,
+    replacing,
     unpack,
     write_arrays,
     write_atomically,
     write_json,
 )
+from aimp_tf.runs.recorded_run import read_noted, write_noted
 
 ARRAYS = {"a/kernel": np.arange(6, dtype=np.float32).reshape(2, 3).T, "b": np.array(True), "c": np.zeros((0, 2))}
 
@@ -53,7 +54,8 @@ def test_a_file_is_replaced_whole(tmp_path, monkeypatch):
     for write in (lambda: write_atomically(path, "new"), lambda: write_arrays(path, ARRAYS)):
         with pytest.raises(OSError, match="no space left"):
             write()
-    with pytest.raises(OSError, match="no space left"), folder_that_appears_whole(tmp_path / "folder") as folder:
+    with pytest.raises(OSError, match="no space left"), replacing(tmp_path / "folder") as folder:
+        folder.mkdir()
         write_arrays(folder / "file", ARRAYS)
     assert path.read_text() == "old\n" and [file.name for file in tmp_path.iterdir()] == ["result.json"]
 
@@ -141,21 +143,34 @@ def test_links_are_refused(tmp_path):
         with pytest.raises(DamagedFileError, match=message):
             read_json(tmp_path / name)
         with pytest.raises(DamagedFileError, match=message):
-            check_files(tmp_path, {name: ""})
+            checksum(tmp_path / name)
 
 
-def test_files_are_checked_below_their_folder_only(tmp_path):
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "a" / "b" / "file").write_text("x")
-    noted = {"b/file": checksum(tmp_path / "a" / "b" / "file")}
-    check_files(tmp_path / "a", noted)
-    (tmp_path / "a" / "b" / "file").write_text("z")
-    with pytest.raises(DamagedFileError, match="b/file is damaged"):
-        check_files(tmp_path / "a", noted)
+def test_noted_files_are_checked_and_no_others(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("x")
+    write_noted(tmp_path / "a" / "noted.json", {"field": 1}, ["file"])
+    assert read_noted(tmp_path / "a" / "noted.json", ["file"]) == {"field": 1}
+    (tmp_path / "a" / "file").write_text("z")
+    with pytest.raises(DamagedFileError, match="a/file is damaged"):
+        read_noted(tmp_path / "a" / "noted.json", ["file"])
     (tmp_path / "secret").write_text("s")
     for name in ("../secret", str(tmp_path / "secret")):
-        with pytest.raises(DamagedFileError, match="does not lie there"):
-            check_files(tmp_path / "a", {name: ""})
+        write_noted(tmp_path / "a" / "noted.json", {}, [name])
+        with pytest.raises(DamagedFileError, match="names other files than file"):
+            read_noted(tmp_path / "a" / "noted.json", ["file"])
+
+
+def test_what_a_crash_left_of_a_folder_is_in_nobodys_way(tmp_path):
+    left = tmp_path / f"{files.UNFINISHED}folder"
+    left.mkdir()
+    (left / "half").write_text("half")
+    for _ in range(2):  # The second one is not put in the place of the first.
+        with contextlib.suppress(OSError), replacing(tmp_path / "folder") as folder:
+            assert not folder.exists()
+            folder.mkdir()
+            (folder / "whole").write_text("whole")
+    assert [file.name for file in tmp_path.rglob("*")] == ["folder", "whole"]
 
 
 def test_what_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):

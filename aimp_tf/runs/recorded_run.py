@@ -15,7 +15,6 @@ import numpy as np
 from aimp_tf.config.latency import Timings
 from aimp_tf.files import (
     DamagedFileError,
-    check_files,
     checksum,
     pack,
     read_arrays,
@@ -183,14 +182,8 @@ def read_teacher(path: pathlib.Path) -> list[np.ndarray]:
         return [array for _, array in sorted(read_arrays(path).items())]
 
 
-def read_timings(path: pathlib.Path, *, needed: bool) -> Timings:
-    """What `write_json` wrote of `Timings.to_fields`; where there is no such file, nothing was timed.
-
-    Raises:
-        ValueError: It is damaged, or is not there and `needed`.
-    """
-    if not needed and not os.path.lexists(path):
-        return Timings()
+def read_timings(path: pathlib.Path) -> Timings:
+    """What `write_json` wrote of `Timings.to_fields`. Raises ValueError where it is damaged or not there."""
     with _asking_for(path, "Timed anew, the run would be another one."):
         return Timings.from_fields(read_json(path))
 
@@ -233,7 +226,9 @@ def read_noted(path: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
     files = fields.pop("files", None)
     if not isinstance(files, dict) or set(files) != set(names):
         raise DamagedFileError(f"{path} names other files than {', '.join(names)}")
-    check_files(path.parent, files)
+    for name, expected in files.items():
+        if checksum(path.parent / name) != expected:
+            raise DamagedFileError(f"{path.parent / name} is damaged: its checksum is not the one that was noted")
     return fields
 
 

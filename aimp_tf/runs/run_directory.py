@@ -24,7 +24,7 @@ from aimp_tf.config.latency import Timings
 from aimp_tf.exporting import export
 from aimp_tf.files import (
     DamagedFileError,
-    folder_that_appears_whole,
+    remove,
     replacing,
     write_arrays,
     write_atomically,
@@ -45,7 +45,7 @@ from aimp_tf.runs.recorded_run import (
     write_noted,
     write_state,
 )
-from aimp_tf.runs.run_files import RunFiles, check_workdir, locked, remove
+from aimp_tf.runs.run_files import RunFiles, check_workdir, locked
 from aimp_tf.runs.run_logs import RunLogs
 from aimp_tf.runs.sameness import check_same, describe_environment, kept_by
 from aimp_tf.training.rounds import RoundResult
@@ -169,10 +169,11 @@ class RunDirectory:
 
         Raises ValueError, too, where the file is not there though rounds are done.
         """
-        timings = Timings()
+        timings, path = Timings(), self.path / "latency.json"
         with naming_the_folder(self.path):
-            if self._config.latency is not None and self._goes_on:
-                timings = read_timings(self.path / "latency.json", needed=bool(self._files.rounds()))
+            expected = self._config.latency is not None and self._goes_on
+            if expected and (os.path.lexists(path) or self._files.rounds()):
+                timings = read_timings(path)
         timings.save = self._save_timings
         return timings
 
@@ -241,7 +242,8 @@ class RunDirectory:
         folder = self._folder(index) / "backup"
         with naming_the_folder(self.path):
             folder.mkdir(parents=True, exist_ok=True)
-            with folder_that_appears_whole(folder / f"epoch_{epoch:06d}") as path:
+            with replacing(folder / f"epoch_{epoch:06d}") as path:
+                path.mkdir()
                 write_noted(path / "state.json", {"state": write_state(path, state)}, BACKUP_FILES)
             remove(sorted(folder.glob("epoch_*"))[:-1])
 

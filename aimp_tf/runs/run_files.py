@@ -8,9 +8,9 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from aimp_tf.files import UNFINISHED, check_writable
+from aimp_tf.files import UNFINISHED, check_writable, making, remove
 
 LOCK = ".aimp_tf_lock"
 """The name of the file by which a run locks its folder."""
@@ -55,20 +55,19 @@ def locked(path: pathlib.Path) -> Iterator[None]:
         RuntimeError: Another process uses the folder.
         OSError: It cannot be written.
     """
-    made = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
-    while not _is_open_at(lock := _taken_lock(path), path / LOCK):  # Whoever held it may have removed it as it ended.
-        os.close(lock)
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            if {entry.name for entry in path.iterdir()} == {LOCK}:
-                (path / LOCK).unlink()
-                for folder in made:
-                    folder.rmdir()
-        raise
-    finally:
-        os.close(lock)
+    with making(path):
+        # Whoever held it may have removed it as it ended.
+        while not _is_open_at(lock := _taken_lock(path), path / LOCK):
+            os.close(lock)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if {entry.name for entry in path.iterdir()} == {LOCK}:
+                    (path / LOCK).unlink()
+            raise
+        finally:
+            os.close(lock)
 
 
 def _taken_lock(path: pathlib.Path) -> int:
@@ -90,18 +89,15 @@ def _is_open_at(descriptor: int, path: pathlib.Path) -> bool:
 
 
 class RunFiles:
-    """The files of a run in a folder."""
-
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
+        self._aside = path / OVERWRITTEN
 
     @property
     def hold_run(self) -> bool:
-        """Whether there is a run."""
         return os.path.lexists(self._path / "signature.json") or bool(self.rounds())
 
     def rounds(self) -> list[pathlib.Path]:
-        """The folders of rounds."""
         return [path for path in self._entries() if _ROUND_NAMES.fullmatch(path.name) and not path.is_symlink()]
 
     def put_aside(self) -> None:
@@ -124,7 +120,6 @@ class RunFiles:
         self._aside.rmdir()
 
     def forget_aside(self) -> None:
-        """Removes what was put aside."""
         if self._is_aside:
             shutil.rmtree(self._aside)
 
@@ -146,23 +141,8 @@ class RunFiles:
             remove(path for path in folder.glob(f"{UNFINISHED}*") if path.name != OVERWRITTEN)
 
     @property
-    def _aside(self) -> pathlib.Path:
-        return self._path / OVERWRITTEN
-
-    @property
     def _is_aside(self) -> bool:
         return self._aside.is_dir() and not self._aside.is_symlink()
 
     def _entries(self) -> list[pathlib.Path]:
         return sorted(path for path in self._path.iterdir() if _OWN_NAMES.fullmatch(path.name))
-
-
-def remove(paths: Iterable[pathlib.Path]) -> None:
-    """Removes files, links and folders, of these first what marks one as whole, lest the rest be taken for one."""
-    for path in list(paths):
-        if path.is_dir() and not path.is_symlink():
-            for name in ("result.json", "state.json"):
-                (path / name).unlink(missing_ok=True)
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)

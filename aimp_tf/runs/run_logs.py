@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.files import write_atomically
+from aimp_tf.files import remove, write_atomically
 from aimp_tf.runs.recorded_run import FinishedRound
-from aimp_tf.runs.run_files import remove
 from aimp_tf.training.rounds import MAGNITUDE_EDGES, RoundResult, by_split
 
 logger = logging.getLogger(__name__)
