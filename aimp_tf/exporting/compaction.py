@@ -19,8 +19,6 @@ from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor
 from aimp_tf.graph.multiplications import channels_of
 from aimp_tf.masking import check_plain
 
-__all__ = ["CompactionReport", "compact", "compact_and_report"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import numpy as np
 import tensorflow as tf
@@ -52,14 +51,14 @@ def to_tflite(
         raise ValueError(
             "Only one of sparse, weights and representative_inputs can be given: each is a form of its own."
         )
-    calibrate = None
+    examples = None
     if representative_inputs is not None:
-        calibrate = _calibration(model, arrange(representative_inputs, model))
+        examples = _calibration_examples(model, arrange(representative_inputs, model))
     with computing_in_float32(model):
         try:
-            return _convert(model, None, sparse, weights, calibrate)
+            return _convert(model, None, sparse, weights, examples)
         except ValueError:
-            if calibrate is not None:  # TensorFlow's calibration of a recurrent layer ends the process.
+            if examples is not None:  # TensorFlow's calibration of a recurrent layer ends the process.
                 raise
             return _convert(model, 1, sparse, weights, None)
 
@@ -68,49 +67,43 @@ _WEIGHTS = ("float32", "float16", "int8")
 
 
 def _convert(
-    model: Any, batch_size: int | None, sparse: bool, weights: str, calibrate: Callable[[], Any] | None
+    model: Any, batch_size: int | None, sparse: bool, weights: str, examples: list[dict[str, np.ndarray]] | None
 ) -> bytes:
-    kind = "TFLite" if calibrate is None else "int8 TFLite"
+    kind = "TFLite" if examples is None else "int8 TFLite"
     with tempfile.TemporaryDirectory() as folder:
         write_saved_model(model, folder, batch_size)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         if sparse:
             # With Optimize.DEFAULT as well, the interpreter refuses the file.
             converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
-        if calibrate is not None or weights != "float32":
+        if examples is not None or weights != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if weights == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        if calibrate is not None:
+        if examples is not None:
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            converter.representative_dataset = calibrate
+            converter.representative_dataset = lambda: examples
         with explaining(f"The model {model.name!r} cannot be converted to {kind}", "Export another format."), quiet():
             return converter.convert()
 
 
-def _calibration(model: Any, inputs: Any) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
-    """What the converter calls for examples, one at a time."""
+def _calibration_examples(model: Any, inputs: Any) -> list[dict[str, np.ndarray]]:
+    """Some of the inputs, spread over all of them, each as a batch of one by the names in the signature."""
     specs, arrays = tf.nest.flatten(input_specs(model)), tf.nest.flatten(inputs)
     chosen = np.unique(np.linspace(0, len(arrays[0]) - 1, _CALIBRATION_EXAMPLES).astype(int))
-
-    def examples() -> Iterator[dict[str, np.ndarray]]:
-        for index in chosen:
-            yield {spec.name: array[index : index + 1] for spec, array in zip(specs, arrays, strict=True)}
-
-    return examples
+    return [{spec.name: array[at : at + 1] for spec, array in zip(specs, arrays, strict=True)} for at in chosen]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Sends what is printed within it, by C++ code too, to the log at level DEBUG."""
-    text = io.StringIO()
     with contextlib.ExitStack() as stack:
-        printed = stack.enter_context(tempfile.TemporaryFile())
-        stack.callback(lambda: logger.debug("%s", text.getvalue() + _content(printed)))
+        printed = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
+        stack.callback(_log_content, printed)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        stack.enter_context(contextlib.redirect_stdout(text))
-        stack.enter_context(contextlib.redirect_stderr(text))
+        stack.enter_context(contextlib.redirect_stdout(printed))
+        stack.enter_context(contextlib.redirect_stderr(printed))
         for descriptor in (1, 2):
             before = os.dup(descriptor)
             stack.callback(os.close, before)
@@ -119,6 +112,6 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _content(file: Any) -> str:
+def _log_content(file: IO[str]) -> None:
     file.seek(0)
-    return file.read().decode(errors="replace")
+    logger.debug("%s", file.read())

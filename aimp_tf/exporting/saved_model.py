@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,6 @@ from aimp_tf.compat.functional import plain
 from aimp_tf.compat.models import layers_of
 from aimp_tf.compat.variables import bare
 from aimp_tf.exporting.inputs import input_specs, widened, with_paths
-from aimp_tf.files import write_arrays
 from aimp_tf.graph.prunable import named_weights
 
 GIVE_CONFIGS = "Give layers and models of your own a get_config(), or export a SavedModel, which needs none."
@@ -114,11 +112,6 @@ def write_keras(model: Any, path: str | os.PathLike[str]) -> None:
     finally:
         if optimizer is not None:
             attributes["optimizer"] = optimizer
-
-
-def write_weights(model: Any, path: str | os.PathLike[str]) -> None:
-    """Writes a compressed npz without pickles: path, such as "head/dense/kernel" -> array."""
-    write_arrays(pathlib.Path(path), weight_arrays(model), compressed=True)
 
 
 def weight_arrays(model: Any) -> dict[str, np.ndarray]:

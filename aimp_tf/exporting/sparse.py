@@ -7,7 +7,7 @@ import functools
 import logging
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,10 +149,8 @@ def _choose(calls: Sequence[Call], keras: Any, batch_size: int) -> tuple[LayerCh
         candidate.supports_masking = layer.supports_masking
     seconds = _time({"dense": layer, **candidates}, shapes)
     best = min(METHODS, key=lambda method: seconds[method])
-    choice = dataclasses.replace(choice, seconds=seconds)
-    if seconds[best] > (1 - _MARGIN) * seconds["dense"]:
-        return choice, None
-    return dataclasses.replace(choice, chosen=best), candidates[best]
+    chosen = "dense" if seconds[best] > (1 - _MARGIN) * seconds["dense"] else best
+    return dataclasses.replace(choice, seconds=seconds, chosen=chosen), candidates.get(chosen)
 
 
 def _why_not(layer: Any, kernel: np.ndarray, shapes: Sequence[tuple[int | None, ...]]) -> str:
@@ -179,25 +177,23 @@ def _time(layers: Mapping[str, Any], shapes: Sequence[Any]) -> dict[str, float]:
     generator = np.random.default_rng(0)
     inputs = [tf.constant(generator.normal(size=shape), tf.float32) for shape in shapes]
 
-    def function(layer: Any) -> Callable[[], None]:
-        traced = tf.function(lambda x: layer(x))
-        functions = [traced.get_concrete_function(x) for x in inputs]
+    def traced(layer: Any) -> list[Any]:
+        function = tf.function(lambda x: layer(x))
+        return [function.get_concrete_function(x) for x in inputs]
 
-        def call() -> None:
-            for function, x in zip(functions, inputs, strict=True):
-                function(x).numpy()  # On a GPU, this waits for it.
+    def call(functions: Sequence[Any]) -> None:
+        for function, x in zip(functions, inputs, strict=True):
+            function(x).numpy()  # On a GPU, this waits for it.
 
-        return call
-
-    functions = {name: function(layer) for name, layer in layers.items()}
-    for call in functions.values():
-        call()
+    by_name = {name: traced(layer) for name, layer in layers.items()}
+    for functions in by_name.values():
+        call(functions)
     seconds: dict[str, list[float]] = {name: [] for name in layers}
     spent = 0.0
     while len(seconds["dense"]) < 20 or (spent < 0.05 * len(layers) and len(seconds["dense"]) < 400):
-        for name, call in functions.items():
+        for name, functions in by_name.items():
             begun_at = time.perf_counter()
-            call()
+            call(functions)
             seconds[name].append(time.perf_counter() - begun_at)
             spent += seconds[name][-1]
     return {name: statistics.quantiles(values)[0] for name, values in seconds.items()}
@@ -269,13 +265,6 @@ def sparse_layer(keras: Any) -> Any:
                 dense_shape=tf.constant(self._shape[::-1], tf.int64),
             )
             return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=x, transpose_b=True, transpose_output=True)
-
-        def compute_output_shape(self, input_shape):
-            between = tuple(
-                size if size is None else -(-size // stride)
-                for size, stride in zip(input_shape[1:-1], self._strides or [1] * (len(input_shape) - 2), strict=True)
-            )
-            return (input_shape[0], *between, self._shape[1])
 
         def get_config(self):
             raise NotImplementedError(

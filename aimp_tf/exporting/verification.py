@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.mixed_precision import computes_in_half_precision
-from aimp_tf.compat.models import keras_generation, layers_of
+from aimp_tf.compat.models import keras_generation
 from aimp_tf.exporting.inputs import arrange, input_specs, make_up
 from aimp_tf.exporting.saved_model import infer, output_names, weight_arrays
 
@@ -151,14 +150,6 @@ def use_in_fresh_process(
             with np.load(file) as arrays:
                 outputs.append(dict(arrays))
         return outputs
-
-
-def tolerance(model: Any) -> float:
-    """How far outputs may be from those of a model, as a fraction of the largest, and count as the same.
-
-    That is 1e-4, for float32 adds up in another order elsewhere, and 5e-2 where layers compute in half precision.
-    """
-    return 5e-2 if any(map(computes_in_half_precision, layers_of(model))) else 1e-4
 
 
 def differences(
