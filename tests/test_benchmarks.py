@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from aimp_tf.config import PruningConfig
+from aimp_tf.exporting.saved_model import write_saved_model
 from aimp_tf.training.live_rounds import LiveNetwork
 from benchmarks import (
     channel_peers,
@@ -289,7 +290,7 @@ def test_forms_that_compute_something_else_are_not_compared(name, differs, tmp_p
 
 def test_forms_are_timed_in_a_process_of_their_own(tmp_path):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
-    inference.write_saved_model(model, tmp_path / "model")
+    write_saved_model(model, tmp_path / "model")
     np.save(tmp_path / "inputs.npy", np.array([[1, 2], [3, 4]], np.float32))
     job = {"files": {"a": ("saved_model", str(tmp_path / "model"))}, "inputs": str(tmp_path / "inputs.npy")}
     job |= {"batch_sizes": [1, 2], "threads": 1, "rounds": 2, "seconds": 0.0}

@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.exporting import FORMATS, Settings
 from aimp_tf.exporting.coded import load_coded, write_coded
 from aimp_tf.exporting.compaction import compact
-from aimp_tf.exporting.lite import to_tflite
-from aimp_tf.exporting.onnx import write_onnx
-from aimp_tf.exporting.saved_model import write_saved_model
 from aimp_tf.exporting.sparse import sparse_inference_and_report
 from aimp_tf.files import gzip_bytes, stored_bytes
 from aimp_tf.graph.prunable import prunable_variables
@@ -33,12 +31,14 @@ _THREADS = (1, 0)
 _EXAMPLES = 256
 # Of the largest output; what float32 allows when sums are taken in another order.
 _TOLERANCE = 1e-4
-_LITE = "LiteRT"
-_INT8 = "LiteRT int8"
-_SPARSE = "LiteRT sparse"
-_ROUNDED = {"LiteRT float16": {"weights": "float16"}, "LiteRT dynamic": {"weights": "int8"}}
-_OTHER_LITE = (_SPARSE, *_ROUNDED, _INT8)
-"""Forms that compute something else than the pruned model, by rounding, are the last ones."""
+_LITE = {
+    "LiteRT": "tflite",
+    "LiteRT sparse": "tflite_sparse",
+    "LiteRT float16": "tflite_fp16",
+    "LiteRT dynamic": "tflite_dynamic",
+    "LiteRT int8": "tflite_int8",
+}
+"""Form of the pruned model -> its format in `export`."""
 
 
 def run(
@@ -127,8 +127,8 @@ def _latency(name: str, times: dict[tuple[int, int], list[dict[str, list[float]]
             "calls": len(calls),
             "times_as_fast": _times_as_fast(repeated, name, "dense"),
         }
-        if name in _OTHER_LITE:
-            figures["times_as_fast_as_litert"] = _times_as_fast(repeated, name, _LITE)
+        if name in _LITE and name != "LiteRT":
+            figures["times_as_fast_as_litert"] = _times_as_fast(repeated, name, "LiteRT")
         latency.append(figures)
     return latency
 
@@ -200,25 +200,16 @@ class _Forms:
             self._add("coded", load_coded(path))
             self.stored["coded"] = path
         with self._if_it_can("ONNX Runtime"):
-            path = str(self._folder / "model.onnx")
-            write_onnx(compacted, path)
-            self.files["ONNX Runtime"] = ("onnx", path)
-        lite: dict[str, dict[str, Any]] = {
-            _LITE: {},
-            _SPARSE: {"sparse": True},
-            **_ROUNDED,
-            _INT8: {"representative_inputs": data},
-        }
-        for name, options in lite.items():
+            self._add("ONNX Runtime", compacted, "onnx")
+        for name, format_ in _LITE.items():
             with self._if_it_can(name):
-                file = self._folder / f"{len(self.files)}.tflite"
-                file.write_bytes(to_tflite(pruned, **options))
-                self.files[name] = ("tflite", str(file))
+                self._add(name, pruned, format_, data)
 
-    def _add(self, name: str, model: Any) -> None:
-        path = self._folder / str(len(self.files))
-        write_saved_model(model, path)
-        self.files[name] = ("saved_model", str(path))
+    def _add(self, name: str, model: Any, format_: str = "saved_model", inputs: Any = None) -> None:
+        written = FORMATS[format_]
+        path = self._folder / f"{len(self.files)}{pathlib.Path(written.file).suffix}"
+        written.write(model, path, Settings(inputs, batch_size=1))
+        self.files[name] = (written.kind, str(path))
 
     @contextlib.contextmanager
     def _if_it_can(self, name: str) -> Iterator[None]:
@@ -253,7 +244,7 @@ def _differences(outputs: Mapping[str, str]) -> dict[str, float | None]:
         if name == "dense":
             continue
         difference = float(np.abs(np.load(path) - pruned).max() / np.abs(pruned).max())
-        if not difference <= _TOLERANCE and name not in (*_ROUNDED, _INT8):
+        if not difference <= _TOLERANCE and FORMATS[_LITE.get(name, "saved_model")].same:
             raise RuntimeError(
                 f"{name!r} did not compute what the pruned model does, so their times do not compare: its outputs "
                 f"differ by {difference:.2g} of the largest, where float32 allows for {_TOLERANCE:g}."

@@ -63,11 +63,11 @@ def measure(
     for round_ in range(rounds):
         for name in list(functions)[:: 1 if round_ % 2 == 0 else -1]:
             for size, batch in batches.items():
-                times[name][size] += _time(functions[name][size], batch, seconds)
+                times[name][size] += times_of_calls(functions[name][size], batch, seconds)
     return {"seconds": times, "outputs": outputs, "memory_bytes": max(memory, 0)}
 
 
-def _time(function: Function, batch: np.ndarray, enough: float) -> list[float]:
+def times_of_calls(function: Function, batch: np.ndarray, enough: float) -> list[float]:
     """Times of single calls, 5 at least and so many that together they take this many seconds."""
     for _ in range(2):  # The model before this one has the caches.
         function(batch)

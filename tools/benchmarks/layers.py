@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -14,10 +13,8 @@ import tensorflow as tf
 
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.sparse import METHODS, sparse_layer
-from benchmarks.inference_worker import in_litert
+from benchmarks.inference_worker import Function, in_litert, times_of_calls
 from benchmarks.side_by_side import time_in_turn
-
-_Function = Callable[[np.ndarray], np.ndarray]
 
 
 def run(
@@ -82,24 +79,18 @@ def _kernel(width: int, sparsity: float, block: int = 1) -> np.ndarray:
     return kernel
 
 
-def _in_tensorflow(layer: Any, x: np.ndarray) -> _Function:
+def _in_tensorflow(layer: Any, x: np.ndarray) -> Function:
     traced = tf.function(lambda x: layer(x)).get_concrete_function(tf.TensorSpec(x.shape))
     return lambda x: traced(tf.constant(x)).numpy()
 
 
-def _time(functions: dict[str, _Function], x: np.ndarray, repetitions: int, seconds: float) -> dict[str, float]:
+def _time(functions: dict[str, Function], x: np.ndarray, repetitions: int, seconds: float) -> dict[str, float]:
     """Median microseconds of a call of each function, of all calls of all repetitions in turn."""
     calls: dict[str, list[float]] = {name: [] for name in functions}
 
     def call_often(name: str) -> Sequence[np.ndarray]:
-        function = functions[name]
-        output, spent = function(x), 0.0
-        while spent <= seconds:
-            begun_at = time.perf_counter()
-            function(x)
-            calls[name].append(time.perf_counter() - begun_at)
-            spent += calls[name][-1]
-        return [output]
+        calls[name] += times_of_calls(functions[name], x, seconds)
+        return [functions[name](x)]
 
     time_in_turn(
         {name: functools.partial(call_often, name) for name in functions},

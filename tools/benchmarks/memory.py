@@ -11,6 +11,7 @@ import numpy as np
 
 from aimp_tf.pruning import prune
 from aimp_tf.training.input_pipeline import array_dataset
+from benchmarks.networks import made_up_images
 from benchmarks.side_by_side import resident_bytes, spread_text
 from experiments import call_in_fresh_process
 
@@ -84,10 +85,7 @@ def train(generation: str, widths: Sequence[int], settings: Mapping[str, Any] | 
     """
     model = _compiled(importlib.import_module(generation), widths)
     sizes = [int(np.prod(weight.shape)) for weight in model.weights]
-    generator = np.random.default_rng(0)
-    examples = _BATCH_SIZE * _STEPS
-    x = generator.normal(size=(examples, widths[0])).astype(np.float32)
-    y = generator.integers(0, widths[-1], examples)
+    x, y = made_up_images(_BATCH_SIZE * _STEPS, (widths[0],), widths[-1])
     if settings is None:
         epochs = len(model.fit(array_dataset((x, y), _BATCH_SIZE, seed=0), epochs=_EPOCHS, verbose=0).epoch)
     else:

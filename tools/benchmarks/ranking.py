@@ -99,10 +99,7 @@ def _without_ties(weights: _Weights) -> int:
     """
     magnitudes = np.abs(np.concatenate(list(weights.values())))
     middle = round((1 - _FRACTION_KEPT) * magnitudes.size)
-    width = min(1000, middle)
-    magnitudes.partition([middle - width, middle])
-    among = np.sort(magnitudes[middle - width : middle + 1])
-    return magnitudes.size - (middle - width + int(np.flatnonzero(np.diff(among))[-1]) + 1)
+    return int(np.count_nonzero(magnitudes >= np.partition(magnitudes, middle)[middle]))
 
 
 def _ours(weights: _Weights, masks: _Weights, keep: int) -> Sequence[np.ndarray]:

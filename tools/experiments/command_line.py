@@ -36,7 +36,7 @@ def define_config(kind: type, when: str = "Required.") -> flags.FlagHolder[Any]:
     try:
         holder = config_flags.DEFINE_config_file("config", None, text)
     except flags.Error as error:  # There is a --flagfile, into which ml_collections looks, and it cannot be read.
-        _refuse(error)
+        _end(error)
     flag = flags.FLAGS["config"]
     flag.parser = _ConfigParser(kind)
     flag.default_as_str = None  # --help would give 'None' as the default.
@@ -138,7 +138,7 @@ def refusing() -> Iterator[None]:
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         if not isinstance(error, OSError) and not _is_own(error):
             raise
-        _refuse(error)
+        _end(error)
 
 
 class _PathParser(flags.ArgumentParser):
@@ -206,29 +206,23 @@ def _parse_flags(arguments: list[str], required: Sequence[str], commands: Sequen
         program, *stray = flags.FLAGS(arguments)
     except SystemExit:
         sys.exit(0)  # --help, after which absl ends by 1.
-    except flags.UnrecognizedFlagError as error:
-        if error.flagname.startswith("config."):
-            _refuse(f"--{error.flagname} changes a config, but no --config is given; see --help.")
-        _refuse(error)
     except flags.Error as error:
-        _refuse(error)
+        if isinstance(error, flags.UnrecognizedFlagError) and error.flagname.startswith("config."):
+            _end(f"--{error.flagname} changes a config, but no --config is given; see --help.")
+        _end(error)
     command = stray[:1] if commands else []
     if commands and not (command and command[0] in commands):
         came = f"{command[0]!r}.{nearest(command[0], commands)}" if command else "none."
-        _refuse(f"The first argument must be a command, one of {', '.join(commands)}; got {came} See --help.")
+        _end(f"The first argument must be a command, one of {', '.join(commands)}; got {came} See --help.")
     if stray := stray[len(command) :]:
-        _refuse(f"Unexpected arguments: {' '.join(stray)}. Flags are written as --name=value; see --help.")
+        _end(f"Unexpected arguments: {' '.join(stray)}. Flags are written as --name=value; see --help.")
     missing = [f"--{name}" for name in required if not flags.FLAGS[name].value]
     if missing:
-        _refuse(f"{' and '.join(missing)} must be given; see --help.")
+        _end(f"{' and '.join(missing)} must be given; see --help.")
     return [program, *command]
 
 
-def _refuse(error: object) -> NoReturn:
-    _end(error, 2)
-
-
-def _end(error: object, code: int) -> NoReturn:
+def _end(error: object, code: int = 2) -> NoReturn:
     lines = (line.strip() for line in str(error).splitlines())
     program = os.path.basename(sys.argv[0])
     print(f"{program}: {' '.join(line for line in lines if line)}", file=sys.stderr)

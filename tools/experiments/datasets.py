@@ -85,9 +85,9 @@ def prepare_fashion_mnist(idx_dir: str | os.PathLike[str], data_dir: str | os.Pa
         data_dir: Where tensorflow-datasets is to keep the data.
 
     Raises:
-        ValueError: As `check_idx_files`.
+        ValueError: A file is missing or is not the IDX file of Fashion-MNIST that its name says.
     """
-    check_idx_files(idx_dir)
+    _check_idx_files(idx_dir)
     import tensorflow_datasets as tfds
     from etils import epath
     from tensorflow_datasets.core.download import resource
@@ -106,12 +106,7 @@ def prepare_fashion_mnist(idx_dir: str | os.PathLike[str], data_dir: str | os.Pa
         builder.download_and_prepare(download_dir=folder)
 
 
-def check_idx_files(folder: str | os.PathLike[str]) -> None:
-    """Checks that the four gzipped IDX files of Fashion-MNIST lie in a folder, by their names and headers.
-
-    Raises:
-        ValueError: A file is missing or is not the IDX file of Fashion-MNIST that its name says.
-    """
+def _check_idx_files(folder: str | os.PathLike[str]) -> None:
     for name, header in _IDX_FILES.items():
         path = pathlib.Path(folder) / name
         try:

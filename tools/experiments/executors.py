@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Generator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from experiments import cell, environment_of_tools
 
@@ -19,16 +19,8 @@ Ended = Generator[tuple[pathlib.Path, str | None], None, None]
 """The folder of each cell as it ends, and what went wrong or None."""
 
 
-class Executor(Protocol):
-    """Runs cells, each in a process of its own."""
-
-    def run(self, orders: Mapping[pathlib.Path, str], data_dir: str | None) -> Ended:
-        """Runs what `cell.order` gave for the folders of cells, which exist. Closing it ends what still runs."""
-        ...
-
-
 class LocalExecutor:
-    """Runs so many cells at a time on this machine, whose cores they share.
+    """Runs so many cells at a time on this machine, whose cores they share, each in a process of its own.
 
     Args:
         workers: Cells at a time, at least 1. None is one for every two cores.
@@ -38,6 +30,7 @@ class LocalExecutor:
         self.workers, self.threads = _workers_and_threads(workers)
 
     def run(self, orders: Mapping[pathlib.Path, str], data_dir: str | None) -> Ended:
+        """Runs what `cell.order` gave for the folders of cells, which exist. Closing it ends what still runs."""
         waiting = list(orders)[::-1]
         running: dict[pathlib.Path, subprocess.Popen[bytes]] = {}
         try:
@@ -112,6 +105,9 @@ class RayExecutor:
                 yield running.pop(ended), failure
         finally:
             ray.shutdown()
+
+
+Executor = LocalExecutor | RayExecutor
 
 
 def _run_on_node(folder: pathlib.Path, order: str, data_dir: str | None, threads: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,14 +41,9 @@ def _chain(x: Any, *layers: Any) -> Any:
     return x
 
 
-def _mlp(*units: int) -> Callable[[Any, Any], Any]:
-    """The features of a perceptron with hidden layers of so many units."""
-
-    def features(layers: Any, x: Any) -> Any:
-        hidden = (layers.Dense(size, activation="relu", name=f"hidden_{i}") for i, size in enumerate(units, start=1))
-        return _chain(x, layers.Flatten(), *hidden)
-
-    return features
+def _mlp(layers: Any, x: Any, units: tuple[int, ...]) -> Any:
+    hidden = (layers.Dense(size, activation="relu", name=f"hidden_{i}") for i, size in enumerate(units, start=1))
+    return _chain(x, layers.Flatten(), *hidden)
 
 
 def _lenet_5(layers: Any, x: Any) -> Any:
@@ -133,49 +129,46 @@ def _row_lstm(layers: Any, x: Any) -> Any:
     return layers.LSTM(128, name="lstm")(layers.Reshape(x.shape[1:3])(x))
 
 
-def _resnet(blocks: int, width: int = 16) -> Callable[[Any, Any], Any]:
-    """The features of a ResNet with three stages of so many blocks, two convolutions each, the first one of a width."""
+def _resnet(layers: Any, x: Any, blocks: int, width: int = 16) -> Any:
+    """Three stages of so many blocks, two convolutions each, the first one of a width."""
 
-    def features(layers: Any, x: Any) -> Any:
-        def convolve(x: Any, filters: int, size: int, strides: int, name: str) -> Any:
-            return _chain(
-                x,
-                layers.Conv2D(
-                    filters,
-                    size,
-                    strides,
-                    padding="same",
-                    use_bias=False,
-                    kernel_initializer="he_normal",
-                    name=f"{name}_conv",
-                ),
-                layers.BatchNormalization(name=f"{name}_norm"),
-            )
+    def convolve(x: Any, filters: int, size: int, strides: int, name: str) -> Any:
+        return _chain(
+            x,
+            layers.Conv2D(
+                filters,
+                size,
+                strides,
+                padding="same",
+                use_bias=False,
+                kernel_initializer="he_normal",
+                name=f"{name}_conv",
+            ),
+            layers.BatchNormalization(name=f"{name}_norm"),
+        )
 
-        x = layers.ReLU()(convolve(x, width, 3, 1, "stem"))
-        for stage, filters in enumerate((width, 2 * width, 4 * width), start=1):
-            for block in range(1, blocks + 1):
-                name = f"stage_{stage}_block_{block}"
-                strides = 2 if stage > 1 and block == 1 else 1
-                shortcut = x if strides == 1 else convolve(x, filters, 1, strides, f"{name}_shortcut")
-                x = layers.ReLU()(convolve(x, filters, 3, strides, f"{name}_first"))
-                x = layers.ReLU()(layers.Add()([convolve(x, filters, 3, 1, f"{name}_second"), shortcut]))
-        return layers.GlobalAveragePooling2D()(x)
-
-    return features
+    x = layers.ReLU()(convolve(x, width, 3, 1, "stem"))
+    for stage, filters in enumerate((width, 2 * width, 4 * width), start=1):
+        for block in range(1, blocks + 1):
+            name = f"stage_{stage}_block_{block}"
+            strides = 2 if stage > 1 and block == 1 else 1
+            shortcut = x if strides == 1 else convolve(x, filters, 1, strides, f"{name}_shortcut")
+            x = layers.ReLU()(convolve(x, filters, 3, strides, f"{name}_first"))
+            x = layers.ReLU()(layers.Add()([convolve(x, filters, 3, 1, f"{name}_second"), shortcut]))
+    return layers.GlobalAveragePooling2D()(x)
 
 
 ARCHITECTURES: dict[str, Callable[[Any, Any], Any]] = {
-    "lenet_300_100": _mlp(300, 100),
+    "lenet_300_100": functools.partial(_mlp, units=(300, 100)),
     "lenet_5": _lenet_5,
-    "wide_mlp": _mlp(2048, 2048),
+    "wide_mlp": functools.partial(_mlp, units=(2048, 2048)),
     "small_cnn": _small_cnn,
     "tiny_mobilenet": _tiny_mobilenet,
     "row_attention": _row_attention,
     "tiny_bert": _tiny_bert,
     "small_vit": _small_vit,
     "row_lstm": _row_lstm,
-    "resnet_8": _resnet(blocks=1),
-    "resnet_20": _resnet(blocks=3),
-    "wide_resnet_20": _resnet(blocks=3, width=64),
+    "resnet_8": functools.partial(_resnet, blocks=1),
+    "resnet_20": functools.partial(_resnet, blocks=3),
+    "wide_resnet_20": functools.partial(_resnet, blocks=3, width=64),
 }

@@ -144,11 +144,10 @@ class Study:
         """What `resolve` gives, but for `epochs_of`."""
         arm = self.arms[cell.arm]
         target = {"target_sparsity": cell.sparsity} if cell.sparsity else {}
-        pruning = self.experiment.pruning.replace(**arm.pruning, **target)
+        pruning = self.experiment.pruning.replace(**arm.pruning, **target, seed=cell.seed)
         if pruning.has_rounds:
             # The default follows from `epochs`, which epochs_of changes.
             pruning = pruning.replace(round_epochs=pruning.resolved_round_epochs)
-        pruning = pruning.replace(seed=cell.seed)
         return dataclasses.replace(self.experiment, **arm.experiment, pruning=pruning, seed=cell.seed)
 
     def _check_arm(self, name: str) -> None:

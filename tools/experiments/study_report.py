@@ -47,7 +47,7 @@ def markdown(study: Study, results: Sequence[CellResult]) -> str:
     rows = [header, ["---"] * len(header)]
     for arm in study.arms:
         groups = [group(study, results, arm, sparsity) for sparsity in study.sparsities]
-        rows.append([arm] + [text for cells in groups for text in (_accuracy_text(cells), _epochs_text(cells))])
+        rows.append([arm] + [text for cells in groups for text in _texts(cells)])
     dense = [arm for arm in study.arms if study.is_dense(arm)]
     notes = (
         f"{experiment.architecture} on {experiment.dataset}: {experiment.judged_by} accuracy in percent, mean ± "
@@ -114,15 +114,15 @@ def group(study: Study, results: Sequence[CellResult], arm: str, sparsity: float
     return [result for result in results if result.arm == arm and result.sparsity == sparsity]
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and the standard deviation of the sample (over n - 1), which a single value does not have."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and the standard deviation of the sample (over n - 1), 0 where there is a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def percent_text(fractions: Sequence[float]) -> str:
     """The mean in percent, and the standard deviation where there is one."""
     mean, deviation = mean_and_deviation([100 * fraction for fraction in fractions])
-    return f"{mean:.2f}{'' if deviation is None else f' ± {deviation:.2f}'}"
+    return f"{mean:.2f} ± {deviation:.2f}" if len(fractions) > 1 else f"{mean:.2f}"
 
 
 def _draw(
@@ -140,9 +140,7 @@ def _draw(
             continue
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         axes.errorbar(
-            [x for x, _, _ in summaries[arm]],
-            [mean for _, mean, _ in summaries[arm]],
-            [deviation or 0.0 for _, _, deviation in summaries[arm]],
+            *zip(*summaries[arm], strict=True),
             label=arm,
             color=colour,
             marker=marker,
@@ -200,9 +198,9 @@ def _apart(ticks: Iterable[float]) -> list[float]:
     return kept
 
 
-def _accuracy_text(cells: Sequence[CellResult]) -> str:
-    return f"{percent_text([result.accuracy for result in cells])} ({len(cells)})" if cells else ""
-
-
-def _epochs_text(cells: Sequence[CellResult]) -> str:
-    return f"{statistics.fmean(result.epochs for result in cells):.4g}" if cells else ""
+def _texts(cells: Sequence[CellResult]) -> tuple[str, str]:
+    """Their accuracy and their epochs."""
+    if not cells:
+        return "", ""
+    accuracy = percent_text([result.accuracy for result in cells])
+    return f"{accuracy} ({len(cells)})", f"{statistics.fmean(result.epochs for result in cells):.4g}"
