@@ -67,9 +67,9 @@ def test_calls_of_methods_are_timed_and_left_as_they_were():
             return seconds
 
     before = Sleeper.sleep
-    with timing((Sleeper, "sleep")) as seconds:
+    with timing(Sleeper, "sleep") as seconds:
         assert Sleeper().sleep(0.01) == Sleeper().sleep(seconds=0.01) == 0.01
-    assert list(seconds) == ["Sleeper.sleep"] and seconds["Sleeper.sleep"] >= 0.02
+    assert len(seconds) == 2 and min(seconds) >= 0.01
     assert Sleeper.sleep is before
 
 

@@ -260,18 +260,18 @@ def test_arms_are_chosen_by_name(thousand_weights, tmp_path):
         run_study.plan_study(make_study(), tmp_path, ["dense", "amp"])
 
 
-def test_what_fails_is_reported_and_the_rest_carried_on(thousand_weights, tmp_path):
+def test_what_fails_is_reported_and_the_rest_carried_on(thousand_weights, capsys, tmp_path):
     study = make_study({"good": Arm(), "bad": Arm(), "lost": Arm()}, sparsities=(0.5,), seeds=(0,))
     jobs, _ = run_study.plan_study(study, tmp_path)
-    lines = []
     executor = FakeExecutor(jobs, bad="it broke", lost=None, good=0.25)
-    results, failures = run_study.run_jobs(jobs, executor, None, lines.append)
+    results, failures = run_study.run_jobs(jobs, executor, None)
     assert {cell.arm: result.accuracy for cell, result in results.items()} == {"good": 0.25}
     assert {cell.arm: failure for cell, failure in failures.items()} == {
         "bad": "it broke",
         "lost": f"its result is not to be seen in {jobs[2].folder}; the workdir must lie on storage that all "
         "machines share",
     }
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("1 of 3: good, sparsity 0.5, seed 0: accuracy 25.00%, 3 epochs in 1 s; about ")
     assert lines[1].startswith("2 of 3: bad, sparsity 0.5, seed 0: FAILED: it broke; about ")
     assert "left" not in lines[2]

@@ -41,7 +41,9 @@ def main() -> None:
         if _CONFIG.value is not None:
             _CONFIG.value.validate()
         with command_line.silent_stderr():  # Only now, for TensorFlow takes seconds to import.
-            from aimp_tf.exporting import choose_formats
+            from aimp_tf.exporting import choose_formats, export
+            from aimp_tf.exporting.compaction import compact_and_report
+            from aimp_tf.exporting.verification import largest_difference
             from experiments import exports
 
         choose_formats(_FORMATS.value)
@@ -52,11 +54,13 @@ def main() -> None:
             model = exports.load_run(_CONFIG.value, _WORKDIR.value)
             if inputs is None:
                 inputs = datasets.load(_CONFIG.value.dataset, _DATA_DIR.value).test_images
-    print(
-        exports.export_and_tell(
-            model, inputs, _OUTPUT.value, _FORMATS.value, _OVERWRITE.value, _COMPACT.value, _BATCH_SIZE.value
-        )
-    )
+    exported, compaction = compact_and_report(model) if _COMPACT.value else (model, None)
+    options = {"overwrite": _OVERWRITE.value, "batch_size": _BATCH_SIZE.value}
+    artefacts = export(exported, _OUTPUT.value, _FORMATS.value, inputs=inputs, **options)
+    print(exports.table(model, artefacts))
+    if compaction is not None:
+        changed = largest_difference(model, exported, inputs)
+        print(f"\nIt was compacted, which changed its outputs by {changed:.1e}.\n{compaction.summary()}")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main() -> int:
         else:
             executor = executors.LocalExecutor(_WORKERS.value)
     print(f"{len(results)} cells are done, {len(jobs)} are to run.", flush=True)
-    new_results, failures = run_study.run_jobs(jobs, executor, data_dir, lambda line: print(line, flush=True))
+    new_results, failures = run_study.run_jobs(jobs, executor, data_dir)
     results |= new_results
     done = [results[cell] for cell in study.cells() if cell in results]
     print(study_report.write_report(study, done, workdir) if done else "No cell is done.")

@@ -17,9 +17,6 @@ from aimp_tf.runs.saving import RunSaver
 from benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images
 from benchmarks.side_by_side import spread_text, time_in_turn, timing
 
-_SAVING = ((RunSaver, "begin"), (RunSaver, "on_epoch_end"), (RunSaver, "save_round"))
-_EXPORTING = ((RunDirectory, "save_model"),)
-
 
 def run(repetitions: int, architecture: str = "resnet_20", steps_per_epoch: int = 20) -> dict[str, Any]:
     """Prunes a network on made-up images of 28 x 28, in two rounds of 2 epochs and a last one of 6.
@@ -32,10 +29,12 @@ def run(repetitions: int, architecture: str = "resnet_20", steps_per_epoch: int 
     exports: list[float] = []
 
     def with_workdir() -> list[np.ndarray]:
-        with tempfile.TemporaryDirectory() as folder, timing(*_SAVING, *_EXPORTING) as seconds:
+        saving = timing(RunSaver, "begin", "on_epoch_end", "save_round")
+        exporting = timing(RunDirectory, "save_model")
+        with tempfile.TemporaryDirectory() as folder, saving as saves, exporting as export:
             result = _prune(architecture, steps_per_epoch, pathlib.Path(folder) / "run")
-        exports.append(seconds.pop("RunDirectory.save_model"))
-        shares.append(sum(seconds.values()) / result.seconds)
+        exports.append(sum(export))
+        shares.append(sum(saves) / result.seconds)
         return result.model.get_weights()
 
     sides = {

@@ -122,11 +122,7 @@ def _time_later_epochs(
 ) -> dict[str, list[float]]:
     """Seconds from the end of the first epoch, in which a model is traced and compiled, to the end of the last.
 
-    Args:
-        keras: The generation of Keras.
-        train: Trains with the setting of a side and a callback, and gives what must be the same.
-        sides: Name -> setting.
-        repetitions, same: As in `time_in_turn`.
+    `train` takes the setting of a side, of name -> setting, and a callback, and gives what must be the same.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
 

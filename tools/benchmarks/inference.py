@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -164,25 +165,23 @@ def _load_inputs(model: Any, path: str | os.PathLike[str] | None) -> np.ndarray:
     return data[:_EXAMPLES].astype(np.float32)
 
 
+@dataclasses.dataclass
 class _Forms:
     """Files of a dense and a pruned model, in all forms.
 
-    Args:
-        folder: Where to write them.
-
     Attributes:
+        folder: Where to write them.
         files: Name -> (kind, path).
         stored: Name -> what is stored, if that is another file.
         missing: Name -> why there is none.
         chosen: The tables of sparse layers.
     """
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        self._folder = folder
-        self.files: dict[str, tuple[str, str]] = {}
-        self.stored: dict[str, str] = {}
-        self.missing: dict[str, str] = {}
-        self.chosen: list[str] = []
+    folder: pathlib.Path
+    files: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    stored: dict[str, str] = dataclasses.field(default_factory=dict)
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+    chosen: list[str] = dataclasses.field(default_factory=list)
 
     def write(self, dense: Any, pruned: Any, data: np.ndarray) -> None:
         """Writes all of them; data are inputs to calibrate on."""
@@ -195,7 +194,7 @@ class _Forms:
                 self._add(f"{first}, for {size}", sparse)
                 self.chosen.append(f"{first}: {report.table()}")
         with self._if_it_can("coded"):
-            path = str(self._folder / "model.coded")
+            path = str(self.folder / "model.coded")
             write_coded(compacted, path)
             self._add("coded", load_coded(path))
             self.stored["coded"] = path
@@ -207,7 +206,7 @@ class _Forms:
 
     def _add(self, name: str, model: Any, format_: str = "saved_model", inputs: Any = None) -> None:
         written = FORMATS[format_]
-        path = self._folder / f"{len(self.files)}{pathlib.Path(written.file).suffix}"
+        path = self.folder / f"{len(self.files)}{pathlib.Path(written.file).suffix}"
         written.write(model, path, Settings(inputs, batch_size=1))
         self.files[name] = (written.kind, str(path))
 

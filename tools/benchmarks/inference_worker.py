@@ -84,12 +84,8 @@ def _load(kind: str, path: str, batch: np.ndarray, threads: int) -> Function:
     if kind == "saved_model":
         model = tf.saved_model.load(path)
         return lambda x: model.serve(x).numpy()
-    if kind == "onnx":
-        return _in_onnx_runtime(path, threads)
-    return in_litert(batch.shape, threads, model_path=path)
-
-
-def _in_onnx_runtime(path: str, threads: int) -> Function:
+    if kind == "tflite":
+        return in_litert(batch.shape, threads, model_path=path)
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -27,9 +27,6 @@ from experiments.study_report import percent_text
 
 _EXPERIMENT = recipe_of("study_epochs", "resnet_8")
 
-_THRESHOLD = 0.0
-"""Where those of continuous sparsification begin, whose sparsity cannot be asked for: it follows from this one."""
-
 _Side = Callable[[Experiment, ImageData, int], Any]
 """Gives the model of an experiment after so many epochs, pruned or not."""
 
@@ -152,7 +149,7 @@ def _prune_by_continuous_sparsification(experiment: Experiment, data: ImageData,
     phases.epochs = epochs // (phases.rounds + 1)
     phases.fine_tuning_epochs = epochs - phases.rounds * phases.epochs
     phases.save_weights_epoch = min(phases.save_weights_epoch, phases.epochs - 1)
-    config.pruning_parameters.threshold_init = _THRESHOLD
+    config.pruning_parameters.threshold_init = 0.0  # The sparsity follows from it, and cannot be asked for.
     return _fit_pquant(config, experiment, data, epochs)
 
 

@@ -45,18 +45,14 @@ def run(
                 lengths.append(len(ends))
             if len(set(lengths)) != 1:
                 raise RuntimeError(f"{title}: the sides trained {lengths} epochs, so their times do not compare.")
-        added = statistics.median(gaps["prune"]) - statistics.median(gaps["fit after fit"])
-        figures[title] = {
-            "gap_seconds": {name: statistics.median(values) for name, values in gaps.items()},
-            "added_seconds": added,
-            "epoch_seconds": statistics.median(epochs),
-        }
+        medians = {name: statistics.median(values) for name, values in gaps.items()}
+        added, epoch = medians["prune"] - medians["fit after fit"], statistics.median(epochs)
+        figures[title] = {"gap_seconds": medians, "added_seconds": added, "epoch_seconds": epoch}
         for name, values in gaps.items():
             lines.append(f"{title:28}{name:18}{spread_text([1000 * value for value in values], ' ms')} between epochs")
-        share = added / statistics.median(epochs)
         lines.append(
-            f"{title:28}{'added':18}{1000 * added:.4g} ms, {100 * share:.2g}% of an epoch of "
-            f"{statistics.median(epochs):.3g} s; nothing traced again"
+            f"{title:28}{'added':18}{1000 * added:.4g} ms, {100 * (added / epoch):.2g}% of an epoch of {epoch:.3g} s; "
+            "nothing traced again"
         )
     return {**figures, "table": "\n".join(lines)}
 

@@ -53,23 +53,22 @@ def time_in_turn(
 
 
 @contextlib.contextmanager
-def timing(*methods: tuple[type, str]) -> Iterator[dict[str, float]]:
-    """Adds up the wall time in seconds that calls of some methods take, by "Class.method"."""
-    seconds = {f"{kind.__name__}.{name}": 0.0 for kind, name in methods}
+def timing(kind: type, *names: str) -> Iterator[list[float]]:
+    """Notes the wall time in seconds that each call of some methods of a class takes."""
+    seconds: list[float] = []
 
-    def timed(key: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             begun_at = time.perf_counter()
             try:
                 return method(*arguments, **options)
             finally:
-                seconds[key] += time.perf_counter() - begun_at
+                seconds.append(time.perf_counter() - begun_at)
 
         return call
 
-    with contextlib.ExitStack() as stack:
-        for key, (kind, name) in zip(seconds, methods, strict=True):
-            stack.enter_context(mock.patch.object(kind, name, timed(key, getattr(kind, name))))
+    replaced: dict[str, Any] = {name: timed(getattr(kind, name)) for name in names}
+    with mock.patch.multiple(kind, **replaced):
         yield seconds
 
 

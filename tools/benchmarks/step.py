@@ -34,22 +34,18 @@ def run(
     lines = []
     for architecture, count in steps.items():
         for generation in generations:
-            title = f"{architecture} ({generation})"
-            seconds = _time(architecture, importlib.import_module(generation), count, repetitions)
+            keras, title = importlib.import_module(generation), f"{architecture} ({generation})"
+            fits: dict[str, tuple[Any, Sequence[Any]]] = {
+                "plain": (compiled_model(architecture, keras), []),
+                "masked": (wrap(compiled_model(architecture, keras)), []),
+            }
+            if generation == "tf_keras":
+                stock_tfmot = import_with_tfmot("benchmarks.stock_tfmot")
+                fits["tfmot"] = stock_tfmot.wrap_without_pruning(compiled_model(architecture, keras))
+            seconds = time_fits(fits, repeated(made_up_images(BATCH_SIZE), count), repetitions)
             figures[title], added = compare(title, seconds, "plain", per=count)
             lines += added
     return {**figures, "table": "\n".join(lines)}
-
-
-def _time(architecture: str, keras: Any, steps: int, repetitions: int) -> dict[str, list[float]]:
-    fits: dict[str, tuple[Any, Sequence[Any]]] = {
-        "plain": (compiled_model(architecture, keras), []),
-        "masked": (wrap(compiled_model(architecture, keras)), []),
-    }
-    if keras.__name__ == "tf_keras":
-        stock_tfmot = import_with_tfmot("benchmarks.stock_tfmot")
-        fits["tfmot"] = stock_tfmot.wrap_without_pruning(compiled_model(architecture, keras))
-    return time_fits(fits, repeated(made_up_images(BATCH_SIZE), steps), repetitions)
 
 
 def time_fits(

@@ -6,23 +6,18 @@ import importlib
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from aimp_tf.config import kept_defaults, upgrade
 from aimp_tf.config.texts import list_differences
-from aimp_tf.exporting import export
-from aimp_tf.exporting.compaction import compact_and_report
+from aimp_tf.exporting import Artefact
 from aimp_tf.exporting.saved_model import weight_arrays
-from aimp_tf.exporting.verification import largest_difference
 from aimp_tf.runs.recorded_run import final_weights, read_run
 from experiments.experiment import Experiment
 from experiments.run import untrained_model
-
-# What prune writes there is not what it was given: "auto" has become what it chose.
-_RESOLVED = "mixed_precision"
 
 
 def load_keras_file(path: str | os.PathLike[str]) -> Any:
@@ -63,7 +58,7 @@ def load_run(experiment: Experiment, workdir: str | os.PathLike[str]) -> Any:
     stored = read_run(workdir).config
     pruning = experiment.pruning.replace(**kept_defaults(experiment.pruning, stored))
     here, there = {**json.loads(pruning.to_json()), "seed": experiment.seed}, upgrade(stored)
-    del here[_RESOLVED], there[_RESOLVED]
+    del here["mixed_precision"], there["mixed_precision"]  # Of which "auto" has become what prune chose.
     if differing := list_differences(there, here):
         raise ValueError(f"workdir {workdir} holds a run of another config: {'; '.join(differing)}.")
     weights = final_weights(workdir)
@@ -77,22 +72,9 @@ def load_run(experiment: Experiment, workdir: str | os.PathLike[str]) -> Any:
     return model
 
 
-def export_and_tell(
-    model: Any,
-    inputs: Any,
-    directory: str | os.PathLike[str],
-    formats: Sequence[str],
-    overwrite: bool = False,
-    compacted: bool = False,
-    batch_size: int = 1,
-) -> str:
-    """Exports a model as `export` does, compacted first if wanted, and tells of each format in a table.
-
-    The table begins with the weights of `model` as they are in memory, zeros and all.
-    """
+def table(model: Any, artefacts: Mapping[str, Artefact]) -> str:
+    """What `export` wrote, beside the weights of `model` as they are in memory, zeros and all."""
     dense = sum(array.nbytes for array in weight_arrays(model).values())
-    exported, compaction = compact_and_report(model) if compacted else (model, None)
-    artefacts = export(exported, directory, formats, inputs=inputs, overwrite=overwrite, batch_size=batch_size)
     rows = [
         ("", "bytes", "gzip bytes", "smaller", "max difference", "path"),
         ("weights in memory", f"{dense:,}", "", "1.0x", "", ""),
@@ -106,7 +88,4 @@ def export_and_tell(
         made_up = "made-up " if compared.made_up else ""
         lines += ["", f"Differences from the outputs of the model on {compared.examples:,} {made_up}examples."]
     lines.append("Smaller: the weights in memory over the bytes after gzip.")
-    if compaction is not None:
-        changed = largest_difference(model, exported, inputs)
-        lines += ["", f"It was compacted, which changed its outputs by {changed:.1e}.", compaction.summary()]
     return "\n".join(lines)

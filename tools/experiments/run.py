@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import json
@@ -135,12 +134,9 @@ def compare(
     workdir = pathlib.Path(workdir)
     cluster = Cluster(strategy or tf.distribute.get_strategy())
     # First, for it looks at all settings before it trains, and goes on where it was interrupted.
-    result = train_pruned(experiment, data, workdir, verbose, overwrite=overwrite, strategy=strategy)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(cluster.explaining_losses())
-        folder = workdir / "dense"
-        if not cluster.chief:
-            folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / "dense"
+    result = train_pruned(experiment, data, workdir, strategy, verbose=verbose, overwrite=overwrite)
+    with cluster.explaining_losses(), tempfile.TemporaryDirectory() as elsewhere:
+        folder = workdir / "dense" if cluster.chief else pathlib.Path(elsewhere)
         with cluster.as_one():
             if cluster.chief:
                 (workdir / "comparison.json").unlink(missing_ok=True)
@@ -232,12 +228,10 @@ def train_pruned(
     experiment: Experiment,
     data: datasets.ImageData,
     workdir: str | os.PathLike[str],
-    verbose: str | int,
-    *,
-    overwrite: bool = False,
     strategy: tf.distribute.Strategy | None = None,
+    **options: Any,
 ) -> PruningResult:
-    """The pruning run of an experiment, validated on the test images, in a run directory of its own."""
+    """The pruning run of an experiment, validated on the test images, in a run directory; `prune` gets the options."""
     return prune(
         compiled_model(experiment, data, strategy),
         data.train_images,
@@ -250,9 +244,8 @@ def train_pruned(
         batch_size=experiment.batch_size,
         validation_batch_size=_TEST_BATCH_SIZE,
         validation_freq=experiment.validation_freq,
-        verbose=verbose,
-        overwrite=overwrite,
         seed=experiment.seed,
+        **options,
     )
 
 

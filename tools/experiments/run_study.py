@@ -79,12 +79,9 @@ def plan_study(
 
 
 def run_jobs(
-    jobs: Sequence[Job], executor: Executor, data_dir: str | None, say: Callable[[str], None]
+    jobs: Sequence[Job], executor: Executor, data_dir: str | None
 ) -> tuple[dict[Cell, CellResult], dict[Cell, str]]:
-    """Runs cells, and gives the results of those that are done now, and what went wrong with the others.
-
-    `say` gets a line of text as each ends.
-    """
+    """Runs cells, says how each ended, and gives the results of those now done, and what went wrong with the others."""
     for job in jobs:
         job.folder.mkdir(parents=True, exist_ok=True)
     by_folder = {job.folder: job for job in jobs}
@@ -107,7 +104,7 @@ def run_jobs(
             ended_epochs += job.epochs
             seconds_left = (time.monotonic() - started_at) / ended_epochs * (epochs - ended_epochs)
             left = f"; about {duration_text(seconds_left)} left" if number < len(jobs) else ""
-            say(f"{number} of {len(jobs)}: {job.cell}: {outcome}{left}")
+            print(f"{number} of {len(jobs)}: {job.cell}: {outcome}{left}", flush=True)
     return results, failures
 
 
