@@ -12,7 +12,7 @@ import numpy as np
 
 from aimp_tf.config import PruningConfig
 from aimp_tf.graph.model_graph import ModelGraph
-from aimp_tf.masking import MaskedModel, mask_model, wrap
+from aimp_tf.masking import MaskedModel, mask_model
 from aimp_tf.training.callback import GlobalMagnitudePruning
 from aimp_tf.training.live_rounds import LiveNetwork
 from benchmarks.networks import BATCH_SIZE, compiled_model, made_up_images, repeated
@@ -22,6 +22,8 @@ from experiments import datasets
 # Examples of an epoch, learning rate, and steps in each repetition. A ResNet takes too long for all examples.
 _RECIPES = {"lenet_300_100": (60000, 0.1, 400), "lenet_5": (60000, 0.1, 100), "resnet_20": (5000, 0.3, 8)}
 _SPARSITIES = (0.98, 0.99, 0.995)
+# But for rounding, which may differ where zeros are left out of sums.
+_same = functools.partial(np.allclose, rtol=1e-4, atol=1e-5)
 
 
 def run(
@@ -74,11 +76,9 @@ def _prune(
 ) -> Iterator[tuple[float, list[np.ndarray], dict[str, np.ndarray]]]:
     """Sparsity, weights and masks of the first round at each of the sparsities or beyond."""
     config = PruningConfig(_SPARSITIES[-1], rate=0.3, epochs=1, round_epochs=1, seed=0, compact_rounds=True)
-    model, pruning, left = wrap(model), GlobalMagnitudePruning(config), list(_SPARSITIES)
-    masked = MaskedModel.of(model)
-    assert masked is not None
+    masked, pruning, left = mask_model(model), GlobalMagnitudePruning(config), list(_SPARSITIES)
     while not pruning.finished:
-        model.fit(images, labels, batch_size=BATCH_SIZE, epochs=1, callbacks=[pruning], verbose=0)
+        masked.model.fit(images, labels, batch_size=BATCH_SIZE, epochs=1, callbacks=[pruning], verbose=0)
         sparsity = pruning.rounds[-1].sparsity
         if left and sparsity >= left[0] - 1e-4:
             yield sparsity, masked.snapshot(), masked.masks()
@@ -96,8 +96,3 @@ def _fit(masked: MaskedModel, weights: list[np.ndarray], batch: Any) -> list[np.
     masked.part.put_back()
     trained = [np.array(variable.numpy()) for variable in masked.original.trainable_variables]
     return [np.array(history.history["loss"]), *trained]
-
-
-def _same(here: np.ndarray, there: np.ndarray) -> bool:
-    """But for rounding, which may differ where zeros are left out of sums."""
-    return np.allclose(here, there, rtol=1e-4, atol=1e-5)

@@ -17,6 +17,9 @@ from benchmarks.side_by_side import compare, time_in_turn
 
 _STEPS = {"lenet_300_100": 400, "lenet_5": 100, "resnet_20": 8}
 
+alike_but_for_rounding = functools.partial(np.allclose, rtol=1e-2, atol=1e-3)
+"""Whether two weights are what short trainings at a low rate give, with sums in other orders."""
+
 
 def run(
     repetitions: int,
@@ -73,8 +76,3 @@ def time_fits(
     return time_in_turn(
         {name: functools.partial(train, name) for name in fits}, repetitions, same=alike_but_for_rounding
     )
-
-
-def alike_but_for_rounding(here: np.ndarray, there: np.ndarray) -> bool:
-    """Whether two weights are what short trainings at a low rate give, with sums in other orders."""
-    return np.allclose(here, there, rtol=1e-2, atol=1e-3)

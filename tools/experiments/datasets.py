@@ -70,11 +70,9 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> ImageData
         ValueError: The name is unknown.
         RuntimeError: Fashion-MNIST is not in `data_dir` and cannot be downloaded.
     """
-    if name == "digits":
-        return _digits()
-    if name == "fashion_mnist":
-        return _fashion_mnist(data_dir)
-    raise ValueError(f"Unknown data set {name!r}; the data sets are digits and fashion_mnist.")
+    if name not in IMAGE_SETS:
+        raise ValueError(f"Unknown data set {name!r}; the data sets are {' and '.join(IMAGE_SETS)}.")
+    return _digits() if name == "digits" else _fashion_mnist(data_dir)
 
 
 def prepare_fashion_mnist(idx_dir: str | os.PathLike[str], data_dir: str | os.PathLike[str]) -> None:

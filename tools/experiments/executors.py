@@ -78,7 +78,7 @@ class RayExecutor:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {"address": address}
         if address is None:
-            options = {"address": "local", "num_cpus": _cores(), "include_dashboard": False}
+            options = {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
         options["runtime_env"] = {"env_vars": {"PYTHONPATH": environment_of_tools()["PYTHONPATH"]}}
         try:
             ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
@@ -135,13 +135,9 @@ def _check_address(address: str) -> None:
 
 
 def _workers_and_threads(workers: int | None) -> tuple[int, int]:
+    cores = len(os.sched_getaffinity(0))
     if workers is None:
-        workers = max(1, _cores() // 2)
+        workers = max(1, cores // 2)
     if workers < 1:
         raise ValueError(f"workers must be at least 1; got {workers}.")
-    return workers, max(1, _cores() // workers)
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return workers, max(1, cores // workers)
