@@ -11,11 +11,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
+import tf_keras
 
 import aimp_tf
 from aimp_tf import exporting
 from aimp_tf.exporting.lite import to_tflite
-from aimp_tf.exporting.saved_model import weight_arrays
+from aimp_tf.exporting.saved_model import weight_arrays, write_keras
 from aimp_tf.exporting.verification import use_in_fresh_process
 
 FILES = {
@@ -354,6 +355,13 @@ def test_all_weights_have_paths(make_mlp, K):
     assert len(arrays) == len(model.weights) == 8
     kernels = {path for path in arrays if path.endswith("kernel")}
     assert kernels == set(aimp_tf.masking.select_prunable(model))
+
+
+def test_a_file_of_keras_leaves_a_model_that_is_not_compiled_as_it_was(tmp_path):
+    """In tf_keras, it has an optimizer, which is None."""
+    model = tf_keras.Sequential([tf_keras.Input((3,)), tf_keras.layers.Dense(2)])
+    write_keras(model, tmp_path / "model.keras")
+    assert model.optimizer is None
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -105,13 +105,12 @@ def write_keras(model: Any, path: str | os.PathLike[str]) -> None:
     """
     # Past the __setattr__ of Keras, which would track it.
     attributes = vars(model)
-    optimizer = attributes.pop("optimizer", None)
+    held = {name: attributes.pop(name) for name in ("optimizer",) if name in attributes}
     try:
         with explaining(f"The model {model.name!r} cannot be written as a Keras file", GIVE_CONFIGS):
             model.save(os.fspath(path))
     finally:
-        if optimizer is not None:
-            attributes["optimizer"] = optimizer
+        attributes.update(held)
 
 
 def weight_arrays(model: Any) -> dict[str, np.ndarray]:
