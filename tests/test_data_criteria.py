@@ -503,6 +503,25 @@ def test_repair_without_single_weights_is_least_squares_of_each_output():
         np.testing.assert_allclose(after[stay, column], best, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_repair_from_few_examples_does_for_others(whole):
+    """Though one input, which matters elsewhere, hardly varies among them."""
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(4040, 10)) @ generator.normal(size=(10, 60)) + generator.normal(size=(4040, 60))
+    few, others = rows[:40], rows[40:]
+    few[:, -1] *= 1e-4
+    kernel = generator.normal(size=(60, 3))
+    mask = np.ones((60, 3), bool)
+    mask[:20] = False
+    if not whole:
+        mask[20:22, 0] = False  # So that the columns differ.
+    after, _ = repaired(Gram(few.T @ few / 40, np.zeros(60), 40, False), kernel, mask)
+    np.testing.assert_allclose(after[-1], kernel[-1], atol=0.05)
+    for examples, share in ((few, 0.1), (others, 0.3)):
+        unrepaired = np.mean((examples @ np.where(mask, 0.0, kernel)) ** 2)
+        assert np.mean((examples @ (after - kernel)) ** 2) < share * unrepaired
+
+
 def test_fisher_of_a_linear_model_is_the_closed_form(K):
     """Of y = w' x with a squared loss: the gradient of an example is 2 (w' x - y) x."""
     generator = np.random.default_rng(0)

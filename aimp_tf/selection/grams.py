@@ -45,21 +45,29 @@ class Gram:
     count: int
     intercept: bool
 
-    def regularized(self, rows: np.ndarray) -> np.ndarray:
+    def regularized(self, rows: np.ndarray, *, for_others: bool = False) -> np.ndarray:
         """The matrix of these rows, float64, centred where there is an intercept, with the ridge on its diagonal.
 
         A row that is always zero, or with an intercept always the same, gets next to nothing there: it costs nothing.
+
+        Args:
+            rows: Which of the kernel's, int.
+            for_others: Whether what follows from it must do for other examples, too: of a row that hardly varies among
+                few examples a large weight could make much, which elsewhere varies more. The ridge of few is no less
+                than that of the mean entry then.
         """
         matrix = self.moments[np.ix_(rows, rows)]
         if self.intercept:
             matrix = matrix - np.outer(self.mean[rows], self.mean[rows])
         diagonal = np.maximum(np.diagonal(matrix), 0)
-        ridge = _RIDGE + _RIDGE_OF_FEW_ROWS * min(1.0, len(rows) / max(self.count, 1)) ** 2
+        few = _RIDGE_OF_FEW_ROWS * min(1.0, len(rows) / max(self.count, 1)) ** 2
         # What rounding leaves of a constant.
         dead = diagonal <= 1e-12 * np.maximum(np.diagonal(self.moments)[rows], 1e-30)
         matrix[dead], matrix[:, dead] = 0.0, 0.0
         nothing = 1e-12 * (diagonal.max(initial=0.0) or 1.0)
-        matrix[np.diag_indices_from(matrix)] = np.where(dead, nothing, diagonal * (1 + ridge))
+        least = diagonal.mean(where=~dead) if for_others and not dead.all() else 0.0
+        ridged = diagonal * (1 + _RIDGE) + few * np.maximum(diagonal, least)
+        matrix[np.diag_indices_from(matrix)] = np.where(dead, nothing, ridged)
         return matrix
 
 
@@ -198,7 +206,7 @@ def _without_rows(gram: Gram, kernel: np.ndarray, stay: np.ndarray) -> np.ndarra
     if not go.size:
         return kernel[kept]
     every = np.concatenate([kept, go])
-    matrix = gram.regularized(every)
+    matrix = gram.regularized(every, for_others=True)
     shared = matrix[: len(kept), len(kept) :] @ kernel[go]
     return kernel[kept] + np.linalg.solve(matrix[: len(kept), : len(kept)], shared)
 
@@ -206,7 +214,7 @@ def _without_rows(gram: Gram, kernel: np.ndarray, stay: np.ndarray) -> np.ndarra
 def _without_weights(gram: Gram, kernel: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Least squares with other zeros in each column, by conjugate gradients, all columns at once. No step of these
     makes the outputs differ more."""
-    matrix = gram.regularized(np.arange(len(kernel)))
+    matrix = gram.regularized(np.arange(len(kernel)), for_others=True)
     scale = np.sqrt(np.diagonal(matrix))
     matrix, scale = matrix / np.outer(scale, scale), scale[:, np.newaxis]
     left = np.where(mask, kernel * scale, 0.0)
