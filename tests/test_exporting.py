@@ -372,7 +372,7 @@ def test_a_failed_export_leaves_what_was_there(make_mlp, tmp_path, monkeypatch, 
         aimp_tf.export(model, folder, ("saved_model", "keras", "weights"), verify=False)
     before = content(tmp_path)
 
-    def fail(model, path, *_):
+    def fail(model, path, settings):
         path.write_text("half")
         raise OSError("no space left")
 
@@ -407,10 +407,10 @@ def test_a_failed_export_leaves_what_was_there(make_mlp, tmp_path, monkeypatch, 
 def test_what_gives_other_outputs_is_refused(make_mlp, tmp_path, monkeypatch):
     model = make_mlp()
 
-    def write_another(model, path, *others):
+    def write_another(model, path, settings):
         weights = model.get_weights()
         model.set_weights([weight * 1.001 for weight in weights])
-        write(model, path, *others)
+        write(model, path, settings)
         model.set_weights(weights)
 
     write = exporting.FORMATS["saved_model"].write

@@ -65,7 +65,15 @@ class Artefact(os.PathLike[str]):
         return gzip_bytes(self.path)
 
 
-_Writer = Callable[[Any, pathlib.Path, Any, int], object]
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What writers may need beside the model: inputs in its own structure, and the batch to be fast at."""
+
+    inputs: Any
+    batch_size: int
+
+
+_Writer = Callable[[Any, pathlib.Path, Settings], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Format:
     Attributes:
         file: Its name in the folder.
         kind: How it is used in a fresh process, as in `verification.differences`.
-        write: Writes a model to a path, by inputs in its own structure and the batch to be fast at, if it needs them.
+        write: Writes a model to a path.
         same: Whether it must give what the model gives.
     """
 
@@ -86,34 +94,34 @@ class Format:
 
 
 def _write_tflite(**options: Any) -> _Writer:
-    return lambda model, path, *_: path.write_bytes(to_tflite(model, **options))
+    return lambda model, path, _: path.write_bytes(to_tflite(model, **options))
 
 
-def _write_tflite_int8(model: Any, path: pathlib.Path, inputs: Any, _: int) -> None:
-    path.write_bytes(to_tflite(model, representative_inputs=inputs))
+def _write_tflite_int8(model: Any, path: pathlib.Path, settings: Settings) -> None:
+    path.write_bytes(to_tflite(model, representative_inputs=settings.inputs))
 
 
-def _write_coded(model: Any, path: pathlib.Path, *_: Any) -> None:
+def _write_coded(model: Any, path: pathlib.Path, _: Settings) -> None:
     logger.info("Coded:\n%s", write_coded(model, path).table())
 
 
-def _write_sparse_saved_model(model: Any, path: pathlib.Path, _: Any, batch_size: int) -> None:
-    write_saved_model(sparse_inference(model, batch_size), path)
+def _write_sparse_saved_model(model: Any, path: pathlib.Path, settings: Settings) -> None:
+    write_saved_model(sparse_inference(model, settings.batch_size), path)
 
 
 FORMATS: dict[str, Format] = {
-    "saved_model": Format("saved_model", "saved_model", lambda model, path, *_: write_saved_model(model, path)),
+    "saved_model": Format("saved_model", "saved_model", lambda model, path, _: write_saved_model(model, path)),
     "sparse_saved_model": Format("sparse_saved_model", "saved_model", _write_sparse_saved_model),
-    "keras": Format("model.keras", "keras", lambda model, path, *_: write_keras(model, path)),
+    "keras": Format("model.keras", "keras", lambda model, path, _: write_keras(model, path)),
     "tflite": Format("model.tflite", "tflite", _write_tflite()),
     "tflite_fp16": Format("model_fp16.tflite", "tflite", _write_tflite(weights="float16"), same=False),
     "tflite_dynamic": Format("model_dynamic.tflite", "tflite", _write_tflite(weights="int8"), same=False),
     "tflite_int8": Format("model_int8.tflite", "tflite", _write_tflite_int8, same=False),
     "tflite_sparse": Format("model_sparse.tflite", "tflite", _write_tflite(sparse=True)),
-    "onnx": Format("model.onnx", "onnx", lambda model, path, *_: write_onnx(model, path)),
+    "onnx": Format("model.onnx", "onnx", lambda model, path, _: write_onnx(model, path)),
     "coded": Format("model.coded", "coded", _write_coded),
     "weights": Format(
-        "weights.npz", "weights", lambda model, path, *_: write_arrays(path, weight_arrays(model), compressed=True)
+        "weights.npz", "weights", lambda model, path, _: write_arrays(path, weight_arrays(model), compressed=True)
     ),
 }
 
@@ -198,7 +206,7 @@ def export(
         inputs = make_up(model)
     with _unfinished_in(directory) as unfinished, _without_notes_of_tensorflow():
         for format_ in chosen.values():
-            format_.write(model, unfinished / format_.file, inputs, batch_size)
+            format_.write(model, unfinished / format_.file, Settings(inputs, batch_size))
         verified = _verified(model, chosen, unfinished, inputs, made_up=not given) if verify else {}
         artefacts = {
             name: Artefact(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.exporting import FORMATS
+from aimp_tf.exporting import FORMATS, Settings
 from aimp_tf.exporting.coded import load_coded, write_coded
 from aimp_tf.exporting.compaction import compact
 from aimp_tf.exporting.sparse import sparse_inference_and_report
@@ -207,7 +207,7 @@ class _Forms:
     def _add(self, name: str, model: Any, format_: str = "saved_model", inputs: Any = None) -> None:
         written = FORMATS[format_]
         path = self.folder / f"{len(self.files)}{pathlib.Path(written.file).suffix}"
-        written.write(model, path, inputs, 1)
+        written.write(model, path, Settings(inputs, batch_size=1))
         self.files[name] = (written.kind, str(path))
 
     @contextlib.contextmanager
