@@ -202,7 +202,7 @@ class Workers:
     def wait(self):
         """The exit codes and the outputs."""
         try:
-            codes = [process.wait(timeout=400) for process in self.processes]
+            codes = [process.wait(timeout=900) for process in self.processes]
         finally:
             for process in self.processes:
                 process.kill()
