@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import aimp_tf
 from aimp_tf.masking import mask_model
-from aimp_tf.pruning.loop import _left_as_it_was
+from aimp_tf.pruning.dense_baseline import _left_as_it_was
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
 DENSE = {"target_sparsity": 0.75, "epochs": 3, "method": "dense", "verbose": 0, "seed": 1}

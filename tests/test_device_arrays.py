@@ -4,7 +4,8 @@ import tensorflow as tf
 from tensorflow.python.framework import kernels
 
 import aimp_tf
-from aimp_tf.training.input_pipeline import DeviceArrays, Order, array_positions, in_batches
+from aimp_tf.training.device_arrays import DeviceArrays
+from aimp_tf.training.input_pipeline import Order, array_positions, in_batches
 
 SETTINGS = dict(target_sparsity=0.6, rate=0.4, epochs=2, round_epochs=1, seed=0, verbose=0)
 FIT_OPTIONS = {"batch_size": 24}

@@ -17,7 +17,8 @@ from aimp_tf.config import PruningConfig
 from aimp_tf.config.latency import Timings
 from aimp_tf.exporting import export
 from aimp_tf.masking import Masks
-from aimp_tf.pruning.loop import check_run, measure_dense, prune_in_rounds
+from aimp_tf.pruning.dense_baseline import measure_dense
+from aimp_tf.pruning.loop import check_run, prune_in_rounds
 from aimp_tf.pruning.request import Request
 from aimp_tf.reports.result import PruningResult
 from aimp_tf.runs.outcome import Outcome

@@ -15,13 +15,12 @@ from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.models import is_built, is_keras_own
 from aimp_tf.compat.variables import resource_of
 from aimp_tf.config.texts import check_whole
+from aimp_tf.training.device_arrays import DeviceArrays, bytes_of
 from aimp_tf.training.input_pipeline import (
     DEFAULT_BATCH_SIZE,
-    DeviceArrays,
     Order,
     array_positions,
     batch_count,
-    bytes_of,
     in_batches,
     prepare,
     spec_of,
