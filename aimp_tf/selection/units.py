@@ -76,6 +76,11 @@ class Units:
         scores, shares = scores_of(criterion, statistics), shares_of(scope, statistics)
         return keep_best(scores, statistics.masks, keep, least, units=self, shares=shares, signed=criterion.signed)
 
+    @property
+    def cost(self) -> int:
+        """Weights of a unit."""
+        return self.structure.block
+
     def pool(self, scores: Arrays, signed: bool) -> dict[str, np.ndarray]:
         """The score of each unit: the mean of its weights' scores, or of their magnitudes unless `signed`.
 
@@ -87,7 +92,7 @@ class Units:
             total = first.astype(np.float64)
             for other in others:
                 total += other
-            pooled[path] = total / self.structure.block
+            pooled[path] = total / self.cost
         return pooled
 
     def pool_masks(self, masks: Arrays) -> dict[str, np.ndarray]:
@@ -96,7 +101,7 @@ class Units:
 
     def expand(self, kept: Arrays) -> dict[str, np.ndarray]:
         """The masks of weights of which `pool_masks` gives `kept`."""
-        return {path: np.repeat(mask, self.structure.block, self._axis(path)) for path, mask in kept.items()}
+        return {path: np.repeat(mask, self.cost, self._axis(path)) for path, mask in kept.items()}
 
     def check(self, masks: Arrays) -> None:
         """Raises RuntimeError, naming the variables, if masks do not have the structure.
@@ -109,7 +114,7 @@ class Units:
         wrong = []
         for path, mask in masks.items():
             counts = np.add.reduce(self._parts(path, mask), dtype=np.int32)
-            if not np.all((counts >= self.structure.n) & (counts % self.structure.block == 0)):
+            if not np.all((counts >= self.structure.n) & (counts % self.cost == 0)):
                 wrong.append(path)
         if wrong:
             raise RuntimeError(
@@ -162,8 +167,8 @@ def keep_best(
 
     Args:
         masks: As in `keep_largest`; what this function gave for a larger `keep`, or all True.
-        keep: As in `keep_at_least`; a multiple of a unit's weights, and no less than n:m keeps.
-        least: As in `keep_at_least`; multiples of a unit's weights, and no more of a tensor than n:m keeps of it.
+        keep: As in `keep_at_least`; a multiple of a unit's cost, and no less than n:m keeps.
+        least: As in `keep_at_least`; multiples of a unit's cost, and no more of a tensor than n:m keeps of it.
         units: The units of these tensors.
         shares: As in `keep_shares`; None ranks all tensors together.
 
@@ -185,9 +190,8 @@ def keep_best(
                [1, 1, 0, 1]])
     """
     choose = keep_at_least if shares is None else functools.partial(keep_shares, shares=shares)
-    block = units.structure.block
-    if keep % block:
-        raise ValueError(f"keep must be a multiple of {block} with {units.structure}; got {keep}.")
+    if keep % units.cost:
+        raise ValueError(f"keep must be a multiple of {units.cost} with {units.structure}; got {keep}.")
     if units.structure.n:
         assured = {path: units.best_of_each(path, score, masks[path], signed) for path, score in scores.items()}
         count = sum(int(np.count_nonzero(mask)) for mask in assured.values())
@@ -196,13 +200,13 @@ def keep_best(
         others = {path: masks[path] & ~assured[path] for path in scores}
         rest, _ = choose(scores, others, keep - count, dict.fromkeys(scores, 0), signed=signed)
         return {path: assured[path] | rest[path] for path in scores}, ()
-    if block == 1:
+    if units.cost == 1:
         return choose(scores, masks, keep, least, signed=signed)
     kept, guarded = choose(
         units.pool(scores, signed),
         units.pool_masks(masks),
-        keep // block,
-        {path: count // block for path, count in least.items()},
+        keep // units.cost,
+        {path: count // units.cost for path, count in least.items()},
         signed=signed,
     )
     return units.expand(kept), guarded

@@ -54,7 +54,7 @@ class TrainedWeights:
         units = self._units
         if isinstance(units, ChannelUnits):
             return [self._channels(units)]
-        block = units.structure.block
+        block = units.cost
         if block == 1:
             return [(tf.abs(kernel), 1.0) for kernel in self.kernels.values()]
         norms = []
