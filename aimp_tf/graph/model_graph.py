@@ -92,7 +92,9 @@ class ModelGraph:
         """
         keras = importlib.import_module(keras_generation(model))
         check_built(model)
-        functional = functional_within(model, keras) or opened_model(model, keras)
+        functional = functional_within(model, keras)
+        if functional is None:  # A model of the user's may be false, with a length of its own.
+            functional = opened_model(model, keras)
         if functional is None:
             raise ValueError(
                 f"The model {model.name!r} is of the class {type(model).__name__}, whose own call cannot be seen "
