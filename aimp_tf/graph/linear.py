@@ -38,7 +38,6 @@ class Linear(Rule):
         self._kernel = np.swapaxes(kernel, -1, -2) if self._transposed else kernel
         self._bias = bias[0] if bias else None
         self._connected = (self._kernel != 0).reshape(-1, *self._kernel.shape[-2:]).any(axis=0)
-        self._counted: tuple[str | None, str] = ("outputs", "inputs") if self._transposed else ("inputs", "outputs")
 
     def foldable(self, constants: np.ndarray) -> np.ndarray:
         """Whether input channels of these values do no more than a bias could, bool (inputs,)."""
@@ -90,8 +89,9 @@ class Linear(Rule):
         return Flow(rank, {**others, rank - 1: made})
 
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
+        channels = ("outputs", "inputs") if self._transposed else ("inputs", "outputs")
         kernel, *bias = ranks
-        return [(*(None,) * (kernel - 2), *self._counted), *(("outputs",) for _ in bias)]
+        return [(*(None,) * (kernel - 2), *channels), *(("outputs",) for _ in bias)]
 
     def _biases(self, constants: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """The bias of these outputs with what input channels of these values add to it, float64."""
@@ -165,7 +165,6 @@ class Grouped(Linear):
         self._places, self._made_by_each = self._kernel.shape[-2], self._kernel.shape[-1] // layer.groups
         self._training = training
         self._by_group = layer.groups >= self._places
-        self._counted = (None if self._by_group else "places", "outputs")
         of_same_group = np.kron(np.eye(self._groups, dtype=bool), np.ones((self._places, self._made_by_each), bool))
         self._connected = np.tile(self._connected, (self._groups, 1)) & of_same_group
 
@@ -207,6 +206,11 @@ class Grouped(Linear):
                 groups = (each.classes.reshape(self._groups, -1)[:, 0] for each in (inputs[0], made))
                 classes.join(*groups)
         return [made]
+
+    def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
+        kernel, *bias = ranks
+        places = None if self._by_group else "places"
+        return [(*(None,) * (kernel - 2), places, "outputs"), *(("outputs",) for _ in bias)]
 
     def _biases(self, constants: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         sums = np.zeros(len(outputs)) if self._bias is None else self._bias[outputs].astype(np.float64)
