@@ -103,6 +103,7 @@ class FakeExecutor:
             ValueError,
             "epochs_of sets the epochs",
         ),
+        ({"arms": {"a": Arm(epochs_of="b", epochs_factor=0), "b": Arm()}}, ValueError, "epochs_factor must be above 0"),
         ({"sparsities": ()}, ValueError, "needs sparsities"),
         ({"sparsities": (0.5, 90)}, ValueError, "target_sparsity must lie in"),
         ({"sparsities": (0.5, 0.5)}, ValueError, "0.5 comes 2 times"),
@@ -155,6 +156,42 @@ def test_epochs_of_gives_equal_epochs_in_all():
     assert {planned_epochs(experiment, thousand) for experiment in resolved.values()} == {4 * 6 + 30}
     assert [resolved[arm].pruning.epochs for arm in resolved] == [30, 54, 54, 39]
     assert resolved["one_shot"].pruning.round_epochs == 15
+
+
+def done_study(tmp_path, seconds, **arms):
+    """A study of AIMP and these arms, all cells of which are done, each in so many seconds for its three epochs."""
+    study = make_study({"aimp": Arm(), **arms}, sparsities=(0.5,), seeds=(0, 1, 2))
+    for job in run_study.plan_study(study, tmp_path)[0]:
+        write_result(job, seconds=seconds[job.cell.arm][job.cell.seed])
+    return study
+
+
+def test_equal_time_gives_the_epochs_that_take_it(thousand_weights, tmp_path):
+    study = done_study(
+        tmp_path,
+        {"aimp": (3, 6, 12), "slow": (4, 8, 12), "gradual": (2, 4, 100), "long": (1, 1, 1), "dense": (1.5, 3, 6)},
+        slow=Arm(pruning={"fade_epochs": 1}),
+        gradual=Arm(pruning={"method": "gradual"}, epochs_of="aimp"),
+        long=Arm(pruning={"epochs": 300}),
+        dense=Arm(pruning={"method": "dense"}),
+    )
+    timed, folder = run_study.at_equal_time(study, tmp_path, "aimp")
+    jobs, done = run_study.plan_study(timed, folder)
+    assert folder == tmp_path / "time_of_aimp" and not done and not folder.exists()
+    epochs = {job.cell.arm: job.epochs for job in jobs}
+    assert epochs == {"aimp": 54, "slow": 40, "gradual": 81, "dense": 108}  # Medians of 0.75, 1.5 and 2.
+    timed, _ = run_study.at_equal_time(study, tmp_path, "aimp", ["gradual", "long"])
+    assert list(timed.arms) == ["aimp", "gradual"]
+
+
+def test_equal_time_wants_an_arm_whose_cells_are_done(thousand_weights, tmp_path):
+    study = done_study(tmp_path, {"aimp": (1, 1, 1), "soft": (1, 1, 1)}, soft=Arm(pruning={"method": "soft"}))
+    with pytest.raises(ValueError, match="Unknown arm 'amp'; the arms are aimp, soft. Did you mean 'aimp'?"):
+        run_study.at_equal_time(study, tmp_path, "amp")
+    (tmp_path / Cell("soft", 0.5, 1).folder / "result.json").unlink()
+    with pytest.raises(ValueError, match="1 cells are not, such as soft, sparsity 0.5, seed 1. Run them first"):
+        run_study.at_equal_time(study, tmp_path, "aimp")
+    assert list(run_study.at_equal_time(study, tmp_path, "aimp", [])[0].arms) == ["aimp"]
 
 
 def test_too_few_epochs_for_the_rounds_are_refused(thousand_weights, tmp_path):

@@ -2,11 +2,15 @@
 
     python tools/study.py --config=configs/study_digits.py --workdir=runs/study_digits
     python tools/study.py --config=configs/study_digits.py --workdir=runs/study_digits --arms=imp,aimp --workers=2
+    python tools/study.py --config=configs/study_digits.py --workdir=runs/study_digits --equal_time=aimp
     python tools/study.py --config=configs/study_digits.py --workdir=/shared/study --executor=ray --ray_address=auto
 
 Each cell of the grid has a folder below the workdir. Cells that are done are skipped, so the same command goes on after
 an interruption. With --executor=ray, aimp_tf must be installed on every machine, and these tools, the workdir and the
 data must lie at the same path on storage that all of them share.
+
+--equal_time=aimp, once aimp and all others of --arms are done, runs them anew in time_of_aimp, below the workdir, each
+for as many epochs as take the time that aimp was measured to take.
 
 The exit code is 0 when all cells are done, 1 when some failed, 2 when a setting was wrong and nothing was written, and
 130 after Ctrl-C.
@@ -31,6 +35,9 @@ _WORKERS = flags.DEFINE_integer(
 )
 _EXECUTOR = flags.DEFINE_enum("executor", "local", ["local", "ray"], "Where cells run: on this machine, or on Ray.")
 _RAY_ADDRESS = flags.DEFINE_string("ray_address", None, "The Ray cluster's, such as auto; default: one started here.")
+_EQUAL_TIME = flags.DEFINE_string(
+    "equal_time", None, "Name of an arm: once it and --arms are done, runs them anew for as long as this one took."
+)
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Run nothing, and report on the cells that are done.")
 
 
@@ -39,12 +46,19 @@ def main() -> int:
     data_dir = os.path.abspath(_DATA_DIR.value) if _DATA_DIR.value else None
     with command_line.refusing():
         check_matplotlib("study")
-        jobs, results = run_study.plan_study(study, workdir, [] if _REPORT_ONLY.value else _ARMS.value)
+        arms = _ARMS.value
+        if _EQUAL_TIME.value:
+            study, workdir = run_study.at_equal_time(study, workdir, _EQUAL_TIME.value, arms)
+            arms = None
+        jobs, results = run_study.plan_study(study, workdir, [] if _REPORT_ONLY.value else arms)
         executor: executors.Executor
         if _EXECUTOR.value == "ray" and jobs:
             executor = executors.RayExecutor(_WORKERS.value, _RAY_ADDRESS.value)
         else:
             executor = executors.LocalExecutor(_WORKERS.value)
+    for name, arm in study.arms.items():
+        if arm.epochs_factor != 1:
+            print(f"{name} trains {arm.epochs_factor:.2f} times as many epochs as {arm.epochs_of}.", flush=True)
     print(f"{len(results)} cells are done, {len(jobs)} are to run.", flush=True)
     new_results, failures = run_study.run_jobs(jobs, executor, data_dir)
     results |= new_results

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -76,6 +77,45 @@ def plan_study(
             )
         done[cell] = result
     return jobs, done
+
+
+def at_equal_time(
+    study: Study, workdir: str | os.PathLike[str], reference: str, arms: Sequence[str] | None = None
+) -> tuple[Study, pathlib.Path]:
+    """A study like one that is done, in which each arm trains as many epochs as take the time that one of them took.
+
+    What an epoch of an arm takes is the median, over seeds, of the ratio to one of the reference. Arms that say
+    themselves how many epochs they train are left out.
+
+    Args:
+        study: The study that is done, at equal epochs or however its arms have it.
+        workdir: Its folder.
+        reference: Name of the arm whose wall time the others get.
+        arms: Names of the others; None is all of them.
+
+    Returns:
+        The study, and the folder for it within the other's.
+
+    Raises:
+        ValueError, TypeError: As `plan_study`, there is no such arm, or a cell of these arms is not done.
+    """
+    missing, done = plan_study(study, workdir, [reference, *(study.arms if arms is None else arms)])
+    if missing:
+        raise ValueError(
+            f"How long arms take is known once they are done; {len(missing)} cells are not, such as {missing[0].cell}. "
+            "Run them first, without equal_time."
+        )
+
+    def seconds(arm: str, seed: int) -> float:
+        cells = [result for result in done.values() if (result.arm, result.seed) == (arm, seed)]
+        return sum(each.seconds for each in cells) / sum(each.epochs for each in cells)
+
+    timed = {reference: study.arms[reference]}
+    for name, arm in study.arms.items():
+        if name != reference and (arms is None or name in arms) and "epochs" not in arm.pruning:
+            factor = statistics.median(seconds(reference, seed) / seconds(name, seed) for seed in study.seeds)
+            timed[name] = dataclasses.replace(arm, epochs_of=reference, epochs_factor=factor)
+    return dataclasses.replace(study, arms=timed), pathlib.Path(workdir) / f"time_of_{reference}"
 
 
 def run_jobs(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from aimp_tf.config import PruningConfig
-from aimp_tf.config.texts import is_number, list_differences, nearest
+from aimp_tf.config.texts import check_within, is_number, list_differences, nearest
 from aimp_tf.selection.planning import make_plan
 from experiments.experiment import Experiment, from_fields, to_fields
 
@@ -31,11 +31,13 @@ class Arm:
         experiment: The same for the other fields of `Experiment`.
         epochs_of: Name of another arm. This one spends as many epochs in all as that one does, at most, at the same
             sparsity: its own rounds stay as they are, and `epochs` is what is left.
+        epochs_factor: How many times as many epochs as `epochs_of`, which are rounded; more than 0.
     """
 
     pruning: dict[str, Any] = dataclasses.field(default_factory=dict)
     experiment: dict[str, Any] = dataclasses.field(default_factory=dict)
     epochs_of: str | None = None
+    epochs_factor: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,8 @@ class Study:
         other = self.arms[cell.arm].epochs_of
         if other is None:
             return merged
-        budget = planned_epochs(self.resolve(dataclasses.replace(cell, arm=other), weight_count), weight_count)
+        epochs_of_other = planned_epochs(self.resolve(dataclasses.replace(cell, arm=other), weight_count), weight_count)
+        budget = round(self.arms[cell.arm].epochs_factor * epochs_of_other)
         rounds = make_plan(merged.pruning, weight_count(merged))[:-1]
         epochs = budget - sum(round_.epochs for round_ in rounds) - (merged.teacher_epochs or 0)
         try:
@@ -159,6 +162,7 @@ class Study:
                     raise ValueError(f"{field} is set by {_SET_BY_CELLS[field]}; leave it out.")
                 if field not in known:
                     raise TypeError(f"{kind.__name__} has no field {field!r}.{nearest(field, known)}")
+        check_within("epochs_factor", arm.epochs_factor, 0)
         if arm.epochs_of is not None and "epochs" in arm.pruning:
             raise ValueError("epochs_of sets the epochs; leave out one of them.")
         self._check_epochs_of(name)
