@@ -421,7 +421,7 @@ def test_a_first_round_that_ends_before_the_rewind_epoch(K, make_mlp, blobs):
             self.model.stop_training = True
 
     config = PruningConfig(0.5, epochs=4, round_epochs=3, rewind="weights", rewind_epoch=2)
-    with pytest.raises(RuntimeError, match="ended after 1 epochs, before rewind_epoch=2"):
+    with pytest.raises(RuntimeError, match="ended after 1 epoch, before rewind_epoch=2"):
         run(make_mlp(), blobs, config, Stop())
 
 

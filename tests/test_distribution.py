@@ -174,6 +174,17 @@ def test_what_cannot_be_distributed_is_refused(strategy):
         Cluster(tf.distribute.experimental.CentralStorageStrategy(["CPU:0"]))
 
 
+def test_workers_with_other_data_are_named(monkeypatch):
+    """Also where what they were given differs in number."""
+    cluster, texts = Cluster(tf.distribute.get_strategy()), []
+    monkeypatch.setattr(cluster, "gather", lambda text: texts.append(text) or texts)
+    cluster.check_same(config="{}", data=(8, 2))
+    cluster.check_same(config="{}", data=(8, 2))
+    assert len(texts) == 2
+    with pytest.raises(ValueError, match="same config, data, validation.*: data of worker 2; validation of worker 2."):
+        cluster.check_same(config="{}", data=(8, 3), validation=(4, 2))
+
+
 class Workers:
     """Two processes over loopback, each with the same cells to run."""
 

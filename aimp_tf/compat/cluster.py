@@ -129,15 +129,14 @@ class Cluster:
 
     def check_same(self, **parts: object) -> None:
         """Raises ValueError, on every worker, where a part prints as something else than on the chief."""
-        texts = self.gather("\n".join(str(zlib.crc32(str(part).encode())) for part in parts.values()))
-        differing = {
-            name: _others(sums)
-            for name, sums in zip(parts, zip(*(text.splitlines() for text in texts), strict=True), strict=True)
-        }
+        texts = self.gather("\n".join(f"{name} {zlib.crc32(str(part).encode())}" for name, part in parts.items()))
+        sums = [dict(line.split() for line in text.splitlines()) for text in texts]
+        names = dict.fromkeys(name for each in sums for name in each)
+        differing = {name: _others([each.get(name, "") for each in sums]) for name in names}
         if any(differing.values()):
             where = "; ".join(f"{name} of worker {others}" for name, others in differing.items() if others)
             raise ValueError(
-                f"All workers must have the same {', '.join(parts)}. These differ from those of worker 0, the chief: "
+                f"All workers must have the same {', '.join(names)}. These differ from those of worker 0, the chief: "
                 f"{where}."
             )
 

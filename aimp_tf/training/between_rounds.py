@@ -10,7 +10,7 @@ import numpy as np
 
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.ranking import check_finite
-from aimp_tf.training.rounds import ADDED_TO_LOSS
+from aimp_tf.training.rounds import ADDED_TO_LOSS, counted_text
 from aimp_tf.training.state import RunState
 
 logger = logging.getLogger(__name__)
@@ -46,13 +46,14 @@ def check_end(state: RunState, masked: MaskedModel, masks: Mapping[str, np.ndarr
     kept = masked.kept
     timed = config.latency is not None  # When its masks were set, and it may not be the same now.
     if not timed and kept > round_.kept or masked.units.exact and kept != round_.kept:
-        early = f": fit ended after {epochs} of {round_.epochs} epochs" if kept > round_.kept else ""
+        in_all = counted_text(round_.epochs, "epoch")
+        early = f": fit ended after {epochs} of {in_all}" if kept > round_.kept else ""
         counted = f"{config.counted}s"
         raise RuntimeError(f"The masks keep {kept} {counted}, but this round is to keep {round_.kept}{early}.")
     if round_.index == 0 and epochs < config.rewind_epoch:
         raise RuntimeError(
-            f"The first round ended after {epochs} epochs, before rewind_epoch={config.rewind_epoch}. Lower that, or "
-            "let no callback stop the round so early."
+            f"The first round ended after {counted_text(epochs, 'epoch')}, before rewind_epoch={config.rewind_epoch}. "
+            "Lower that, or let no callback stop the round so early."
         )
 
 
