@@ -138,7 +138,9 @@ def test_it_lies_where_the_model_does_lets_other_data_be_and_ends_with_the_run(K
     assert result.sparsity == pytest.approx(0.6, abs=0.01)
     assert len(others) == sum(round_.epochs for round_ in result.rounds)
     assert gathered_on and all(device.endswith("CPU:1") for device in gathered_on)
-    assert [array._held.read_value().shape[0] for array in held[0]._arrays] == [0, 0], "or it would stay for good"
+    assert [array.read_value().shape[0] for array in tf.nest.flatten(held[0]._held)] == [0, 0], (
+        "or it would stay for good"
+    )
 
 
 def test_what_it_cannot_hold_is_refused_before_training(K, make_mlp, blobs, tmp_path, monkeypatch):
