@@ -84,8 +84,9 @@ def at_equal_time(
 ) -> tuple[Study, pathlib.Path]:
     """A study like one that is done, in which each arm trains as many epochs as take the time that one of them took.
 
-    What an epoch of an arm takes is the median, over seeds, of the ratio to one of the reference. Arms that say
-    themselves how many epochs they train are left out.
+    What an epoch of an arm takes is the median, over seeds, of the ratio to one of the reference. Rounds have as many
+    times as many epochs as the whole, rounded, and the last training has the rest. Arms that say themselves how many
+    epochs they train are left out.
 
     Args:
         study: The study that is done, at equal epochs or however its arms have it.
@@ -114,7 +115,13 @@ def at_equal_time(
     for name, arm in study.arms.items():
         if name != reference and (arms is None or name in arms) and "epochs" not in arm.pruning:
             factor = statistics.median(seconds(reference, seed) / seconds(name, seed) for seed in study.seeds)
-            timed[name] = dataclasses.replace(arm, epochs_of=reference, epochs_factor=factor)
+            pruning = study.merged(Cell(name, study.sparsities[0], study.seeds[0])).pruning
+            rounds = (
+                {"round_epochs": max(1, round(factor * pruning.resolved_round_epochs))} if pruning.has_rounds else {}
+            )
+            timed[name] = dataclasses.replace(
+                arm, pruning={**arm.pruning, **rounds}, epochs_of=reference, epochs_factor=factor
+            )
     return dataclasses.replace(study, arms=timed), pathlib.Path(workdir) / f"time_of_{reference}"
 
 
