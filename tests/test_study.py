@@ -169,17 +169,26 @@ def done_study(tmp_path, seconds, **arms):
 def test_equal_time_gives_the_epochs_that_take_it(thousand_weights, tmp_path):
     study = done_study(
         tmp_path,
-        {"aimp": (3, 6, 12), "slow": (6, 12, 12), "gradual": (2, 4, 100), "long": (1, 1, 1), "dense": (1.5, 3, 6)},
+        {
+            "aimp": (3, 6, 12),
+            "slow": (6, 12, 12),
+            "gradual": (2, 4, 100),
+            "long": (1, 1, 1),
+            "dense": (1.5, 3, 6),
+            "taught": (2, 4, 8),  # Without the third epoch, which is its teacher's.
+        },
         slow=Arm(pruning={"fade_epochs": 1}),
         gradual=Arm(pruning={"method": "gradual"}, epochs_of="aimp"),
         long=Arm(pruning={"epochs": 300}),
         dense=Arm(pruning={"method": "dense"}),
+        taught=Arm(experiment={"teacher_epochs": 1}),
     )
     timed, folder = run_study.at_equal_time(study, tmp_path, "aimp")
     jobs, done = run_study.plan_study(timed, folder)
     assert folder == tmp_path / "time_of_aimp" and not done and not folder.exists()
     epochs = {job.cell.arm: job.epochs for job in jobs}
-    assert epochs == {"aimp": 54, "slow": 27, "gradual": 81, "dense": 108}  # Medians of a half, 1.5 and 2.
+    # Medians of a half, 1.5 and 2.
+    assert epochs == {"aimp": 54, "slow": 27, "gradual": 81, "dense": 108, "taught": 54}
     slow = next(job.experiment.pruning for job in jobs if job.cell.arm == "slow")
     assert (slow.round_epochs, slow.epochs) == (3, 27 - 4 * 3)
     timed, _ = run_study.at_equal_time(study, tmp_path, "aimp", ["gradual", "long"])

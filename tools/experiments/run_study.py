@@ -109,7 +109,8 @@ def at_equal_time(
 
     def seconds(arm: str, seed: int) -> float:
         cells = [result for result in done.values() if (result.arm, result.seed) == (arm, seed)]
-        return sum(each.seconds for each in cells) / sum(each.epochs for each in cells)
+        epochs = sum(each.epochs - (each.experiment["teacher_epochs"] or 0) for each in cells)
+        return sum(each.seconds for each in cells) / epochs
 
     timed = {reference: study.arms[reference]}
     for name, arm in study.arms.items():

@@ -197,7 +197,7 @@ class CellResult(Cell):
         accuracy: Fraction of the test images that the final model gets right.
         measured_sparsity: Fraction of the prunable weights that are exactly zero.
         epochs: Epochs trained in all.
-        seconds: Wall time of the training.
+        seconds: Wall time of the training, without that of a teacher.
         experiment: The resolved `Experiment` as plain data, with the defaults of an earlier version where its run was
             begun by one.
     """
