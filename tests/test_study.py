@@ -104,6 +104,7 @@ class FakeExecutor:
             "epochs_of sets the epochs",
         ),
         ({"arms": {"a": Arm(epochs_of="b", epochs_factor=0), "b": Arm()}}, ValueError, "epochs_factor must be above 0"),
+        ({"arms": {"a": Arm(epochs_factor=2)}}, ValueError, "Arm 'a': .* of another arm, which epochs_of names"),
         ({"sparsities": ()}, ValueError, "needs sparsities"),
         ({"sparsities": (0.5, 90)}, ValueError, "target_sparsity must lie in"),
         ({"sparsities": (0.5, 0.5)}, ValueError, "0.5 comes 2 times"),
@@ -159,10 +160,11 @@ def test_epochs_of_gives_equal_epochs_in_all():
 
 
 def done_study(tmp_path, seconds, **arms):
-    """A study of AIMP and these arms, all cells of which are done, each in so many seconds for its three epochs."""
+    """A study of AIMP and these arms, all cells done, which by seed took so many seconds for each of their epochs."""
     study = make_study({"aimp": Arm(), **arms}, sparsities=(0.5,), seeds=(0, 1, 2))
     for job in run_study.plan_study(study, tmp_path)[0]:
-        write_result(job, seconds=seconds[job.cell.arm][job.cell.seed])
+        own = job.epochs - (job.experiment.teacher_epochs or 0)
+        write_result(job, epochs=job.epochs, seconds=own * seconds[job.cell.arm][job.cell.seed])
     return study
 
 
@@ -170,28 +172,34 @@ def test_equal_time_gives_the_epochs_that_take_it(thousand_weights, tmp_path):
     study = done_study(
         tmp_path,
         {
-            "aimp": (3, 6, 12),
-            "slow": (6, 12, 12),
-            "gradual": (2, 4, 100),
+            "aimp": (1, 2, 4),
+            "slow": (2, 4, 4),
+            "imp": (1, 2, 4),
+            "gradual": (2 / 3, 4 / 3, 100),
             "long": (1, 1, 1),
-            "dense": (1.5, 3, 6),
-            "taught": (2, 4, 8),  # Without the third epoch, which is its teacher's.
+            "dense": (0.5, 1, 2),
+            "taught": (1, 2, 4),
         },
         slow=Arm(pruning={"fade_epochs": 1}),
+        imp=Arm(pruning={"round_epochs": 30}),
         gradual=Arm(pruning={"method": "gradual"}, epochs_of="aimp"),
         long=Arm(pruning={"epochs": 300}),
         dense=Arm(pruning={"method": "dense"}),
         taught=Arm(experiment={"teacher_epochs": 1}),
     )
-    timed, folder = run_study.at_equal_time(study, tmp_path, "aimp")
+    timed, folder, known = run_study.at_equal_time(study, tmp_path, "aimp")
     jobs, done = run_study.plan_study(timed, folder)
     assert folder == tmp_path / "time_of_aimp" and not done and not folder.exists()
+    assert [(cell.arm, cell.seed, result.epochs) for cell, result in known.items()] == [
+        ("aimp", seed, 54) for seed in (0, 1, 2)
+    ]
     epochs = {job.cell.arm: job.epochs for job in jobs}
     # Medians of a half, 1.5 and 2.
-    assert epochs == {"aimp": 54, "slow": 27, "gradual": 81, "dense": 108, "taught": 54}
-    slow = next(job.experiment.pruning for job in jobs if job.cell.arm == "slow")
-    assert (slow.round_epochs, slow.epochs) == (3, 27 - 4 * 3)
-    timed, _ = run_study.at_equal_time(study, tmp_path, "aimp", ["gradual", "long"])
+    assert epochs == {"aimp": 54, "slow": 27, "imp": 54, "gradual": 81, "dense": 108, "taught": 54}
+    pruning = {job.cell.arm: job.experiment.pruning for job in jobs}
+    assert (pruning["slow"].round_epochs, pruning["slow"].epochs) == (3, 27 - 4 * 3)
+    assert (pruning["imp"].round_epochs, pruning["imp"].epochs) == (10, 54 - 4 * 10)  # Of 30 and 30, 150 in all.
+    timed, *_ = run_study.at_equal_time(study, tmp_path, "aimp", ["gradual", "long"])
     assert list(timed.arms) == ["aimp", "gradual"]
 
 
@@ -602,6 +610,19 @@ def test_done_cells_are_skipped(local_study, config):
     assert "2 cells are done, 0 are to run" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("seed_*/**/*")} == cells
     assert list(rows_of(workdir)) == ["aimp", "dense_long"]
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_at_equal_time(local_study, config):
+    workdir, _ = local_study
+    done = tool(config, workdir, "--arms=dense_long", "--equal_time=aimp")
+    assert done.returncode == 0, done.stderr
+    (factor,) = re.findall(r"^dense_long trains (\S+) times as many epochs as aimp\.$", done.stdout, re.MULTILINE)
+    assert "1 cells are done, 1 are to run" in done.stdout  # That of aimp is what it was.
+    rows, before = rows_of(workdir / "time_of_aimp"), rows_of(workdir)
+    assert rows["aimp"] == before["aimp"] and not (workdir / "time_of_aimp/aimp").exists()
+    assert int(rows["dense_long"]["epochs"]) == pytest.approx(float(factor) * 5, abs=0.6)
+    assert list(rows) == list(before) == ["aimp", "dense_long"]
 
 
 @pytest.mark.slow

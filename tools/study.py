@@ -9,7 +9,7 @@ Each cell of the grid has a folder below the workdir. Cells that are done are sk
 an interruption. With --executor=ray, aimp_tf must be installed on every machine, and these tools, the workdir and the
 data must lie at the same path on storage that all of them share.
 
---equal_time=aimp, once aimp and all others of --arms are done, runs them anew in time_of_aimp, below the workdir, each
+--equal_time=aimp, once aimp and all of --arms are done, runs the others anew in time_of_aimp, below the workdir, each
 for as many epochs as take the time that aimp was measured to take.
 
 The exit code is 0 when all cells are done, 1 when some failed, 2 when a setting was wrong and nothing was written, and
@@ -24,7 +24,7 @@ from absl import flags
 
 from aimp_tf.reports.plots import check_matplotlib
 from experiments import command_line, executors, run_study, study_report
-from experiments.study import Study
+from experiments.study import Cell, CellResult, Study
 
 _CONFIG = command_line.define_config(Study)
 _WORKDIR = command_line.define_path("workdir", "Folder of the study: new, or the same study's from before. Required.")
@@ -36,7 +36,7 @@ _WORKERS = flags.DEFINE_integer(
 _EXECUTOR = flags.DEFINE_enum("executor", "local", ["local", "ray"], "Where cells run: on this machine, or on Ray.")
 _RAY_ADDRESS = flags.DEFINE_string("ray_address", None, "The Ray cluster's, such as auto; default: one started here.")
 _EQUAL_TIME = flags.DEFINE_string(
-    "equal_time", None, "Name of an arm: once it and --arms are done, runs them anew for as long as this one took."
+    "equal_time", None, "Name of an arm: once all are done, runs the others of --arms anew for as long as it took."
 )
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Run nothing, and report on the cells that are done.")
 
@@ -46,11 +46,12 @@ def main() -> int:
     data_dir = os.path.abspath(_DATA_DIR.value) if _DATA_DIR.value else None
     with command_line.refusing():
         check_matplotlib("study")
-        arms = _ARMS.value
+        arms, known = _ARMS.value, dict[Cell, CellResult]()
         if _EQUAL_TIME.value:
-            study, workdir = run_study.at_equal_time(study, workdir, _EQUAL_TIME.value, arms)
-            arms = None
+            study, workdir, known = run_study.at_equal_time(study, workdir, _EQUAL_TIME.value, arms)
+            arms = [name for name in study.arms if name != _EQUAL_TIME.value]
         jobs, results = run_study.plan_study(study, workdir, [] if _REPORT_ONLY.value else arms)
+        results |= known
         executor: executors.Executor
         if _EXECUTOR.value == "ray" and jobs:
             executor = executors.RayExecutor(_WORKERS.value, _RAY_ADDRESS.value)

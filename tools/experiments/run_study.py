@@ -81,12 +81,12 @@ def plan_study(
 
 def at_equal_time(
     study: Study, workdir: str | os.PathLike[str], reference: str, arms: Sequence[str] | None = None
-) -> tuple[Study, pathlib.Path]:
+) -> tuple[Study, pathlib.Path, dict[Cell, CellResult]]:
     """A study like one that is done, in which each arm trains as many epochs as take the time that one of them took.
 
-    What an epoch of an arm takes is the median, over seeds, of the ratio to one of the reference. Rounds have as many
-    times as many epochs as the whole, rounded, and the last training has the rest. Arms that say themselves how many
-    epochs they train are left out.
+    What an epoch of an arm takes is the median, over seeds, of the ratio to one of the reference. Rounds become
+    shorter as the whole does, to whole epochs rounded down, and the last training has the rest. Arms that say
+    themselves how many epochs they train are left out.
 
     Args:
         study: The study that is done, at equal epochs or however its arms have it.
@@ -95,7 +95,7 @@ def at_equal_time(
         arms: Names of the others; None is all of them.
 
     Returns:
-        The study, and the folder for it within the other's.
+        The study, the folder for it within the other's, and the results of the reference, which are what they were.
 
     Raises:
         ValueError, TypeError: As `plan_study`, there is no such arm, or a cell of these arms is not done.
@@ -107,23 +107,30 @@ def at_equal_time(
             "Run them first, without equal_time."
         )
 
+    def epochs(arm: str) -> float:
+        return statistics.fmean(result.epochs for result in done.values() if result.arm == arm)
+
     def seconds(arm: str, seed: int) -> float:
+        """What an epoch took, those of a teacher left out."""
         cells = [result for result in done.values() if (result.arm, result.seed) == (arm, seed)]
-        epochs = sum(each.epochs - (each.experiment["teacher_epochs"] or 0) for each in cells)
-        return sum(each.seconds for each in cells) / epochs
+        own = sum(each.epochs - (each.experiment["teacher_epochs"] or 0) for each in cells)
+        return sum(each.seconds for each in cells) / own
 
     timed = {reference: study.arms[reference]}
     for name, arm in study.arms.items():
         if name != reference and (arms is None or name in arms) and "epochs" not in arm.pruning:
             factor = statistics.median(seconds(reference, seed) / seconds(name, seed) for seed in study.seeds)
+            changes = {**arm.pruning}
             pruning = study.merged(Cell(name, study.sparsities[0], study.seeds[0])).pruning
-            rounds = (
-                {"round_epochs": max(1, round(factor * pruning.resolved_round_epochs))} if pruning.has_rounds else {}
-            )
-            timed[name] = dataclasses.replace(
-                arm, pruning={**arm.pruning, **rounds}, epochs_of=reference, epochs_factor=factor
-            )
-    return dataclasses.replace(study, arms=timed), pathlib.Path(workdir) / f"time_of_{reference}"
+            if pruning.has_rounds:
+                share = min(1.0, factor * epochs(reference) / epochs(name))
+                changes["round_epochs"] = max(1, int(share * pruning.resolved_round_epochs))
+            timed[name] = dataclasses.replace(arm, pruning=changes, epochs_of=reference, epochs_factor=factor)
+    return (
+        dataclasses.replace(study, arms=timed),
+        pathlib.Path(workdir) / f"time_of_{reference}",
+        {cell: result for cell, result in done.items() if cell.arm == reference},
+    )
 
 
 def run_jobs(

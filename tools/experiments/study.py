@@ -163,6 +163,8 @@ class Study:
                 if field not in known:
                     raise TypeError(f"{kind.__name__} has no field {field!r}.{nearest(field, known)}")
         check_within("epochs_factor", arm.epochs_factor, 0)
+        if arm.epochs_of is None and arm.epochs_factor != 1:
+            raise ValueError("epochs_factor is a multiple of the epochs of another arm, which epochs_of names.")
         if arm.epochs_of is not None and "epochs" in arm.pruning:
             raise ValueError("epochs_of sets the epochs; leave out one of them.")
         self._check_epochs_of(name)
