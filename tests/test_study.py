@@ -358,6 +358,7 @@ def test_crashes_are_told_with_the_last_line_of_the_log(shell_cells):
         killed="kill -9 $$",
         good="touch result.json",
         noisy="touch result.json; exit 134",
+        native=f"echo first; exec {sys.executable} -X faulthandler -c 'import faulthandler; faulthandler._sigsegv()'",
     )
     outcomes = dict(executors.LocalExecutor(workers=2).run(cells, None))
     folders = list(cells)
@@ -366,6 +367,7 @@ def test_crashes_are_told_with_the_last_line_of_the_log(shell_cells):
         folders[1]: f"ended by SIGKILL; the last line of {folders[1]}/log.txt: ",
         folders[2]: None,
         folders[3]: None,
+        folders[4]: f"ended by SIGSEGV; the last line of {folders[4]}/log.txt: first",
     }
 
 
@@ -405,6 +407,19 @@ def test_a_cell_runs_once_at_a_time_and_ends_with_who_started_it(tmp_path):
     process.stdin.close()
     assert process.wait(timeout=60) == 1
     assert cell_process.failure(tmp_path, process).startswith("ended by exit code 1")
+
+
+def test_a_cell_that_crashes_in_native_code_leaves_its_stack(tmp_path):
+    experiment = Experiment("digits", "lenet_300_100", PruningConfig(0.5, epochs=100_000))
+    process = cell_process.start(tmp_path, cell_process.order(Cell("a", 0.5, 0), experiment), None, threads=1)
+    status = pathlib.Path(f"/proc/{process.pid}/status")
+    for _ in range(1000):  # Until Python has begun.
+        if int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) >> signal.SIGSEGV - 1 & 1:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGSEGV)
+    assert cell_process.failure(tmp_path, process).startswith("ended by SIGSEGV; the last line of ")
+    assert "most recent call first" in (tmp_path / "log.txt").read_text()
 
 
 def results_of(study, accuracies, epochs=None):

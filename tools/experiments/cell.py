@@ -52,8 +52,9 @@ def start(folder: pathlib.Path, order: str, data_dir: str | None, threads: int) 
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "TF_NUM_INTEROP_THREADS": str(threads),
     }
-    # -P: this folder must not come before the installed package.
-    command = [sys.executable, "-P", "-m", "experiments.cell", os.fspath(folder), *filter(None, [data_dir])]
+    # -P: this folder must not come before the installed package. A crash of native code leaves its stack in the log.
+    options = ["-P", "-X", "faulthandler"]
+    command = [sys.executable, *options, "-m", "experiments.cell", os.fspath(folder), *filter(None, [data_dir])]
     with open(folder / "log.txt", "ab") as log:
         try:
             # The process inherits the lock with the file, and holds it until it ends.
@@ -68,13 +69,16 @@ def start(folder: pathlib.Path, order: str, data_dir: str | None, threads: int) 
 
 
 def failure(folder: pathlib.Path, process: subprocess.Popen[bytes]) -> str | None:
-    """Waits for the process of a cell, and says in a line why the cell is not done, or None where it is."""
+    """Waits for the process of a cell, and says in a line why the cell is not done, or None where it is.
+
+    Of a crash of native code it tells what came before the stack.
+    """
     with process:
         returncode = process.wait()
     if (folder / "result.json").exists():
         return None
     log = folder / "log.txt"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").partition("Fatal Python error: ")[0].splitlines()
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     ended = signal.Signals(-returncode).name if returncode < 0 else f"exit code {returncode}"
     return f"ended by {ended}; the last line of {log}: {last}"
