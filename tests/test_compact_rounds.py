@@ -1,6 +1,9 @@
 """Rounds that train without dead channels: mechanics only, on made-up data, unless a test says otherwise."""
 
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -26,12 +29,12 @@ def part_of(masked, multiple=1):
     return network.part()
 
 
-def train(masked, inputs, targets, part=None):
+def train(masked, inputs, targets, part=None, batch_size=4):
     """Trains a masked model, or a part of it, and gives losses, weights and slots. It is as before then."""
     before = masked.snapshot()
     if part is not None:
         masked.train_part(part.weights, part.attributes)
-    history = masked.model.fit(inputs, targets, batch_size=4, epochs=2, shuffle=False, verbose=0)
+    history = masked.model.fit(inputs, targets, batch_size=batch_size, epochs=2, shuffle=False, verbose=0)
     masked.part.put_back()
     slots = {key: [np.array(slot.numpy()) for slot in slots] for key, slots in masked.optimizer.slots().items()}
     results = history.history["loss"], masked.snapshot(), slots
@@ -40,13 +43,13 @@ def train(masked, inputs, targets, part=None):
     return results
 
 
-def check_same(masked, inputs, targets, multiple=1):
+def check_same(masked, inputs, targets, multiple=1, batch_size=4):
     """Checks that training the live part is training the whole model, but for rounding. Gives the part."""
     part, live = part_of(masked, multiple), part_of(masked)
     before = masked.snapshot()
-    losses, weights, slots = train(masked, inputs, targets)
+    losses, weights, slots = train(masked, inputs, targets, None, batch_size)
     assume(np.isfinite(losses).all() and losses[-1] < 1e3)
-    part_losses, part_weights, part_slots = train(masked, inputs, targets, part)
+    part_losses, part_weights, part_slots = train(masked, inputs, targets, part, batch_size)
     np.testing.assert_allclose(part_losses, losses, rtol=1e-4, atol=1e-6)
     stays, alive = (
         {id(resource_of(variable)): np.ix_(*indices) for variable, indices in either.weights} for either in (part, live)
@@ -700,3 +703,43 @@ def test_channels_stay_in_multiples_of_eight(K, dead):
     part = check_same(masked, inputs.astype(np.float32), targets.astype(np.float32), multiple=8)
     (kept,) = {len(indices[0]) for variable, indices in part.weights if "gamma" in variable.name} or {20}
     assert kept == min(20, max(8, -(-(20 - dead) // 8) * 8))
+
+
+@pytest.mark.parametrize(("size", "strides", "kept"), [(1, 2, 16), (1, 1, 3), (2, 2, 3)])
+def test_what_leaps_over_places_keeps_inputs_for_its_gradient(K, size, strides, kept):
+    layers = K.layers
+    model = K.Sequential(
+        [
+            K.Input((28, 28, 1)),
+            layers.Conv2D(20, 3, name="first"),
+            layers.Conv2D(8, size, strides, name="leap"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(2),
+        ]
+    )
+    model.compile("sgd", "mse")
+    masked = mask_model(model)
+    masks = masked.masks()
+    masks["leap/kernel"][:, :, 3:] = False
+    masked.set_masks(masks)
+    generator = np.random.default_rng(0)
+    inputs, targets = generator.normal(size=(64, 28, 28, 1)), generator.normal(size=(64, 2))
+    part = check_same(masked, inputs.astype(np.float32), targets.astype(np.float32), batch_size=64)
+    assert [tuple(map(len, indices)) for _, indices in part.weights] == [
+        (3, 3, 1, kept),
+        (kept,),
+        (size, size, kept, 8),
+    ]
+
+
+@pytest.mark.slow
+def test_training_does_not_crash_where_tensorflow_computes_by_onednn():
+    """It writes past its memory where less is kept in the first case of the test before."""
+    test = f"{__file__}::{test_what_leaps_over_places_keeps_inputs_for_its_gradient.__name__}"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", test],
+        env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1", "TF_NUM_INTRAOP_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

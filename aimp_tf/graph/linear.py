@@ -13,6 +13,11 @@ from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call
 from aimp_tf.graph.rules import Flows, Function, Kept, Merge, Reading, Rule, evened, pin_others, where_known
 
+_VECTOR = 16
+"""oneDNN, by which TensorFlow computes on many processors, writes past its memory in the gradient of a kernel of one
+place that skips others and reads fewer channels than its vectors hold: 8 with AVX2, 16 with AVX-512. See
+https://github.com/uxlfoundation/oneDNN/issues/6035."""
+
 
 class Linear(Rule):
     """Dense layers and convolutions: every output channel is a weighted sum of input channels, and an activation."""
@@ -45,6 +50,11 @@ class Linear(Rule):
 
     def readings(self) -> Sequence[Reading]:
         return (Reading(self._connected, foldable=self.foldable, pattern=np.asarray, offset=not self._bordered),)
+
+    @property
+    def fewest_inputs(self) -> int:
+        sizes, strides = (np.ravel(getattr(self.layer, name, 1)) for name in ("kernel_size", "strides"))
+        return _VECTOR if sizes.max() == 1 < strides.max() else 0
 
     def attributes(self, kept: Kept) -> dict[str, Any]:
         return {"filters" if hasattr(self.layer, "filters") else "units": len(kept.outputs)}

@@ -201,6 +201,11 @@ class Rule(abc.ABC):
         return weights, self.attributes(kept)
 
     @property
+    def fewest_inputs(self) -> int:
+        """How many channels of the first input must stay, or all, where any do and the layer is trained."""
+        return 0
+
+    @property
     def is_tied(self) -> bool:
         """Whether all its calls must keep the same channels."""
         return False
