@@ -9,14 +9,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.swap import Swap
 from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call
 from aimp_tf.graph.rules import Flows, Function, Kept, Merge, Reading, Rule, evened, pin_others, where_known
-
-_VECTOR = 16
-"""oneDNN, by which TensorFlow computes on many processors, writes past its memory in the gradient of a kernel of one
-place that skips others and reads fewer channels than its vectors hold: 8 with AVX2, 16 with AVX-512. See
-https://github.com/uxlfoundation/oneDNN/issues/6035."""
 
 
 class Linear(Rule):
@@ -51,13 +47,26 @@ class Linear(Rule):
     def readings(self) -> Sequence[Reading]:
         return (Reading(self._connected, foldable=self.foldable, pattern=np.asarray, offset=not self._bordered),)
 
-    @property
-    def fewest_inputs(self) -> int:
-        sizes, strides = (np.ravel(getattr(self.layer, name, 1)) for name in ("kernel_size", "strides"))
-        return _VECTOR if sizes.max() == 1 < strides.max() else 0
-
     def attributes(self, kept: Kept) -> dict[str, Any]:
         return {"filters" if hasattr(self.layer, "filters") else "units": len(kept.outputs)}
+
+    def while_trained(self) -> dict[str, Any]:
+        sizes, strides = (np.ravel(getattr(self.layer, name, 1)) for name in ("kernel_size", "strides"))
+        if sizes.max() > 1 or strides.max() == 1:
+            return {}
+        own, places = self.layer.convolution_op, (slice(None), *(slice(None, None, stride) for stride in strides))
+
+        def convolution_op(inputs: Any, kernel: Any) -> Any:
+            """Of the places that are not skipped.
+
+            In the gradient of a kernel that skips them, oneDNN, by which TensorFlow computes on many processors, writes
+            past its memory where there are fewer channels than its vectors hold, 8 with AVX2 and 16 with AVX-512
+            (https://github.com/uxlfoundation/oneDNN/issues/6035).
+            """
+            with Swap(self.layer, "strides", (1,) * len(strides)):
+                return own(tf.convert_to_tensor(inputs)[places], kernel)
+
+        return {"convolution_op": convolution_op}
 
     def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
         kernel = _merged(self._kernel, kept.merged)[..., kept.inputs, :][..., kept.outputs]

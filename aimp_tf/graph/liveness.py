@@ -121,22 +121,15 @@ class Liveness:
         """Whether each class of channels stays, bool, if more stay than must. Which classes there are depends on the
         graph alone.
 
-        So many stay in each layer that makes new ones as are a multiple of this number, or all; and where any lead into
-        a layer, as many as its `fewest_inputs`. Those that need not may lack inputs that go, since nothing depends on
-        them.
+        So many stay in each layer that makes new ones as are a multiple of this number, or all. Those that need not may
+        lack inputs that go, for nothing depends on them.
         """
         needed = self._needed.copy()
-
-        def fill_up(tensor: Tensor, multiple: int, fewest: int) -> None:
-            classes = np.unique(self.flows[tensor].classes)
-            gone = classes[~needed[classes]]
-            if staying := len(classes) - len(gone):
-                needed[gone[: max(-(-staying // multiple) * multiple, fewest) - staying]] = True
-
         for call in self._graph.calls:
             if self.rules[call].readings():
-                fill_up(call.outputs[0], multiple, 0)
-                fill_up(call.inputs[0], 1, self.rules[call].fewest_inputs)
+                classes = np.unique(self.flows[call.outputs[0]].classes)
+                gone = classes[~needed[classes]]
+                needed[gone[: -(len(classes) - len(gone)) % multiple]] = True
         return needed
 
     def _reach(self) -> set[Tensor]:

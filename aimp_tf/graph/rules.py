@@ -191,6 +191,10 @@ class Rule(abc.ABC):
         """What changes of the layer's attributes, which are fields of its config as well."""
         return {}
 
+    def while_trained(self) -> dict[str, Any]:
+        """What else of the layer is replaced while a part of it trains."""
+        return {}
+
     def rewritten(self, kept: Kept) -> tuple[list[np.ndarray] | None, dict[str, Any]]:
         """The weights of the layer with fewer channels, None for the same ones, and the fields of its config that
         change."""
@@ -199,11 +203,6 @@ class Rule(abc.ABC):
             places = self.indices(kept)
             weights = [weight[np.ix_(*at)] for weight, at in zip(self.layer.get_weights(), places, strict=True)]
         return weights, self.attributes(kept)
-
-    @property
-    def fewest_inputs(self) -> int:
-        """How many channels of the first input must stay, or all, where any do and the layer is trained."""
-        return 0
 
     @property
     def is_tied(self) -> bool:

@@ -96,7 +96,7 @@ class LiveNetwork:
             for variable, indices in zip(variables, rule.indices(kept), strict=True):
                 if tuple(map(len, indices)) != tuple(variable.shape):
                     weights.append((variable, indices))
-            for name, value in rule.attributes(kept).items():
+            for name, value in {**rule.attributes(kept), **rule.while_trained()}.items():
                 if rule.in_place and value != getattr(call.layer, name):
                     attributes.append((call.layer, name, value))
         return LivePart(needed, multiply_adds / max(of_whole, 1), of_whole, weights, attributes)
