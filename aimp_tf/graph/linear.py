@@ -52,9 +52,10 @@ class Linear(Rule):
 
     def while_trained(self) -> dict[str, Any]:
         sizes, strides = (np.ravel(getattr(self.layer, name, 1)) for name in ("kernel_size", "strides"))
-        if sizes.max() > 1 or strides.max() == 1:
+        own = getattr(self.layer, "convolution_op", None)
+        if own is None or sizes.max() > 1 or strides.max() == 1:
             return {}
-        own, places = self.layer.convolution_op, (slice(None), *(slice(None, None, stride) for stride in strides))
+        places = (slice(None), *(slice(None, None, stride) for stride in strides))
 
         def convolution_op(inputs: Any, kernel: Any) -> Any:
             """Of the places that are not skipped.
