@@ -23,7 +23,6 @@ from aimp_tf.training.kernels import arranged, input_axis, rearranged, trained_v
 __all__ = ["L1", "L11", "L21", "Projection"]
 
 _WHEN = ("epoch", "step")
-_HALVINGS = 30
 
 
 class Projection:
@@ -32,6 +31,7 @@ class Projection:
     Args:
         radius: Of the ball, in its norm, the same for every kernel; above 0. None chooses, at the end of each epoch,
             the same share of every kernel's own norm: the largest that leaves no more than the next round is to keep.
+            One of your own needs `knots` for it.
         every: "epoch" projects at the end of each, "step" after every step of the optimizer as well, from the first
             epoch on that knows a radius.
 
@@ -45,6 +45,8 @@ class Projection:
             raise TypeError(f"radius of {name} must be None or a number above 0; got {radius!r}.")
         if radius is not None and not 0 < radius < math.inf:
             raise ValueError(f"radius of {name} must be None or a number above 0; got {radius!r}.")
+        if radius is None and type(self).knots is Projection.knots:
+            raise ValueError(f"{name} cannot choose its radius, for it has no `knots`: define them, or give a radius.")
         if every not in _WHEN:
             raise ValueError(f"every of {name} must be 'epoch' or 'step'; got {every!r}.{nearest(every, _WHEN)}")
         self.radius, self.every = radius, every
@@ -57,9 +59,9 @@ class Projection:
         """The nearest rows, float32 (outputs, inputs), whose norm is at most the radius, a scalar."""
         raise NotImplementedError
 
-    def left(self, rows: tf.Tensor) -> tf.Tensor:
-        """Which part of the rows is not zero, a scalar in [0, 1], in what the projection makes zero."""
-        return tf.reduce_mean(tf.cast(rows != 0, tf.float32))
+    def knots(self, rows: tf.Tensor) -> tf.Tensor:
+        """The radius up to which each weight becomes zero, float64 (outputs * inputs,), in any order."""
+        raise NotImplementedError
 
 
 class L1(Projection):
@@ -77,6 +79,9 @@ class L1(Projection):
 
     def project(self, rows: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
         return _soft(rows, _threshold(tf.reshape(tf.abs(rows), [-1]), radius))
+
+    def knots(self, rows: tf.Tensor) -> tf.Tensor:
+        return _knots(tf.reshape(tf.abs(rows), [-1]))
 
 
 class L21(Projection):
@@ -97,8 +102,8 @@ class L21(Projection):
         shorter = tf.maximum(lengths - _threshold(lengths[:, 0], radius), 0.0)
         return rows * tf.math.divide_no_nan(shorter, lengths)
 
-    def left(self, rows: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_mean(tf.cast(tf.reduce_any(rows != 0, axis=1), tf.float32))
+    def knots(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.repeat(_knots(tf.norm(rows, axis=1)), tf.shape(rows)[1])
 
 
 class L11(Projection):
@@ -122,6 +127,15 @@ class L11(Projection):
         radii = tf.maximum(norms - _threshold(norms, radius), 0.0)
         return _soft(rows, _threshold(tf.abs(rows), radii)[:, tf.newaxis])
 
+    def knots(self, rows: tf.Tensor) -> tf.Tensor:
+        norms = tf.cast(tf.reduce_sum(tf.abs(rows), axis=1), tf.float64)
+        # A weight becomes zero once each norm has lost as much as this; the radius is then what the norms have left.
+        losses = tf.reshape(norms[:, tf.newaxis] - _knots(tf.abs(rows)), [-1])
+        norms = tf.sort(norms)
+        larger = tf.searchsorted(norms, losses, side="right")
+        sums = tf.concat([tf.cumsum(norms, reverse=True), [0.0]], axis=0)
+        return tf.gather(sums, larger) - tf.cast(tf.size(norms) - larger, tf.float64) * losses
+
 
 def _soft(rows: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
     return tf.sign(rows) * tf.maximum(tf.abs(rows) - threshold, 0.0)
@@ -129,11 +143,23 @@ def _soft(rows: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
 
 def _threshold(values: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
     """What is taken from each of some values, 0 or more, along the last axis, so that the sum is at most the radius."""
-    sorted_ = tf.sort(values, axis=-1, direction="DESCENDING")
-    # In float64, for sums of many float32 are off by more than what is left of them.
-    excess = tf.cumsum(tf.cast(sorted_, tf.float64), axis=-1) - tf.cast(radius, tf.float64)[..., tf.newaxis]
-    counts = tf.cast(tf.range(1, tf.shape(values)[-1] + 1), tf.float64)
+    _, sums, counts = _descending(values)
+    excess = sums - tf.cast(radius, tf.float64)[..., tf.newaxis]
     return tf.cast(tf.maximum(tf.reduce_max(excess / counts, axis=-1), 0.0), values.dtype)
+
+
+def _knots(values: tf.Tensor) -> tf.Tensor:
+    """The radius up to which each of some values, 0 or more, becomes zero, along the last axis, the largest first."""
+    descending, sums, counts = _descending(values)
+    return sums - counts * descending
+
+
+def _descending(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Values sorted along the last axis, the sums of them up to each, and how many these are, all in float64: sums of
+    many float32 are off by more than what is left of them."""
+    descending = tf.cast(tf.sort(values, axis=-1, direction="DESCENDING"), tf.float64)
+    counts = tf.range(1, tf.shape(values)[-1] + 1)
+    return descending, tf.cumsum(descending, axis=-1), tf.cast(counts, tf.float64)
 
 
 PROJECTIONS: dict[str, type[Projection]] = {"l1": L1, "l21": L21, "l11": L11}
@@ -235,14 +261,10 @@ def _radii(projection: Projection, rows: Mapping[str, tf.Tensor], share: float) 
     if projection.radius is not None:
         return dict.fromkeys(rows, np.float32(projection.radius))
     norms = {path: float(projection.norm(each)) for path, each in rows.items()}
-    sizes = {path: int(tf.size(each)) for path, each in rows.items()}
-    low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        left = sum(
-            sizes[path]
-            * float(projection.left(projection.project(each, tf.constant(np.float32(middle * norms[path])))))
-            for path, each in rows.items()
-        )
-        low, high = (middle, high) if left <= share * sum(sizes.values()) else (low, middle)
-    return {path: np.float32(low * norm) for path, norm in norms.items()}
+    knots = [projection.knots(each).numpy() / norms[path] for path, each in rows.items() if norms[path] > 0]
+    total = sum(int(tf.size(each)) for each in rows.values())
+    shares = np.concatenate([*knots, [1.0]])
+    kept = min(int(share * total), len(shares) - 1)
+    # By so much less that what sums and thresholds are rounded by leaves nothing more.
+    part = min(float(np.partition(shares, kept)[kept]), 1.0) * (1 - 1e-6)
+    return {path: np.float32(part * norm) for path, norm in norms.items()}
