@@ -40,7 +40,11 @@ _NETWORKS = {
     "lenet_300_100": _WEIGHTS,
 }
 _OF_WEIGHTS = ("magnitude", "lamp", "random", "taylor", "fisher", "gradient", "reconstruction")
-_REPAIRED = ("magnitude", "fisher", "reconstruction", "random")
+_REPAIRED = {
+    "small_cnn": ("magnitude", "fisher", "reconstruction", "random"),
+    "resnet_20": ("magnitude", "fisher", "utility", "gradient", "random"),
+    "lenet_300_100": ("magnitude", "fisher", "reconstruction", "random"),
+}
 
 
 def get_config(network: str = "small_cnn") -> Study:
@@ -56,6 +60,7 @@ def get_config(network: str = "small_cnn") -> Study:
     arms = {criterion: Arm(pruning={"criterion": criterion}) for criterion in criteria}
     if network.endswith("_repair"):
         sparsities = (0.5, 0.75) if channels else sparsities
-        arms = {criterion: arms[criterion] for criterion in _REPAIRED}
-        arms |= {f"{name}_repaired": Arm(pruning={"criterion": name, "repair": True}) for name in _REPAIRED}
+        arms = {criterion: arms[criterion] for criterion in _REPAIRED[name]}
+        for criterion in _REPAIRED[name]:
+            arms[f"{criterion}_repaired"] = Arm(pruning={"criterion": criterion, "repair": True})
     return Study(experiment=experiment, arms=arms, sparsities=sparsities, seeds=(0, 1, 2))
