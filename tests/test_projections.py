@@ -129,6 +129,7 @@ def test_many_numbers():
     for name in PROJECTIONS:
         radius = norm_of(name, rows) / 50
         assert norm_of(name, projected(name, rows, radius)) == pytest.approx(radius, rel=1e-4)
+        np.testing.assert_array_equal(projected(name, rows, 51 * radius), rows)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,8 @@ class L11(Projection):
 
     def project(self, rows: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
         norms = tf.reduce_sum(tf.abs(rows), axis=1)
-        radii = tf.maximum(norms - _threshold(norms, radius), 0.0)
+        loss = _threshold(norms, radius)
+        radii = tf.where(loss > 0, tf.maximum(norms - loss, 0.0), math.inf)
         return _soft(rows, _threshold(tf.abs(rows), radii)[:, tf.newaxis])
 
     def knots(self, rows: tf.Tensor) -> tf.Tensor:
@@ -231,11 +232,18 @@ class Projecting:
 def _projected(
     projection: Projection, axis: int | None, radius: Any, previous: Callable[[Any], Any] | None
 ) -> Callable[[Any], tf.Tensor]:
-    """A constraint that projects on a ball, whose radius is a variable, before another constraint or None."""
+    """A constraint that projects on a ball, whose radius is a variable, before another constraint or None.
+
+    While the radius is infinite, as in the last training, nothing is computed for it.
+    """
 
     def constrain(weight: Any) -> tf.Tensor:
-        weight = tf.convert_to_tensor(weight)
-        weight = _from_rows(projection.project(_as_rows(weight, axis), radius.read_value()), axis, weight)
+        weight, ball = tf.convert_to_tensor(weight), radius.read_value()
+        weight = tf.cond(
+            tf.math.is_inf(ball),
+            lambda: weight,
+            lambda: _from_rows(projection.project(_as_rows(weight, axis), ball), axis, weight),
+        )
         return weight if previous is None else previous(weight)
 
     return constrain
