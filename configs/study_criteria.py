@@ -42,7 +42,7 @@ _NETWORKS = {
 _OF_WEIGHTS = ("magnitude", "lamp", "random", "taylor", "fisher", "gradient", "reconstruction")
 _REPAIRED = {
     "small_cnn": ("magnitude", "fisher", "reconstruction", "random"),
-    "resnet_20": ("magnitude", "fisher", "utility", "gradient", "random"),
+    "resnet_20": ("magnitude", "fisher", "utility", "votes", "random"),
     "lenet_300_100": ("magnitude", "fisher", "reconstruction", "random"),
 }
 
