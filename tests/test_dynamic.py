@@ -113,6 +113,16 @@ def test_it_learns_the_digits(make, digits, options):
     assert small.evaluate(x[1200:], y[1200:], verbose=0)[1] > 0.85
 
 
+def test_a_step_whose_gradients_overflow_counts_for_nothing(K, make, data):
+    """As a loss that is scaled for half precision has some; the optimizer leaves their steps out as well."""
+    model = make()
+    scaled = K.optimizers if K.__name__ == "keras" else K.mixed_precision
+    optimizer = scaled.LossScaleOptimizer(K.optimizers.Adam(0.005), initial_scale=2.0**24)
+    model.compile(optimizer, K.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    result = aimp_tf.prune(model, *data, **SETTINGS | {"mixed_precision": "mixed_float16", "round_epochs": 3})
+    assert result.budget.kept <= result.budget.asked and result.rounds[-1].metrics["accuracy"] > 0.3
+
+
 @pytest.mark.slow
 def test_it_goes_on_where_it_stopped(make, data, ends_alike):
     """In the middle of either training, with the channels closed that were."""

@@ -172,11 +172,12 @@ class Dynamic(Rounds):
         if self.settled or self._gates is None:
             return
         used, epochs = self._gates.contributions(), self._epochs_done(batch)
-        for each in cast(ChannelUnits, masked.units).sets:
-            largest = used[each.units].max(initial=0.0)
-            used[each.units] /= largest or 1.0
-        self._utility[:] *= _FIRST_MOMENTUM + (1 - _FIRST_MOMENTUM) * epochs / self._run.round.epochs
-        self._utility[:] += used
+        if np.isfinite(used).all():  # Else the loss was scaled too far for half precision, and the step was left out.
+            for each in cast(ChannelUnits, masked.units).sets:
+                largest = used[each.units].max(initial=0.0)
+                used[each.units] /= largest or 1.0
+            self._utility[:] *= _FIRST_MOMENTUM + (1 - _FIRST_MOMENTUM) * epochs / self._run.round.epochs
+            self._utility[:] += used
         self._close(masked, epochs)
 
     @property

@@ -103,7 +103,12 @@ class L21(Projection):
         return rows * tf.math.divide_no_nan(shorter, lengths)
 
     def knots(self, rows: tf.Tensor) -> tf.Tensor:
-        return tf.repeat(_knots(tf.norm(rows, axis=1)), tf.shape(rows)[1])
+        lengths = tf.norm(rows, axis=1)
+        knots = _knots(lengths)
+        longest_first = tf.gather(rows, tf.argsort(lengths, direction="DESCENDING"))
+        # What is zero is so at any radius.
+        whole = tf.reduce_sum(tf.cast(lengths, tf.float64))
+        return tf.reshape(tf.where(longest_first != 0, knots[:, tf.newaxis], whole), [-1])
 
 
 class L11(Projection):
