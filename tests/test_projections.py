@@ -111,9 +111,7 @@ def test_what_is_chosen_leaves_what_is_kept(name):
 
     for share in (0.001, 0.02, 0.3, 0.9):
         radii = _radii(projection, rows, share)
-        left = sum(
-            np.count_nonzero(projection.project(each, tf.constant(radii[path]))) for path, each in rows.items()
-        )
+        left = sum(np.count_nonzero(projection.project(each, tf.constant(radii[path]))) for path, each in rows.items())
         most = min(share * total, sum(map(np.count_nonzero, kernels.values())))
         assert most - (784 if name == "l21" else 2) <= left <= most
 

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import aimp_tf
 from aimp_tf.config import PruningConfig
+from aimp_tf.training import fitting
 from aimp_tf.training.teaching import Distilled, Teacher
 
 SETTINGS = {
@@ -72,6 +73,39 @@ def test_a_teacher_of_probabilities_and_a_student_of_logits(make, data):
     logits, probabilities = make(1, None), make(1, "softmax")
     probabilities.set_weights(logits.get_weights())
     assert float(term(probabilities, logits, *data)[1]) == pytest.approx(0, abs=1e-5)
+
+
+def test_what_a_teacher_gives_is_told_by_its_loss_or_its_last_layer(K, make, data):
+    """Be the loss in a list or by a name, or one that does not tell, and be it compiled or not."""
+    logits = make(1, None)
+
+    def teach(activation=None, loss=None, more=()):
+        head = K.layers.Dense(10, activation=activation)
+        model = K.Sequential([K.Input((64,)), K.layers.Dense(24, activation="tanh"), head, *more])
+        model.set_weights(logits.get_weights())
+        if loss is not None:
+            model.compile("sgd", loss)
+        return model
+
+    def mine(y_true, y_pred):
+        return K.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+
+    of_logits = K.losses.SparseCategoricalCrossentropy(from_logits=True)
+    by_name = "sparse_categorical_crossentropy"
+    teachers = [teach(None, loss) for loss in ([of_logits], {"one": of_logits}, of_logits, mine, None)]
+    teachers += [teach("softmax"), teach("softmax", by_name), teach(more=[K.layers.Softmax()])]
+    for student in (logits, teach("softmax", [by_name])):
+        for teacher in teachers:
+            assert float(term(teacher, student, *data, temperature=2)[1]) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_loss_that_is_named_like_one_of_keras_says_nothing(K, make, data):
+    def weighted_categorical_crossentropy(y_true, y_pred):
+        return K.losses.categorical_crossentropy(y_true, y_pred, from_logits=True)
+
+    model = make(1, None, weighted_categorical_crossentropy)
+    with pytest.raises(ValueError, match="weighted_categorical_crossentropy, which does not say how its outputs"):
+        term(make(2, None), model, *data)
 
 
 def test_the_distance_between_yes_and_no(K, make, data):
@@ -141,11 +175,34 @@ def test_arrays_batches_and_a_device_teach_the_same(make, data):
     assert np.abs(weights_of(plain.model) - ends[0]).max() > 1e-3
 
 
-def test_it_is_looked_up_once_for_arrays(make, data, monkeypatch):
-    teacher, calls = make(2), []
-    monkeypatch.setattr(teacher, "predict", lambda *a, **k: calls.append(1) or type(teacher).predict(teacher, *a, **k))
+@pytest.mark.parametrize("room", [2**20, 0])
+def test_arrays_are_looked_up_once_unless_that_takes_too_much(K, data, monkeypatch, room):
+    """What the teacher gives of one batch tells how much it would be."""
+    monkeypatch.setattr(fitting, "_KEPT_BYTES", room)
+
+    def make():
+        model = K.Sequential([K.Input((64,)), K.layers.Dense(100)])  # Larger than what it is made of.
+        model.compile("sgd", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model
+
+    teacher, asked = make(), []
+    predict = teacher.predict
+    monkeypatch.setattr(teacher, "predict", lambda x, **settings: asked.append(len(x)) or predict(x, **settings))
     aimp_tf.prune(make(), *data, teacher=teacher, **SETTINGS)
-    assert calls == [1]
+    assert asked == [50, 200] if room else asked == [50]
+
+
+def test_a_step_of_ones_own_that_changes_its_inputs(K, make, data):
+    """Its teacher sees what the model sees."""
+
+    class Mixing(K.Sequential):
+        def train_step(self, batch):
+            return super().train_step((batch[0][::-1], batch[1]))
+
+    model = Mixing([K.Input((64,)), *make().layers])
+    model.compile("sgd", K.losses.SparseCategoricalCrossentropy())
+    result = aimp_tf.prune(model, *data, teacher=make(), **SETTINGS | {"batch_size": 200})
+    assert result.rounds[0].metrics["distillation"] == pytest.approx(0, abs=1e-6)
 
 
 def test_in_a_loop_of_ones_own(make, data):

@@ -14,7 +14,9 @@ class Distillation:
 
     Trained on is `(1 - weight) * loss + weight * distillation`, where the loss is that of the targets. For classes, the
     distillation is `temperature**2 * KL(teacher, model)` of the probabilities, both softened: those that their logits,
-    divided by the temperature, give. For other losses of Keras, it is that loss with what the teacher gives as targets.
+    divided by the temperature, give. Whether a model gives logits is told by the cross-entropy of Keras that it was
+    compiled with, or else by its last layer; a teacher of which neither tells is taken to give what the model gives.
+    For other losses of Keras, it is that loss with what the teacher gives as targets.
 
     Attributes:
         weight: Of the teacher, in (0, 1].

@@ -16,7 +16,7 @@ import numpy as np
 from aimp_tf.arguments import split_off
 from aimp_tf.compat.cluster import Cluster
 from aimp_tf.compat.mixed_precision import resolve_policy
-from aimp_tf.compat.models import check_model
+from aimp_tf.compat.models import check_model, is_keras_own
 from aimp_tf.config import PruningConfig
 from aimp_tf.config.distillation import Distillation
 from aimp_tf.config.texts import is_number
@@ -132,7 +132,8 @@ class Request:
         self.taught_by = teacher_of(self.teacher, model) if weights is None else teacher_with(weights, model)
         if self.taught_by is not None:
             Distilled(self.taught_by, Distillation.of(self.config.distillation), model)  # Raises what it would later.
-            if not Distillation.of(self.config.distillation).features:
+            # A step of one's own may give the model something else than the arrays have.
+            if is_keras_own(type(model).train_step) and not Distillation.of(self.config.distillation).features:
                 self.fitting.learn_from(self.taught_by)
 
     def try_export(self) -> None:

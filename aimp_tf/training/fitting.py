@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 _TRAINING = "The training data"
 _BATCH_SIZES = ("batch_size", "validation_batch_size")
+_KEPT_BYTES = 2**28
+"""What a teacher gives is kept if it takes no more, however small the data is."""
 
 
 class Fitting:
@@ -140,9 +142,11 @@ class Fitting:
         if self._arrays is None or self.options.get("class_weight") is not None:
             return
         arrays, positions = self._arrays
-        taught = teacher.outputs_of(arrays[0], self._batch_size)
-        if bytes_of(taught) > max(bytes_of(arrays), 2**28):
+        examples, first = len(tf.nest.flatten(arrays)[0]), self._batch_size
+        of_first = teacher.outputs_of(tf.nest.map_structure(lambda array: array[:first], arrays[0]), first)
+        if bytes_of(of_first) / min(first, examples) * examples > max(bytes_of(arrays), _KEPT_BYTES):
             return
+        taught = teacher.outputs_of(arrays[0], self._batch_size)
         self._teacher, with_taught = teacher, with_outputs(arrays, taught)
         self._to_read = in_batches(with_taught, positions)
         if self._on_device is not None:

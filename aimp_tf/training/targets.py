@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from aimp_tf.compat.models import is_keras_own
+from aimp_tf.compat.models import is_keras_own, own_loss
 
 
 def check_class_weight(data: Any, class_weight: Mapping[Any, Any] | None) -> None:
@@ -38,9 +37,8 @@ def check_targets(model: Any, data: Any, name: str) -> None:
         ValueError: They are one-hot where numbers of classes are expected or the other way round, of another shape than
             the outputs, or such a number is broken, negative or too large.
     """
-    loss: Any = getattr(model, "loss", None)
     outputs: Any = getattr(model, "outputs", None) or ()
-    crossentropy = _crossentropy(loss)
+    crossentropy = _crossentropy(model)
     changed = not all(is_keras_own(getattr(type(model), name)) for name in ("train_step", "compute_loss"))
     if crossentropy is None or len(outputs) != 1 or changed:
         return
@@ -75,7 +73,7 @@ def check_targets(model: Any, data: Any, name: str) -> None:
 
 def _check_classes(model: Any, crossentropy: str, targets: np.ndarray, one_hot: bool, name: str) -> None:
     """As `check_targets`, of numbers of classes."""
-    loss, shape = model.loss, tuple(model.outputs[0].shape)
+    loss, shape = own_loss(model), tuple(model.outputs[0].shape)
     classes = shape[-1]
     if one_hot:
         raise ValueError(
@@ -103,12 +101,8 @@ def _check_classes(model: Any, crossentropy: str, targets: np.ndarray, one_hot: 
         )
 
 
-def _crossentropy(loss: Any) -> str | None:
-    """The name of a loss for classes that `compile` was given, by its name or as Keras' own object or function."""
-    if not isinstance(loss, str):
-        kind = loss if hasattr(loss, "__name__") else type(loss)
-        # functools.wraps gives what is the user's the names of Keras' own.
-        if not is_keras_own(kind) or getattr(sys.modules.get(kind.__module__), kind.__name__, None) is not kind:
-            return None
-        loss = getattr(loss, "__name__", None) or getattr(loss, "name", "")
-    return loss if "categorical" in loss and loss.endswith("crossentropy") else None
+def _crossentropy(model: Any) -> str | None:
+    """The name of the loss for classes that a model was compiled with, if it is Keras' own."""
+    loss = own_loss(model)
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", None) or getattr(loss, "name", "")
+    return name if "categorical" in name and name.endswith("crossentropy") else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.models import check_built, keras_generation, keras_mask, layers_of
+from aimp_tf.compat.models import check_built, keras_generation, keras_mask, layers_of, own_loss
 from aimp_tf.compat.step import changed_batches
 from aimp_tf.config.distillation import Distillation
 from aimp_tf.config.texts import nearest
+from aimp_tf.graph.model_graph import ModelGraph
 from aimp_tf.training.listening import listening
+
+_log = logging.getLogger(__name__)
 
 _BATCH, _TAUGHT = "aimp_tf_batch", "aimp_tf_taught"
 _LEAST_PROBABILITY = 1e-7
@@ -144,19 +148,21 @@ def _mean(distances: tf.Tensor, sample_weight: Any, mask: Any) -> tf.Tensor:
 
 def _loss_for(student: Any, teacher: Any, temperature: float) -> Loss:
     """How far outputs are from those of a teacher, by the loss that the student was compiled with."""
-    loss = getattr(student, "loss", None)
-    name = _name_of(loss) if len(getattr(student, "outputs", None) or [None]) == 1 else ""
-    of_classes = any(part in name for part in ("categoricalcrossentropy", "categoricalfocal", "kldivergence"))
-    if of_classes or "binarycrossentropy" in name or "binaryfocal" in name:
-        ours, theirs = _gives_logits(student, None), _gives_logits(teacher, student)
-        between = _between_classes if of_classes else _between_yes_and_no
+    name = _name_of(own_loss(student)) if len(getattr(student, "outputs", None) or [None]) == 1 else ""
+    between = _between_classes if _is_of(name, _OF_CLASSES) else _between_yes_and_no
+    if _is_of(name, _OF_CLASSES + _OF_YES_AND_NO):
+        ours, theirs = bool(_gives_logits(student)), _gives_logits(teacher)
+        theirs = ours if theirs is None else theirs
         return lambda taught, given: between(taught, given, theirs, ours, temperature)
     if name in _OF_NUMBERS:
         of_numbers = _OF_NUMBERS[name]
         return lambda taught, given: of_numbers(_as_float32(taught), _as_float32(given))
+    loss = getattr(student, "loss", None)
+    given = getattr(loss, "__name__", repr(loss))
     raise ValueError(
-        f"The model {student.name!r} was compiled with the loss {loss!r:.80}, which does not say how its outputs are "
-        "to follow a teacher's. Write distillation=aimp_tf.Distillation(loss=function), of (teacher_outputs, outputs)."
+        f"The model {student.name!r} was compiled with the loss {given:.80}, which does not say how its "
+        "outputs are to follow a teacher's. Write distillation=aimp_tf.Distillation(loss=function), of "
+        "(teacher_outputs, outputs)."
     )
 
 
@@ -216,22 +222,40 @@ _OF_NUMBERS: dict[str, Loss] = {
 """Name of a loss -> the same between a teacher's outputs and a model's."""
 
 
+_OF_CLASSES = ("categoricalcrossentropy", "categoricalfocal", "kldivergence")
+_OF_YES_AND_NO = ("binarycrossentropy", "binaryfocal")
+
+
+def _is_of(name: str, parts: tuple[str, ...]) -> bool:
+    return any(part in name for part in parts)
+
+
 def _name_of(loss: Any) -> str:
-    """That of a loss of Keras, be it given by name, as a function or an object; "" for several, or none."""
-    if isinstance(loss, (dict, list, tuple)):
-        return ""
+    """That of a loss of Keras, be it given by name, as a function or an object; "" for None."""
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-    return name.lower().replace("_", "")
+    return "" if loss is None else name.lower().replace("_", "")
 
 
-def _gives_logits(model: Any, otherwise: Any) -> bool:
-    """Whether a model gives logits rather than probabilities, as the loss says that it was compiled with; one that was
-    not is taken to give what another does."""
-    loss = getattr(model, "loss", None)
-    if not loss:
-        return otherwise is not None and _gives_logits(otherwise, None)
-    config = loss.get_config() if hasattr(loss, "get_config") else {}
-    return bool(config.get("from_logits", False))
+def _gives_logits(model: Any) -> bool | None:
+    """Whether a model gives logits rather than probabilities: as the loss says that it was compiled with, or its last
+    layer; None where neither does."""
+    loss = own_loss(model)
+    if _is_of(_name_of(loss), _OF_CLASSES + _OF_YES_AND_NO):
+        return bool(loss.get_config().get("from_logits", False)) if hasattr(loss, "get_config") else False
+    try:
+        graph = ModelGraph.of(model)
+    except Exception as error:  # Whatever a layer of the user's raises.
+        _log.debug("What %s ends in cannot be seen: %s", model.name, error)
+        return None
+    ends = tf.nest.flatten(graph.outputs)
+    for call in graph.calls:
+        if ends[0] in call.outputs:
+            activation = getattr(call.layer, "activation", None)
+            activation = getattr(activation, "__name__", type(activation).__name__).lower()
+            if {activation, type(call.layer).__name__.lower()} & {"softmax", "sigmoid"}:
+                return False
+            return True if activation == "linear" and call.layer.weights else None
+    return None
 
 
 def _shapes(model: Any) -> Any:
