@@ -129,6 +129,16 @@ def test_it_goes_on_where_it_stopped(make, data, ends_alike):
     ends_alike(lambda **where: aimp_tf.prune(make(), *data, **where, **SETTINGS).model, [2, 2])
 
 
+def test_channels_that_are_gone_already(K, make, data):
+    """Steps that leave channels out are of the whole network; the last training is of what is left."""
+    model = make()
+    once = SETTINGS | {"method": "iterative", "start": "trained", "rate": 0.5, "epochs": 1}
+    aimp_tf.prune(model, *data, **once)
+    settings = SETTINGS | {"target_sparsity": 0.7, "compact_rounds": True}
+    result = aimp_tf.prune(model, *data, masks="zeros", **settings)
+    assert result.budget.kept <= result.budget.asked and result.rounds[-1].metrics["accuracy"] > 0.3
+
+
 def test_compiled_again_before_the_last_training(K, make, data):
     masked = aimp_tf.wrap(make(), granularity="channel", budget="channels")
     fields = {name: value for name, value in SETTINGS.items() if name not in ("batch_size", "verbose")}

@@ -233,6 +233,33 @@ def test_a_radius_that_is_given_holds_after_every_step(K, make, data):
     assert np.max(norms[2 * per_round :]) > 10.5  # In the last training, nothing is projected.
 
 
+def test_steps_that_were_traced_before_project_as_well(K, make, data):
+    model, norms = make(), []
+
+    class Note(K.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            norms.append(np.abs(model.layers[0].kernel).sum())
+
+    masked = aimp_tf.wrap(model)
+    masked.fit(*data, verbose=0)
+    pruning = aimp_tf.GlobalMagnitudePruning(
+        target_sparsity=0.5,
+        rate=0.3,
+        epochs=1,
+        round_epochs=1,
+        projection=aimp_tf.projections.L1(radius=1.0, every="step"),
+    )
+    masked.fit(*data, callbacks=[pruning, Note()], verbose=0)
+    assert 0 < np.max(norms) <= 1.0001
+
+
+def test_kernels_that_steps_project_shrink_as_others_do(make, data):
+    for every in ("epoch", "step"):
+        projection = aimp_tf.projections.L1(radius=20.0, every=every)
+        result = aimp_tf.prune(make(), *data, projection=projection, shrink=0.5, **SETTINGS)
+        assert all(layer.shrink < 1 for layer in result.rounds[1].layers)
+
+
 def test_it_comes_before_a_constraint_of_ones_own(K, make, data):
     model = make()
     model.layers[0].kernel_constraint = constraint = K.constraints.NonNeg()

@@ -142,6 +142,19 @@ def test_fading_and_the_weights_of_a_better_epoch(K, make, data):
     assert stop.start_from_epoch == 0
 
 
+def test_no_epoch_is_better_before_all_has_faded_from_a_trained_model(K, make, data):
+    watched = []
+
+    class Watching(K.callbacks.EarlyStopping):
+        def on_epoch_end(self, epoch, logs=None):
+            watched.append(self.start_from_epoch)
+            super().on_epoch_end(epoch, logs)
+
+    stop = Watching(monitor="loss", patience=9)
+    aimp_tf.prune(make(), *data, start="trained", callbacks=stop, **FADING | {"rate": 0.5})
+    assert watched == [1, 1, 1]
+
+
 def test_fading_and_rewinding(make, data):
     """Where weights rewind, those that fade return to what they were as well, and fade from there."""
     result = aimp_tf.prune(make(0.0), *data, rewind="weights", **FADING)
@@ -261,6 +274,22 @@ def test_replicas_and_half_precision(K, make, data, strategy):
         assert result.sparsity == pytest.approx(0.5, abs=1e-3)
         result = aimp_tf.prune(make(), *data, mixed_precision="mixed_bfloat16", **SETTINGS, **options)
         assert result.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_what_would_do_nothing(make, data):
+    for fields, message in (
+        (
+            {"rate": 0.6, "regrow": 0.1},
+            "regrow would do nothing: start='untrained' and rate=0.6 prune in one step. Low",
+        ),
+        (
+            {"start": "trained", "rate": 0.6, "stop_mask_distance": 0.1, "round_epochs": 2},
+            "stop_mask_distance would do nothing: .* in one step, and the last training alone comes after it. Lower "
+            "rate, or leave out start.",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            aimp_tf.prune(make(), *data, **SETTINGS | fields)
 
 
 def test_mistakes():

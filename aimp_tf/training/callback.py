@@ -163,7 +163,7 @@ class GlobalMagnitudePruning(EpochCallback):
         self._watching.close()
         if self.config.method == "gradual":
             self._watching = watch_from(ready, epoch_at_target(self.config))
-        elif self.rounds:
+        elif self.rounds or self.config.start == "trained":
             self._watching = watch_from(ready, math.ceil(self.config.fade_epochs) - 1)
         return [self, *ready]
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from aimp_tf.compat.step import forget_traced
 from aimp_tf.compat.variables import local_view
 from aimp_tf.config.texts import is_number, nearest
 from aimp_tf.masking import MaskConstraint, MaskedModel
@@ -191,6 +192,7 @@ class Projecting:
         if projection is None or projection.every != "step" or self._radii:
             return
         masked.while_masked.enter_context(self._installed)
+        self._installed.callback(forget_traced, masked.model)
         self._installed.callback(self._radii.clear)
         for path, variable in _kernels(masked).items():
             with masked.model.distribute_strategy.scope():
@@ -200,6 +202,7 @@ class Projecting:
             previous = constraint.previous
             self._installed.callback(setattr, constraint, "previous", previous)
             constraint.previous = _projected(projection, input_axis(masked, path), radius, previous)
+        forget_traced(masked.model)
 
     def begin_round(self, settled: bool, found: Sequence[float] | None) -> None:
         """Says what steps project on: nothing once all is settled, else what the last epoch of the round gave, if it

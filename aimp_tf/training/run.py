@@ -100,18 +100,18 @@ class Run(RunState):
         if {"weights", "reinitialize"} & {round_.rewind for round_ in plan}:
             self.first = self.snapshot = masked.snapshot()
         self.terms.check_heard(plan)
+        masked.while_masked.close()  # What an earlier run on the model has changed.
+        stay = any(round_.rewind == "learning_rate" for round_ in plan)
+        self.shrinking = Shrinking(self.config.shrink if stay else 1.0, masked)
         self._install(masked)
         for optimizer in masked.optimizers.all:
             optimizer.note_rate()
         masked.rounds_left = len(plan)
         self.kept_first = masked.kept
-        stay = any(round_.rewind == "learning_rate" for round_ in plan)
-        self.shrinking = Shrinking(self.config.shrink if stay else 1.0, masked)
         self.plan = plan
 
     def _install(self, masked: MaskedModel) -> None:
-        """Changes what `fit` is to trace. What an earlier run on the model has changed is undone."""
-        masked.while_masked.close()
+        """Changes what `fit` is to trace."""
         try:
             self.method.begin(masked)
             self.terms.begin(masked)
@@ -145,7 +145,7 @@ class Run(RunState):
         self.projecting.begin(masked)
         self.projecting.begin_round(self.method.settled, self.radii)
         trace_in_fit(masked.model)
-        if self._live is not None:
+        if self._live is not None and (self.method.settled or not self.method.ranks_within):
             self._live.begin_round(self, masked, self.round.epochs * self.steps_of_epoch, resumed)
 
     def end_epoch(self, masked: MaskedModel, epoch: int, logs: Mapping[str, Any] | None) -> bool:

@@ -41,17 +41,22 @@ class Terms:
         return [name for name, is_asked in asked.items() if is_asked]
 
     def check_heard(self, plan: Sequence[Round]) -> None:
-        """Raises ValueError for what goes on before the last training, where nothing comes before it."""
+        """Raises ValueError for what goes on before the last training, where nothing comes before it, and for what
+        follows from an earlier ranking, where there is but one."""
         config, regularizer = self._config, self._regularizer
-        heard = {
-            "regularizer": regularizer is not None and not regularizer.in_last_training,
-            "projection": config.projection is not None,
-            "regrow": config.regrow > 0,
+        alone, once = len(plan) == 1, len(plan) - (config.start == "untrained") < 2
+        unheard = {
+            "regularizer": alone and regularizer is not None and not regularizer.in_last_training,
+            "projection": alone and config.projection is not None,
+            "stop_mask_distance": alone and config.stop_mask_distance is not None,
+            "regrow": once and config.regrow > 0,
         }
-        if config.has_rounds and len(plan) == 1 and (given := [name for name, is_given in heard.items() if is_given]):
+        if config.has_rounds and (given := [name for name, is_given in unheard.items() if is_given]):
+            alone_after = ", and the last training alone comes after it" if alone else ""
+            or_start = "" if config.regrow else ", or leave out start"
             raise ValueError(
                 f"{' and '.join(given)} would do nothing: start={config.start!r} and rate={config.rate} prune in one "
-                "step, and the last training alone comes after it. Lower rate, or leave out start."
+                f"step{alone_after}. Lower rate{or_start}."
             )
 
     def begin(self, masked: MaskedModel) -> None:
