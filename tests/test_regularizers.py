@@ -251,6 +251,19 @@ def test_replicas_share_it(K, strategy, blobs):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)
 
 
+def test_replicas_tell_their_metrics_together(K, strategy, blobs):
+    """Of counts, the mean of the replicas is half of them."""
+    told = []
+    for regularizer in (None, "group_lasso"):
+        with strategy.scope():
+            K.utils.set_random_seed(1)
+            model = K.Sequential([K.Input((8,)), K.layers.Dense(16), K.layers.Dense(1, activation="sigmoid")])
+            model.compile(K.optimizers.SGD(1e-9), "binary_crossentropy", metrics=[K.metrics.TruePositives(name="true")])
+        result = aimp_tf.prune(model, blobs[0], (blobs[1] > 0).astype("float32"), regularizer=regularizer, **SETTINGS)
+        told.append(result.rounds[0].metrics["true"])
+    assert told[0] == told[1] > 0
+
+
 def test_it_goes_on_where_it_stopped(make_cnn, images, tmp_path):
     class Stop(Exception):
         pass

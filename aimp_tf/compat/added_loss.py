@@ -86,6 +86,13 @@ def added_to_loss(model: Any, name: str, term: Term) -> Iterator[None]:
 
         return train_with_term
 
+    def result_or_logs(logs: Any) -> Any:
+        """What is told of an epoch: the metrics of all replicas, for which Keras takes no logs that have others."""
+        if name not in (logs or ()):
+            return of_metrics(logs)
+        others = {other: value for other, value in logs.items() if other != name}
+        return {**of_metrics(others), name: float(told.result())}
+
     def reset_all() -> None:
         reset_metrics()
         told.reset_state()
@@ -96,7 +103,8 @@ def added_to_loss(model: Any, name: str, term: Term) -> Iterator[None]:
         changes.enter_context(Swap(model, "compute_loss", compute_with_term))
         changes.enter_context(Swap(model, "reset_metrics", reset_all))
         if hasattr(model, "_loss_tracker"):  # Of Keras 3, which tells all that it trains on.
-            tracker = model._loss_tracker
+            tracker, of_metrics = model._loss_tracker, model._get_metrics_result_or_logs
+            changes.enter_context(Swap(model, "_get_metrics_result_or_logs", result_or_logs))
             changes.enter_context(Swap(tracker, "update_state", _without_term(tracker.update_state, step, replicas)))
         forget_traced(model)
         yield
