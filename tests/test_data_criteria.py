@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import aimp_tf
 from aimp_tf.config.structure import OF_BLOCKS
+from aimp_tf.graph.linear import Linear
 from aimp_tf.graph.windows import sampled_rows
 from aimp_tf.masking import mask_model
 from aimp_tf.selection.activation_criteria import covariance, log_determinant, standardized
@@ -691,6 +692,63 @@ def test_sequences_of_any_length(K, sizes):
     )
     result = aimp_tf.one_shot(model, data, target_sparsity=0.5)
     assert result.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["taylor", "activation_density", "mutual_information", "gradient"])
+def test_channels_that_an_einsum_reads_are_scored_as_those_that_a_dense_layer_reads(K, name):
+    L = K.layers
+    x, y = np.random.default_rng(0).normal(size=(24, 5, 6)).astype(np.float32), np.arange(24) % 3
+    scores, weights = [], None
+    for reader in (L.Dense(12), L.EinsumDense("...x,xy->...y", (12,), bias_axes="y")):
+        layers = L.Dense(16, activation="relu"), reader, L.Dense(10), L.GlobalAveragePooling1D(), L.Dense(3)
+        model = classifier(K, *layers, shape=(5, 6))
+        weights = weights or model.get_weights()
+        model.set_weights(weights)
+        _, channels = channels_of(model, [(x, y)])
+        scores.append(channel_scores_of(criterion_of(name), channels))
+    assert scores[0][:16].all()
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-4)
+    with pytest.raises(ValueError, match="ranks what Dense and convolution layers read"):
+        channel_scores_of(criterion_of("reconstruction"), channels)
+
+
+def projecting(K):
+    """A network one of whose layers is of the user's own: it reads and makes channels by a kernel, as its rule says."""
+
+    class Project(K.layers.Layer):
+        def build(self, shape):
+            self.kernel = self.add_weight(name="kernel", shape=(shape[-1], 7))
+            super().build(shape)
+
+        def call(self, inputs):
+            return tf.matmul(inputs, tf.convert_to_tensor(self.kernel))
+
+        def compute_output_shape(self, shape):
+            return (*shape[:-1], 7)
+
+        def get_prunable_weights(self):
+            return [self.kernel]
+
+    class Projects(Linear):
+        def attributes(self, kept):
+            return {}
+
+    def rule(call, assumptions):
+        return Projects(call.layer, [assumptions.value(call.layer.kernel)], np.asarray, bordered=False)
+
+    aimp_tf.register_rule(Project, rule)
+    return classifier(K, K.layers.Dense(8, activation="relu"), Project(name="own"), K.layers.Dense(3))
+
+
+def test_channels_that_a_layer_of_ones_own_reads_have_the_scores_of_their_weights(K):
+    x, y = np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32), np.arange(24) % 3
+    _, channels = channels_of(projecting(K), [(x, y)])
+    taylor = criterion_of("taylor")
+    scores = channel_scores_of(taylor, channels)
+    np.testing.assert_allclose(scores, channels.pool(taylor.scores(channels.statistics), signed=True))
+    assert scores[:8].any()
+    with pytest.raises(ValueError, match="and own read or make channels otherwise"):
+        channel_scores_of(criterion_of("votes"), channels)
 
 
 def test_layers_within_steps_of_recurrent_ones(K):

@@ -17,7 +17,7 @@ from aimp_tf.graph.channels import Axis, ChannelClasses
 from aimp_tf.graph.liveness import follow_channels
 from aimp_tf.graph.model_graph import Call, ModelGraph
 from aimp_tf.graph.multiplications import by_path
-from aimp_tf.graph.prunable import Selection, matches, named_weights, prunable_variables, select_for
+from aimp_tf.graph.prunable import Selection, matches, named_weights, prunable_variables, readers, select_for
 from aimp_tf.graph.rules import Assumptions, Rule
 from aimp_tf.selection.channel_layout import ChannelSet
 from aimp_tf.selection.channels import ChannelUnits
@@ -212,9 +212,10 @@ class _Found:
         return axes, reads
 
     def _others(self, unit_of: np.ndarray, reads: Mapping[str, int]) -> Iterator[str]:
-        """Names of the layers that make or read units otherwise than by a kernel of `reads`."""
+        """Names of the layers that make or read units otherwise than by a kernel of `reads` that is all they have."""
+        plain = reads.keys() & {self._paths.get(key_of(kernel)) for kernel, _ in readers(self._graph.model)}
         for call, rule in self._layers():
-            if any(self._paths.get(key_of(weight)) in reads for weight in call.layer.weights):
+            if any(self._paths.get(key_of(weight)) in plain for weight in call.layer.weights):
                 continue
             counted = self._named(call)
             names = {name for reading in rule.readings() for name in (*reading.sources, *reading.outputs)}

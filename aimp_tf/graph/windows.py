@@ -28,10 +28,9 @@ def has_rows(layer: Any) -> bool:
 
 
 def has_channels_last(layer: Any) -> bool:
-    """Whether the layer reads channels that are the last axis of its input: Dense and convolutions, but for those that
-    have their channels first."""
-    known = hasattr(layer, "kernel_size") or hasattr(layer, "units")
-    return known and getattr(layer, "data_format", None) in (None, "channels_last")
+    """Whether a layer that multiplies its input by a kernel reads channels that are the last axis of it: all but
+    convolutions that have their channels first."""
+    return getattr(layer, "data_format", None) in (None, "channels_last")
 
 
 def takes_intercept(layer: Any) -> bool:

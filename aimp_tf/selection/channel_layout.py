@@ -195,9 +195,10 @@ class ChannelLayout:
         return [dataclasses.replace(each, units=each.units[kept[each.units]]) for each in self.sets]
 
     def read_by(self) -> dict[str, np.ndarray]:
-        """Path of a kernel -> the unit of each channel that it reads, int (inputs,); -1 where none can go."""
+        """Path of a kernel that reads units -> the unit of each channel that it reads, int (inputs,); -1 where none can
+        go."""
         read = {path: self.axes[path][axis] for path, axis in self.reads.items()}
-        return {path: units for path, units in read.items() if units is not None}
+        return {path: units for path, units in read.items() if units is not None and (units >= 0).any()}
 
     def made_by(self, path: str) -> np.ndarray:
         """The unit of each channel that a kernel makes, int (outputs,); -1 where it cannot go."""
@@ -288,7 +289,12 @@ class Channels:
         """Per unit, what the statistics have per channel of a kernel's input."""
         self.units.check_read()
         count, places = self.units.count, self.units.read_by()
-        places = {path: units for path, units in places.items() if path in batches}
+        if unseen := [path for path in places if path not in batches]:
+            raise ValueError(
+                "The criterion goes by what layers get that read channels, example by example, and "
+                f"{', '.join(unseen[:4])} cannot be seen to get that. Take one that goes by weights and their "
+                "gradients, such as 'magnitude' or 'gradient', or name in exclude what makes these channels."
+            )
         times = np.zeros(count)
         for units in places.values():
             times += np.bincount(units[units >= 0], minlength=count)

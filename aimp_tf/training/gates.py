@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.step import forget_traced
-from aimp_tf.graph.windows import has_channels_last
 from aimp_tf.masking import MaskedModel
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.training.listening import listening, reading_layers
@@ -27,11 +26,7 @@ class Gates:
         masked.cluster.check_one_device("method='dynamic'")
         masked.units.check_read()
         self._units, self._read = masked.units, masked.units.read_by()
-        layers = {path: layer for path, layer in reading_layers(masked).items() if has_channels_last(layer)}
-        if others := [path for path, units in self._read.items() if path not in layers and (units >= 0).any()]:
-            raise ValueError(
-                f"method='dynamic' cannot close what {', '.join(others)} reads. Name in exclude what makes it."
-            )
+        layers = reading_layers(masked)
         self._open = tf.Variable(tf.ones([self._units.count]), trainable=False)
         self._sums = tf.Variable(tf.zeros([self._units.count]), trainable=False)
         self.installed, self._installed = True, contextlib.ExitStack()
