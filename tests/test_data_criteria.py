@@ -320,6 +320,12 @@ def test_the_informative_channel_is_the_most_discriminant(images):
     np.testing.assert_allclose(scores, expected / expected.mean(), rtol=1e-6, atol=1e-9)
 
 
+def test_examples_of_one_class_tell_none_apart():
+    channels = made_up(np.random.default_rng(0).normal(size=(30, 4)), np.full(30, 2))
+    with pytest.raises(ValueError, match="30 examples are all of one. Shuffle the training data, or raise"):
+        channel_scores_of(criterion_of("discriminant"), channels)
+
+
 def test_mutual_information_of_normal_variables():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(20000, 2))

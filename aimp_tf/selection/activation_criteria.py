@@ -117,6 +117,11 @@ class Discriminant(OfChannels, OfData):
         activations = np.concatenate(channels.activations)
         scores = np.zeros(channels.units.count)
         classes = len(np.unique(labels))
+        if classes < 2:
+            raise ValueError(
+                f"The criterion {self.name} tells classes apart, and {len(labels)} examples are all of one. Shuffle "
+                "the training data, or raise criterion_batches."
+            )
         if 2 * classes > len(labels):
             raise ValueError(
                 f"The criterion {self.name} tells classes apart, and {len(labels)} examples have {classes} different "
