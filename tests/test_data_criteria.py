@@ -685,6 +685,17 @@ def test_layers_that_compute_otherwise_are_not_repaired(K):
     assert list(statistics_of(masked, [(x, np.zeros(128, int))]).grams) == ["plain/kernel"]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("criterion", "repair"), [("reconstruction", False), ("votes", False), ("magnitude", True)])
+def test_one_example_that_is_not_finite_is_named(K, criterion, repair, value):
+    x, y = np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32), np.arange(24) % 3
+    x[17, 2] = value
+    model = classifier(K, K.layers.Dense(8, activation="relu", name="first"), K.layers.Dense(3, name="second"))
+    settings = {"granularity": "channel", "target_sparsity": 0.5, "batch_size": 8, "recalibrate_batches": 0}
+    with pytest.raises(ValueError, match="What first/kernel multiplies is NaN or infinite"):
+        aimp_tf.one_shot(model, x, y, criterion=criterion, repair=repair, **settings)
+
+
 @pytest.mark.parametrize("sizes", [(7,), (7, 9, 12)])
 def test_sequences_of_any_length(K, sizes):
     L = K.layers

@@ -49,7 +49,7 @@ class ModelSample:
 
         Raises:
             ValueError: The data has no targets or no batches, or targets that are no classes where labels are asked
-                for; or the model was compiled without a loss.
+                for; or the model was compiled without a loss; or a kernel multiplies what is NaN or infinite.
         """
         names = frozenset(names)
         compiled = compiled_loss(self._masked.model)
@@ -114,6 +114,7 @@ class _Collected:
         others: dict[str, Any] = {name: self._tables[name] for name in self._names & {*OF_INPUTS, "branches"}}
         others |= {name: self._tables[name][""] for name in self._names & {"outputs", "labels"}}
         others = self._masked.cluster.from_chief(others)
+        _check_finite(others)
         if "grams" in self._names:
             others["grams"] = {
                 path: Gram(moments / count, total / count, int(count), takes_intercept(self._observe.layers[path]))
@@ -143,6 +144,17 @@ class _Collected:
         else:
             table = np.mean(of_calls, axis=0)
         self._tables[name].setdefault(path, []).append(table)
+
+
+def _check_finite(seen: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the first kernel, where what kernels multiply is NaN or infinite."""
+    for name in ("activations", "grams"):
+        for path, parts in seen.get(name, {}).items():
+            if not all(np.isfinite(part).all() for part in parts):
+                raise ValueError(
+                    f"What {path} multiplies is NaN or infinite for some of the examples that the criterion or repair "
+                    "goes by. Look for such values in the first batches of the training data."
+                )
 
 
 def batches_of(data: Any, count: int) -> Iterator[tuple[Any, Any, Any]]:
