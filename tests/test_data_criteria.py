@@ -685,6 +685,24 @@ def test_layers_that_compute_otherwise_are_not_repaired(K):
     assert list(statistics_of(masked, [(x, np.zeros(128, int))]).grams) == ["plain/kernel"]
 
 
+@pytest.mark.parametrize("name", ["taylor", "votes", "reconstruction"])
+def test_what_reads_sparse_inputs_is_left_out_of_account(K, name):
+    x, y = np.random.default_rng(0).binomial(1, 0.2, (64, 20)).astype(np.float32), np.arange(64) % 3
+    scores = []
+    for sparse in (False, True):
+        K.utils.set_random_seed(0)
+        layers = K.Input((20,), sparse=sparse), K.layers.Dense(8, activation="relu"), K.layers.Dense(3)
+        model = K.Sequential(layers)
+        model.compile("sgd", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+        data = tf.data.Dataset.from_tensor_slices((tf.sparse.from_dense(x) if sparse else x, y)).batch(16)
+        masked, channels = channels_of(model, list(data))
+        scores.append(channel_scores_of(criterion_of(name), channels))
+        masked.strip()
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5)
+    result = aimp_tf.one_shot(model, data, granularity="channel", target_sparsity=0.5, criterion=name)
+    assert np.ptp(scores[0]) > 0 and result.budget.kept <= result.budget.asked
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(("criterion", "repair"), [("reconstruction", False), ("votes", False), ("magnitude", True)])
 def test_one_example_that_is_not_finite_is_named(K, criterion, repair, value):

@@ -20,8 +20,8 @@ from aimp_tf.masking import MaskedModel
 def listening(
     layers: Mapping[str, Any], note: Callable[[str, tf.Tensor], tf.Tensor], *, outputs: bool = False
 ) -> Iterator[None]:
-    """Within it, `note` hears of what each layer is called with, and gives what it is to be called with; or of what it
-    gives."""
+    """Within it, `note` hears of what each layer is called with, if that is neither sparse nor ragged, and gives what
+    it is to be called with; or of what it gives."""
 
     def noting(path: str, layer: Any) -> Any:
         call = layer.call
@@ -30,8 +30,9 @@ def listening(
             if outputs:
                 return note(path, call(*arguments, **settings))
             given = inspect.signature(call).bind(*arguments, **settings)
-            first = next(iter(given.arguments))
-            given.arguments[first] = note(path, given.arguments[first])
+            first, value = next(iter(given.arguments.items()))
+            if isinstance(value, tf.Tensor):
+                given.arguments[first] = note(path, value)
             return call(*given.args, **given.kwargs)
 
         # A layer of the user's own may be written for AutoGraph, by which tf_keras calls it.
