@@ -703,6 +703,40 @@ def test_what_reads_sparse_inputs_is_left_out_of_account(K, name):
     assert np.ptp(scores[0]) > 0 and result.budget.kept <= result.budget.asked
 
 
+@pytest.mark.parametrize("name", ["taylor", "fisher", "votes", "activation_density", "mutual_information"])
+def test_steps_that_are_seen_as_examples_are_positions_of_these(K, name):
+    L, scores, weights = K.layers, [], None
+    x, y = np.random.default_rng(0).normal(size=(24, 5, 6)).astype(np.float32), np.arange(24) % 3
+    for wrapped in (lambda layer: layer, L.TimeDistributed):
+        layers = wrapped(L.Dense(8, activation="relu")), wrapped(L.Dense(7, activation="relu"))
+        model = classifier(K, *layers, L.Flatten(), L.Dense(3), shape=(5, 6))
+        weights = weights or model.get_weights()
+        model.set_weights(weights)
+        _, channels = channels_of(model, batches_of((x, y)))
+        scores.append(channel_scores_of(criterion_of(name), channels))
+    assert np.ptp(scores[0]) > 0
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["taylor", "votes", "mutual_information"])
+def test_layers_that_do_not_see_example_by_example_are_named(K, name):
+    L, reshape = K.layers, K.ops.reshape if hasattr(K, "ops") else tf.reshape
+    K.utils.set_random_seed(0)
+    sequence = K.Input((5, 6))
+    x = reshape(L.Dense(8, activation="relu", name="first")(sequence), (-1, 8))
+    x = L.Dense(7, activation="relu", name="third")(L.Dense(9, activation="relu", name="second")(x))
+    x = L.Dense(6, activation="relu", name="fourth")(L.Flatten()(reshape(x, (-1, 5, 7))))
+    model = K.Model(sequence, L.Dense(3, name="last")(x))
+    model.compile("sgd", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x, y = np.random.default_rng(0).normal(size=(24, 5, 6)).astype(np.float32), np.arange(24) % 3
+    masked, channels = channels_of(model, batches_of((x, y)))
+    with pytest.raises(ValueError, match="the inputs of third/kernel do not come example by example"):
+        channel_scores_of(criterion_of(name), channels)
+    masked.strip()
+    settings = {"granularity": "channel", "target_sparsity": 0.1, "exclude": ("second/*",)}
+    assert aimp_tf.one_shot(model, x, y, criterion=name, **settings).budget.kept
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(("criterion", "repair"), [("reconstruction", False), ("votes", False), ("magnitude", True)])
 def test_one_example_that_is_not_finite_is_named(K, criterion, repair, value):

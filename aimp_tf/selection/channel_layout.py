@@ -291,9 +291,9 @@ class Channels:
         count, places = self.units.count, self.units.read_by()
         if unseen := [path for path in places if path not in batches]:
             raise ValueError(
-                "The criterion goes by what layers get that read channels, example by example, and "
-                f"{', '.join(unseen[:4])} cannot be seen to get that. Take one that goes by weights and their "
-                "gradients, such as 'magnitude' or 'gradient', or name in exclude what makes these channels."
+                f"The criterion goes by what kernels read of each example, and the inputs of {', '.join(unseen[:4])} "
+                "do not come example by example, or are not seen. Take one that goes by weights and their gradients, "
+                "such as 'magnitude' or 'gradient', or name in exclude what makes these channels."
             )
         times = np.zeros(count)
         for units in places.values():

@@ -41,7 +41,7 @@ class Statistics:
         squared_gradients: As `gradients`, the mean of the squares that it has in each batch, times the examples in the
             batch: where the mean gradient is zero, that estimates the mean square of the gradients of single examples.
         activations: What the channels that a kernel reads are on each example, the mean over positions; of kernels of
-            Dense, EinsumDense and convolution layers.
+            Dense, EinsumDense and convolution layers whose inputs come example by example.
         densities: As `activations`, the share of the positions at which a channel is not zero.
         contributions: As `activations`, the sum over positions of a * dl/da, where a is the channel and l the loss of
             the example: the change of that loss without the channel, to first order, with the other sign. The loss of a

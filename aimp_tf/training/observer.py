@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.models import is_keras_own
+from aimp_tf.compat.models import is_keras_own, layers_of
 from aimp_tf.compat.variables import bare
 from aimp_tf.graph.blocks import ends_of
 from aimp_tf.graph.windows import has_channels_last, has_rows, sampled_rows
@@ -41,6 +41,8 @@ class Observer:
 
     Attributes:
         layers: Path -> layer, of the kernels whose inputs are looked at.
+        stepped: Those of these paths whose layers see the steps of an example one after the other, as if they were
+            examples, those of the first example first.
         ends: Name of a block -> layer, of those whose outputs are, and which of them.
         variables: Path -> variable, of those whose gradients are.
     """
@@ -48,6 +50,8 @@ class Observer:
     def __init__(self, masked: MaskedModel, names: frozenset[str]) -> None:
         layers = reading_layers(masked) if names & set(OF_INPUTS) else {}
         self.layers = {path: layer for path, layer in layers.items() if has_channels_last(layer)}
+        within = [layer.layer for layer in layers_of(masked.original) if type(layer).__name__ == "TimeDistributed"]
+        self.stepped = {path for path, layer in self.layers.items() if any(layer is each for each in within)}
         self.ends = ends_of(masked.original) if "branches" in names else {}
         self.variables = masked.variables if names & OF_GRADIENTS.keys() else {}
         self._masked, self._names = masked, names

@@ -101,7 +101,9 @@ class _Collected:
             self._add_gradient(path, gradient.astype(np.float64), examples * self._masked.cluster.size)
         for name, of_paths in seen.items():
             for path, calls in of_paths.items():
-                if calls:
+                if calls and name == "grams":
+                    self._add_moments(path, calls)
+                elif calls:
                     self._add_calls(name, path, calls, examples)
         self._count += 1
 
@@ -111,7 +113,9 @@ class _Collected:
             name: {path: (total / self._count).astype(np.float32) for path, total in self._sums[name].items()}
             for name in self._names & OF_GRADIENTS.keys()
         }
-        others: dict[str, Any] = {name: self._tables[name] for name in self._names & {*OF_INPUTS, "branches"}}
+        others: dict[str, Any] = {name: self._tables[name] for name in self._names & {"grams", "branches"}}
+        for name in self._names & (set(OF_INPUTS) - {"grams"}):
+            others[name] = {path: tables for path, tables in self._tables[name].items() if len(tables) == self._count}
         others |= {name: self._tables[name][""] for name in self._names & {"outputs", "labels"}}
         others = self._masked.cluster.from_chief(others)
         _check_finite(others)
@@ -126,23 +130,26 @@ class _Collected:
         for name in self._names & OF_GRADIENTS.keys():
             self._sums[name][path] = self._sums[name].get(path, 0.0) + OF_GRADIENTS[name](gradient, examples)
 
+    def _add_moments(self, path: str, calls: Sequence[Any]) -> None:
+        for call in calls:
+            values = [np.array(each) for each in call]
+            if path in self._tables["grams"]:
+                for total, value in zip(self._tables["grams"][path], values, strict=True):
+                    total += value
+            else:
+                self._tables["grams"][path] = values
+
     def _add_calls(self, name: str, path: str, calls: Sequence[Any], examples: int) -> None:
-        if name == "grams":
-            for call in calls:
-                values = [np.array(each) for each in call]
-                if path in self._tables[name]:
-                    for total, value in zip(self._tables[name][path], values, strict=True):
-                        total += value
-                else:
-                    self._tables[name][path] = values
-            return
+        summed = name == "contributions"
         of_calls = [call.numpy() for call in calls]
-        if name == "contributions":
-            # The loss is the mean over the examples, and a replica's share of it.
-            scale = examples * self._masked.cluster.replicas
-            table = np.sum(of_calls, axis=0) * np.float32(scale)
-        else:
-            table = np.mean(of_calls, axis=0)
+        if path in self._observe.stepped:
+            by_steps = [call.reshape(examples, -1, call.shape[-1]) for call in of_calls]
+            of_calls = [call.sum(axis=1) if summed else call.mean(axis=1) for call in by_steps]
+        if name in OF_INPUTS and any(len(call) != examples for call in of_calls):
+            return
+        # The loss is the mean over the examples, and a replica's share of it.
+        scale = examples * self._masked.cluster.replicas
+        table = np.sum(of_calls, axis=0) * np.float32(scale) if summed else np.mean(of_calls, axis=0)
         self._tables[name].setdefault(path, []).append(table)
 
 
