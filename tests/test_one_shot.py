@@ -1,5 +1,7 @@
 """one_shot: on real data (scikit-learn's digits), in both generations of Keras."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,22 @@ def test_recalibrated_statistics_are_the_means_of_the_batches(K, trained):
     inputs = np.asarray(K.Model(model.inputs, model.layers[0].output)(x[:128]))
     np.testing.assert_allclose(np.asarray(norm.moving_mean), inputs.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-4)
     assert norm.momentum == 0.9
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_recalibrated_statistics_are_the_means_of_all_calls(K, strategy, replicas):
+    generator = np.random.default_rng(0)
+    x = [generator.normal(mean, 1, (96, 6)).astype(np.float32) for mean in (0, 10)]
+    with strategy.scope() if replicas > 1 else contextlib.nullcontext():
+        norm, inputs = K.layers.BatchNormalization(), [K.Input((6,)) for _ in x]
+        model = K.Model(inputs, K.layers.Dense(4)(K.layers.Concatenate()([norm(each) for each in inputs])))
+        model.compile("sgd", "mse")
+    for batches in (1, 3):
+        aimp_tf.one_shot(
+            model, x, target_sparsity=0.1, repair=False, recalibrate_batches=batches, batch_size=96 // batches
+        )
+        np.testing.assert_allclose(np.asarray(norm.moving_mean), np.mean(x, axis=(0, 1)), rtol=1e-3)
+    assert norm.momentum == 0.99
 
 
 def test_single_weights(trained):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import inspect
 import logging
@@ -64,7 +65,7 @@ def repairs(
 
 
 def recalibrate(masked: MaskedModel, data: Any, batches: int) -> int:
-    """Sets the moving statistics of batch normalisation to the means of those of some batches.
+    """Sets the moving statistics of batch normalisation to the means of those of some batches, in all its calls.
 
     Layer after layer, each as it would be normalised in training; nothing else behaves as in training. What is frozen
     stays. Returns how many layers there were.
@@ -79,24 +80,25 @@ def recalibrate(masked: MaskedModel, data: Any, batches: int) -> int:
         return 0
     with contextlib.ExitStack() as swaps:
         for layer in layers:
-            swaps.enter_context(Swap(layer, "call", _in_training(layer.call)))
-        for count, (x, _, _) in enumerate(batches_of(data, batches)):
-            with contextlib.ExitStack() as of_batch:
-                for layer in layers:
-                    # So that what comes out is the mean of all batches so far.
-                    of_batch.enter_context(Swap(layer, "momentum", count / (count + 1)))
-                with model.distribute_strategy.scope():
-                    model.distribute_strategy.run(lambda x=x: model(x, training=False))
+            swaps.enter_context(Swap(layer, "momentum", layer.momentum))  # Each call sets its own.
+            swaps.enter_context(Swap(layer, "call", _in_training(layer)))
+        for x, _, _ in batches_of(data, batches):
+            with model.distribute_strategy.scope():
+                model.distribute_strategy.run(lambda x=x: model(x, training=False))
     masked.synchronize()
     return len(layers)
 
 
-def _in_training(call: Any) -> Any:
-    """The `call` of a normalisation that goes by the batch, and learns of it."""
+def _in_training(layer: Any) -> Any:
+    """The `call` of a normalisation that goes by the batch, and has learned the mean of all calls so far."""
+    call, counts = layer.call, collections.Counter[int]()
 
     def call_in_training(*arguments: Any, **settings: Any) -> Any:
         given = inspect.signature(call).bind(*arguments, **settings)
         given.arguments["training"] = True
+        replica = int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
+        layer.momentum = counts[replica] / (counts[replica] + 1)
+        counts[replica] += 1
         return call(*given.args, **given.kwargs)
 
     return call_in_training
