@@ -872,6 +872,19 @@ def test_float16_in_which_a_scaled_loss_is_infinite(K):
         np.testing.assert_allclose(other, one, rtol=0.05, atol=0.02 * np.abs(one).max())
 
 
+@pytest.mark.parametrize("name", ["taylor", "fisher", "gradient"])
+def test_small_scores_in_layers_of_float16_are_not_lost(K, name):
+    x, y = np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32), np.full((32, 1), 0.01, np.float32)
+    scores = []
+    for dtype in ("float32", "float16"):
+        small, last = (K.initializers.RandomNormal(stddev=1e-4, seed=seed) for seed in (1, 2))
+        first = K.layers.Dense(8, use_bias=False, kernel_initializer=small, dtype=dtype, name="first")
+        second = K.layers.Dense(1, kernel_initializer=last, dtype="float32")
+        masked = mask_model(classifier(K, first, second, loss="mse"))
+        scores.append(scores_of(criterion_of(name), statistics_of(masked, [(x, y)]))["first/kernel"])
+    np.testing.assert_allclose(scores[1], scores[0], rtol=0.1, atol=0.01 * scores[0].max())
+
+
 def gradients_by_path(masked, x, y):
     return ModelSample(masked, [(x, y)], 1).collect({"gradients"})["gradients"]
 

@@ -153,7 +153,8 @@ class Fisher(OfData):
 
     def scores(self, statistics: Statistics) -> Arrays:
         squares = statistics.squared_gradients
-        return {path: weight**2 * squares[path] / 2 for path, weight in statistics.weights.items()}
+        # In this order, for in float16 squares of small weights are zero.
+        return {path: weight * squares[path] * weight / 2 for path, weight in statistics.weights.items()}
 
     def channel_scores(self, channels: Channels) -> np.ndarray:
         if channels.units.others:

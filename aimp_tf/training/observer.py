@@ -122,8 +122,7 @@ class Observer:
         gradients, slopes = tape.gradient(loss, (watched, inputs), unconnected_gradients="zero")
         if "contributions" in names:
             seen["contributions"] = tf.nest.map_structure(functools.partial(_contribution, scale), inputs, slopes)
-        # Some are gathered rows alone.
-        return [tf.convert_to_tensor(each) / tf.cast(scale, each.dtype) for each in gradients], seen
+        return [_unscaled(gradient, scale) for gradient in gradients], seen
 
     def _note(self, path: str, value: tf.Tensor, number: tf.Tensor, seen: Mapping[str, dict[str, list[Any]]]) -> None:
         """Takes what a layer is called with, as little of it as is needed."""
@@ -180,6 +179,12 @@ def _checked(added: Mapping[str, Sequence[tf.Tensor]]) -> dict[str, tf.Tensor]:
             "that is called more than once. Take another criterion, such as 'taylor'."
         )
     return {name: heard[0] for name, heard in added.items()}
+
+
+def _unscaled(gradient: Any, scale: tf.Tensor) -> tf.Tensor:
+    """A gradient, of which there may be gathered rows alone, over the scale of the loss, in float32 at least."""
+    dtype = max(gradient.dtype, tf.float32, key=lambda each: each.size)
+    return tf.cast(tf.convert_to_tensor(gradient), dtype) / tf.cast(scale, dtype)
 
 
 def _contribution(scale: tf.Tensor, value: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
