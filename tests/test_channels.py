@@ -388,6 +388,18 @@ def test_limits_on_layers_are_in_channels():
     assert ChannelRanking(units, scores, everything, least()).within(units.total() // 2)[1] == ()
 
 
+def test_limits_tell_beside_the_shares_of_layers():
+    units = dataclasses.replace(chain((3, 20, 20, 2)), budget="channels")
+    scores = np.concatenate([np.linspace(1, 2, 20), np.linspace(100, 200, 20)])
+
+    def guarded(first):
+        ranking = ChannelRanking(units, scores, np.ones(40, bool), {"0": first, "1": 1}, shares=[1.0, 1.0])
+        kept, names = ranking.within(19)
+        return [int(kept[each.units].sum()) for each in units.sets], names
+
+    assert guarded(1) == ([10, 9], ()) and guarded(10) == ([10, 9], ()) and guarded(12) == ([12, 7], ("0",))
+
+
 def test_masks_of_single_weights_are_no_channels():
     units = chain()
     masks = units.expand(np.ones(units.count, bool))

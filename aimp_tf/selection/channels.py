@@ -77,14 +77,14 @@ class ChannelRanking:
         shares: Sequence[float] | None = None,
     ) -> None:
         self._units, self._scores, self._before, self._least = units, scores, before, least
-        self._assured, places = np.zeros(units.count, bool), np.array(scores, np.float64)
+        self._assured, self._places = np.zeros(units.count, bool), np.array(scores, np.float64)
         for index, each in enumerate(units.sets):
             best = self._best_of(each.units)
             self._assured[best[: least[each.name]]] = True
             if shares is not None:
-                places[best] = -np.arange(1, len(best) + 1) / (len(each.units) * shares[index])
+                self._places[best] = -np.arange(1, len(best) + 1) / (len(each.units) * shares[index])
         free = np.flatnonzero(before & ~self._assured)
-        self._order = free[np.argsort(-places[free], kind="stable")]
+        self._order = free[np.argsort(-self._places[free], kind="stable")]
 
     def within(self, amount: int) -> tuple[np.ndarray, tuple[str, ...]]:
         """The largest number of units along their ranking that stays within an amount, or nearly so of a time.
@@ -112,7 +112,7 @@ class ChannelRanking:
             count = largest(lambda count: units.amount(self._first(count)), amount, size)
         guarded: tuple[str, ...] = ()
         if count < size:
-            low = self._assured & (self._scores < self._scores[self._order[count]])
+            low = self._assured & (self._places < self._places[self._order[count]])
             guarded = tuple(each.name for each in units.sets if low[each.units].any())
         return self._first(count), guarded
 
