@@ -95,7 +95,7 @@ def one_shot(
             "one_shot trains nothing, and is for one worker. Make the model without a strategy of several."
         )
     options = {} if batch_size is None else {"batch_size": batch_size}
-    fitting = Fitting(data, validation_data, (), options, 0, config.seed, generation, cluster)
+    fitting = Fitting(data, validation_data, (), options, 0, config.seed, generation, cluster, trains=False)
     fitting.make_ready(model)
     run = Run(config, lambda: None, METHODS[config.method])
     run.started_at = time.monotonic()

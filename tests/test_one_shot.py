@@ -4,6 +4,7 @@ import contextlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import aimp_tf
 
@@ -97,6 +98,19 @@ def test_single_weights(trained):
         accuracies.append(result.rounds[0].metrics["val_accuracy"])
         assert result.sparsity == pytest.approx(0.8, abs=1e-3)
     assert accuracies[1] > accuracies[0] + 0.05
+
+
+def test_a_few_batches_are_read_of_data_without_end(K):
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    data, weights = tf.data.Dataset.from_tensor_slices(x).batch(16), []
+    for given in (data, data.repeat()):
+        K.utils.set_random_seed(0)
+        model = K.Sequential([K.Input((6,)), K.layers.BatchNormalization(), K.layers.Dense(8), K.layers.Dense(4)])
+        model.compile("sgd", "mse")
+        aimp_tf.one_shot(model, given, target_sparsity=0.5, criterion_batches=4, recalibrate_batches=4)
+        weights.append(model.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_what_has_to_do_with_training_is_refused(trained):

@@ -51,6 +51,7 @@ class Fitting:
         generation: "keras" or "tf_keras".
         cluster: The workers of the model.
         order_goes_on: Whether each epoch reads arrays in the next order by itself, as `Order` says.
+        trains: Whether epochs are read, and not a sample alone, of data that need not end then.
 
     Attributes:
         train: The training data, made ready.
@@ -76,6 +77,7 @@ class Fitting:
         cluster: Cluster,
         *,
         order_goes_on: bool = False,
+        trains: bool = True,
     ) -> None:
         _check_options(options)
         floatx = importlib.import_module(generation).backend.floatx()
@@ -105,7 +107,8 @@ class Fitting:
         _check_shared(train_data, self.train, cluster)
         if isinstance(self.train, tf.data.Dataset):
             self.options["shuffle"] = False  # Keras 3 warns of its own default, which does not apply to a Dataset.
-        _check_end(self.train, _TRAINING, options.get("steps_per_epoch"), "steps_per_epoch")
+        if trains:
+            _check_end(self.train, _TRAINING, options.get("steps_per_epoch"), "steps_per_epoch")
         self.validation = None
         self.examples: int | None = None
         if validation_data is not None:
