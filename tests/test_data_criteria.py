@@ -1,6 +1,7 @@
 """Criteria by the training data, and repair: known answers on small models and made-up data, in both generations."""
 
 import importlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from aimp_tf.config.structure import OF_BLOCKS
 from aimp_tf.graph.linear import Linear
 from aimp_tf.graph.windows import sampled_rows
 from aimp_tf.masking import mask_model
-from aimp_tf.selection.activation_criteria import covariance, log_determinant, standardized
+from aimp_tf.selection.activation_criteria import covariance, inverse_beside, log_determinant, standardized
 from aimp_tf.selection.channel_layout import Channels, ChannelSet
 from aimp_tf.selection.channels import ChannelUnits
 from aimp_tf.selection.criteria import CRITERIA, criterion_of
@@ -379,6 +380,27 @@ def test_determinants_by_variables_and_by_examples():
         expected = np.linalg.slogdet(covariance(centred) / covariance(np.zeros_like(centred))[0, 0])[1]
         assert log_determinant(centred) == pytest.approx(expected)
     assert not standardized(values)[:, 1].any() and np.abs(standardized(values)).max() < 3
+
+
+@pytest.mark.parametrize("examples", [10, 47, 90])
+def test_inverses_beside_others_by_variables_and_by_examples(examples):
+    """Of fewer examples than others, of more than these alone, and of more than all."""
+    generator = np.random.default_rng(0)
+    values = standardized(generator.normal(size=(examples, 8)) @ generator.normal(size=(8, 50)))
+    expected = np.linalg.inv(covariance(values))[:5, :5]
+    np.testing.assert_allclose(inverse_beside(values[:, :5], values[:, 5:]), expected, rtol=1e-8)
+
+
+def test_what_many_outputs_tell_takes_no_square_of_their_number(K):
+    x, y = np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32), np.arange(24) % 3
+    model = classifier(K, K.layers.Dense(8, activation="relu"), K.layers.Dense(4000), shape=(6,))
+    _, channels = channels_of(model, batches_of((x, y)), ("activations",))
+    assert len(channels.activations) == 3
+    tracemalloc.start()
+    scores = channel_scores_of(criterion_of("mutual_information"), channels)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4000**2 and np.ptp(scores) > 0
 
 
 def test_reconstruction_of_independent_inputs_is_their_share():

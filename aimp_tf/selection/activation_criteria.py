@@ -200,8 +200,8 @@ class _Information:
     """What channels (examples, channels) tell of all that is made of them, both centred."""
 
     def __init__(self, these: np.ndarray, made: Sequence[np.ndarray]) -> None:
-        count, both = these.shape[1], covariance(np.concatenate([these, *made], axis=1))
-        self._with_made, self._alone = np.linalg.inv(both), np.linalg.inv(both[:count, :count])
+        self._with_made = inverse_beside(these, np.concatenate(made, axis=1))
+        self._alone = np.linalg.inv(covariance(these))
 
     def costs(self, units: np.ndarray) -> np.ndarray:
         together, alone = np.diagonal(self._with_made)[units], np.diagonal(self._alone)[units]
@@ -330,3 +330,14 @@ def covariance(centred: np.ndarray) -> np.ndarray:
     """The covariance (variables, variables) of standardized values, with a little added so that it has an inverse."""
     matrix = centred.T @ centred / len(centred)
     return matrix + _RIDGE * np.eye(len(matrix))
+
+
+def inverse_beside(these: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """What the inverse of the `covariance` of standardized values and others has for these alone; by the examples where
+    these are fewer than the others."""
+    examples, count = these.shape
+    if others.shape[1] < examples:
+        both = covariance(np.concatenate([these, others], axis=1))
+        return np.linalg.inv(both)[:count, :count].copy()
+    products = others @ others.T + examples * _RIDGE * np.eye(examples)
+    return np.linalg.inv(np.eye(count) + these.T @ np.linalg.solve(products, these)) / _RIDGE
