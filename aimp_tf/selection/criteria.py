@@ -153,8 +153,11 @@ class Fisher(OfData):
 
     def scores(self, statistics: Statistics) -> Arrays:
         squares = statistics.squared_gradients
-        # In this order, for in float16 squares of small weights are zero.
-        return {path: weight * squares[path] * weight / 2 for path, weight in statistics.weights.items()}
+        # In float16, squares of small weights are zero.
+        weights = {
+            path: weight.astype(np.result_type(weight, np.float32)) for path, weight in statistics.weights.items()
+        }
+        return {path: weight**2 * squares[path] / 2 for path, weight in weights.items()}
 
     def channel_scores(self, channels: Channels) -> np.ndarray:
         if channels.units.others:
