@@ -283,6 +283,39 @@ def test_a_run_goes_on_at_the_step_that_it_rewinds_to(K, make_model, blobs, tmp_
     assert int(np.asarray(result.model.optimizer.iterations)) == 2 * batches + 4 * batches
 
 
+def test_what_counts_as_better_is_the_same_after_a_crash(K, make_model, blobs, tmp_path, backup_each_epoch):
+    """Keras 3 gives `min_delta` its sign in the first epoch that it looks at; and the history has all epochs."""
+
+    def callbacks():
+        return [K.callbacks.EarlyStopping(monitor="loss", min_delta=0.5, patience=2), K.callbacks.History()]
+
+    settings = {"optimizer": lambda: K.optimizers.SGD(0.001), "epochs": 8, "round_epochs": 7}
+    whole = run(make_model, blobs, tmp_path / "whole", callbacks(), **settings)
+    assert [round_.epochs for round_ in whole.rounds] == [3, 3, 3], "the early stop"
+    with pytest.raises(Crash):
+        run(make_model, blobs, tmp_path / "run", [*callbacks(), CrashAt(K, 7, 1)], **settings)
+    stop, history = callbacks()
+    assert_same(run(make_model, blobs, tmp_path / "run", [stop, history], **settings), whole)
+    assert len(history.history["loss"]) == len(history.epoch) == 3
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_executions_of_several_steps_go_on_at_their_examples(K, make_model, blobs, tmp_path, backup_each_epoch):
+    """Keras 3 reads whole executions: six batches an epoch, of five."""
+
+    def prune(folder, *callbacks):
+        model = make_model()
+        loss = K.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(K.optimizers.SGD(0.1), loss, metrics=["accuracy"], steps_per_execution=3)
+        settings = {"batch_size": 8, "steps_per_epoch": 5, "callbacks": callbacks, "workdir": tmp_path / folder}
+        return aimp_tf.prune(model, *blobs, **settings, **SETTINGS)
+
+    whole = prune("whole")
+    with pytest.raises(Crash):
+        prune("run", CrashAt(K, 8))
+    assert_same(prune("run"), whole)
+
+
 def test_a_line_tells_where_a_run_goes_on(K, make_model, blobs, tmp_path, backup_each_epoch, caplog):
     with pytest.raises(Crash):
         run(make_model, blobs, tmp_path, [CrashAt(K, 4, 1)])
@@ -328,6 +361,19 @@ def test_a_run_that_is_done_is_not_trained_again(K, make_model, blobs, tmp_path)
     run(make_model, blobs, tmp_path / "run", [CrashAt(K, 0)])
     loaded = tf.saved_model.load(str(tmp_path / "run" / "final" / "saved_model"))
     np.testing.assert_allclose(loaded.serve(blobs[0]), whole.model.predict(blobs[0], verbose=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_a_seed_that_a_layer_has_drawn_is_not_another_run(K, tmp_path):
+    data = np.zeros((16, 6, 6, 1), "float32"), np.zeros(16, "int32")
+
+    def prune():
+        model = K.Sequential([K.Input((6, 6, 1)), K.layers.RandomCrop(6, 6), K.layers.Flatten(), K.layers.Dense(2)])
+        model.compile("sgd", K.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return aimp_tf.prune(model, *data, workdir=tmp_path, **SETTINGS)
+
+    prune()
+    assert prune().epochs == 10
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from aimp_tf.training.rounds import (
     LayerResult,
     RoundResult,
     by_split,
+    metric_text,
     percent_text,
     round_table,
     telling_metric,
@@ -117,6 +118,13 @@ def test_thresholds_are_the_smallest_magnitudes_that_ranking_kept(make_mlp, blob
         assert layer.threshold == first[layer.path][result.masks[layer.path]].min()
         assert layer.threshold > first[layer.path][~result.masks[layer.path]].max()
         assert layer.kept == np.count_nonzero(result.masks[layer.path]) == sum(layer.magnitudes)
+
+
+def test_a_word_of_its_name_says_that_a_metric_is_an_accuracy():
+    for name in ("accuracy", "val_sparse_categorical_accuracy", "head_acc"):
+        assert metric_text(name, 0.125) == "12.50%"
+    for name in ("acceleration_mae", "val_vaccine_loss"):
+        assert metric_text(name, 0.125) == "0.1250"
 
 
 def test_percents_tell_a_part_from_all():

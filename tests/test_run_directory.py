@@ -1,5 +1,7 @@
+import itertools
 import json
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -9,7 +11,7 @@ import tensorflow as tf
 import aimp_tf
 from aimp_tf.runs import run_directory
 from aimp_tf.runs.run_directory import RunDirectory
-from aimp_tf.runs.run_files import check_workdir
+from aimp_tf.runs.run_files import OVERWRITTEN, RunFiles, check_workdir
 from aimp_tf.runs.sameness import data_signature
 
 SETTINGS = {"target_sparsity": 0.75, "rate": 0.5, "epochs": 3, "round_epochs": 2, "verbose": 0, "seed": 1}
@@ -166,3 +168,72 @@ def test_a_run_that_was_overwritten_comes_back_only_where_nothing_took_its_place
     assert not old.exists()
     texts = [path.read_text() for path in run.glob("metrics.jsonl")]
     assert texts == {"metrics.jsonl": ["new"], "round_000": [], None: ["old"]}[written]
+
+
+def test_an_overwriting_that_is_killed_anywhere_ends_as_one_run_or_the_other(tmp_path, monkeypatch):
+    """Before each file that is moved or removed, the process ends, and another one settles what it left."""
+    old = {"config.json": "old", "signature.json": "old", "round_000/result.json": "old", "final/result.json": "old"}
+    new = {"config.json": "new", "latency.json": "new", "signature.json": "new", "final/result.json": "new"}
+    left, numbers = [0], itertools.count()
+
+    class Killed(BaseException):
+        pass
+
+    def killing(function):
+        def call(*arguments, **settings):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return function(*arguments, **settings)
+
+        return call
+
+    for owner, name in ((os, "replace"), (pathlib.Path, "unlink"), (pathlib.Path, "rmdir"), (shutil, "rmtree")):
+        monkeypatch.setattr(owner, name, killing(getattr(owner, name)))
+
+    def write(run, files):
+        for name, text in files.items():
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / name).write_text(text)
+
+    def killed_after(count, change):
+        left[0] = count
+        try:
+            change()
+        except Killed:
+            return True
+        finally:
+            left[0] = 1000
+        return False
+
+    def held_by(run):
+        RunFiles(run).recover()
+        files = {str(path.relative_to(run)): path.read_text() for path in run.rglob("*.json")}
+        return {name: text for name, text in files.items() if not name.startswith(OVERWRITTEN)}
+
+    def going_through(prepare, change, expected):
+        for count in itertools.count():
+            run = tmp_path / f"run_{next(numbers)}"
+            write(run, old)
+            files = RunFiles(run)
+            left[0] = 1000
+            prepare(run, files)
+            killed = killed_after(count, lambda files=files: change(files))
+            again = next(numbers) % 3
+            while killed and killed_after(again, lambda run=run: RunFiles(run).recover()):
+                again += 1  # So is the one that settles it.
+            assert held_by(run) == expected
+            if not killed:
+                return count
+
+    def begun(run, files):
+        files.put_aside()
+        write(run, {name: text for name, text in new.items() if "final" not in name})
+
+    def saved(run, files):
+        begun(run, files)
+        write(run, new)
+
+    assert going_through(lambda *_: None, RunFiles.put_aside, old) > 3
+    assert going_through(begun, RunFiles.put_back, old) > 5
+    assert going_through(saved, RunFiles.forget_aside, new) >= 2

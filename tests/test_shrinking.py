@@ -110,6 +110,18 @@ def test_nothing_shrinks_by_more_than_the_factor(make_mlp):
     masked.strip()
 
 
+@pytest.mark.parametrize("K", ["keras"], indirect=True)
+def test_gradients_that_are_gathered_are_steps_once_they_are_used(K, make_mlp, blobs):
+    told = {}
+    for gathered in (1, 4):
+        model = make_mlp()
+        optimizer = K.optimizers.SGD(0.3, gradient_accumulation_steps=gathered if gathered > 1 else None)
+        model.compile(optimizer, K.losses.SparseCategoricalCrossentropy(from_logits=True))
+        settings = {"target_sparsity": 0.5, "rate": 0.5, "epochs": 2, "round_epochs": 2, "verbose": 0}
+        told[gathered] = aimp_tf.prune(model, blobs, shrink=0.5, **settings).rounds[1].layers[0].shrink
+    assert told[1] ** (1 / 4) == pytest.approx(told[4], rel=1e-5) and told[1] < 0.995
+
+
 def test_what_training_does_not_change_is_not_shrunk(K, blobs):
     K.utils.set_random_seed(3)
     frozen = K.layers.Dense(16, name="frozen", trainable=False)

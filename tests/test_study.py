@@ -205,6 +205,9 @@ def test_equal_time_gives_the_epochs_that_take_it(thousand_weights, tmp_path):
 
 def test_equal_time_wants_an_arm_whose_cells_are_done(thousand_weights, tmp_path):
     study = done_study(tmp_path, {"aimp": (1, 1, 1), "soft": (1, 1, 1)}, soft=Arm(pruning={"method": "soft"}))
+    other = dataclasses.replace(study, arms={**study.arms, "gradual": Arm(epochs_of="aimp")})
+    with pytest.raises(ValueError, match="gradual has those of aimp. Name aimp."):
+        run_study.at_equal_time(other, tmp_path, "gradual")
     with pytest.raises(ValueError, match="Unknown arm 'amp'; the arms are aimp, soft. Did you mean 'aimp'?"):
         run_study.at_equal_time(study, tmp_path, "amp")
     (tmp_path / Cell("soft", 0.5, 1).folder / "result.json").unlink()

@@ -76,6 +76,11 @@ class ResettableOptimizer:
         return int(_value(self._iterations))
 
     @property
+    def steps_per_update(self) -> int:
+        """How many steps' gradients are gathered before weights change."""
+        return getattr(self._inner, "gradient_accumulation_steps", None) or 1
+
+    @property
     def rate(self) -> float | None:
         """The learning rate of the next step; None where it is neither a variable nor a LearningRateSchedule."""
         if self._schedule is not None:

@@ -79,7 +79,15 @@ class Request:
         folder = check_workdir(self.workdir) if self.workdir is not None and cluster.chief else None
         callbacks, verbose = as_callbacks(self.callbacks, generation), fit_verbose(self.verbose)
         self.fitting = Fitting(
-            self.data, self.validation_data, callbacks, self.options, verbose, self.config.seed, generation, cluster
+            self.data,
+            self.validation_data,
+            callbacks,
+            self.options,
+            verbose,
+            self.config.seed,
+            generation,
+            cluster,
+            steps_per_execution=self.model.steps_per_execution if generation == "keras" else 1,
         )
         # Where the run that is there goes on, or is done, it may be what this call wrote before.
         self.replaces = self.overwrite or folder is not None and os.path.lexists(folder / "signature.json")

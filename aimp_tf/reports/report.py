@@ -41,7 +41,15 @@ from aimp_tf.reports.plots import (
 )
 from aimp_tf.reports.reported_run import ReportedRun, choose_metric
 from aimp_tf.runs.recorded_run import RecordedRun
-from aimp_tf.training.rounds import budget_text, duration_text, layer_notes, layer_table, percent_text, round_table
+from aimp_tf.training.rounds import (
+    budget_text,
+    duration_text,
+    layer_notes,
+    layer_table,
+    names_accuracy,
+    percent_text,
+    round_table,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -175,7 +183,7 @@ def _metric_picture(plans: Sequence[ReportedRun]) -> Picture:
 
 def _quality_section(plans: Sequence[ReportedRun]) -> list[Block]:
     return [
-        Heading(2, "Accuracy against sparsity" if "acc" in plans[0].metric else "Quality against sparsity"),
+        Heading(2, "Accuracy against sparsity" if names_accuracy(plans[0].metric) else "Quality against sparsity"),
         Text(
             f"The {plans[0].label} at the end of each round, before the ranking that follows it. The larger marker is "
             "the last round that is done: in a finished run, the training in full."

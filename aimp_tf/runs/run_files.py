@@ -7,7 +7,6 @@ import fcntl
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 
 from aimp_tf.files import UNFINISHED, check_writable, making, remove
@@ -81,6 +80,10 @@ def _taken_lock(path: pathlib.Path) -> int:
     return lock
 
 
+def _is_folder(path: pathlib.Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
 def _is_open_at(descriptor: int, path: pathlib.Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
@@ -89,9 +92,19 @@ def _is_open_at(descriptor: int, path: pathlib.Path) -> bool:
 
 
 class RunFiles:
+    """The files of a run in a folder, and those of one that it takes the place of.
+
+    The latter lie in a folder whose name says, at any moment, what is to become of them: `_aside` waits for whether
+    something is saved, `_moving` goes back to where it was, as far as it is not there, `_wanted` goes back in place of
+    what is there, and `_unwanted` goes. So a process can be killed anywhere, and `recover` ends what it did.
+    """
+
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
         self._aside = path / OVERWRITTEN
+        self._moving, self._wanted, self._unwanted = (
+            path / f"{OVERWRITTEN}_{name}" for name in ("moving", "wanted", "unwanted")
+        )
 
     @property
     def hold_run(self) -> bool:
@@ -105,30 +118,46 @@ class RunFiles:
         # The signature last, for it says that this is a run.
         entries = sorted(self._entries(), key=lambda entry: entry.name == "signature.json")
         if entries:
-            self._aside.mkdir()
-        for entry in entries:
-            os.replace(entry, self._aside / entry.name)
+            self._moving.mkdir()
+            for entry in entries:
+                os.replace(entry, self._moving / entry.name)
+            os.replace(self._moving, self._aside)
 
     def put_back(self) -> None:
         """Gives back what was put aside, if that was so, in place of what is there."""
+        if _is_folder(self._aside):
+            os.replace(self._aside, self._wanted)
         remove(self._entries())
-        if not self._is_aside:
-            return
-        # The signature first, for it says that this is a run.
-        for entry in sorted(self._aside.iterdir(), key=lambda entry: entry.name != "signature.json"):
-            os.replace(entry, self._path / entry.name)
-        self._aside.rmdir()
+        if _is_folder(self._wanted):
+            os.replace(self._wanted, self._moving)
+        self._end_moving()
 
     def forget_aside(self) -> None:
-        if self._is_aside:
-            shutil.rmtree(self._aside)
+        """Removes what was put aside, if that was so."""
+        if _is_folder(self._aside):
+            remove([self._unwanted])
+            os.replace(self._aside, self._unwanted)
+            remove([self._unwanted])
 
     def recover(self) -> None:
         """Settles what a process that was killed while it began anew did not."""
-        if self.rounds() or (self._path / "metrics.jsonl").exists():
-            self.forget_aside()
-        elif self._is_aside:
+        if _is_folder(self._moving):
+            self._end_moving()
+        elif _is_folder(self._wanted):
             self.put_back()
+        elif self.rounds() or (self._path / "metrics.jsonl").exists():
+            self.forget_aside()
+        elif _is_folder(self._aside):
+            self.put_back()
+
+    def _end_moving(self) -> None:
+        """Gives back what had been moved, beside what is there."""
+        if not _is_folder(self._moving):
+            return
+        # The signature first, for it says that this is a run.
+        for entry in sorted(self._moving.iterdir(), key=lambda entry: entry.name != "signature.json"):
+            os.replace(entry, self._path / entry.name)
+        self._moving.rmdir()
 
     def remove_beyond(self, done: Sequence[pathlib.Path], next_folder: pathlib.Path) -> None:
         """Removes the rounds that are neither done nor next, backups of those that are, and what is half written."""
@@ -138,11 +167,7 @@ class RunFiles:
         remove(folder for folder in self.rounds() if folder not in mine)
         remove(folder / "backup" for folder in done)
         for folder in (self._path, *mine):
-            remove(path for path in folder.glob(f"{UNFINISHED}*") if path.name != OVERWRITTEN)
-
-    @property
-    def _is_aside(self) -> bool:
-        return self._aside.is_dir() and not self._aside.is_symlink()
+            remove(path for path in folder.glob(f"{UNFINISHED}*") if path != self._aside)
 
     def _entries(self) -> list[pathlib.Path]:
         return sorted(path for path in self._path.iterdir() if _OWN_NAMES.fullmatch(path.name))

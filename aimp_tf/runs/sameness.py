@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.models import keras_generation, layers_of
+from aimp_tf.compat.models import is_keras_own, keras_generation, layers_of
 from aimp_tf.config import PruningConfig, kept_defaults, upgrade
 from aimp_tf.config.texts import list_differences
 from aimp_tf.files import checksum_of_arrays
@@ -89,6 +89,8 @@ def _layer_signature(layer: Any) -> dict[str, Any]:
         config = layer.get_config()
     except Exception:  # A layer of the user's that says nothing of itself.
         config = None
+    if type(layer).__name__ == "RandomCrop" and is_keras_own(type(layer)) and config:
+        config = {**config, "seed": None}  # It tells one that it has drawn as if it had been given.
     return {
         "class": type(layer).__qualname__,
         "compute_dtype": str(getattr(layer, "compute_dtype", None)),

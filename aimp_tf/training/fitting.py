@@ -51,6 +51,7 @@ class Fitting:
         generation: "keras" or "tf_keras".
         cluster: The workers of the model.
         order_goes_on: Whether each epoch reads arrays in the next order by itself, as `Order` says.
+        steps_per_execution: How many a Keras 3 model takes, as it was compiled; 1 for one of tf_keras.
         trains: Whether epochs are read, and not a sample alone, of data that need not end then.
 
     Attributes:
@@ -77,6 +78,7 @@ class Fitting:
         cluster: Cluster,
         *,
         order_goes_on: bool = False,
+        steps_per_execution: int = 1,
         trains: bool = True,
     ) -> None:
         _check_options(options)
@@ -98,6 +100,8 @@ class Fitting:
         if isinstance(train_data, tuple):
             self.order = Order(seed, shuffle=bool(options.get("shuffle", True)), goes_on=order_goes_on)
             steps = options.get("steps_per_epoch")
+            if steps:  # Keras 3 reads whole executions.
+                steps = -(-steps // steps_per_execution) * steps_per_execution
             self._arrays = array_positions(
                 train_data, _TRAINING, batch_size=batch_size, order=self.order, steps_per_epoch=steps, **arrays
             )

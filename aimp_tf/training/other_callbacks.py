@@ -20,6 +20,9 @@ from aimp_tf.training.run import Run
 
 logger = logging.getLogger(__name__)
 
+_SETTINGS = {"min_delta", "params"}
+"""What no training changes, but that Keras 3 gives `min_delta` its sign in the first epoch that it looks at."""
+
 
 class OtherCallbacks:
     """Remembers what the callbacks were like when they first came, and makes them so again for each round of a run."""
@@ -63,7 +66,8 @@ class OtherCallbacks:
             return
         for callback, (_, values) in zip(self._stock, state, strict=True):
             # Names that it does not have, and texts such as where it writes, are nothing that training changes.
-            vars(callback).update({name: value for name, value in values.items() if name in vars(callback)})
+            names = (vars(callback).keys() & values.keys()) - _SETTINGS
+            vars(callback).update({name: values[name] for name in names})
 
     def _make_as_first(self, callback: Any) -> None:
         # The callback is kept with its state, so that its id is not given to another one.
@@ -199,6 +203,8 @@ def _copied(value: Any) -> Any:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     return value is None or isinstance(value, (bool, int, float, np.ndarray, np.generic))
 
 

@@ -280,7 +280,12 @@ def shrink_text(factors: Iterable[float]) -> str:
 
 def is_accuracy(name: str, value: Any) -> bool:
     """Whether a metric is a fraction of examples that are right, by its name and its value."""
-    return "acc" in name and isinstance(value, (int, float)) and 0 <= value <= 1
+    return names_accuracy(name) and isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+def names_accuracy(name: str) -> bool:
+    """Whether a word of the name of a metric says that it is an accuracy."""
+    return not {"acc", "accuracy"}.isdisjoint(name.lower().split("_"))
 
 
 def metric_text(name: str, value: Any, digits: int = 2) -> str:

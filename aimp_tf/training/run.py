@@ -213,8 +213,9 @@ class Run(RunState):
         masked.set_masks(after)
         warn_of_time(self.config, masked, keep)
         if self.round.rewind == "learning_rate":
-            steps = self.rounds[-1].epochs * max(self.steps_per_epoch, default=0)
-            self.shrinking.shrink(masked, steps)
+            steps = zip(self.steps_per_epoch, masked.optimizers.all, strict=False)
+            updates = max((per_epoch / each.steps_per_update for per_epoch, each in steps), default=0)
+            self.shrinking.shrink(masked, self.rounds[-1].epochs * updates)
         masked.constrain()
 
     def masks_keeping(self, masked: MaskedModel, keep: int) -> dict[str, np.ndarray]:

@@ -101,6 +101,10 @@ def at_equal_time(
         ValueError, TypeError: As `plan_study`, there is no such arm, or a cell of these arms is not done.
     """
     missing, done = plan_study(study, workdir, [reference, *(study.arms if arms is None else arms)])
+    if (other := study.arms[reference].epochs_of) is not None:
+        raise ValueError(
+            f"equal_time must name an arm with epochs of its own; {reference} has those of {other}. Name {other}."
+        )
     if missing:
         raise ValueError(
             f"How long arms take is known once they are done; {len(missing)} cells are not, such as {missing[0].cell}. "
