@@ -11,6 +11,7 @@ import pytest
 from aimp_tf import Latency, PruningConfig
 from aimp_tf.graph.prunable import prunable_variables
 from aimp_tf.runs.recorded_run import RecordedRun
+from aimp_tf.runs.run_files import locked
 from experiments import datasets, exports, models
 from experiments.experiment import CHOICES, Experiment
 from experiments.run import Comparison, compare, compiled_model, load_data, train_dense, weight_count
@@ -194,7 +195,13 @@ def test_a_dense_training_needs_no_clock(capsys):
 @pytest.mark.parametrize("granularity", ["unstructured", "channel"])
 def test_weights_that_are_left_are_prunable_ones(granularity, monkeypatch, tmp_path):
     """Of whole channels, biases and the like have masks, too."""
-    monkeypatch.setattr("experiments.run._accuracies", lambda saved_models, data: [0.5 for _ in saved_models])
+
+    def accuracies(saved_models, data):
+        with pytest.raises(RuntimeError, match="Another process uses workdir"), locked(tmp_path / "run"):
+            pass
+        return [0.5 for _ in saved_models]
+
+    monkeypatch.setattr("experiments.run._accuracies", accuracies)
     pruning = PruningConfig(0.5, rate=0.9, epochs=1, granularity=granularity)
     experiment = Experiment("digits", "small_cnn", pruning, train_examples=64)
     comparison = compare(experiment, load_data(experiment, None), tmp_path / "run", verbose=0)

@@ -99,6 +99,21 @@ def test_what_a_teacher_gives_is_told_by_its_loss_or_its_last_layer(K, make, dat
             assert float(term(teacher, student, *data, temperature=2)[1]) == pytest.approx(0, abs=1e-5)
 
 
+def test_a_teacher_that_cannot_be_seen_through_gives_what_its_student_gives(K, make, data):
+    class Unseen(K.Model):
+        def __init__(self, within):
+            super().__init__()
+            self.within, self.scale = within, self.add_weight(shape=(), initializer="ones", name="scale")
+
+        def call(self, x):
+            return self.within(x) * self.scale
+
+    for activation in ("softmax", None):
+        teacher = Unseen(make(1, activation))
+        teacher(data[0][:1])
+        assert float(term(teacher, make(1, activation), *data)[1]) == pytest.approx(0, abs=1e-5)
+
+
 def test_a_loss_that_is_named_like_one_of_keras_says_nothing(K, make, data):
     def weighted_categorical_crossentropy(y_true, y_pred):
         return K.losses.categorical_crossentropy(y_true, y_pred, from_logits=True)

@@ -142,12 +142,12 @@ def keras_mask(outputs: Any) -> Any | None:
 def own_loss(model: Any) -> Any | None:
     """The one loss that a model was compiled with, if it is a name, or a function or an object of Keras' own; None for
     any other, several and none."""
-    loss = getattr(model, "loss", None)
+    loss: Any = getattr(model, "loss", None)
     while isinstance(loss, (dict, list, tuple)) and len(loss) == 1:
         loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
     if isinstance(loss, str):
         return loss
-    kind = loss if hasattr(loss, "__name__") else type(loss)
+    kind: Any = loss if hasattr(loss, "__name__") else type(loss)
     # functools.wraps gives what is the user's the names of Keras' own.
     own = is_keras_own(kind) and getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind
     return loss if own else None

@@ -73,7 +73,8 @@ def check_targets(model: Any, data: Any, name: str) -> None:
 
 def _check_classes(model: Any, crossentropy: str, targets: np.ndarray, one_hot: bool, name: str) -> None:
     """As `check_targets`, of numbers of classes."""
-    loss, shape = own_loss(model), tuple(model.outputs[0].shape)
+    loss: Any = own_loss(model)
+    shape = tuple(model.outputs[0].shape)
     classes = shape[-1]
     if one_hot:
         raise ValueError(
@@ -104,5 +105,5 @@ def _check_classes(model: Any, crossentropy: str, targets: np.ndarray, one_hot: 
 def _crossentropy(model: Any) -> str | None:
     """The name of the loss for classes that a model was compiled with, if it is Keras' own."""
     loss = own_loss(model)
-    name = loss if isinstance(loss, str) else getattr(loss, "__name__", None) or getattr(loss, "name", "")
+    name = loss if isinstance(loss, str) else str(getattr(loss, "__name__", None) or getattr(loss, "name", ""))
     return name if "categorical" in name and name.endswith("crossentropy") else None

@@ -18,7 +18,7 @@ from aimp_tf.config.texts import nearest
 from aimp_tf.graph.model_graph import ModelGraph
 from aimp_tf.training.listening import listening
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _BATCH, _TAUGHT = "aimp_tf_batch", "aimp_tf_taught"
 _LEAST_PROBABILITY = 1e-7
@@ -239,13 +239,13 @@ def _name_of(loss: Any) -> str:
 def _gives_logits(model: Any) -> bool | None:
     """Whether a model gives logits rather than probabilities: as the loss says that it was compiled with, or its last
     layer; None where neither does."""
-    loss = own_loss(model)
+    loss: Any = own_loss(model)
     if _is_of(_name_of(loss), _OF_CLASSES + _OF_YES_AND_NO):
         return bool(loss.get_config().get("from_logits", False)) if hasattr(loss, "get_config") else False
     try:
         graph = ModelGraph.of(model)
     except Exception as error:  # Whatever a layer of the user's raises.
-        _log.debug("What %s ends in cannot be seen: %s", model.name, error)
+        logger.debug("What %s ends in cannot be seen: %s", model.name, error)
         return None
     ends = tf.nest.flatten(graph.outputs)
     for call in graph.calls:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -27,6 +28,7 @@ from aimp_tf.pruning import prune
 from aimp_tf.reports.display import RunDisplay, fit_verbose
 from aimp_tf.reports.measuring import measure_calls
 from aimp_tf.reports.result import PruningResult
+from aimp_tf.runs.run_files import locked
 from aimp_tf.selection.planning import Round
 from aimp_tf.training.input_pipeline import Order, prepare
 from aimp_tf.training.rounds import RoundResult, counted_text
@@ -135,7 +137,8 @@ def compare(
     cluster = Cluster(strategy or tf.distribute.get_strategy())
     # First, for it looks at all settings before it trains, and goes on where it was interrupted.
     result = train_pruned(experiment, data, workdir, strategy, verbose=verbose, overwrite=overwrite)
-    with cluster.explaining_losses(), tempfile.TemporaryDirectory() as elsewhere:
+    lock = locked(workdir) if cluster.chief else contextlib.nullcontext()
+    with cluster.explaining_losses(), lock, tempfile.TemporaryDirectory() as elsewhere:
         folder = workdir / "dense" if cluster.chief else pathlib.Path(elsewhere)
         with cluster.as_one():
             if cluster.chief:
