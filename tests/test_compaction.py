@@ -496,6 +496,21 @@ def test_functions_that_no_config_holds(function, K):
     assert small.get_layer("dense").activation is function
 
 
+@pytest.mark.parametrize("name", ["SimpleRNN", "GRU", "LSTM", "Bidirectional"])
+def test_units_of_a_recurrent_layer_whose_activation_mixes_them_stay(name, K):
+    layers = K.layers
+    kind = "LSTM" if name == "Bidirectional" else name
+    field = "recurrent_activation" if kind == "LSTM" else "activation"
+    recurrent = getattr(layers, kind)(6, **{field: "softmax"})
+    recurrent = recurrent if name == kind else layers.Bidirectional(recurrent, merge_mode="sum")
+    model = K.Sequential([K.Input((4, 3)), recurrent, layers.Dense(2)])
+    for weight in model.weights:
+        if tuple(weight.shape)[:1] == (6,) and len(weight.shape) == 2:
+            weight.assign(np.where(np.arange(6)[:, np.newaxis] < 2, 0.0, weight.numpy()))
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(3, 4, 3)))
+    assert list(report.left_alone.values()) == [name]
+
+
 def layers_without_config(keras):
     """Layers that cannot be made from their configs, each for a reason of its own."""
     base = keras.layers.Layer

@@ -10,6 +10,7 @@ import numpy as np
 from aimp_tf.graph.channels import Axis, ChannelClasses, Flow
 from aimp_tf.graph.model_graph import Call
 from aimp_tf.graph.rules import Assumptions, Flows, Kept, Reading, Rule, pin_others
+from aimp_tf.graph.trials import value_by_value
 
 GATES = {"SimpleRNN": (1, 0), "GRU": (3, 2), "LSTM": (4, 2)}
 """Class of a layer -> how many gates it has, and which of them alone brings anything into the state."""
@@ -27,7 +28,8 @@ class Recurrent(Rule):
         kernel, recurrent, *bias = (assumptions.value(weight) for weight in layer.weights)
         self._kernel, self._recurrent = (each.reshape(len(each), self._gates, -1) for each in (kernel, recurrent))
         self._bias = bias[0].reshape(-1, self._gates, self._recurrent.shape[-1]) if bias else None
-        self._zero_at_zero = float(layer.activation(np.zeros(1, np.float32))[0]) == 0
+        activation = value_by_value(layer.activation)
+        self._zero_at_zero = activation is not None and activation(np.zeros(1))[0] == 0
 
     def named(self, call: Call, flows: Flows) -> dict[str, Axis]:
         named = super().named(call, flows)

@@ -275,7 +275,10 @@ def _both_directions(call: Call, assumptions: Assumptions) -> Rule | None:
 
 
 def _is_plain_recurrent(layer: Any) -> bool:
-    return len(layer.weights) == 2 + layer.use_bias and not layer.stateful and not getattr(layer, "time_major", False)
+    if len(layer.weights) != 2 + layer.use_bias or layer.stateful or getattr(layer, "time_major", False):
+        return False
+    activations = (layer.activation, getattr(layer, "recurrent_activation", None))
+    return all(value_by_value(activation) for activation in activations if activation is not None)
 
 
 def _repeat(call: Call, assumptions: Assumptions) -> Rule | None:
