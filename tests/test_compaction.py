@@ -511,6 +511,25 @@ def test_units_of_a_recurrent_layer_whose_activation_mixes_them_stay(name, K):
     assert list(report.left_alone.values()) == [name]
 
 
+@pytest.mark.parametrize("kind", ["EinsumDense", "Dense"])
+def test_an_activation_along_an_axis_that_is_handed_on_keeps_all_of_it(kind, K):
+    def along_first(values):
+        return tf.nn.softmax(values, axis=1)
+
+    layers, inputs = K.layers, K.Input((4, 3))
+    x = layers.Dense(6, activation="relu", name="first")(inputs)
+    if kind == "Dense":
+        x = layers.Dense(5, activation=along_first)(layers.Permute((2, 1))(x))
+        x = layers.Permute((2, 1))(x)
+    else:
+        x = layers.EinsumDense("abc,bd->adc", output_shape=(5, 6), activation="softmax")(x)
+    last = layers.Dense(2)
+    model = K.Model(inputs, last(x))
+    last.kernel.assign(np.where(np.arange(6)[:, np.newaxis] < 2, 0.0, last.kernel.numpy()))
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(3, 4, 3)))
+    assert report.channels["first"] == (6, 6)
+
+
 def layers_without_config(keras):
     """Layers that cannot be made from their configs, each for a reason of its own."""
     base = keras.layers.Layer

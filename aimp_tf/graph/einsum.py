@@ -88,13 +88,14 @@ class Einsum(Rule):
             if letter in self._made:
                 constants = self._constants(letter, by_letter)
                 axes[axis] = Axis(classes.new(len(constants)), constants)
-                if self._activation is None:
-                    classes.pin(axes[axis].classes, f"the activation of {call.name} is not known")
             elif letter in by_letter:
                 axes[axis] = Axis.varied(by_letter[letter].classes)
         if len(self._output) - 1 not in axes:
             axes |= as_it_is(call.outputs[0], classes, f"{call.name} hands it on").axes
-        return [Flow(len(self._output), axes)]
+        made = Flow(len(self._output), axes)
+        if self._activation is None:
+            classes.pin_all(made, f"the activation of {call.name} is not known")
+        return [made]
 
     def _constants(self, letter: str, by_letter: dict[str, Axis]) -> np.ndarray:
         """The value of each entry that it makes along an axis of which nothing depends on the input; NaN elsewhere."""

@@ -98,15 +98,13 @@ class Linear(Rule):
         if hasattr(self.layer, "kernel_size"):
             pin_others(source, classes, call)
             others = {}
-        outputs = classes.new(len(constants))
+        outputs, rank = classes.new(len(constants)), len(call.outputs[0].shape)
         if self._activation is None:
-            classes.pin(outputs, f"the activation of {call.name} is not known")
-            made = Axis.varied(outputs)
-        else:
-            varied = self._connected[~source.channels.fixed].any(axis=0)
-            made = Axis(outputs, where_known(self._activation, constants), ~varied)
-        rank = len(call.outputs[0].shape)
-        return Flow(rank, {**others, rank - 1: made})
+            made = Flow(rank, {**others, rank - 1: Axis.varied(outputs)})
+            classes.pin_all(made, f"the activation of {call.name} is not known")
+            return made
+        varied = self._connected[~source.channels.fixed].any(axis=0)
+        return Flow(rank, {**others, rank - 1: Axis(outputs, where_known(self._activation, constants), ~varied)})
 
     def _axes(self, ranks: Sequence[int]) -> list[tuple[str | None, ...]]:
         channels = ("outputs", "inputs") if self._transposed else ("inputs", "outputs")
