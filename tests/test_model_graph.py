@@ -1,3 +1,5 @@
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -73,6 +75,40 @@ def test_several_inputs_and_one_that_is_not_used(K):
     for here, there in zip(outputs_of(copy, inputs), outputs_of(model, inputs), strict=True):
         np.testing.assert_array_equal(here, there)
     assert len(copy.inputs) == 2
+
+
+@pytest.mark.parametrize("outer", [None, 6])
+def test_what_an_ordered_dict_holds_stays_in_its_order(outer, K):
+    """Keras 3 does not sort its keys, as TensorFlow does."""
+
+    class Apart(K.layers.Layer):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.scale = self.add_weight(name="scale", shape=(), initializer="ones")
+
+        def call(self, inputs):
+            return OrderedDict(twice=2.0 * inputs, scaled=3.0 * inputs * tf.convert_to_tensor(self.scale))
+
+    def pair(size=None):
+        return OrderedDict((name, K.Input((size, 4), name=name)) for name in ("b", "a"))
+
+    inner = pair()
+    nested = K.Model(inner, OrderedDict(y=inner["b"] - 2.0 * inner["a"], x=K.layers.Dense(4, name="x")(inner["a"])))
+    inputs = pair(outer)
+    x = nested(OrderedDict(b=inputs["a"], a=inputs["b"]))
+    parts = Apart()(x["y"])
+    outputs = OrderedDict(
+        late=K.layers.Dense(2, name="late")(parts["twice"]),
+        early=K.layers.Dense(3, name="early")(K.layers.Add()([parts["scaled"], x["x"]])),
+    )
+    model = K.Model(inputs, outputs)
+    copy, _ = rebuilt(ModelGraph.of(model))
+    generator = np.random.default_rng(0)
+    values = OrderedDict((name, generator.normal(size=(3, 6, 4)).astype(np.float32)) for name in ("b", "a"))
+    for here, there in zip(outputs_of(copy, values), outputs_of(model, values), strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-6)
+    assert [each.name for each in copy.inputs] == [each.name for each in model.inputs]
+    assert list(copy.output_names) == list(model.output_names)
 
 
 def test_masks_are_known_where_they_flow(K):

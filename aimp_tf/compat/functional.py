@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from aimp_tf.compat.models import keras_generation
+from aimp_tf.compat.models import flattened, keras_generation
 
 
 def functional_within(model: Any, keras: Any) -> Any | None:
@@ -64,7 +64,7 @@ def told_shapes(layer: Any, structure: tuple[Any, Any], shapes: Mapping[int, tup
     for place, shape in shapes.items():
         leaves[place] = keras.KerasTensor(shape, leaves[place].dtype)
     args, kwargs = tf.nest.pack_sequence_as(structure, leaves)
-    return [tuple(each.shape) for each in tf.nest.flatten(layer.compute_output_spec(*args, **kwargs))]
+    return [tuple(each.shape) for each in flattened(layer.compute_output_spec(*args, **kwargs), keras)]
 
 
 def function_name(operation: Any) -> str:

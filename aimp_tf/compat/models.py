@@ -116,6 +116,13 @@ def keras_of(layer: Any) -> Any:
     return importlib.import_module("keras" if hasattr(layer, "compute_output_spec") else "tf_keras")
 
 
+def flattened(structure: Any, keras: Any) -> list[Any]:
+    """The leaves of a structure in the order of a generation of Keras: Keras 3 has those of an OrderedDict in its own,
+    tf_keras and TensorFlow in that of its keys."""
+    leaves: list[Any] = (keras.tree if keras.__name__ == "keras" else tf.nest).flatten(structure)
+    return leaves
+
+
 def children(layer: Any) -> list[Any]:
     """The layers that `layer` is directly made of, in the order in which Keras lists them."""
     return list(layer._flatten_layers(include_self=False, recursive=False))

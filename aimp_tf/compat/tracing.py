@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.functional import calls_of, structures_of
-from aimp_tf.compat.models import children, is_keras_own, layers_of
+from aimp_tf.compat.models import children, flattened, is_keras_own, layers_of
 from aimp_tf.compat.swap import Swap
 
 _TWO = 2
@@ -120,7 +120,7 @@ def _for_any_batch(functional: Any, keras: Any) -> Any | None:
             if _is_for_so_many(layer):
                 layer = keras.layers.Reshape(given[0].shape[1:], name=layer.name)
             args, kwargs = tf.nest.map_structure(one_for_both, replaced((args, kwargs), made))
-            found = tf.nest.flatten(layer(*args, **kwargs))
+            found = flattened(layer(*args, **kwargs), keras)
             made |= {id(before): after for before, after in zip(given, found, strict=True)}
         return keras.Model(replaced(inputs, made), replaced(outputs, made))
     except Exception:  # As above: where two examples are part of what it does.

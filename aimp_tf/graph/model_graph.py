@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from aimp_tf.compat.functional import calls_of, functional_within, input_names, structures_of
-from aimp_tf.compat.models import check_built, is_keras_own, keras_generation, keras_mask, layers_of
+from aimp_tf.compat.models import check_built, flattened, is_keras_own, keras_generation, keras_mask, layers_of
 from aimp_tf.compat.tracing import replaced
 from aimp_tf.graph.opening import opened, opened_model
 from aimp_tf.graph.prunable import unused
@@ -106,7 +106,7 @@ class ModelGraph:
         new_inputs = tf.nest.map_structure(lambda tensor: _register(tensor, tensors), inputs)
         walked = list(_walk(functional, keras, tensors, ()))
         new_outputs = replaced(outputs, tensors)
-        output_names = dict(zip(tf.nest.flatten(new_outputs), functional.output_names, strict=True))
+        output_names = dict(zip(flattened(new_outputs, keras), functional.output_names, strict=True))
         names = _named(walked, input_names(functional), output_names)
         calls = tuple(dataclasses.replace(call, name=names[id(call.layer)]) for call, _ in walked)
         return cls(model, keras, new_inputs, new_outputs, calls, functional)._with_sizes()
@@ -194,7 +194,7 @@ class ModelGraph:
         values = dict(zip(tf.nest.flatten(self.inputs), inputs, strict=True))
         for call in self.calls:
             args, kwargs = filled_in(call, values.__getitem__)
-            values.update(zip(call.outputs, tf.nest.flatten(call.layer(*args, **kwargs)), strict=True))
+            values.update(zip(call.outputs, flattened(call.layer(*args, **kwargs), self.keras), strict=True))
         return values
 
     def build(
@@ -214,8 +214,8 @@ class ModelGraph:
         made: dict[Tensor, Any] = {}
         layers: dict[int, Any] = {}
         rewritten = rewritten or {}
-        names = input_names(self.functional)
-        for tensor, name, original in zip(tf.nest.flatten(self.inputs), names, self.functional.inputs, strict=True):
+        declared = zip(input_names(self.functional), self.functional.inputs, strict=True)
+        for tensor, (name, original) in zip(flattened(self.inputs, self.keras), declared, strict=True):
             made[tensor] = self.keras.Input(tensor.shape[1:], tensor.shape[0], dtype=tensor.dtype, name=name)
             if self.keras.__name__ == "keras":
                 # It may differ from that of the layer, and is the one that the signature of a SavedModel has.
@@ -234,7 +234,7 @@ class ModelGraph:
                 if id(call.layer) not in layers:
                     layers[id(call.layer)] = layer_for(call)
                 outputs = layers[id(call.layer)](*args, **kwargs)
-            made.update(zip(call.outputs, tf.nest.flatten(outputs), strict=True))
+            made.update(zip(call.outputs, flattened(outputs, self.keras), strict=True))
         inputs, outputs = (
             tf.nest.map_structure(made.__getitem__, structure) for structure in (self.inputs, self.outputs)
         )

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.functional import declared_inputs, functional_within, structures_of
-from aimp_tf.compat.models import children, is_keras_own, keras_of
+from aimp_tf.compat.models import children, flattened, is_keras_own, keras_of
 from aimp_tf.compat.tracing import holds_weights_itself, replaced, seen, traced
 from aimp_tf.compat.variables import bare
 
@@ -28,13 +28,13 @@ def opened(
 
     What stands in a tensor's place among its arguments is of the type `flowing`, and has a shape and a dtype.
     """
-    leaves = [leaf for leaf in tf.nest.flatten((args, dict(kwargs))) if isinstance(leaf, flowing)]
+    leaves = [leaf for leaf in flattened((args, dict(kwargs)), keras) if isinstance(leaf, flowing)]
     if isinstance(layer, keras.Model) and (nested := functional_within(layer, keras)) is not None:
         fits = not any(value for value in tf.nest.flatten(dict(kwargs))) and len(args) == 1
         if not fits or not _is_alike(args[0], structures_of(nested)[0], len(leaves)):
             return None
         given, declared = ([tuple(each.shape) for each in some] for some in (leaves, nested.inputs))
-        return (nested if given == declared else _of_shapes_given(nested, args[0], leaves, keras)), leaves
+        return (nested if given == declared else _of_shapes_given(nested, args[0], keras)), leaves
     if not isinstance(layer, keras.layers.Layer) or is_keras_own(type(layer)) or not layer.built:
         return None
     if not leaves or not children(layer) or holds_weights_itself(layer):
@@ -85,10 +85,10 @@ def _traced(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: A
     return functional if same else None
 
 
-def _of_shapes_given(nested: Any, given: Any, leaves: Sequence[Any], keras: Any) -> Any:
+def _of_shapes_given(nested: Any, given: Any, keras: Any) -> Any:
     """A nested model that knows the sizes that it is called with, which layers within it may ask for."""
-    inputs = [keras.Input(leaf.shape[1:], leaf.shape[0], dtype=leaf.dtype) for leaf in leaves]
-    return traced(nested, (tf.nest.pack_sequence_as(given, inputs),), {}, inputs, keras) or nested
+    inputs = tf.nest.map_structure(lambda leaf: keras.Input(leaf.shape[1:], leaf.shape[0], dtype=leaf.dtype), given)
+    return traced(nested, (inputs,), {}, flattened(inputs, keras), keras) or nested
 
 
 def _is_alike(given: Any, declared: Any, count: int) -> bool:

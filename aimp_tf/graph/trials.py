@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.functional import told_shapes
+from aimp_tf.compat.models import flattened, keras_of
 from aimp_tf.graph.model_graph import Call, Tensor
 
 _EXAMPLES, _MANY_EXAMPLES = 16, 64
@@ -80,7 +81,7 @@ class Trial:
                 for place, leaf in enumerate(self._leaves)
             ]
             args, kwargs = tf.nest.pack_sequence_as(self._structure, leaves)
-            outputs = tf.nest.flatten(self._call.layer(*args, **kwargs))
+            outputs = flattened(self._call.layer(*args, **kwargs), keras_of(self._call.layer))
             return [np.asarray(tf.cast(output, tf.float32)) for output in outputs]
         except Exception:  # Whatever a function raises that was not made for this, or takes texts.
             return None
