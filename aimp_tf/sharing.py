@@ -12,7 +12,7 @@ import numpy as np
 
 from aimp_tf.coding.levels import INITIAL, kmeans, stochastic
 from aimp_tf.coding.tensors import MOST_LEVELS, levels_of
-from aimp_tf.compat.models import is_keras_own, layers_of, model_of
+from aimp_tf.compat.models import finalize, is_keras_own, layers_of, model_of
 from aimp_tf.compat.variables import key_of
 from aimp_tf.config.texts import check_whole, is_number
 from aimp_tf.graph.copies import Copies, rebuilt
@@ -124,6 +124,7 @@ def share_weights(
         arrays[path] = _rounded("others", path, arrays[path], others)
     for path, weight in weights.items():
         weight.assign(arrays[path])
+    finalize(layers_of(copy))
     found = len(levels_of(np.concatenate([arrays[path].reshape(-1) for path in kernels])))
     logger.info("%d kernels of %s have %d values other than zero.", len(kernels), model.name, found)
     return copy

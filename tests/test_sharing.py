@@ -193,6 +193,16 @@ def test_normalisation_is_folded_into_half_as_many_numbers(K, tmp_path):
     assert not np.allclose(got, plain(images, training=True).numpy(), rtol=1e-2)  # They are looked at.
 
 
+def test_statistics_that_are_rounded_are_those_it_computes_with(K):
+    points = np.random.default_rng(0).normal(100, 3, (64, 4)).astype(np.float32)
+    normalization = K.layers.Normalization()
+    normalization.adapt(points)
+    model = aimp_tf.share_weights(K.Sequential([K.Input((4,)), normalization, K.layers.Dense(6)]), others="bfloat16")
+    mean, variance, *_ = model.layers[1].get_weights()
+    expected = (points - mean) / np.sqrt(variance) @ model.layers[2].kernel.numpy()
+    np.testing.assert_allclose(model(points).numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_values_beyond_half_precision_are_refused(K):
     model = K.Sequential([K.Input((4,)), K.layers.Dense(6)])
     model.layers[0].bias.assign(np.full(6, 1e6))
