@@ -2,6 +2,7 @@
 
 import logging
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -528,6 +529,22 @@ def test_an_activation_along_an_axis_that_is_handed_on_keeps_all_of_it(kind, K):
     last.kernel.assign(np.where(np.arange(6)[:, np.newaxis] < 2, 0.0, last.kernel.numpy()))
     _, report = check_same(model, np.random.default_rng(0).normal(size=(3, 4, 3)))
     assert report.channels["first"] == (6, 6)
+
+
+@pytest.mark.parametrize("changed", ["under LoRA", "quantized"])
+def test_attention_that_is_not_plain_any_more_is_left_as_it_is(changed):
+    layers, inputs = keras.layers, keras.Input((5, 4))
+    attention = layers.MultiHeadAttention(2, 3, name="attention")
+    x = layers.Dense(6, activation="relu", name="first")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(attention(x, x)))
+    if changed == "quantized":
+        model.quantize("int8")
+    else:
+        attention._query_dense.enable_lora(2)
+        for weight in attention.weights:
+            weight.assign(np.random.default_rng(0).normal(size=weight.shape))
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(3, 5, 4)))
+    assert "attention" in report.left_alone and report.shared == {"attention": "MultiHeadAttention"}
 
 
 def layers_without_config(keras):

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from aimp_tf.compat.functional import is_function, lambda_like, sharing
-from aimp_tf.compat.models import finalize, is_keras_own, layers_of
+from aimp_tf.compat.models import children, finalize, is_keras_own, layers_of
 from aimp_tf.graph.model_graph import Call, ModelGraph, filled_in
 
 _log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _remade(call: Call, changes: Mapping[str, Any], same_shapes: bool) -> Any:
         if is_keras_own(type(layer)):
             raise
         copy = type(layer).from_config({**config, **changes})  # That may expect just what get_config gave.
-    if not is_keras_own(type(layer)) and not changes and same_shapes:
+    if not changes and same_shapes and (not is_keras_own(type(layer)) or children(layer)):
         _check_alike(copy, call)
     return copy
 

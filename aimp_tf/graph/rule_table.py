@@ -174,8 +174,10 @@ def _recurrent(call: Call, assumptions: Assumptions) -> Rule | None:
 def _attention(call: Call, assumptions: Assumptions) -> Rule | None:
     parts = projections(call.layer)
     plain = len(call.outputs) == 1 and "output" in parts and len(parts["output"].kernel.shape) == 3
-    weights = sum(len(part.weights) for part in parts.values())
-    return Attention(call.layer, assumptions) if plain and weights == len(call.layer.weights) else None
+    counts = [len(part.weights) for part in parts.values()]
+    # Adapters and quantized kernels come as further weights, as in Dense.
+    plain = plain and counts == [1 + (part.bias is not None) for part in parts.values()]
+    return Attention(call.layer, assumptions) if plain and sum(counts) == len(call.layer.weights) else None
 
 
 def _lookup(call: Call, assumptions: Assumptions) -> Rule | None:
