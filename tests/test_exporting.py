@@ -15,6 +15,7 @@ import tf_keras
 
 import aimp_tf
 from aimp_tf import exporting
+from aimp_tf.exporting.inputs import arrange
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.saved_model import weight_arrays, write_keras
 from aimp_tf.exporting.verification import use_in_fresh_process
@@ -144,6 +145,20 @@ def test_several_inputs_and_outputs_in_their_structures(K, tmp_path):
     for wrong in ({**inputs, "b": inputs["b"][:5]}, {**inputs, "a": inputs["a"][:, :3]}, {"a": [], "b": []}):
         with pytest.raises(ValueError, match="as many examples of each and at least one; got "):
             aimp_tf.export(in_order, tmp_path / "c", inputs=wrong)
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_a_dict_of_inputs_goes_by_their_names_however_these_are_written(kind, K):
+    names = ("z-in", "a.in")
+    inputs = [K.Input((3,), name=name) for name in names]
+    joined = K.layers.Concatenate()(inputs)
+    model = K.Model(inputs if kind is list else dict(zip(names, inputs, strict=True)), joined)
+    arrays = [np.full((2, 3), value, np.float32) for value in (1.0, 2.0)]
+    declared, cleaned = (dict(zip(some, arrays, strict=True)) for some in (names, ("z_in", "a_in")))
+    for given in (declared, cleaned, *([arrays] if kind is list else [])):
+        np.testing.assert_array_equal(model(arrange(given, model)), np.concatenate(arrays, axis=1))
+    with pytest.raises(ValueError, match=r"takes .*z_in.*; got a dict of 'z', 'a'. Give it by these names."):
+        arrange(dict(zip("za", arrays, strict=True)), model)
 
 
 def test_subclassed_models_become_what_needs_no_code(K, tmp_path):

@@ -25,10 +25,7 @@ def input_specs(model: Any) -> Any:
     Raises:
         ValueError: The model is not built, was never called, or takes several arguments.
     """
-    check_built(model)
-    structure = plain(declared_inputs(model))
-    if isinstance(structure, list) and len(structure) == 1:
-        [structure] = structure
+    structure = _declared(model)
     specs: dict[str, tf.TensorSpec] = {}
     for path, tensor in with_paths(structure):
         name = base = re.sub(r"\W", "_", getattr(tensor, "name", None) or "_".join(map(str, path)) or "inputs")
@@ -43,7 +40,7 @@ def arrange(inputs: Any, model: Any) -> Any:
 
     Args:
         inputs: An array for a model with one input; for one with several, a list or tuple in the order in which the
-            model takes them, a dict by their names, or the structure itself. Examples lie along the first axis.
+            model takes them, the structure itself, or a dict by their names. Examples lie along the first axis.
         model: A built model.
 
     Raises:
@@ -52,13 +49,10 @@ def arrange(inputs: Any, model: Any) -> Any:
     specs = input_specs(model)
     flat = tf.nest.flatten(specs)
     expected = f"The model {model.name!r} takes {', '.join(map(_describe, flat))}"
-    given = plain(inputs)
-    if isinstance(given, dict) and set(given) == {spec.name for spec in flat}:
-        leaves = [given[spec.name] for spec in flat]
-    elif isinstance(given, (dict, list, tuple)) and isinstance(specs, (dict, list, tuple)):
-        leaves = [leaf for _, leaf in with_paths(given)]
-    else:
-        leaves = [given]
+    names = [getattr(tensor, "name", None) for _, tensor in with_paths(_declared(model))]
+    leaves = _leaves(plain(inputs), specs, names)
+    if leaves is None:
+        raise ValueError(f"{expected}; got a dict of {', '.join(map(repr, inputs))}. Give it by these names.")
     if len(leaves) != len(flat):
         raise ValueError(f"{expected}; got {len(leaves)} arrays as inputs.")
     arrays: list[np.ndarray] = []
@@ -77,6 +71,28 @@ def arrange(inputs: Any, model: Any) -> Any:
             raise ValueError(f"{expected}, as many examples of each and at least one; got {came} for {spec.name}.")
         arrays.append(array)
     return tf.nest.pack_sequence_as(specs, arrays)
+
+
+def _declared(model: Any) -> Any:
+    """The inputs of a built model in their structure. Raises as `input_specs`."""
+    check_built(model)
+    structure = plain(declared_inputs(model))
+    return structure[0] if isinstance(structure, list) and len(structure) == 1 else structure
+
+
+def _leaves(given: Any, specs: Any, names: list[str | None]) -> list[Any] | None:
+    """What is given for each of the specs, flat, if that fits; None for a dict of other keys than their names, be it as
+    the model declares these or as they are in its signature."""
+    if isinstance(given, dict):
+        found = dict(with_paths(given))
+        if found.keys() == dict(with_paths(specs)).keys():
+            return list(found.values())
+        for known in ([spec.name for spec in tf.nest.flatten(specs)], names):
+            if given.keys() == set(known):
+                return [given[name] for name in known]
+        return None
+    nested = isinstance(given, (list, tuple)) and isinstance(specs, (dict, list, tuple))
+    return [leaf for _, leaf in with_paths(given)] if nested else [given]
 
 
 def make_up(model: Any) -> Any:
