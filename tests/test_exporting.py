@@ -18,7 +18,7 @@ from aimp_tf import exporting
 from aimp_tf.exporting.inputs import arrange
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.saved_model import weight_arrays, write_keras
-from aimp_tf.exporting.verification import use_in_fresh_process
+from aimp_tf.exporting.verification import made_up, use_in_fresh_process
 
 FILES = {
     "saved_model": "saved_model",
@@ -454,6 +454,19 @@ def test_made_up_inputs(make_mlp, tmp_path, monkeypatch, formats):
         assert kind == type(model).__module__.split(".")[0]
         assert (inputs.shape, artefact.examples, artefact.made_up) == ((32, 8), 32, True)
     assert artefact.max_difference < 1e-5
+
+
+def test_made_up_images_are_large_enough_for_something_to_come_out(K, tmp_path):
+    layers, inputs = K.layers, K.Input((None, None, 3))
+    x = inputs
+    for _ in range(5):
+        x = layers.MaxPooling2D()(x)
+    for last in (layers.GlobalAveragePooling2D(), layers.Conv2D(2, 1)):
+        assert made_up(K.Model(inputs, last(x))).shape == (32, 32, 32, 3)
+    assert made_up(K.Model(inputs, layers.Conv2D(2, 1)(inputs))).shape == (32, 8, 8, 3)
+    model = K.Sequential([K.Input((4,)), layers.Dense(2, bias_initializer=K.initializers.Constant(np.nan))])
+    with pytest.raises(ValueError, match="gives no numbers for inputs that are made up.*give inputs, or pass verify"):
+        aimp_tf.export(model, tmp_path, "keras")
 
 
 def test_bad_calls_are_refused(make_mlp, K, tmp_path, monkeypatch):

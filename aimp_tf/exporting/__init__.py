@@ -19,12 +19,12 @@ from aimp_tf.compat.mixed_precision import computes_in_half_precision
 from aimp_tf.compat.models import layers_of, model_of
 from aimp_tf.config.texts import nearest
 from aimp_tf.exporting.coded import write_coded
-from aimp_tf.exporting.inputs import arrange, make_up
+from aimp_tf.exporting.inputs import arrange
 from aimp_tf.exporting.lite import to_tflite
 from aimp_tf.exporting.onnx import write_onnx
 from aimp_tf.exporting.saved_model import weight_arrays, write_keras, write_saved_model
 from aimp_tf.exporting.sparse import sparse_inference
-from aimp_tf.exporting.verification import differences
+from aimp_tf.exporting.verification import differences, made_up
 from aimp_tf.files import UNFINISHED, check_writable, gzip_bytes, making, stored_bytes, write_arrays
 from aimp_tf.masking import check_plain
 
@@ -203,7 +203,7 @@ def export(
     target.check(overwrite)
     given = inputs is not None
     if verify and not given and any(format_.kind != "weights" for format_ in chosen.values()):
-        inputs = make_up(model)
+        inputs = made_up(model)
     with _unfinished_in(directory) as unfinished, _without_notes_of_tensorflow():
         for format_ in chosen.values():
             format_.write(model, unfinished / format_.file, Settings(inputs, batch_size))

@@ -14,7 +14,6 @@ from aimp_tf.compat.models import check_built
 
 _HALF_PRECISION = (tf.float16, tf.bfloat16)
 _MADE_UP_EXAMPLES = 32
-_MADE_UP_LENGTH = 8
 
 
 def input_specs(model: Any) -> Any:
@@ -95,10 +94,10 @@ def _leaves(given: Any, specs: Any, names: list[str | None]) -> list[Any] | None
     return [leaf for _, leaf in with_paths(given)] if nested else [given]
 
 
-def make_up(model: Any) -> Any:
+def make_up(model: Any, length: int = 8) -> Any:
     """Inputs of the shapes that a built model declares: normal numbers, and zeros and ones where it takes integers.
 
-    An axis of any length is given a length of 8.
+    An axis of any length is given this one.
 
     Raises:
         ValueError: The model takes something other than numbers.
@@ -106,7 +105,7 @@ def make_up(model: Any) -> Any:
     rng = np.random.default_rng(0)
 
     def draw(spec: tf.TensorSpec) -> np.ndarray:
-        shape = [_MADE_UP_EXAMPLES, *(size or _MADE_UP_LENGTH for size in spec.shape[1:])]
+        shape = [_MADE_UP_EXAMPLES, *(size or length for size in spec.shape[1:])]
         if spec.dtype.is_floating:
             return rng.normal(size=shape).astype(widened(spec.dtype).as_numpy_dtype)
         if spec.dtype.is_integer or spec.dtype.is_bool:

@@ -20,6 +20,9 @@ from aimp_tf.exporting.saved_model import infer, output_names, weight_arrays
 
 _BATCH_SIZE = 256
 
+_LENGTHS = (8, 16, 32, 64, 128, 256)
+"""To make up inputs of, where an axis is of any length."""
+
 _PROGRAM = """
 import ast, importlib, os, sys
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -190,9 +193,32 @@ def largest_difference(model: Any, other: Any, inputs: Any = None) -> float:
 
     Without inputs it is that on made-up ones. Raises ValueError as `export`.
     """
-    inputs = make_up(model) if inputs is None else arrange(inputs, model)
+    inputs = made_up(model) if inputs is None else arrange(inputs, model)
     outputs = [tf.nest.flatten(_outputs(one, inputs)) for one in (model, other)]
     return max(_difference(*pair) for pair in zip(*outputs, strict=True))
+
+
+def made_up(model: Any) -> Any:
+    """Inputs as of `make_up`, of the first of `_LENGTHS` of which something comes out that can be compared.
+
+    Raises:
+        ValueError: As `make_up`, or there is none.
+    """
+    for length in _LENGTHS:
+        inputs = make_up(model, length)
+        if all(map(_tells, tf.nest.flatten(_outputs(model, inputs)))):
+            return inputs
+        if all(None not in spec.shape[1:] for spec in tf.nest.flatten(input_specs(model))):
+            break
+    raise ValueError(
+        f"The model {model.name!r} gives no numbers for inputs that are made up, so that there is nothing to compare: "
+        "give inputs, or pass verify=False."
+    )
+
+
+def _tells(output: np.ndarray) -> bool:
+    """Whether an output has entries that are not all NaN or infinite."""
+    return output.size > 0 and (output.dtype.kind != "f" or bool(np.isfinite(output).any()))
 
 
 def _outputs(model: Any, inputs: Any) -> Any:
