@@ -239,6 +239,22 @@ def test_dead_branches_go(beta, K):
     assert ("total_offset" in [layer.name for layer in small.layers]) == any(beta)
 
 
+@pytest.mark.parametrize("beta", [0.0, 2.0])
+def test_an_output_that_loses_a_branch_keeps_its_name(beta, K):
+    layers, inputs = K.layers, K.Input((4,))
+    dead = layers.Dense(3, kernel_initializer="zeros", bias_initializer=K.initializers.Constant(beta))
+    main = layers.Dense(3, name="main")(inputs)
+    outputs = [layers.Add(name="total")([main, dead(inputs)]), layers.Dense(2, name="other")(main)]
+    model = K.Model(inputs, outputs)
+    model.compile("sgd", loss={"total": "mse", "other": "mse"}, metrics={"total": ["mae"]})
+    points = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    small, _ = check_same(model, points)
+    assert list(small.output_names) == list(model.output_names) and small.count_params() == model.count_params() - 15
+    targets = {"total": np.zeros((5, 3)), "other": np.zeros((5, 2))}
+    losses = [each.evaluate(points, targets, verbose=0, return_dict=True) for each in (model, small)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_functions_in_place_of_layers(K):
     ops = K.ops if K.__name__ == "keras" else tf.nn
     image = K.Input((4,))

@@ -207,6 +207,9 @@ class _Compaction:
         if offset.any():
             name = self._unused(f"{call.name}_offset")
             total = layers.Rescaling(1.0, offset.tolist(), name=name, **settings)(total)
+        is_output = None in self._graph.readers[call.outputs[0]]
+        if is_output and len(self._graph.by_layer[id(call.layer)]) == 1:  # What `compile` is given may go by its name.
+            total = layers.Identity(name=call.name, **settings)(total)
         return total
 
     def _unused(self, name: str) -> str:
