@@ -563,6 +563,30 @@ def test_attention_that_is_not_plain_any_more_is_left_as_it_is(changed):
     assert "attention" in report.left_alone and report.shared == {"attention": "MultiHeadAttention"}
 
 
+def test_functions_of_half_precision_keep_it(K):
+    layers, inputs = K.layers, K.Input((4,))
+    x = layers.Dense(6, activation="relu", name="first", dtype="mixed_bfloat16")(inputs)
+    x = layers.Lambda(lambda values: values * tf.constant(2.0, tf.bfloat16), dtype="mixed_bfloat16")(x)
+    last = layers.Dense(2)
+    model = K.Model(inputs, last(x))
+    last.kernel.assign(np.where(np.arange(6)[:, np.newaxis] < 2, 0.0, last.kernel.numpy()))
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(3, 4)), slack=1e-2)
+    assert report.channels["first"] == (6, 4)
+
+
+@pytest.mark.parametrize("kind", ["Dense", "SeparableConv2D", "DepthwiseConv2D", "Conv2DTranspose", "EinsumDense"])
+def test_kernels_of_bfloat16(kind, K):
+    settings = {"Dense": (3,), "DepthwiseConv2D": (3,), "EinsumDense": ("abcd,de->abce", (None, None, 3))}
+    reader = getattr(K.layers, kind)(*settings.get(kind, (3, 3)), dtype="bfloat16")
+    first = K.layers.Conv2D(6, 1, name="first", dtype="bfloat16")
+    last = K.layers.Conv2D(2, 1, dtype="bfloat16")
+    model = K.Sequential([K.Input((5, 5, 2)), first, reader, last])
+    first.set_weights([np.where(np.arange(6) < 2, 0.0, weight) for weight in (np.asarray(first.kernel), np.ones(6))])
+    small, report = check_same(model, np.random.default_rng(0).normal(size=(3, 5, 5, 2)), slack=5e-2)
+    assert report.channels["first"] == (6, 4)
+    assert {weight.dtype.name for weight in small.get_weights()} == {"bfloat16"}
+
+
 def layers_without_config(keras):
     """Layers that cannot be made from their configs, each for a reason of its own."""
     base = keras.layers.Layer

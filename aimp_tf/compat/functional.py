@@ -147,4 +147,5 @@ def _of_shapes(shapes: Any, dtype: str) -> Any:
 
 def lambda_like(layer: Any, name: str) -> Any:
     """A Lambda layer with the function, and all else, of another."""
-    return type(layer)(layer.function, layer._output_shape, layer.mask, layer.arguments, name=name, dtype=layer.dtype)
+    given = (layer.function, layer._output_shape, layer.mask, layer.arguments)
+    return type(layer)(*given, name=name, dtype=layer.dtype_policy)

@@ -130,7 +130,9 @@ class Separable(Linear):
         depthwise, pointwise, *bias = weights
         *_, channels, times = depthwise.shape
         rows = pointwise.reshape(channels, times, -1)
-        super().__init__(layer, [np.einsum("...cm,cmo->...co", depthwise, rows), *bias], activation, bordered=bordered)
+        # NumPy has no sums of products of bfloat16.
+        wide = (each.astype(np.result_type(each.dtype, np.float32)) for each in (depthwise, rows))
+        super().__init__(layer, [np.einsum("...cm,cmo->...co", *wide), *bias], activation, bordered=bordered)
         nonzero = (depthwise != 0).reshape(-1, channels, times).any(axis=0)
         self._connected = (nonzero[:, :, np.newaxis] & (rows != 0)).any(axis=1)
         self._times = times
