@@ -658,6 +658,42 @@ def test_layers_that_no_config_makes_are_shared(K, caplog, tmp_path):
     assert len(again.layers) == len(small.layers)
 
 
+def test_layers_whose_configs_leave_out_what_they_hold_are_shared(K):
+    class Scale(K.layers.Layer):
+        def __init__(self, factor=1.0, **settings):
+            super().__init__(**settings)
+            self.factor = factor
+
+        def build(self, input_shape):
+            self.shift = self.add_weight(name="shift", shape=(4,), initializer="ones")
+
+        def call(self, inputs):
+            return inputs * self.factor + tf.convert_to_tensor(self.shift)
+
+        def get_config(self):
+            return {name: value for name, value in super().get_config().items() if name != "factor"}
+
+    class Whole(Scale):
+        def get_config(self):
+            return {**super().get_config(), "factor": self.factor}
+
+    changed = Scale(name="changed")
+    layers = [Scale(3.0, name="lost"), changed, Scale(name="same"), Whole(3.0, name="whole")]
+    model = K.Sequential([K.Input((4,)), *layers, K.layers.Dense(2)])
+    changed.factor = 5.0
+    _, report = check_same(model, np.random.default_rng(0).normal(size=(3, 4)))
+    assert set(report.shared) == {"lost", "changed"}
+
+
+def test_a_layer_that_draws_numbers_is_copied(K):
+    class Drawing(K.layers.Layer):
+        def call(self, inputs):
+            return inputs + tf.random.normal(tf.shape(inputs))
+
+    model = K.Sequential([K.Input((4,)), Drawing(name="drawing"), K.layers.Dense(2)])
+    assert not compact_and_report(model)[1].shared
+
+
 def test_a_layer_that_has_to_change_must_have_a_config(K, monkeypatch):
     model = dense(K, 3, 4, 2, activation="relu")
     first = model.layers[0]

@@ -12,9 +12,13 @@ import tensorflow as tf
 
 from aimp_tf.compat.functional import is_function, lambda_like, sharing
 from aimp_tf.compat.models import children, finalize, is_keras_own, layers_of
-from aimp_tf.graph.model_graph import Call, ModelGraph, filled_in
+from aimp_tf.graph.model_graph import Call, ModelGraph, Tensor, filled_in
+from aimp_tf.graph.trials import alike
 
 _log = logging.getLogger(__name__)
+
+_OPEN = 3
+"""What an axis of open size has where a layer is tried."""
 
 
 def rebuilt(
@@ -136,12 +140,43 @@ def _functions(layer: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_alike(copy: Any, call: Call) -> None:
-    """Builds a copy by calling it on zeros, and raises what it does, or ValueError if it has other weights."""
+    """Builds a copy by calling it on zeros, and raises what it does, or ValueError if it has other weights, or with the
+    same weights computes something else: a config may leave out what the layer holds."""
     args, kwargs = filled_in(call, lambda tensor: tf.zeros([size or 1 for size in tensor.shape], tensor.dtype))
     copy(*args, **kwargs)
     shapes, expected = ([weight.shape for weight in layer.get_weights()] for layer in (copy, call.layer))
     if shapes != expected:
         raise ValueError(f"What its config gives has weights of the shapes {shapes} instead of {expected}.")
+    if is_keras_own(type(call.layer)):
+        return
+    copy.set_weights(call.layer.get_weights())
+    finalize(layers_of(copy))
+    if (made := _made(call.layer, call)) is None:
+        return
+    again, found = (_made(layer, call) for layer in (call.layer, copy))
+    # Of a layer that draws numbers, nothing can be said.
+    if again is not None and _are_alike(made, again) and (found is None or not _are_alike(made, found)):
+        raise ValueError("What its config gives computes something else, with the same weights.")
+
+
+def _made(layer: Any, call: Call) -> list[np.ndarray] | None:
+    """What a layer gives in inference where a call is of numbers that are made up; None if that is an error."""
+    generator = np.random.default_rng(0)
+
+    def numbers(tensor: Tensor) -> Any:
+        shape, dtype = [size or _OPEN for size in tensor.shape], tf.as_dtype(tensor.dtype)
+        return tf.cast(generator.normal(size=shape) if dtype.is_floating else generator.integers(0, 2, shape), dtype)
+
+    args, kwargs = filled_in(call, numbers)
+    try:
+        outputs = layer(*args, **{**kwargs, **({"training": False} if "training" in kwargs else {})})
+        return [np.asarray(tf.cast(output, tf.float32)) for output in tf.nest.flatten(outputs)]
+    except Exception:  # Whatever a layer of the user's raises, which may take other numbers alone.
+        return None
+
+
+def _are_alike(some: list[np.ndarray], others: list[np.ndarray]) -> bool:
+    return len(some) == len(others) and all(map(alike, some, others))
 
 
 def _is_change(layer: Any, weights: list[Any] | None, changes: Mapping[str, Any]) -> bool:
