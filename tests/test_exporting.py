@@ -5,6 +5,7 @@ import pathlib
 import re
 import sys
 import zipfile
+from collections import OrderedDict
 
 import h5py
 import numpy as np
@@ -159,6 +160,18 @@ def test_a_dict_of_inputs_goes_by_their_names_however_these_are_written(kind, K)
         np.testing.assert_array_equal(model(arrange(given, model)), np.concatenate(arrays, axis=1))
     with pytest.raises(ValueError, match=r"takes .*z_in.*; got a dict of 'z', 'a'. Give it by these names."):
         arrange(dict(zip("za", arrays, strict=True)), model)
+
+
+def test_inputs_of_an_ordered_dict_go_by_their_names(K, tmp_path):
+    """Keras 3 does not sort its keys, as TensorFlow does."""
+    inputs = OrderedDict((name, K.Input((3,), name=name)) for name in ("b", "a"))
+    model = K.Model(inputs, K.layers.Dense(2)(inputs["b"] - 2.0 * inputs["a"]))
+    values = OrderedDict(b=np.ones((4, 3), np.float32), a=np.zeros((4, 3), np.float32))
+    path = aimp_tf.export(model, tmp_path, ("saved_model", "keras"), inputs=values)
+    loaded = tf.saved_model.load(path["saved_model"])
+    expected = np.asarray(model(values))
+    for found in (loaded.serve(dict(values)), loaded.signatures["serving_default"](**values)["output_0"]):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_subclassed_models_become_what_needs_no_code(K, tmp_path):

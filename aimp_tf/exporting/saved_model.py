@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from aimp_tf.compat.functional import plain
+from aimp_tf.compat.functional import declared_inputs, plain
 from aimp_tf.compat.models import layers_of
 from aimp_tf.compat.variables import bare
 from aimp_tf.exporting.inputs import input_specs, widened, with_paths
@@ -71,7 +72,10 @@ class ServingModule(tf.Module):
 def infer(model: Any, inputs: Any) -> Any:
     """The outputs of a model, in their structure, for inputs in theirs; half precision comes out as float32."""
     dtypes = tf.nest.map_structure(lambda spec: spec.dtype, input_specs(model))
-    outputs = model(tf.nest.map_structure(tf.cast, inputs, dtypes), training=False)
+    given = tf.nest.map_structure(tf.cast, inputs, dtypes)
+    if isinstance(declared := declared_inputs(model), OrderedDict):  # Whose order Keras 3 goes by.
+        given = tf.nest.pack_sequence_as(declared, tf.nest.flatten(given))
+    outputs = model(given, training=False)
     return tf.nest.map_structure(lambda output: tf.cast(output, widened(output.dtype)), plain(outputs))
 
 
