@@ -210,11 +210,12 @@ def test_arrays_are_looked_up_once_unless_that_takes_too_much(K, data, monkeypat
 def test_a_step_of_ones_own_that_changes_its_inputs(K, make, data):
     """Its teacher sees what the model sees."""
 
-    class Mixing(K.Sequential):
+    class Mixing(K.Model):
         def train_step(self, batch):
             return super().train_step((batch[0][::-1], batch[1]))
 
-    model = Mixing([K.Input((64,)), *make().layers])
+    plain = make()
+    model = Mixing(plain.inputs, plain.outputs)
     model.compile("sgd", K.losses.SparseCategoricalCrossentropy())
     result = aimp_tf.prune(model, *data, teacher=make(), **SETTINGS | {"batch_size": 200})
     assert result.rounds[0].metrics["distillation"] == pytest.approx(0, abs=1e-6)
